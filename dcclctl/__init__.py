@@ -1,0 +1,3 @@
+"""Device-Cloud Collaborative Learning on recommendation logs."""
+
+__version__ = "0.1.0"

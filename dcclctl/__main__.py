@@ -1,0 +1,5 @@
+"""`python -m dcclctl`."""
+
+from dcclctl.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The paper's words in torch: no files, no printing."""

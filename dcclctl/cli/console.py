@@ -1,0 +1,126 @@
+"""What a command prints: results on stdout, progress and remarks on stderr, errors in two plain lines.
+
+Text that comes from a log (ids, names, file names) goes through `plain`, which makes control characters visible,
+and is given to rich as `Text`, never as markup.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dcclctl.errors import DcclError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def plain(text: object) -> str:
+    """Text with every control and bidirectional-override character shown as \\x1b or \\u202e instead of acting."""
+    return "".join(
+        ch if ch.isprintable() or ch == " " else ch.encode("unicode_escape").decode("ascii") for ch in str(text)
+    )
+
+
+def print_error(error: DcclError) -> None:
+    """Write 'error: what' and the remedy to stderr."""
+    print(f"error: {plain(error.what)}", file=sys.stderr)
+    for line in error.remedy.splitlines():
+        print(f"  {plain(line)}", file=sys.stderr)
+
+
+class Reporter:
+    """Where one command's output goes.
+
+    Args:
+        as_json: print one JSON object on stdout at the end and no tables.
+        quiet: no progress, no remarks, no tables.
+    """
+
+    def __init__(self, as_json: bool, quiet: bool) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.started = time.monotonic()
+
+    @property
+    def console(self) -> "Console":
+        """Rich console on stdout; a pipe gets plain text, 120 columns wide."""
+        from rich.console import Console
+
+        return Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, emoji=False)
+
+    def remark(self, text: str) -> None:
+        """One line on stderr, unless --quiet."""
+        if not self.quiet:
+            print(plain(text), file=sys.stderr, flush=True)
+
+    def table(self, renderable: Any) -> None:
+        """A rich renderable on stdout, unless --quiet or --json."""
+        if not (self.quiet or self.as_json):
+            self.console.print(renderable)
+
+    def line(self, text: str) -> None:
+        """One plain line on stdout, unless --quiet or --json."""
+        if not (self.quiet or self.as_json):
+            print(plain(text))
+
+    def finish(self, ref: str, id: str, reused: bool, **facts: Any) -> None:
+        """Close the command: the JSON object, or the reference on the last line of stdout.
+
+        With --quiet the bare reference is still printed, so that a script can catch it.
+        """
+        if self.as_json:
+            print(json.dumps({"ref": ref, "id": id, "reused": reused, **facts}, ensure_ascii=False, allow_nan=False))
+        elif self.quiet:
+            print(ref)
+        else:
+            seconds = time.monotonic() - self.started
+            print(f"{ref}  {id[:12]}  ({'reused' if reused else f'{seconds:.1f} s'})")
+
+    @contextmanager
+    def progress(self) -> Iterator["Progress"]:
+        """A progress display on stderr; silent with --quiet or when stderr is no terminal."""
+        progress = Progress(live=not self.quiet and sys.stderr.isatty())
+        try:
+            yield progress
+        finally:
+            progress.close()
+
+
+class Progress:
+    """Callable handed to stages: `on_progress(what, done, total, note)`.
+
+    On a terminal one line is redrawn with a bar, the note and the time left; otherwise nothing is drawn.
+    """
+
+    def __init__(self, live: bool) -> None:
+        self._live: Any = None
+        self._tasks: dict[str, Any] = {}
+        if live:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            self._live = RichProgress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TextColumn("{task.fields[note]}", markup=False),
+                TimeRemainingColumn(),
+                console=Console(file=sys.stderr),
+                transient=True,
+            )
+            self._live.start()
+
+    def __call__(self, what: str, done: float, total: float, note: str = "") -> None:
+        if self._live is None:
+            return
+        if what not in self._tasks:
+            self._tasks[what] = self._live.add_task(what, total=total, note=note)
+        self._live.update(self._tasks[what], completed=done, total=total, note=note)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()

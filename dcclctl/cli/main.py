@@ -1,0 +1,96 @@
+"""The `dcclctl` command. Each subcommand's file is imported only when it is called, so that --help stays quick."""
+
+import importlib
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from dcclctl.errors import DcclError
+
+#: command → one line for the list; the code is in dcclctl/cli/<command>.py, attribute `app`.
+COMMANDS = {
+    "ingest": "Read recommendation logs into a dataset.",
+    "train": "Train the cloud model on everybody's log.",
+    "patch": "Learn one small patch per user, on the user's own log.",
+    "distill": "Teach the cloud model with the patched models.",
+    "evaluate": "Score models side by side, by user activity.",
+    "score": "Explain one user: cloud and patched ranking side by side.",
+    "artifacts": "List, show, verify, compare and tag what the stages made.",
+}
+
+
+class LazyGroup(TyperGroup):
+    """A group that knows its commands by name and imports one only to run it."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"dcclctl.cli.{cmd_name}")
+        command = typer.main.get_command(module.app)
+        command.name = cmd_name
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        # typer's suggestions look at self.commands, which is empty here: give it the names.
+        self.commands = {name: TyperCommand(name=name, help=text) for name, text in COMMANDS.items()}
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DcclError as error:
+            from dcclctl.cli.console import print_error
+
+            print_error(error)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            print("\ninterrupted: the same command continues where it stopped", file=sys.stderr)
+            ctx.exit(130)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from dcclctl import __version__
+
+        print(f"dcclctl {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Device-Cloud Collaborative Learning on recommendation logs.
+
+    The five stages, in order; each takes the newest artifacts unless told otherwise:
+
+    dcclctl ingest LOG && dcclctl train && dcclctl patch && dcclctl distill && dcclctl evaluate
+    """
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    name="dcclctl",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+app.callback()(_root)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="dcclctl")
+
+
+if __name__ == "__main__":
+    main()

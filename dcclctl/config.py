@@ -1,0 +1,250 @@
+"""One typed section a stage. Defaults and the help text of every flag live here and nowhere else.
+
+Precedence: default < TOML file (`--config`) < flag. In TOML, `seed` may stand at the top (for all stages) or in a section::
+
+    seed = 1
+    [train]
+    epochs = 5
+"""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dcclctl.errors import UsageError
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(gt=0.0)]
+PERIODS = ("cloud", "device", "valid", "test")
+
+
+class Section(BaseModel):
+    """Settings of one stage; unknown keys are an error, values are checked when the object is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    seed: Count = Field(0, description="Seed of every random draw of this stage.")
+
+
+class ComputeSection(Section):
+    """Settings of a stage that runs torch."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Where to compute: auto takes cuda, then mps, then cpu."
+    )
+    threads: Count = Field(0, description="CPU threads; 0 takes one per core. Part of the artifact's identity.")
+
+
+class IngestConfig(Section):
+    """`dcclctl ingest`: outside log → dataset."""
+
+    format: Literal["auto", "csv", "jsonl", "parquet", "recbole", "movielens", "amazon", "taobao"] = Field(
+        "auto", description="Layout of the log; auto looks at names and headers."
+    )
+    map: dict[str, str] = Field(
+        default_factory=dict,
+        description="Your columns under our names, e.g. user=uid,item=sku,time=ts,category=cat,behaviour=event,label=score.",
+    )
+    time_unit: Literal["auto", "s", "ms", "us", "ns", "iso", "ordinal"] = Field(
+        "auto", description="Unit of the time column; ordinal means that only each user's order is known."
+    )
+    timezone: str = Field("", description="Zone of local times without one, e.g. Europe/Paris.")
+    now: str = Field(
+        "2100-01-01T00:00:00Z",
+        description="The frozen clock: an event more than a day after it is rejected as in the future.",
+    )
+    label: str = Field(
+        "", description="Condition that makes an event positive, e.g. 'rating>=4'. Empty: every event is (--implicit)."
+    )
+    label_conflicts: Literal["last", "first", "max"] = Field(
+        "last", description="Which label stays when one (user, item, time) has several."
+    )
+    behaviours: list[str] = Field(
+        default_factory=list, description="Keep these behaviours only, e.g. buy,cart. Empty: all."
+    )
+    ids: Literal["text", "int"] = Field("text", description="int turns '123.0' into '123'; text keeps ids verbatim.")
+    encoding: Literal["utf-8", "utf-16", "latin-1"] = Field("utf-8", description="Encoding of text files.")
+    allow_empty: bool = Field(False, description="Accept a file that has a header and no rows.")
+    min_user_events: Positive = Field(
+        1, description="Leave out users with fewer events (repeated with items until stable)."
+    )
+    min_item_events: Positive = Field(
+        1, description="Leave out items with fewer events (repeated with users until stable)."
+    )
+    max_user_events: Count = Field(0, description="Keep only the newest N events of a user; 0 keeps all.")
+    repeats: Literal["keep", "first"] = Field(
+        "first", description="An item that a user comes back to: keep every event, or the first one only."
+    )
+    split: Literal["global", "per-user", "leave-one-out"] = Field(
+        "global", description="How the four periods are cut: on one timeline, on each user's own, or last event = test."
+    )
+    periods: list[str] = Field(
+        default_factory=lambda: ["60", "20", "10", "10"],
+        description="Shares of events in cloud,device,valid,test; or the three cut times between them.",
+    )
+    head_fraction: Fraction = Field(0.2, description="Share of the most active users called head; the rest are tail.")
+    max_reject: Fraction = Field(0.01, description="Fail if a larger share of the rows is rejected.")
+
+
+class TrainConfig(ComputeSection):
+    """`dcclctl train`: dataset → cloud model."""
+
+    model: Literal["din"] = Field("din", description="The cloud model: din (Deep Interest Network).")
+    on: list[Literal["cloud", "device"]] = Field(
+        default_factory=lambda: ["cloud"],
+        description="Periods to train on.",  # type: ignore[arg-type]
+    )
+    history: Positive = Field(20, description="L: how many of the user's last events the model sees.")
+    item_size: Positive = Field(32, description="Size of an item embedding.")
+    category_size: Positive = Field(16, description="Size of a category embedding.")
+    profile_size: Positive = Field(8, description="Size of each profile embedding.")
+    attention_size: Positive = Field(32, description="Hidden units of the attention network.")
+    hidden_sizes: tuple[Positive, Positive] = Field((64, 32), description="Units of the two hidden layers.")
+    negatives: Positive = Field(4, description="Sampled negatives for each positive event.")
+    epochs: Positive = Field(20, description="At most so many passes over the training events.")
+    patience: Count = Field(
+        2, description="Stop after so many epochs without a better valid loss; 0 never stops early."
+    )
+    batch_size: Positive = Field(1024, description="Events per step (each with its negatives).")
+    learning_rate: Rate = Field(0.002, description="Adam's step size.")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-5, description="L2 penalty on the embeddings in a batch.")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.2, description="Dropout on the hidden layers.")
+
+
+class PatchConfig(ComputeSection):
+    """`dcclctl patch`: cloud model × each user's own log → patches."""
+
+    users: str = Field(
+        "all", description="Who gets a patch: tail, head, all, new, @FILE with one id a line, or ID,ID,…"
+    )
+    on: Literal["device", "valid"] = Field("device", description="Period whose events the devices learn from.")
+    method: Literal["metapatch"] = Field("metapatch", description="How a device learns: metapatch (exact).")
+    patch_size: Positive = Field(16, description="K: numbers in a user's θ̂.")
+    bottleneck: Positive = Field(8, description="Width of the bottleneck of each patch.")
+    steps: Positive = Field(15, description="Gradient steps on a device.")
+    learning_rate: Rate = Field(0.03, description="Adam's step size on a device.")
+    prior: Annotated[float, Field(ge=0.0)] = Field(
+        10.0, description="λ: weight of ‖θ̂‖² against the sum of a user's losses."
+    )
+    negatives: Positive = Field(4, description="Sampled negatives for each positive event.")
+    basis_epochs: Positive = Field(15, description="Passes of auto-decoding when the cloud model has no Θ yet.")
+    basis_learning_rate: Rate = Field(0.01, description="Adam's step size for Θ.")
+    held_back: Fraction = Field(
+        0.2, description="Newest share of a user's events kept back to see whether the patch helps."
+    )
+    guard: bool = Field(False, description="Keep a user's patch only if it wins on that user's held-back events.")
+    shard_users: Positive = Field(
+        2048, description="Users in a shard; a killed run resumes at the first missing shard."
+    )
+    batch_rows: Positive = Field(65536, description="Padded rows held at once; more is faster and takes more memory.")
+
+
+class DistillConfig(ComputeSection):
+    """`dcclctl distill`: cloud model + patches → better cloud model."""
+
+    beta: Annotated[float, Field(ge=0.0)] = Field(0.5, description="β: weight of the teachers against the labels.")
+    on: Literal["device", "valid"] = Field("device", description="Period whose events are distilled.")
+    epochs: Positive = Field(2, description="Passes over the events for the cloud weights (step 1).")
+    learning_rate: Rate = Field(0.001, description="Adam's step size for the cloud weights.")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-5, description="L2 penalty on the embeddings in a batch.")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.2, description="Dropout on the hidden layers in step 1.")
+    basis_epochs: Count = Field(5, description="Passes for Θ and the encoder U (step 2); 0 leaves both as they are.")
+    basis_learning_rate: Rate = Field(0.01, description="Adam's step size for Θ and the encoder.")
+    encoder_size: Positive = Field(32, description="Hidden units of the encoder U.")
+    negatives: Positive = Field(4, description="Sampled negatives for each positive event.")
+    batch_size: Positive = Field(1024, description="Events per step.")
+
+
+class EvaluateConfig(ComputeSection):
+    """`dcclctl evaluate`: cloud models and patches → per-user metrics."""
+
+    on: Literal["valid", "test", "device", "cloud"] = Field("test", description="Period to score.")
+    k: list[Positive] = Field(default_factory=lambda: [5, 10, 20], description="Cut-offs of HR@k and NDCG@k.")
+    candidates: str = Field(
+        "auto",
+        description="Items ranked for each event: all, or a number N of sampled ones; auto: all while affordable, else 1000.",
+    )
+    auc_negatives: Positive = Field(100, description="Sampled negatives per event for AUC, log loss and calibration.")
+    unpatched: Literal["encoder", "cloud"] = Field(
+        "cloud", description="Who scores a user without a patch: the cloud model, or the encoder's patch U(0, u)."
+    )
+    batch_events: Positive = Field(256, description="Events scored at once; changes memory and speed, not results.")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "ingest": IngestConfig,
+    "train": TrainConfig,
+    "patch": PatchConfig,
+    "distill": DistillConfig,
+    "evaluate": EvaluateConfig,
+}
+
+S = TypeVar("S", bound=Section)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}."
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a configuration file and check its section names and keys.
+
+    Raises:
+        UsageError: no such file, not TOML, or a key that no stage has (with the nearest known one).
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the configuration {path}: {error.strerror}", "Check the path after --config."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} is not valid TOML: {error}", "See 'Configuration' in the README for an example."
+        ) from error
+    for key, value in document.items():
+        if key == "seed" and not isinstance(value, dict):
+            continue
+        if key not in SECTIONS or not isinstance(value, dict):
+            raise UsageError(f"{path}: unknown section or key {key!r}", _nearest(key, [*SECTIONS, "seed"]))
+        for name in value:
+            if name not in SECTIONS[key].model_fields:
+                raise UsageError(
+                    f"{path}: unknown key {name!r} in [{key}]", _nearest(name, list(SECTIONS[key].model_fields))
+                )
+    return document
+
+
+def resolve(section: type[S], config_file: Path | None = None, **flags: Any) -> S:
+    """Merge defaults, the TOML file and the flags that were given into one checked section.
+
+    Args:
+        section: the stage's section class.
+        config_file: TOML file, or None.
+        flags: values from the command line; None means "not given".
+
+    Raises:
+        UsageError: an unknown key, or a value out of its range.
+    """
+    name = next(key for key, value in SECTIONS.items() if value is section)
+    values: dict[str, Any] = {}
+    if config_file is not None:
+        document = read_toml(config_file)
+        if "seed" in document:
+            values["seed"] = document["seed"]
+        values |= document.get(name, {})
+    values |= {key: value for key, value in flags.items() if value is not None}
+    try:
+        return section(**values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            where = ".".join(str(part) for part in problem["loc"][:1])
+            lines.append(f"--{where.replace('_', '-')}: {problem['msg'].lower()} (got {problem['input']!r})")
+        raise UsageError("; ".join(lines), f"See: dcclctl {name} --help") from error

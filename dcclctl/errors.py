@@ -1,0 +1,53 @@
+"""Errors that are the user's to mend. Everything else is a bug and keeps its traceback.
+
+Each error says what is wrong, where, and the command or change that mends it; `exit_code` is what the shell sees.
+"""
+
+
+class DcclError(Exception):
+    """Something a person can mend.
+
+    Args:
+        what: what is wrong, with the file, row, column or artifact it is wrong in.
+        remedy: what to type or change instead; shown on a line of its own.
+    """
+
+    exit_code = 3
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  {self.remedy}" if self.remedy else self.what
+
+
+class UsageError(DcclError):
+    """A flag, a reference or a configuration key that cannot be used. Exit 2."""
+
+    exit_code = 2
+
+
+class DataError(DcclError):
+    """A log or a table that cannot be read as what it claims to be. Exit 3."""
+
+    exit_code = 3
+
+
+class ArtifactError(DcclError):
+    """An artifact that is missing, damaged, or does not belong to the others. Exit 3."""
+
+    exit_code = 3
+
+
+class DivergedError(DcclError):
+    """Training that produced NaN or infinite losses. Exit 4."""
+
+    exit_code = 4
+
+
+class GateError(DcclError):
+    """A quality gate that found a real drop. Exit 4."""
+
+    exit_code = 4

@@ -1,0 +1,1 @@
+"""Outside logs to clean tables."""

@@ -1,0 +1,1 @@
+"""Pure metrics: ranking, groups, significance."""

@@ -1,0 +1,1 @@
+"""Load artifacts, compute, commit one artifact."""

@@ -1,0 +1,91 @@
+"""Every table that crosses a stage: columns, types, meaning, units.
+
+A column is (polars type name, meaning). Extra columns are named by pattern where stated.
+"""
+
+from typing import Final
+
+GROUPS: Final = ("head", "tail", "new")
+ACTIVITY_GROUPS: Final = 20
+
+#: One row an event that was kept, sorted by (user_index, time_us, order in the log).
+EVENTS: Final = {
+    "user_index": ("Int32", "dense user number, row of `users`"),
+    "item_index": ("Int32", "dense item number, row of `items`"),
+    "time_us": ("Int64", "microseconds since 1970 UTC; in an ordinal log the order number"),
+    "label": ("Int8", "1 positive, 0 negative (observed labels only; an implicit log has 1 everywhere)"),
+    "period": ("Int8", "0 cloud, 1 device, 2 valid, 3 test"),
+}
+
+#: One row a user, sorted by user_index. Plus `profile_<column>` Int32: code in `vocabulary`, 0 = missing.
+USERS: Final = {
+    "user_index": ("Int32", "dense user number"),
+    "user_id": ("String", "the id in the outside log, verbatim"),
+    "events": ("Int32", "events in all periods"),
+    "events_before_test": ("Int32", "events in cloud, device and valid"),
+    "group": ("String", "head, tail, or new (no event before the test period)"),
+    "activity_group": ("Int8", "0 least active … 19 most active, equal sizes; null for new users"),
+}
+
+#: One row an item, sorted by item_index.
+ITEMS: Final = {
+    "item_index": ("Int32", "dense item number"),
+    "item_id": ("String", "the id in the outside log, verbatim"),
+    "name": ("String", "a person's name for it; null where unknown"),
+    "category_indices": (
+        "List(Int32)",
+        "codes in `vocabulary` (kind 'category'), all category columns together, from 0",
+    ),
+}
+
+#: What the codes stand for. kind 'category': codes from 0 over all columns. kind 'profile': codes from 1 within a column.
+VOCABULARY: Final = {
+    "kind": ("String", "'category' or 'profile'"),
+    "column": ("String", "column of the side table or log that the value came from"),
+    "code": ("Int32", "code used in `items.category_indices` or `users.profile_<column>`"),
+    "value": ("String", "the value, verbatim"),
+}
+
+#: Rows that were not kept.
+REJECTS: Final = {
+    "source": ("String", "file name"),
+    "record": ("Int64", "record number in the file, from 1, the header not counted"),
+    "byte_offset": ("Int64", "where the record starts; null where the format has no offsets"),
+    "reason": ("String", "one of logs.rules.REASONS"),
+    "raw": ("String", "the record's text, cut at 64 KiB"),
+}
+
+#: One row per (subject, user): the metrics of one scored model for one user. Plus one Float64 column a metric.
+PER_USER: Final = {
+    "subject": ("String", "reference of the scored artifact, e.g. cloud@3 or patches@1"),
+    "user_index": ("Int32", "dense user number"),
+    "user_id": ("String", "the id in the outside log"),
+    "group": ("String", "head, tail or new"),
+    "activity_group": ("Int8", "0 … 19; null for new users"),
+    "events": ("Int32", "scored events of the user in the period"),
+    "served_by": ("String", "patch, encoder or cloud"),
+}
+
+#: One row per (subject, group, metric).
+AGGREGATE: Final = {
+    "subject": ("String", "reference of the scored artifact"),
+    "group": ("String", "all, head, tail, new, or activity-00 … activity-19"),
+    "metric": ("String", "name of the metric, e.g. ndcg@10, gauc"),
+    "value": ("Float64", "unweighted mean over the group's users; null where no user has a value"),
+    "users": ("Int64", "users that the mean is over"),
+}
+
+#: One row a patched user, sorted by user_index. θ̂ itself is row `row` of `theta` in the shard's safetensors file.
+PATCHED_USERS: Final = {
+    "user_index": ("Int32", "dense user number"),
+    "user_id": ("String", "the id in the outside log"),
+    "shard": ("Int32", "number of the shard file that holds θ̂"),
+    "row": ("Int32", "row of θ̂ within the shard"),
+    "events": ("Int32", "local events that the patch learned from"),
+    "loss_before": (
+        "Float64",
+        "mean loss of the cloud model on the held-back events, nats; null without held-back events",
+    ),
+    "loss_after": ("Float64", "mean loss of the patch learned without them on the same events, nats"),
+    "kept": ("Boolean", "false where the guard switched the patch off (θ̂ is zero)"),
+}
