@@ -20,6 +20,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
+TrainingPeriod = Literal["cloud", "device"]
 PERIODS = ("cloud", "device", "valid", "test")
 
 
@@ -95,10 +96,7 @@ class TrainConfig(ComputeSection):
     """`dcclctl train`: dataset → cloud model."""
 
     model: Literal["din"] = Field("din", description="The cloud model: din (Deep Interest Network).")
-    on: list[Literal["cloud", "device"]] = Field(
-        default_factory=lambda: ["cloud"],
-        description="Periods to train on.",  # type: ignore[arg-type]
-    )
+    on: list[TrainingPeriod] = Field(default=["cloud"], description="Periods to train on, e.g. cloud or cloud,device.")
     history: Positive = Field(20, description="L: how many of the user's last events the model sees.")
     item_size: Positive = Field(32, description="Size of an item embedding.")
     category_size: Positive = Field(16, description="Size of a category embedding.")

@@ -29,7 +29,7 @@ def setting(section: type[Section], name: str, *flags: str, metavar: str | None 
         metavar: what stands for the value in the help.
     """
     field = section.model_fields[name]
-    default = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
+    default = field.get_default(call_default_factory=True)
     if isinstance(default, list | tuple):
         shown = ",".join(str(part) for part in default)
     elif isinstance(default, dict) or default == "":
