@@ -1,0 +1,83 @@
+"""Does a predicted probability mean what it says: log loss, reliability table, expected calibration error."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from dcclctl.errors import DataError
+
+BINS = 15
+
+
+def log_loss(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
+    """Cross-entropy of each row in nats, from the logit, so that it neither overflows nor needs clipping.
+
+    Args:
+        logits: (rows,) log-odds of a positive.
+        labels: (rows,) 1 positive, 0 negative.
+
+    Returns:
+        (rows,) log(1 + exp(logit)) − label · logit.
+
+    Raises:
+        DataError: a logit is NaN or infinite.
+    """
+    values = _finite(logits)
+    return np.logaddexp(0.0, values) - labels * values
+
+
+def reliability(logits: NDArray[Any], labels: NDArray[Any], bins: int = BINS) -> pl.DataFrame:
+    """Predicted against observed, in equal-width bins of the predicted probability.
+
+    Args:
+        logits: (rows,) log-odds of a positive.
+        labels: (rows,) 1 positive, 0 negative.
+        bins: number of bins; bin i holds probabilities in [i/bins, (i+1)/bins), the last one also 1.
+
+    Returns:
+        One row a bin: lower and upper Float64, rows Int64, predicted and observed Float64 (means; null in an empty bin).
+
+    Raises:
+        DataError: a logit is NaN or infinite.
+    """
+    values = _finite(logits)
+    probabilities = np.exp(-np.logaddexp(0.0, -values))
+    index = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+    rows = np.bincount(index, minlength=bins)
+    edges = np.arange(bins + 1) / bins
+    return pl.DataFrame(
+        {
+            "lower": edges[:-1],
+            "upper": edges[1:],
+            "rows": rows,
+            "predicted": np.bincount(index, weights=probabilities, minlength=bins),
+            "observed": np.bincount(index, weights=labels, minlength=bins),
+        }
+    ).with_columns(
+        pl.when(pl.col("rows") > 0).then(pl.col(name) / pl.col("rows")).alias(name)
+        for name in ("predicted", "observed")
+    )
+
+
+def expected_calibration_error(table: pl.DataFrame) -> float | None:
+    """ECE: the gap |predicted − observed| of the bins, weighted by their rows; None without rows.
+
+    Source: Naeini et al., AAAI 2015; equal-width bins.
+
+    Args:
+        table: what `reliability` returned.
+    """
+    filled = table.filter(pl.col("rows") > 0)
+    if filled.is_empty():
+        return None
+    gaps = np.abs(filled["predicted"].to_numpy() - filled["observed"].to_numpy())
+    return float(np.average(gaps, weights=filled["rows"].to_numpy()))
+
+
+def _finite(logits: NDArray[Any]) -> NDArray[np.float64]:
+    values = logits.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise DataError("a logit is NaN or infinite", "Train again with a smaller learning rate.")
+    return values
