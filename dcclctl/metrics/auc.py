@@ -31,13 +31,21 @@ def user_auc(user_index: NDArray[Any], labels: NDArray[Any], scores: NDArray[Any
     if not (positive | (labels == 0)).all():
         raise DataError("AUC needs labels 0 and 1", "Check --label at ingest.")
     rows = len(user_index)
-    order = np.lexsort((scores, user_index))
-    users, values, hits = user_index[order], scores[order], positive[order].astype(np.float64)
 
+    # One plain sort of integers that pack (user, place of the score among all scores, label): several times faster
+    # than an indirect sort by two keys. User and place are below 2³¹, so 63 bits hold all three.
+    order = np.argsort(scores)
+    values = scores[order]
+    place = np.zeros(rows, dtype=np.int64)
+    np.cumsum(values[1:] != values[:-1], out=place[1:])
+    packed = (user_index[order].astype(np.int64) << 32) | (place << 1) | positive[order]
+    packed.sort()
+    users = packed >> 32
+    hits = (packed & 1).astype(np.float64)
     new_user = np.ones(rows, dtype=bool)
     new_user[1:] = users[1:] != users[:-1]
-    new_tie = new_user.copy()
-    new_tie[1:] |= values[1:] != values[:-1]
+    new_tie = np.ones(rows, dtype=bool)
+    new_tie[1:] = packed[1:] >> 1 != packed[:-1] >> 1
 
     # A run of ties from a to b (rows within one user, from 0) has the mid-rank (a + b) / 2 + 1.
     user_start = np.flatnonzero(new_user)
