@@ -1,0 +1,111 @@
+"""The three kinds of file in an artifact: Parquet tables, safetensors, canonical JSON. Written so that equal
+content is equal bytes; read only after the caller has checked the hash. No pickle anywhere.
+"""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from dcclctl.store.canonical import canonical
+
+if TYPE_CHECKING:
+    import polars as pl
+    from torch import Tensor
+
+COMPRESSION: Final[Literal["zstd"]] = "zstd"
+#: Fixed, because by default it follows the number of threads, and then so would the bytes.
+ROW_GROUP_ROWS: Final = 262_144
+
+#: A file changed so recently may change again without a new time stamp, so its hash is not remembered.
+_SETTLED_NANOSECONDS = 100_000_000
+_hashes: dict[tuple[int, int, int, int], str] = {}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, streamed; remembered in this process by device, inode, size and time of change."""
+    with path.open("rb") as file:
+        before = path.stat()
+        key = (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns)
+        if key in _hashes:
+            return _hashes[key]
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time_ns() - before.st_mtime_ns > _SETTLED_NANOSECONDS:
+        _hashes[key] = digest
+    return digest
+
+
+def write_table(path: Path, table: "pl.DataFrame") -> None:
+    """Write Parquet with the same bytes for every number of threads and chunks."""
+    table.write_parquet(path, compression=COMPRESSION, row_group_size=ROW_GROUP_ROWS)
+
+
+def read_table(path: Path) -> "pl.DataFrame":
+    """Read Parquet."""
+    import polars as pl
+
+    return pl.read_parquet(path)
+
+
+def describe_table(path: Path) -> dict[str, Any]:
+    """Rows and columns of a Parquet file, from its footer: {'rows': 3, 'schema': {'user_index': 'Int32'}}."""
+    import polars as pl
+
+    rows = pl.scan_parquet(path).select(pl.len()).collect().item()
+    return {"rows": rows, "schema": {name: str(type_) for name, type_ in pl.read_parquet_schema(path).items()}}
+
+
+def plain_tensors(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """The tensors as a file can hold them: on the CPU, contiguous, without gradients, sorted by name."""
+    return {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+
+
+def write_tensors(path: Path, tensors: dict[str, "Tensor"], metadata: dict[str, Any]) -> None:
+    """Write safetensors with one metadata key, 'meta': several are written in no fixed order."""
+    from safetensors.torch import save_file
+
+    save_file(plain_tensors(tensors), path, {"meta": canonical(metadata, "metadata").decode()})
+
+
+def read_tensors(path: Path) -> dict[str, "Tensor"]:
+    """Read every tensor onto the CPU."""
+    from safetensors.torch import load_file
+
+    return dict(load_file(path))
+
+
+def read_tensor_metadata(path: Path) -> dict[str, Any]:
+    """The metadata that write_tensors was given."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(json.loads(file.metadata()["meta"]))
+
+
+def read_tensor_rows(path: Path, name: str, start: int, stop: int) -> "Tensor":
+    """Rows start … stop-1 of one tensor; only they are read."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        rows: Tensor = file.get_slice(name)[start:stop]
+        return rows
+
+
+def pack_tensors(tensors: dict[str, "Tensor"], metadata: dict[str, Any]) -> bytes:
+    """Tensors and metadata as bytes that start with their own SHA-256."""
+    from safetensors.torch import save
+
+    data = save(plain_tensors(tensors), {"meta": canonical(metadata, "state").decode()})
+    return hashlib.sha256(data).digest() + data
+
+
+def unpack_tensors(data: bytes) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
+    """What pack_tensors was given, or None if the bytes are damaged."""
+    from safetensors.torch import load
+
+    digest, body = data[:32], data[32:]
+    if hashlib.sha256(body).digest() != digest:
+        return None
+    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    return dict(load(body)), dict(json.loads(header["__metadata__"]["meta"]))

@@ -1,0 +1,115 @@
+"""The manifest: what an artifact is made of and from. Its SHA-256 is the artifact's id.
+
+Nothing in it depends on the clock, the machine, the folder or the environment; that goes to `run.json`.
+"""
+
+import hashlib
+import json
+import platform
+import re
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import dcclctl
+from dcclctl.errors import ArtifactError
+from dcclctl.store.canonical import canonical
+
+#: Version of the layout. A reader refuses every other one.
+FORMAT: Final = 1
+#: Every kind of artifact → the command that makes one.
+KINDS: Final = {
+    "dataset": "dcclctl ingest LOG",
+    "cloud": "dcclctl train",
+    "patches": "dcclctl patch",
+    "evaluation": "dcclctl evaluate",
+    "bundle": "dcclctl export",
+}
+#: Fields that are known before the work starts.
+HEAD: Final = ("stage", "kind", "config", "seed", "inputs")
+#: The only keys that a manifest may have; it has all of them.
+FIELDS: Final = frozenset(("format", *HEAD, "facts", "files", "tables", "packages"))
+#: Packages whose version can change what is computed or written.
+PACKAGES: Final = ("numpy", "polars", "pyarrow", "safetensors", "torch")
+
+_ID = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Input:
+    """What an artifact was made from.
+
+    Args:
+        kind: kind of an artifact, or 'raw' for a file from outside.
+        id: the artifact's full id, or the SHA-256 of the raw file (64 hex digits).
+    """
+
+    kind: str
+    id: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS and self.kind != "raw":
+            raise ValueError(f"no kind {self.kind!r}")
+        if not _ID.fullmatch(self.id):
+            raise ValueError(f"not a full id: {self.id!r}")
+
+
+def inputs_document(inputs: dict[str, Input]) -> dict[str, dict[str, str]]:
+    """Inputs by role, as the manifest holds them.
+
+    Raises:
+        ValueError: a role that holds a path; it must be a file's name only, so that folders do not change the id.
+    """
+    for role in inputs:
+        if "/" in role:
+            raise ValueError(f"the role {role!r} holds a path; use the file's name")
+    return {role: {"kind": given.kind, "id": given.id} for role, given in inputs.items()}
+
+
+def work_key(head: dict[str, Any]) -> str:
+    """SHA-256 of everything that a stage's result depends on; two equal keys are the same work.
+
+    Args:
+        head: a manifest, or the part of it that is known before the work: the fields in HEAD.
+    """
+    document = {field: head[field] for field in HEAD}
+    return hashlib.sha256(canonical({"format": FORMAT, **document}, "key")).hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, of dcclctl and of what computes, read without importing any of it."""
+    versions = {"python": platform.python_version(), "dcclctl": dcclctl.__version__}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def read_manifest(data: bytes, kind: str, name: str) -> dict[str, Any]:
+    """The manifest in bytes whose hash has been checked already.
+
+    Args:
+        data: content of manifest.json.
+        kind: the kind that the artifact's place in the store says.
+        name: the artifact's reference, for errors.
+
+    Raises:
+        ArtifactError: a format version that this program does not read, fields that do not belong, or another kind.
+    """
+    manifest = json.loads(data)
+    found = manifest.get("format")
+    if found != FORMAT:
+        raise ArtifactError(
+            f"{name} has format version {found}; this dcclctl {dcclctl.__version__} reads version {FORMAT}",
+            f"Use a dcclctl that reads format version {found}, or make the artifact again with this one.",
+        )
+    if set(manifest) != FIELDS:
+        odd = ", ".join(sorted(set(manifest) ^ FIELDS))
+        raise ArtifactError(
+            f"{name}: its manifest has fields missing or unknown: {odd}", "It was not written by dcclctl."
+        )
+    if manifest["kind"] != kind:
+        raise ArtifactError(f"{name} says that it is of kind {manifest['kind']}", "Its folder was moved; move it back.")
+    return dict(manifest)

@@ -1,0 +1,82 @@
+"""References: 'cloud@7', 'cloud@3fa9c2d1', 'cloud@latest', 'cloud@my-alias', or 'cloud' for the newest."""
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from dcclctl.errors import UsageError
+from dcclctl.store.manifest import KINDS
+
+#: Digits only, up to this many, are a version number; more are the start of an id.
+NUMBER_DIGITS = 6
+MIN_ID_PREFIX = 4
+
+_HEX = re.compile(rf"[0-9a-f]{{{MIN_ID_PREFIX},64}}")
+_ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference taken apart.
+
+    Args:
+        kind: one of KINDS.
+        by: how the artifact is named.
+        name: the number without leading zeros, the id's first digits, the alias; '' for latest.
+    """
+
+    kind: str
+    by: Literal["latest", "number", "id", "alias"]
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}@{self.name or 'latest'}"
+
+
+def parse_reference(text: str) -> Reference:
+    """Take a reference apart.
+
+    Raises:
+        UsageError: an unknown kind, or a name that can be no number, id or alias.
+    """
+    kind, _, name = text.partition("@")
+    if kind not in KINDS:
+        nearest = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f"{nearest[0]}@{name or 'latest'}" if nearest else "cloud@latest"
+        raise UsageError(
+            f"{text!r} is no reference: it must start with one of {', '.join(KINDS)}",
+            f"Type e.g. {hint}. To see what there is: dcclctl artifacts list",
+        )
+    if name == "latest" or text == kind:
+        return Reference(kind, "latest")
+    if name.isascii() and name.isdigit() and len(name) <= NUMBER_DIGITS:
+        return Reference(kind, "number", str(int(name)))
+    if _HEX.fullmatch(name):
+        return Reference(kind, "id", name)
+    if _ALIAS.fullmatch(name):
+        return Reference(kind, "alias", name)
+    raise UsageError(
+        f"{text!r} is no reference: after '@' comes a number, at least {MIN_ID_PREFIX} digits of an id, "
+        "'latest', or an alias",
+        f"Type e.g. {kind}@1 or {kind}@latest. To see what there is: dcclctl artifacts list",
+    )
+
+
+def check_alias(alias: str) -> None:
+    """Refuse an alias that a reference could not tell from a number or an id.
+
+    Raises:
+        UsageError: with the rule that it breaks.
+    """
+    if alias == "latest":
+        raise UsageError("'latest' always means the newest artifact", "Choose another alias, e.g. 'release'.")
+    if not _ALIAS.fullmatch(alias):
+        raise UsageError(
+            f"{alias!r} cannot be an alias",
+            "An alias starts with a letter a-z and has only a-z, 0-9, '.', '_' and '-', at most 64 of them.",
+        )
+    if _HEX.fullmatch(alias):
+        raise UsageError(
+            f"{alias!r} cannot be an alias: it reads like the start of an id", f"Choose e.g. '{alias}-model'."
+        )

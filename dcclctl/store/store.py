@@ -1,0 +1,251 @@
+"""The store: one directory of committed artifacts, and the only way to make one.
+
+Layout: `STORE/<kind>/v/000007/` committed, `STORE/<kind>/work/<key>/` in the making, `STORE/<kind>/refs/<alias>`.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dcclctl.errors import ArtifactError, UsageError
+from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, Artifact, damaged
+from dcclctl.store.disk import LocalDisk
+from dcclctl.store.manifest import KINDS, Input, inputs_document, read_manifest, work_key
+from dcclctl.store.references import NUMBER_DIGITS, check_alias, parse_reference
+from dcclctl.store.work import Work
+
+__all__ = ["Artifact", "Input", "Store", "Work"]
+
+
+class Store:
+    """A directory of artifacts.
+
+    Args:
+        root: the directory; nothing is created before the first `begin`.
+        disk: the file system.
+        remark: called with one line when the store waits for another process or replaces a damaged artifact.
+    """
+
+    def __init__(
+        self, root: Path, disk: LocalDisk | None = None, remark: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.root = root
+        self._disk = disk or LocalDisk()
+        self._remark = remark
+
+    # -- finding
+
+    def resolve(self, reference: str, kind: str | None = None) -> Artifact:
+        """The artifact that a person means.
+
+        Args:
+            reference: 'cloud@7', 'cloud@3fa9c2d1', 'cloud@latest', 'cloud@my-alias', or 'cloud' for the newest.
+            kind: the kind that is needed; None takes any.
+
+        Raises:
+            UsageError: no reference, another kind, or nothing has that name; the message says what there is.
+            ArtifactError: the artifact is damaged.
+        """
+        wanted = parse_reference(reference)
+        if kind is not None and wanted.kind != kind:
+            raise UsageError(f"{reference} is of kind {wanted.kind}, but {kind} is needed here", self._choices(kind))
+        if wanted.by == "latest":
+            return self.latest(wanted.kind)
+        if wanted.by == "number":
+            if int(wanted.name) in self.numbers(wanted.kind):
+                return self.load(wanted.kind, int(wanted.name))
+            raise self._unknown(reference, wanted.kind)
+        if wanted.by == "id":
+            found = {id: number for number, id in self._ids(wanted.kind) if id.startswith(wanted.name)}
+            if not found:
+                raise self._unknown(reference, wanted.kind)
+            if len(found) > 1:
+                which = ", ".join(f"{wanted.kind}@{number} ({id[:12]})" for id, number in found.items())
+                raise UsageError(f"{reference} could be {which}", "Type more digits, or the number.")
+            return self.load(wanted.kind, next(iter(found.values())))
+        if wanted.name not in self._disk.names(self._refs(wanted.kind)):
+            raise self._unknown(reference, wanted.kind, wanted.name)
+        return self.find(wanted.kind, self._alias_target(wanted.kind, wanted.name))
+
+    def latest(self, kind: str) -> Artifact:
+        """The artifact with the highest number. If it is damaged that is an error, never an older one.
+
+        Raises:
+            UsageError: there is none yet; the remedy is the command that makes one.
+            ArtifactError: it is damaged.
+        """
+        numbers = self.numbers(kind)
+        if not numbers:
+            raise UsageError(
+                f"there is no {kind} in the store {self.root} yet",
+                f"Run first: {KINDS[kind]}   (or name another store with --store DIR)",
+            )
+        return self.load(kind, numbers[-1])
+
+    def find(self, kind: str, id: str) -> Artifact:
+        """The newest version with this full id.
+
+        Raises:
+            ArtifactError: gone, or damaged.
+        """
+        numbers = [number for number, found in self._ids(kind) if found == id]
+        if not numbers:
+            raise ArtifactError(
+                f"the {kind} with the id {id[:12]}… is not in the store {self.root}",
+                f"See what is damaged with 'dcclctl artifacts verify', or make it again: {KINDS[kind]}",
+            )
+        return self.load(kind, numbers[-1])
+
+    def artifacts(self, kind: str | None = None) -> list[Artifact]:
+        """Every artifact of a kind, oldest first; of every kind if None.
+
+        Raises:
+            ArtifactError: one of them has a damaged manifest.
+        """
+        kinds = list(KINDS) if kind is None else [kind]
+        return [self.load(each, number) for each in kinds for number in self.numbers(each)]
+
+    def numbers(self, kind: str) -> list[int]:
+        """Version numbers of a kind, ascending, damaged ones included."""
+        names = self._disk.names(self._versions(kind))
+        return sorted(int(name) for name in names if name.isdigit() and len(name) == NUMBER_DIGITS)
+
+    def load(self, kind: str, number: int) -> Artifact:
+        """One version, with its manifest checked against its recorded hash.
+
+        Raises:
+            ArtifactError: the manifest is missing or damaged, or of a format that this program does not read.
+        """
+        path = self._folder(kind, number)
+        try:
+            data = self._disk.read(path / MANIFEST)
+            id = self._recorded_id(kind, number)
+        except FileNotFoundError as error:
+            raise damaged(kind, number, f"{Path(error.filename).name} is missing", path) from error
+        if hashlib.sha256(data).hexdigest() != id:
+            raise damaged(kind, number, f"{MANIFEST} does not have the SHA-256 in {MANIFEST_HASH}", path)
+        return Artifact(kind, number, path, id, read_manifest(data, kind, f"{kind}@{number}"))
+
+    def _recorded_id(self, kind: str, number: int) -> str:
+        return self._disk.read(self._folder(kind, number) / MANIFEST_HASH)[:64].decode("ascii", "replace")
+
+    def _ids(self, kind: str) -> Iterator[tuple[int, str]]:
+        """(number, recorded id) of every version, ascending."""
+        for number in self.numbers(kind):
+            try:
+                yield number, self._recorded_id(kind, number)
+            except FileNotFoundError:
+                continue
+
+    # -- aliases
+
+    def tag(self, artifact: Artifact, alias: str) -> None:
+        """Give an artifact a name; an alias that exists moves to it.
+
+        Raises:
+            UsageError: the alias reads like a number, an id or 'latest', or has other characters.
+        """
+        check_alias(alias)
+        refs = self._refs(artifact.kind)
+        self._disk.make_folder(refs)
+        self._disk.write(refs / alias, f"{artifact.id}\n".encode())
+        self._disk.sync(refs)
+
+    def aliases(self, artifact: Artifact) -> list[str]:
+        """Sorted aliases of an artifact."""
+        kind = artifact.kind
+        names = [name for name in self._disk.names(self._refs(kind)) if not name.startswith(".")]
+        return [name for name in names if self._alias_target(kind, name) == artifact.id]
+
+    def _alias_target(self, kind: str, alias: str) -> str:
+        return self._disk.read(self._refs(kind) / alias).decode("ascii", "replace").strip()
+
+    # -- making
+
+    @contextmanager
+    def begin(
+        self,
+        stage: str,
+        kind: str,
+        config: dict[str, Any],
+        seed: int,
+        inputs: dict[str, Input],
+        force: bool = False,
+    ) -> Iterator[Work]:
+        """Make one artifact, or find that it is made already. Two equal calls at once: one computes, both get it.
+
+        If the body fails or the process is killed, what is finished stays and the next equal call takes it over.
+
+        Args:
+            stage: name of the stage, e.g. 'train'.
+            kind: kind of the artifact.
+            config: resolved configuration, every default filled in; no paths, they would get into the id.
+            seed: seed of every random draw.
+            inputs: what it is made from, by role: 'dataset', 'cloud', 'log:events.csv'.
+            force: compute even if it exists; throws away what a killed run has left.
+
+        Yields:
+            The work; if `reused` is set the body returns that artifact and writes nothing.
+        """
+        head = {"stage": stage, "kind": kind, "config": config, "seed": seed, "inputs": inputs_document(inputs)}
+        key = work_key(head)
+        folder = self.root / kind / "work" / key
+        self._disk.make_folder(folder.parent)
+        self._disk.make_folder(self._versions(kind))
+
+        def waiting() -> None:
+            self._remark(f"another process is making the same {kind}: waiting for it")
+
+        with self._disk.lock(folder.with_name(f"{key}.lock"), waiting):
+            work = Work(self._disk, folder, head, key, None if force else self._committed(kind, key))
+            if force or work.reused:
+                work.clear()
+            if not work.reused:
+                work.open()
+            yield work
+
+    def _committed(self, kind: str, key: str) -> Artifact | None:
+        """The newest whole artifact that is the same work; damaged ones are made again, under a new number."""
+        for number in reversed(self.numbers(kind)):
+            try:
+                artifact = self.load(kind, number)
+            except ArtifactError:
+                continue
+            if key != work_key(artifact.manifest):
+                continue
+            problems = artifact.verify()
+            if not problems:
+                # Its process may have died between the rename and this.
+                self._disk.sync(self._versions(kind))
+                return artifact
+            name, problem = next(iter(problems.items()))
+            self._remark(f"{artifact.ref} is damaged ({name} {problem}): making it again")
+        return None
+
+    # -- places and hints
+
+    def _versions(self, kind: str) -> Path:
+        return self.root / kind / "v"
+
+    def _folder(self, kind: str, number: int) -> Path:
+        return self._versions(kind) / f"{number:0{NUMBER_DIGITS}d}"
+
+    def _refs(self, kind: str) -> Path:
+        return self.root / kind / "refs"
+
+    def _unknown(self, reference: str, kind: str, alias: str = "") -> UsageError:
+        names = [name for name in self._disk.names(self._refs(kind)) if not name.startswith(".")]
+        near = difflib.get_close_matches(alias, [*names, "latest"], n=1)
+        hint = f"Did you mean {kind}@{near[0]}? " if near else ""
+        return UsageError(f"there is no {reference} in the store {self.root}", hint + self._choices(kind))
+
+    def _choices(self, kind: str) -> str:
+        numbers = self.numbers(kind)
+        if not numbers:
+            return f"There is no {kind} yet; run first: {KINDS[kind]}"
+        shown = ", ".join(f"{kind}@{number}" for number in numbers[-5:])
+        aliases = "".join(f", {kind}@{name}" for name in self._disk.names(self._refs(kind)) if not name.startswith("."))
+        return f"Type one of: {'… ' if len(numbers) > 5 else ''}{shown}{aliases}"

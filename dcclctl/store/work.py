@@ -1,0 +1,261 @@
+"""An artifact being made. Its folder survives an exception or a kill, so that the same command resumes."""
+
+import hashlib
+import json
+import platform
+import re
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcclctl.errors import ArtifactError
+from dcclctl.store import contents
+from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, METRICS, RUN, Artifact
+from dcclctl.store.canonical import canonical
+from dcclctl.store.disk import LocalDisk
+from dcclctl.store.manifest import FORMAT, package_versions
+
+if TYPE_CHECKING:
+    import polars as pl
+    from torch import Tensor
+
+PACKAGES = "packages.json"
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)*")
+
+
+class Work:
+    """Files on their way into an artifact; made by `Store.begin`.
+
+    Args:
+        disk: the file system.
+        folder: `STORE/<kind>/work/<key>`, which becomes the artifact.
+        head: the manifest's fields that are known before the work: kind, stage, config, seed, inputs.
+        key: SHA-256 of what the result depends on.
+        reused: the committed artifact with this key, if there is one; the stage then returns it.
+    """
+
+    def __init__(
+        self,
+        disk: LocalDisk,
+        folder: Path,
+        head: dict[str, Any],
+        key: str,
+        reused: Artifact | None,
+    ) -> None:
+        self.key = key
+        self.reused = reused
+        self._disk = disk
+        self._folder = folder
+        # Beside the folder, not in it: what is in the folder when it is renamed is the artifact and nothing else.
+        self._state = folder.with_name(f"{folder.name}.state")
+        self._head = head
+        self._packages = package_versions()
+        #: Files that this run has written or has asked for; no others get into the artifact.
+        self._files: dict[str, dict[str, Any]] = {}
+        self._notes: dict[str, Any] = {}
+        self._resumed = False
+        self._started = datetime.now(UTC)
+        self._clock = time.monotonic()
+
+    def clear(self) -> None:
+        """Throw away what earlier runs left here."""
+        # First, so that a kill in the middle of this leaves nothing that looks resumable.
+        self._disk.remove(self._state / PACKAGES)
+        self._disk.remove(self._state)
+        self._disk.remove(self._folder)
+
+    def open(self) -> None:
+        """Make the folders, or take over what a killed run left; other package versions start anew."""
+        packages = self._state / PACKAGES
+        try:
+            self._resumed = self._disk.read(packages) == canonical(self._packages)
+        except FileNotFoundError:
+            self._resumed = False
+        if not self._resumed:
+            self.clear()
+        self._disk.make_folder(self._folder)
+        self._disk.make_folder(self._state / "files")
+        if not self._resumed:
+            self._disk.write(packages, canonical(self._packages))
+        self._cut_torn_line(self._state / METRICS)
+
+    def _cut_torn_line(self, path: Path) -> None:
+        try:
+            data = self._disk.read(path)
+        except FileNotFoundError:
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            self._disk.write(path, whole)
+
+    # -- files of the artifact
+
+    @contextmanager
+    def new_file(self, name: str, expected_bytes: int = 0) -> Iterator[Path]:
+        """Write one file: yields a temporary path; at the end fsync, rename, and record size and hash.
+
+        Args:
+            name: lower-case name, with '/' for folders; '.parquet' files get their rows and schema recorded.
+            expected_bytes: size known beforehand; 0 if unknown.
+        """
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"not a file name for an artifact: {name!r}")
+        path = self._folder / name
+        self._disk.make_folder(path.parent)
+        self._files.pop(name, None)
+        self._disk.remove(self._record_path(name))
+        with self._disk.create(path, expected_bytes) as temporary:
+            yield temporary
+        record: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": contents.file_sha256(path)}
+        if path.suffix == ".parquet":
+            record["table"] = contents.describe_table(path)
+        self._disk.write(self._record_path(name), canonical(record))
+        self._files[name] = record
+
+    def write_table(self, name: str, table: "pl.DataFrame") -> None:
+        """Write Parquet; `name` ends in '.parquet'."""
+        _check_suffix(name, ".parquet")
+        with self.new_file(name) as path:
+            contents.write_table(path, table)
+
+    def write_tensors(self, name: str, tensors: "dict[str, Tensor]", metadata: dict[str, Any] | None = None) -> None:
+        """Write safetensors; `name` ends in '.safetensors', `metadata` is anything that canonical JSON holds."""
+        _check_suffix(name, ".safetensors")
+        with self.new_file(name, sum(tensor.nbytes for tensor in tensors.values())) as path:
+            contents.write_tensors(path, tensors, metadata or {})
+
+    def write_json(self, name: str, document: Any) -> None:
+        """Write canonical JSON; `name` ends in '.json'."""
+        _check_suffix(name, ".json")
+        data = canonical(document, name)
+        with self.new_file(name, len(data)) as path:
+            path.write_bytes(data)
+
+    def finished(self, name: str) -> bool:
+        """Whether this run or a killed one completed the file and its bytes still have the recorded hash.
+
+        A file of a killed run gets into the artifact only if this run asks for it here or writes it again.
+        """
+        if name not in self._files:
+            try:
+                self._files[name] = json.loads(self._disk.read(self._record_path(name)))
+            except (FileNotFoundError, ValueError):
+                return False
+        record, path = self._files[name], self._folder / name
+        if path.is_file() and path.stat().st_size == record["bytes"] and contents.file_sha256(path) == record["sha256"]:
+            return True
+        del self._files[name]
+        return False
+
+    def read_table(self, name: str) -> "pl.DataFrame":
+        """A finished Parquet file of this work."""
+        return contents.read_table(self._finished_path(name))
+
+    def read_tensors(self, name: str) -> "dict[str, Tensor]":
+        """A finished safetensors file of this work."""
+        return contents.read_tensors(self._finished_path(name))
+
+    def read_json(self, name: str) -> Any:
+        """A finished JSON file of this work."""
+        return json.loads(self._finished_path(name).read_bytes())
+
+    def _finished_path(self, name: str) -> Path:
+        if not self.finished(name):
+            raise ArtifactError(
+                f"{self._folder / name} is missing or damaged", "Start this step anew: the same command with --force"
+            )
+        return self._folder / name
+
+    def _record_path(self, name: str) -> Path:
+        return self._state / "files" / f"{name.replace('/', '+')}.json"
+
+    # -- what is not part of the artifact's id
+
+    def checkpoint(self, tensors: "dict[str, Tensor]", state: dict[str, Any]) -> None:
+        """Replace the state to resume from, in one step: the old one or the new one survives a kill, never half.
+
+        Args:
+            tensors: weights, optimizer moments, generator states.
+            state: counters and the like; canonical JSON, so no NaN and no infinity.
+        """
+        self._disk.write(self._state / "checkpoint", contents.pack_tensors(tensors, state))
+
+    def load_checkpoint(self) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":
+        """The last checkpoint of an earlier run or of this one; None if there is none or it is damaged."""
+        try:
+            return contents.unpack_tensors(self._disk.read(self._state / "checkpoint"))
+        except FileNotFoundError:
+            return None
+
+    def record(self, figures: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl. Not part of the id, so it may hold times; no NaN and no infinity."""
+        self._disk.append(self._state / METRICS, canonical(figures, "figures"))
+
+    def note_run(self, **values: Any) -> None:
+        """Add values to run.json (times, sizes, the machine); not part of the id."""
+        self._notes |= values
+
+    # -- the end
+
+    def commit(self, facts: dict[str, Any]) -> Artifact:
+        """Make the artifact of the files that this run wrote or found finished.
+
+        Args:
+            facts: what the stage states about the result: counts and metrics, no times, no NaN.
+
+        Returns:
+            The committed artifact; it is on the disk when this returns.
+        """
+        manifest = canonical(
+            {
+                "format": FORMAT,
+                **self._head,
+                "facts": facts,
+                "files": {
+                    name: {key: record[key] for key in ("bytes", "sha256")} for name, record in self._files.items()
+                },
+                "tables": {name: record["table"] for name, record in self._files.items() if "table" in record},
+                "packages": self._packages,
+            },
+            "manifest",
+        )
+        for name in self._disk.files(self._folder):
+            if name not in self._files:
+                self._disk.remove(self._folder / name)
+        try:
+            self._disk.write(self._folder / METRICS, self._disk.read(self._state / METRICS))
+        except FileNotFoundError:
+            pass
+        self._disk.write(self._folder / RUN, canonical(self._run(), "run"))
+        id = hashlib.sha256(manifest).hexdigest()
+        self._disk.write(self._folder / MANIFEST_HASH, f"{id}  {MANIFEST}\n".encode())
+        self._disk.write(self._folder / MANIFEST, manifest)
+        self._disk.freeze(self._folder)
+        versions = self._folder.parent.parent / "v"
+        number = self._disk.publish(self._folder, versions)
+        self._disk.remove(self._state)
+        kind = self._head["kind"]
+        return Artifact(kind, number, versions / f"{number:06d}", id, json.loads(manifest))
+
+    def _run(self) -> dict[str, Any]:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {
+            "started": self._started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._clock, 3),
+            "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+            "host": platform.node(),
+            "resumed": self._resumed,
+            **self._notes,
+        }
+
+
+def _check_suffix(name: str, suffix: str) -> None:
+    if not name.endswith(suffix):
+        raise ValueError(f"{name!r} must end in {suffix}")
