@@ -1,0 +1,302 @@
+"""MetaPatch: one small vector θ̂ per user generates the weights of patches inside the frozen cloud model.
+
+Source: Yao et al. 2021, section 3.1: f_l(·) + h_l(f_l(·)), ϑ = ϑ₀ + Θ·θ̂, device loss Σ CE + λ‖θ̂‖².
+
+Shapes: U users, N rows (a row is one candidate of one event), H1 and H2 hidden units, R bottleneck, P patch weights,
+K numbers in θ̂.
+
+Differs: ϑ₀ is frozen with a zero up-projection, so that θ̂ = 0 is exactly the cloud model; besides the two bottleneck
+patches there is a correction of the output weights and bias; the first Θ is learned by auto-decoding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dcclctl.algorithm.din import Din, prelu
+from dcclctl.algorithm.sampling import Ints, permutation
+
+
+@dataclass(frozen=True)
+class PatchShape:
+    """Sizes of a patch; fixes the layout of the P weights in one flat vector."""
+
+    hidden_sizes: tuple[int, int]
+    bottleneck: int
+
+    @property
+    def parts(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every piece of ϑ, in order."""
+        (h1, h2), r = self.hidden_sizes, self.bottleneck
+        return {"down_1": (r, h1), "up_1": (h1, r), "down_2": (r, h2), "up_2": (h2, r), "out": (h2,), "bias": (1,)}
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return sum(int(np.prod(shape)) for shape in self.parts.values())
+
+
+@dataclass(frozen=True)
+class Patch:
+    """The patch weights of U users, as views of ϑ (U, P)."""
+
+    down_1: Float[Tensor, "U R H1"]
+    up_1: Float[Tensor, "U H1 R"]
+    down_2: Float[Tensor, "U R H2"]
+    up_2: Float[Tensor, "U H2 R"]
+    out: Float[Tensor, "U H2"]
+    bias: Float[Tensor, "U 1"]
+
+    @classmethod
+    def of(cls, weights: Float[Tensor, "U P"], shape: PatchShape) -> "Patch":
+        pieces = torch.split(weights, [int(np.prod(part)) for part in shape.parts.values()], dim=-1)
+        return cls(
+            **{
+                name: piece.view(-1, *part)
+                for (name, part), piece in zip(shape.parts.items(), pieces, strict=True)
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What all users share: ϑ₀ (P,) and Θ (P, K)."""
+
+    shape: PatchShape
+    origin: Float[Tensor, "P"]
+    theta: Float[Tensor, "P K"]
+
+    @property
+    def size(self) -> int:
+        """K."""
+        return self.theta.shape[1]
+
+    def weights(self, codes: Float[Tensor, "U K"]) -> Float[Tensor, "U P"]:
+        """ϑ = ϑ₀ + Θ·θ̂ for every user."""
+        return self.origin + codes @ self.theta.T
+
+    def patch(self, codes: Float[Tensor, "U K"]) -> Patch:
+        return Patch.of(self.weights(codes), self.shape)
+
+
+def new_basis(shape: PatchShape, size: int, seed: int, scale: float = 0.1) -> Basis:
+    """ϑ₀ with random down-projections and everything else zero; Θ small and random, to be learned.
+
+    Args:
+        size: K. scale: standard deviation of Θ's elements times √K.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    pieces = []
+    for name, part in shape.parts.items():
+        piece = torch.zeros(part)
+        if name.startswith("down"):
+            piece.normal_(std=part[1] ** -0.5, generator=generator)
+        pieces.append(piece.flatten())
+    theta = torch.empty(shape.size, size).normal_(std=scale * size**-0.5, generator=generator)
+    return Basis(shape, torch.cat(pieces), theta)
+
+
+def patched_logits(model: Din, z1: Float[Tensor, "B C H1"], patch: Patch) -> Float[Tensor, "B C"]:
+    """f^(m): the cloud model's head with one patch per batch row.
+
+    The cloud layers run as they do without a patch and the patch only adds to them, so that a zero patch gives the
+    cloud model's logits to the last bit.
+
+    Args:
+        z1: first-layer activations of B rows with C candidates each.
+        patch: weights with U = B.
+    """
+    z1 = z1 + torch.tanh(z1 @ patch.down_1.mT) @ patch.up_1.mT
+    z2 = model.second_layer(z1)
+    z2 = z2 + torch.tanh(z2 @ patch.down_2.mT) @ patch.up_2.mT
+    correction = (z2 @ patch.out.unsqueeze(-1)).squeeze(-1) + patch.bias
+    return model.logits(z2) + correction
+
+
+@dataclass(frozen=True)
+class Head:
+    """The frozen weights above the first hidden layer, as plain tensors."""
+
+    weight_2: Float[Tensor, "H2 H1"]
+    bias_2: Float[Tensor, "H2"]
+    slope_2: Float[Tensor, "H2"]
+    out: Float[Tensor, "H2"]
+    bias: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, model: Din) -> "Head":
+        return cls(
+            model.hidden_2.weight.detach(),
+            model.hidden_2.bias.detach(),
+            model.slope_2.detach(),
+            model.out.weight.detach()[0],
+            model.out.bias.detach()[0],
+        )
+
+
+@dataclass(frozen=True)
+class DeviceRows:
+    """The rows of U users, padded to N: cached activations of the layers that no patch touches, labels, weights.
+
+    Attributes:
+        z1: (U, N, H1). labels: (U, N). weights: (U, N), 0 for padding and for rows that are held back.
+    """
+
+    z1: Float[Tensor, "U N H1"]
+    labels: Float[Tensor, "U N"]
+    weights: Float[Tensor, "U N"]
+
+
+def device_gradient(
+    head: Head,
+    patch: Patch,
+    rows: DeviceRows,
+    linear_2: Float[Tensor, "U N H2"],
+) -> tuple[Float[Tensor, "U P"], Float[Tensor, "U N"]]:
+    """Gradient of Σ CE with respect to every patch weight, and the logits.
+
+    Written by hand: W₂·(z₁ + U₁s₁) = W₂z₁ + (W₂U₁)s₁, so the wide layer is multiplied once (`linear_2`) and each step
+    works in the bottleneck only; gradients of the up-projections are outer products with the frozen weights.
+
+    Args:
+        linear_2: W₂·z₁ + b₂, computed once for all steps.
+    """
+    s1 = torch.tanh(torch.bmm(rows.z1, patch.down_1.mT))  # (U, N, R)
+    a2 = torch.baddbmm(linear_2, s1, (head.weight_2 @ patch.up_1).mT)
+    z2 = prelu(a2, head.slope_2)
+    s2 = torch.tanh(torch.bmm(z2, patch.down_2.mT))
+    out = head.out + patch.out  # (U, H2)
+    pull = torch.bmm(patch.up_2.mT, out.unsqueeze(-1))  # (U, R, 1): U₂ᵀ(w + δw)
+    logits = torch.bmm(z2, out.unsqueeze(-1)).squeeze(-1) + torch.bmm(s2, pull).squeeze(-1) + head.bias + patch.bias
+    residual = (torch.sigmoid(logits) - rows.labels) * rows.weights  # (U, N)
+
+    r = residual.unsqueeze(1)  # (U, 1, N)
+    sum_s2 = torch.bmm(r, s2)  # (U, 1, R)
+    g_bias = residual.sum(1, keepdim=True)
+    g_out = torch.bmm(r, z2).squeeze(1) + torch.bmm(patch.up_2, sum_s2.mT).squeeze(-1)
+    g_up_2 = out.unsqueeze(-1) * sum_s2  # (U, H2, R)
+    g_d2 = residual.unsqueeze(-1) * pull.mT * (1 - s2 * s2)  # (U, N, R)
+    g_down_2 = torch.bmm(g_d2.mT, z2)
+    g_z2 = torch.baddbmm(residual.unsqueeze(-1) * out.unsqueeze(1), g_d2, patch.down_2)
+    g_a2 = torch.where(a2 >= 0, g_z2, g_z2 * head.slope_2)
+    sum_a2 = torch.bmm(g_a2.mT, s1)  # (U, H2, R)
+    g_up_1 = head.weight_2.T @ sum_a2
+    g_d1 = torch.bmm(g_a2, head.weight_2 @ patch.up_1) * (1 - s1 * s1)
+    g_down_1 = torch.bmm(g_d1.mT, rows.z1)
+    pieces = [g_down_1, g_up_1, g_down_2, g_up_2, g_out, g_bias]
+    return torch.cat([piece.flatten(1) for piece in pieces], dim=1), logits
+
+
+@torch.no_grad()
+def fit_devices(
+    head: Head,
+    basis: Basis,
+    rows: DeviceRows,
+    steps: int,
+    learning_rate: float,
+    prior: float,
+    start: Float[Tensor, "U K"] | None = None,
+) -> Float[Tensor, "U K"]:
+    """θ̂ of U users at once; every user's numbers are those of training that user alone.
+
+    Args:
+        rows: cached rows of each user. steps, learning_rate: Adam's. prior: λ.
+        start: θ̂ to start from; zeros if None.
+
+    Returns:
+        θ̂, (U, K).
+
+    Source: Yao et al. 2021, eq. 3, with the sum over a user's events (so that λ weighs more for users with few).
+    """
+    codes = torch.zeros(len(rows.z1), basis.size, device=rows.z1.device) if start is None else start.clone()
+    first, second = torch.zeros_like(codes), torch.zeros_like(codes)
+    linear_2 = torch.addmm(head.bias_2, rows.z1.flatten(0, 1), head.weight_2.T).view(*rows.z1.shape[:2], -1)
+    for step in range(1, steps + 1):
+        patch_gradient, _ = device_gradient(head, basis.patch(codes), rows, linear_2)
+        gradient = torch.addmm(2 * prior * codes, patch_gradient, basis.theta)
+        first.lerp_(gradient, 0.1)
+        second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        rate = learning_rate / (1 - 0.9**step)
+        codes -= rate * first / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+    return codes
+
+
+def head_logits(
+    head: Head, z1: Float[Tensor, "B C H1"], patch: Patch
+) -> Float[Tensor, "B C"]:
+    """`patched_logits` on plain tensors, differentiable with respect to the patch."""
+    z1 = z1 + torch.tanh(z1 @ patch.down_1.mT) @ patch.up_1.mT
+    z2 = prelu(z1 @ head.weight_2.T + head.bias_2, head.slope_2)
+    z2 = z2 + torch.tanh(z2 @ patch.down_2.mT) @ patch.up_2.mT
+    return (z2 @ (head.out + patch.out).unsqueeze(-1)).squeeze(-1) + head.bias + patch.bias
+
+
+#: events (B,), candidates (B, C) → first-layer activations (B, C, H1)
+Activations = Callable[[Ints, Int[Tensor, "B C"]], Float[Tensor, "B C H1"]]
+
+
+def learn_basis(
+    head: Head,
+    basis: Basis,
+    events: Ints,
+    users: Ints,
+    candidates: Int[Tensor, "E C"],
+    labels: Float[Tensor, "E C"],
+    weights: Float[Tensor, "E C"],
+    activations: Activations,
+    epochs: int,
+    learning_rate: float,
+    prior: float,
+    seed: int,
+    batch_size: int = 1024,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> tuple[Basis, Float[Tensor, "U K"]]:
+    """The first Θ, by auto-decoding: a table of θ̂ for all users and Θ are trained together on events f has not seen.
+
+    Each event carries its share λ‖θ̂‖²/n_user of the prior, so that the objective is the devices' own, summed over users.
+
+    Args:
+        basis: where Θ starts from; ϑ₀ stays as it is.
+        events, users: (E,) rows of the log and dense numbers 0…U−1 of their users.
+        activations: first-layer activations of (events, candidates).
+
+    Returns:
+        The learned basis, and the table of θ̂ (U, K).
+
+    Source: auto-decoding as in Park et al., DeepSDF, CVPR 2019.
+    """
+    device = head.weight_2.device
+    n_users = int(users.max(initial=-1)) + 1
+    theta = basis.theta.clone().to(device).requires_grad_()
+    table = torch.zeros(n_users, basis.size, device=device, requires_grad=True)
+    share = torch.from_numpy(1.0 / np.bincount(users, minlength=n_users)[users]).float().to(device)
+    optimiser = torch.optim.Adam([theta, table], lr=learning_rate)
+    origin = basis.origin.to(device)
+    owners = torch.from_numpy(users).to(device)
+    for epoch in range(epochs):
+        order = permutation(seed, "basis/shuffle", events, epoch)
+        total = 0.0
+        for begin in range(0, len(order), batch_size):
+            rows = order[begin : begin + batch_size]
+            index = torch.from_numpy(rows)
+            with torch.no_grad():
+                z1 = activations(events[rows], candidates[index])
+            owner = owners[index.to(device)]
+            codes = table[owner]
+            patch = Patch.of(origin + codes @ theta.T, basis.shape)
+            losses = torch.nn.functional.binary_cross_entropy_with_logits(
+                head_logits(head, z1, patch), labels[index].to(device), reduction="none"
+            )
+            data = (losses * weights[index].to(device)).sum()
+            loss = (data + prior * (codes.square().sum(1) * share[index.to(device)]).sum()) / len(rows)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            total += float(data.detach())
+        if on_epoch is not None:
+            on_epoch(epoch + 1, total / float(weights.sum()))
+    return Basis(basis.shape, basis.origin, theta.detach().cpu()), table.detach().cpu()

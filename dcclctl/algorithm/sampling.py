@@ -1,0 +1,115 @@
+"""Random draws that depend on what they are for and on nothing else.
+
+Every number is a hash of (seed, purpose, key…): the negative j of event e in epoch p is the same whatever the batch
+size, the number of threads or the shard it is drawn in. No generator state exists, so none has to be saved.
+"""
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def _mix(x: Hashes) -> Hashes:
+    """The finaliser of SplitMix64.
+
+    Source: Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    x = (x ^ (x >> np.uint64(30))) * _MIX_1
+    x = (x ^ (x >> np.uint64(27))) * _MIX_2
+    return x ^ (x >> np.uint64(31))
+
+
+def stream(seed: int, purpose: str) -> int:
+    """A 63-bit number that names one purpose's draws under one seed."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def hashes(seed: int, purpose: str, *keys: Ints | int) -> Hashes:
+    """One 64-bit hash for every element of the broadcast keys.
+
+    Args:
+        seed: seed of the stage.
+        purpose: what the draw is for, e.g. "train/negatives".
+        keys: integers or integer arrays that broadcast together.
+    """
+    state = np.asarray(stream(seed, purpose), dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for key in keys:
+            state = _mix(state * _GAMMA + np.asarray(key).astype(np.uint64) + _GAMMA)
+    return np.asarray(state)
+
+
+def permutation(seed: int, purpose: str, keys: Ints, *more: int) -> Ints:
+    """Order of `keys` (N,) shuffled by their own hashes."""
+    return np.argsort(hashes(seed, purpose, *more, keys), kind="stable")
+
+
+class PairSet:
+    """A set of (user, item) pairs with fast membership for whole arrays.
+
+    Args:
+        users: (N,) user indices.
+        items: (N,) item indices.
+        n_items: number of items, larger than any item index.
+    """
+
+    def __init__(self, users: Ints, items: Ints, n_items: int) -> None:
+        self.n_items = n_items
+        self._keys = np.unique(users.astype(np.int64) * n_items + items)
+
+    def contains(self, users: Ints, items: Ints) -> npt.NDArray[np.bool_]:
+        """For every broadcast (user, item): is the pair in the set?"""
+        wanted = users.astype(np.int64) * self.n_items + items
+        if len(self._keys) == 0:
+            return np.zeros(wanted.shape, dtype=bool)
+        at = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+        return np.asarray(self._keys[at] == wanted)
+
+
+def draw_negatives(
+    seed: int,
+    purpose: str,
+    keys: Ints,
+    users: Ints,
+    count: int,
+    catalogue: Ints,
+    excluded: PairSet,
+    round: int = 0,
+    tries: int = 50,
+) -> Ints:
+    """Uniform items of the catalogue that are not in the user's excluded set.
+
+    Args:
+        seed, purpose, round: name the draw (see module); `round` is the epoch.
+        keys: (B,) one number an event.
+        users: (B,) the events' users.
+        count: negatives per event.
+        catalogue: (I',) items that may be drawn.
+        excluded: pairs that must not be drawn.
+        tries: redraws before a pair is taken although excluded (a user who has nearly everything).
+
+    Returns:
+        (B, count) item indices; an item may come twice.
+    """
+    slots = np.arange(count, dtype=np.int64)[None, :]
+    size = np.uint64(len(catalogue))
+    drawn = catalogue[(hashes(seed, purpose, round, keys[:, None], slots, 0) % size).astype(np.int64)]
+    owners = np.broadcast_to(users[:, None], drawn.shape)
+    rows, columns = np.nonzero(excluded.contains(owners, drawn))
+    for attempt in range(1, tries + 1):
+        if len(rows) == 0:
+            break
+        again = catalogue[(hashes(seed, purpose, round, keys[rows], columns, attempt) % size).astype(np.int64)]
+        drawn[rows, columns] = again
+        still = excluded.contains(users[rows], again)
+        rows, columns = rows[still], columns[still]
+    return drawn

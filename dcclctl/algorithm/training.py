@@ -1,0 +1,347 @@
+"""Training the cloud model: sampled cross-entropy, early stopping with the best weights kept, resumable after any epoch.
+
+With a teacher the same loop is step 1 of MoMoDistill (see momodistill.py).
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcclctl.algorithm.din import Din
+from dcclctl.algorithm.eventlog import VALID, EventLog
+from dcclctl.algorithm.sampling import Ints, PairSet, draw_negatives, permutation, stream
+from dcclctl.errors import DivergedError
+
+#: on_step(epoch, events done in this epoch, events per epoch, mean loss so far, events per second)
+OnStep = Callable[[int, int, int, float, float], None]
+#: events (B,), candidates (B, C) → the teacher's logits (B, C)
+Teacher = Callable[[Ints, Int[Tensor, "B C"]], Float[Tensor, "B C"]]
+
+#: batches that are sorted by history length together: long enough for tight padding, short enough to stay random
+_BUCKET_BATCHES = 50
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to train. `purpose` names the random draws, so that two stages with one seed draw differently."""
+
+    history: int
+    negatives: int
+    epochs: int
+    patience: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+    seed: int
+    purpose: str = "train"
+    beta: float = 0.0
+
+
+@dataclass
+class FitState:
+    """Everything that a later epoch depends on.
+
+    Attributes:
+        epoch: epochs done.
+        weights: current weights by name. best: the weights with the lowest valid loss so far.
+        moments: Adam's moments by name ("<name>.m", "<name>.v"). steps: optimiser steps done.
+        history: one record an epoch: epoch, train_loss, valid_loss (nats per scored candidate).
+    """
+
+    epoch: int
+    weights: dict[str, Tensor]
+    best: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    steps: int
+    best_loss: float
+    epochs_since_best: int
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def finished(self, settings: FitSettings) -> bool:
+        stopped = settings.patience > 0 and self.epochs_since_best >= settings.patience
+        return self.epoch >= settings.epochs or stopped
+
+
+class Adam:
+    """Adam on dense weights, and lazily on the rows of the item table that a batch touches.
+
+    Source: Kingma & Ba 2015; the lazy form is the one of torch.optim.SparseAdam.
+    Differs: rows outside a batch keep their moments, so that a step costs what the batch costs, not the catalogue.
+    """
+
+    def __init__(
+        self, model: Din, rate: float, weight_decay: float, moments: dict[str, Tensor] | None = None, steps: int = 0
+    ) -> None:
+        self.model, self.rate, self.weight_decay, self.steps = model, rate, weight_decay, steps
+        self.weights = dict(model.named_parameters())
+        self.moments = moments or {
+            f"{name}.{moment}": torch.zeros_like(weight) for name, weight in self.weights.items() for moment in "mv"
+        }
+        self.dense = [name for name in self.weights if name != "item_table"]
+
+    @torch.no_grad()
+    def step(self, items: Int[Tensor, "R"], item_gradient: Float[Tensor, "R E"]) -> None:
+        """Update all dense weights from their `.grad`, and the given rows of the item table."""
+        self.steps += 1
+        moments, names = self.moments, self.dense
+        torch._fused_adam_(
+            [self.weights[n] for n in names],
+            [self.weights[n].grad for n in names],
+            [moments[f"{n}.m"] for n in names],
+            [moments[f"{n}.v"] for n in names],
+            [],
+            [torch.tensor(float(self.steps)) for _ in names],
+            lr=self.rate,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
+        table, first, second = self.weights["item_table"], moments["item_table.m"], moments["item_table.v"]
+        gradient = item_gradient + self.weight_decay * table[items]
+        m = first[items].mul_(0.9).add_(gradient, alpha=0.1)
+        v = second[items].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        first[items], second[items] = m, v
+        scale = self.rate / (1 - 0.9**self.steps)
+        table[items] -= scale * m / (v.sqrt() / math.sqrt(1 - 0.999**self.steps) + 1e-8)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Targets of one pass: each event's own item first, then its negatives.
+
+    Attributes:
+        events: (B,) rows of the log. candidates: (B, C) items. labels: (B, C) 0 or 1.
+        weights: (B, C) 1 where the candidate counts. An event with label 0 is its own negative and has no sampled ones.
+    """
+
+    events: Ints
+    candidates: Int[Tensor, "B C"]
+    labels: Float[Tensor, "B C"]
+    weights: Float[Tensor, "B C"]
+
+
+def sample(
+    log: EventLog,
+    events: Ints,
+    negatives: int,
+    catalogue: Ints,
+    excluded: PairSet,
+    seed: int,
+    purpose: str,
+    round: int = 0,
+) -> Samples:
+    """Each event with `negatives` sampled items that are not positive for its user in the same block."""
+    drawn = draw_negatives(seed, purpose, events, log.user[events], negatives, catalogue, excluded, round)
+    own = log.label[events]
+    labels = np.zeros((len(events), 1 + negatives), dtype=np.float32)
+    labels[:, 0] = own
+    weights = np.ones_like(labels)
+    weights[own == 0, 1:] = 0
+    candidates = np.concatenate([log.item[events][:, None], drawn], axis=1)
+    return Samples(events, torch.from_numpy(candidates), torch.from_numpy(labels), torch.from_numpy(weights))
+
+
+def batches(log: EventLog, samples: Samples, settings: FitSettings, epoch: int) -> Iterator[Ints]:
+    """Positions into `samples`, batch by batch: shuffled, and bucketed so that a batch's histories have similar lengths."""
+    order = permutation(settings.seed, f"{settings.purpose}/shuffle", samples.events, epoch)
+    lengths = log.history_lengths(samples.events, settings.history)
+    span = settings.batch_size * _BUCKET_BATCHES
+    for start in range(0, len(order), span):
+        chunk = order[start : start + span]
+        chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
+        firsts = np.arange(0, len(chunk), settings.batch_size)
+        for first in firsts[permutation(settings.seed, f"{settings.purpose}/batches", firsts, epoch, start)]:
+            yield chunk[first : first + settings.batch_size]
+
+
+def first_layer(
+    model: Din,
+    log: EventLog,
+    events: Ints,
+    candidates: Int[Tensor, "B C"],
+    limit: int,
+    item_rows: Callable[[Int[Tensor, "R"]], Float[Tensor, "R E"]] | None = None,
+    many: bool = False,
+) -> Float[Tensor, "B C H1"]:
+    """Activations of the first hidden layer for every (event, candidate).
+
+    Args:
+        limit: L, history length.
+        item_rows: gives the item-table rows to use for the batch's distinct items (training passes leaves of its own).
+        many: fold the attention per key, quicker from some tens of candidates on; same value up to rounding.
+    """
+    device = model.out.weight.device
+    history, mask = log.histories(events, limit)
+    distinct, inverse = torch.unique(torch.cat([history.flatten(), candidates.flatten()]), return_inverse=True)
+    distinct, inverse = distinct.to(device), inverse.to(device)
+    table = model.embed(distinct, None if item_rows is None else item_rows(distinct))
+    keys = F.embedding(inverse[: history.numel()].view(history.shape), table)
+    query = F.embedding(inverse[history.numel() :].view(candidates.shape), table)
+    interest = (model.interest_of_many if many else model.interest)(query, keys, mask.to(device))
+    users = torch.from_numpy(log.user[events])
+    return model.first_layer(query, interest, model.embed_profile(log.profile[users].to(device)))
+
+
+def weighted_cross_entropy(
+    logits: Float[Tensor, "B C"], labels: Float[Tensor, "B C"], weights: Float[Tensor, "B C"]
+) -> Float[Tensor, ""]:
+    """Mean binary cross-entropy over the candidates that count, nats."""
+    losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return (losses * weights).sum() / weights.sum()
+
+
+def bernoulli_kl(teacher: Float[Tensor, "..."], student: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """KL(p_teacher ‖ p_student) of the two click probabilities, from logits, nats; 0 where they are equal.
+
+    Source: MoMoDistill, Yao et al. 2021, eq. 6 and 7.
+    """
+    p = torch.sigmoid(teacher)
+    return p * (teacher - student) + F.softplus(student) - F.softplus(teacher)
+
+
+@torch.no_grad()
+def evaluate_loss(model: Din, log: EventLog, samples: Samples, limit: int, batch_size: int = 4096) -> float:
+    """Mean cross-entropy of the samples, nats; NaN without samples."""
+    total, weight = 0.0, 0.0
+    device = model.out.weight.device
+    for start in range(0, len(samples.events), batch_size):
+        part = slice(start, start + batch_size)
+        z1 = first_layer(model, log, samples.events[part], samples.candidates[part], limit)
+        logits = model.logits(model.second_layer(z1))
+        counts = samples.weights[part].to(device)
+        losses = F.binary_cross_entropy_with_logits(logits, samples.labels[part].to(device), reduction="none")
+        total += float((losses * counts).sum(dtype=torch.float64))
+        weight += float(counts.sum(dtype=torch.float64))
+    return total / weight if weight else math.nan
+
+
+def valid_samples(log: EventLog, negatives: int, seed: int) -> Samples:
+    """The valid period's events with negatives that never change, so that epochs and models compare on one footing."""
+    events = log.events_in(VALID)
+    return sample(log, events, negatives, log.catalogue(VALID), log.positives_in(VALID), seed, "valid/negatives")
+
+
+def snapshot(model: Din) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def restore(model: Din, weights: dict[str, Tensor]) -> None:
+    """Copy weights by name into the model."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(weights[name])
+
+
+def start(model: Din, valid_loss: float) -> FitState:
+    """The state before the first epoch: the weights as they are, which also stand as the best so far."""
+    weights = snapshot(model)
+    moments = {f"{n}.{moment}": torch.zeros_like(w) for n, w in weights.items() for moment in "mv"}
+    return FitState(0, weights, {n: w.clone() for n, w in weights.items()}, moments, 0, valid_loss, 0)
+
+
+def train_epoch(
+    model: Din,
+    log: EventLog,
+    events: Ints,
+    catalogue: Ints,
+    excluded: PairSet,
+    valid: Samples,
+    settings: FitSettings,
+    state: FitState,
+    teacher: Teacher | None = None,
+    on_step: OnStep | None = None,
+) -> FitState:
+    """One pass over the events, then the valid loss; the model is left with the epoch's weights.
+
+    Args:
+        events: (N,) rows to train on. catalogue: items that may be negatives. excluded: pairs that may not.
+        valid: samples whose loss decides which epoch was best; if empty the newest epoch counts as best.
+        teacher: with it the loss is CE + β·KL(teacher ‖ model), β = settings.beta.
+
+    Returns:
+        The state after the epoch; `state` itself is used up.
+
+    Raises:
+        DivergedError: the loss became infinite or NaN.
+    """
+    device = model.out.weight.device
+    restore(model, state.weights)
+    optimiser = Adam(model, settings.learning_rate, settings.weight_decay, state.moments, state.steps)
+    samples = sample(
+        log, events, settings.negatives, catalogue, excluded, settings.seed, f"{settings.purpose}/negatives", state.epoch
+    )
+    generator = torch.Generator().manual_seed(_epoch_seed(settings, state.epoch))
+    total, done, started = 0.0, 0, time.perf_counter()
+    for positions in batches(log, samples, settings, state.epoch):
+        rows: dict[str, Tensor] = {}
+
+        def own_rows(items: Tensor, rows: dict[str, Tensor] = rows) -> Tensor:
+            rows["items"] = items
+            rows["leaf"] = model.item_table.detach()[items].requires_grad_()
+            return rows["leaf"]
+
+        index = torch.from_numpy(positions)
+        candidates = samples.candidates[index]
+        labels, weights = samples.labels[index].to(device), samples.weights[index].to(device)
+        z1 = first_layer(model, log, samples.events[positions], candidates, settings.history, own_rows)
+        z2 = model.second_layer(_dropout(z1, settings.dropout, generator))
+        logits = model.logits(_dropout(z2, settings.dropout, generator))
+        loss = weighted_cross_entropy(logits, labels, weights)
+        if teacher is not None and settings.beta > 0:
+            with torch.no_grad():
+                wisdom = teacher(samples.events[positions], candidates)
+            loss = loss + settings.beta * (bernoulli_kl(wisdom, logits) * weights).sum() / weights.sum()
+        for weight in optimiser.weights.values():
+            weight.grad = None
+        loss.backward()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the loss became {value} in epoch {state.epoch + 1} after {done} events",
+                "Lower --learning-rate (or --beta when distilling) and run the command again.",
+            )
+        leaf = rows["leaf"]
+        assert leaf.grad is not None  # every candidate's embedding reaches the loss
+        optimiser.step(rows["items"], leaf.grad)
+        total, done = total + value * len(positions), done + len(positions)
+        if on_step is not None:
+            on_step(state.epoch + 1, done, len(events), total / done, done / (time.perf_counter() - started))
+    valid_loss = evaluate_loss(model, log, valid, settings.history)
+    if len(valid.events) and not math.isfinite(valid_loss):
+        raise DivergedError(f"the valid loss became {valid_loss}", "Lower --learning-rate and run the command again.")
+    better = not len(valid.events) or valid_loss < state.best_loss
+    weights_now = snapshot(model)
+    record = {"epoch": state.epoch + 1, "train_loss": total / max(done, 1), "valid_loss": valid_loss}
+    return FitState(
+        epoch=state.epoch + 1,
+        weights=weights_now,
+        best={n: w.clone() for n, w in weights_now.items()} if better else state.best,
+        moments=optimiser.moments,
+        steps=optimiser.steps,
+        best_loss=valid_loss if better else state.best_loss,
+        epochs_since_best=0 if better else state.epochs_since_best + 1,
+        history=[*state.history, record],
+    )
+
+
+def _epoch_seed(settings: FitSettings, epoch: int) -> int:
+    return stream(settings.seed, f"{settings.purpose}/dropout/{epoch}")
+
+
+def _dropout(x: Float[Tensor, "..."], rate: float, generator: torch.Generator) -> Float[Tensor, "..."]:
+    """Inverted dropout from an explicit generator on the CPU, so that the mask does not depend on global state."""
+    if rate == 0:
+        return x
+    keep = torch.empty(x.shape).bernoulli_(1 - rate, generator=generator).to(x.device)
+    return x * keep / (1 - rate)
