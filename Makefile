@@ -1,0 +1,48 @@
+# Everything from a machine that has only make and Python 3.11 or newer:
+#   make demo | test | check | bench | clean
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+READY := .venv/ready
+
+.PHONY: help demo test check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo    the whole story on the sample log: ingest, train, patch, distill, evaluate'
+	@echo 'make test    all tests, on two cores, with the coverage of the package (at least 90 %)'
+	@echo 'make check   style, types and the direction of imports'
+	@echo "make bench   what the README's speed figures come from; takes a while"
+	@echo 'make clean   remove the environment and what the tools left behind; artifacts stay'
+	@echo 'The first one makes an environment in .venv (PYTHON=python3.12 make ... takes another Python).'
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'dcclctl needs Python 3.11 or newer: PYTHON=python3.12 make ...' >&2; exit 1; }
+	@echo 'Setting up .venv (the first time this fetches about 1 GB, most of it torch)' >&2
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	PATH="$(BIN):$$PATH" bash pipelines/quickstart.sh
+
+# Two workers with one thread each: torch would otherwise start a thread per core in both.
+# A file's tests stay on one worker, so that what a module sets up is set up once.
+test: export OMP_NUM_THREADS = 1
+test: export MKL_NUM_THREADS = 1
+test: export POLARS_MAX_THREADS = 2
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=dcclctl --cov-fail-under=90
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
