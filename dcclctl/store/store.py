@@ -113,13 +113,17 @@ class Store:
         names = self._disk.names(self._versions(kind))
         return sorted(int(name) for name in names if name.isdigit() and len(name) == NUMBER_DIGITS)
 
+    def folder(self, kind: str, number: int) -> Path:
+        """Where a version is, or would be."""
+        return self._versions(kind) / f"{number:0{NUMBER_DIGITS}d}"
+
     def load(self, kind: str, number: int) -> Artifact:
         """One version, with its manifest checked against its recorded hash.
 
         Raises:
             ArtifactError: the manifest is missing or damaged, or of a format that this program does not read.
         """
-        path = self._folder(kind, number)
+        path = self.folder(kind, number)
         try:
             data = self._disk.read(path / MANIFEST)
             id = self._recorded_id(kind, number)
@@ -129,8 +133,15 @@ class Store:
             raise damaged(kind, number, f"{MANIFEST} does not have the SHA-256 in {MANIFEST_HASH}", path)
         return Artifact(kind, number, path, id, read_manifest(data, kind, f"{kind}@{number}"))
 
+    def verify(self, kind: str, number: int) -> dict[str, str]:
+        """Files of one version → what is wrong with each; {} if it is whole. Reads every byte."""
+        try:
+            return self.load(kind, number).verify()
+        except ArtifactError as error:
+            return {MANIFEST: f"cannot be trusted: {error.what}"}
+
     def _recorded_id(self, kind: str, number: int) -> str:
-        return self._disk.read(self._folder(kind, number) / MANIFEST_HASH)[:64].decode("ascii", "replace")
+        return self._disk.read(self.folder(kind, number) / MANIFEST_HASH)[:64].decode("ascii", "replace")
 
     def _ids(self, kind: str) -> Iterator[tuple[int, str]]:
         """(number, recorded id) of every version, ascending."""
@@ -229,9 +240,6 @@ class Store:
 
     def _versions(self, kind: str) -> Path:
         return self.root / kind / "v"
-
-    def _folder(self, kind: str, number: int) -> Path:
-        return self._versions(kind) / f"{number:0{NUMBER_DIGITS}d}"
 
     def _refs(self, kind: str) -> Path:
         return self.root / kind / "refs"
