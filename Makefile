@@ -1,7 +1,7 @@
 # Everything from a machine that has only make and Python 3.11 or newer:
 #   make demo | test | check | bench | clean
 PYTHON ?= python3
-BIN := $(CURDIR)/.venv/bin
+BIN := .venv/bin
 READY := .venv/ready
 
 .PHONY: help demo test check bench clean
@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
-	PATH="$(BIN):$$PATH" bash pipelines/quickstart.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash pipelines/quickstart.sh
 
 # Two workers with one thread each: torch would otherwise start a thread per core in both.
 # A file's tests stay on one worker, so that what a module sets up is set up once.

@@ -1,0 +1,158 @@
+"""Is a difference between two models real: paired bootstrap over users, Holm's correction, and how many users would tell.
+
+Users are drawn with replacement; a user brings all metrics and both models along, so every comparison is paired.
+"""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from dcclctl.metrics.groups import members, metric_columns
+
+Floats = NDArray[np.float64]
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+#: Below so many users a percentile interval is far too narrow; it is left out. The figure is a guess on the safe side.
+MIN_USERS = 20
+_BLOCK_CELLS = 4_000_000
+_MOST_USERS = 10**9
+
+
+def bootstrap_means(values: Floats, masks: NDArray[np.bool_], seed: int = 0, resamples: int = RESAMPLES) -> Floats:
+    """Means over users in every resample, for all groups and metrics from the same draws.
+
+    A resample draws `users` users with replacement from all of them; a group's mean is over those of its members that
+    were drawn and have a value. The draws depend on the seed and the number of users only.
+
+    Args:
+        values: (users, metrics) one figure per user, e.g. a difference; NaN: the user has none.
+        masks: (groups, users) membership.
+        seed: of the draws.
+        resamples: how many.
+
+    Returns:
+        (resamples, groups, metrics) means; NaN where nobody with a value was drawn.
+    """
+    users, metrics = values.shape
+    groups = len(masks)
+    known = ~np.isnan(values)
+    # (users, groups · metrics): sums and counts of all groups become two matrix products with the draws.
+    inside = masks.T[:, :, None] & known[:, None, :]
+    counted = inside.reshape(users, groups * metrics).astype(np.float64)
+    summed = counted * np.tile(np.where(known, values, 0.0), (1, groups))
+
+    rng = np.random.default_rng(seed)
+    means = np.full((resamples, groups * metrics), math.nan)
+    block = max(1, _BLOCK_CELLS // max(users, 1))
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        drawn = rng.integers(users, size=(rows, users)) if users else np.empty((rows, 0), dtype=np.int64)
+        drawn += np.arange(rows)[:, None] * users
+        times = np.bincount(drawn.ravel(), minlength=rows * users).reshape(rows, users).astype(np.float64)
+        counts = times @ counted
+        np.divide(times @ summed, counts, out=means[start : start + rows], where=counts > 0)
+    return means.reshape(resamples, groups, metrics)
+
+
+def holm(p_values: Floats) -> Floats:
+    """P-values corrected for having looked at several comparisons at once; NaN stays NaN and is not counted.
+
+    Source: Holm, Scandinavian Journal of Statistics 1979. Adjusted p₍ᵢ₎ = max over j ≤ i of min(1, (m − j + 1) · p₍ⱼ₎).
+
+    Args:
+        p_values: (comparisons,) of one family.
+    """
+    adjusted = np.full(len(p_values), math.nan)
+    order = np.argsort(p_values)[: np.count_nonzero(~np.isnan(p_values))]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(factors * p_values[order]))
+    return adjusted
+
+
+def users_to_settle(
+    difference: float, deviation: float, threshold: float = 0.0, confidence: float = CONFIDENCE, power: float = 0.8
+) -> int | None:
+    """How many users it would take to tell the difference from a threshold, if it is as large as it looks now.
+
+    n = ((z₁ + z₂) · deviation / (difference − threshold))², z₁ of the two-sided confidence, z₂ of the power.
+
+    Args:
+        difference: mean of the users' differences.
+        deviation: standard deviation of the users' differences.
+        threshold: what the difference is compared with: 0, or the drop that a gate allows.
+        confidence: of the interval.
+        power: chance that a comparison of that many users comes out conclusive.
+
+    Returns:
+        Number of users, or None above a billion: a difference so close to the threshold is settled by no number.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(power)
+    distance = abs(difference - threshold)
+    if z * deviation > distance * math.sqrt(_MOST_USERS) or distance == 0:
+        return None
+    return max(2, math.ceil((z * deviation / distance) ** 2))
+
+
+def compare(
+    differences: pl.DataFrame,
+    groups: tuple[str, ...] = ("all", "head", "tail", "new"),
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> pl.DataFrame:
+    """Paired comparison of two models for every group and metric.
+
+    Args:
+        differences: what `groups.paired_differences` returned.
+        groups: names from `groups.GROUP_NAMES`.
+        seed: of the draws.
+        resamples: number of bootstrap resamples.
+        confidence: of the interval, e.g. 0.95.
+
+    Returns:
+        One row per (group, metric): group, metric, users Int64 (with a value on both sides), difference Float64 (mean,
+        null without users), low, high (percentile interval), p_value (two-sided, at least 2 / (resamples + 1)), p_holm
+        (over the metrics of the group), and users_to_settle Int64 where the interval holds 0. Interval and p-values are
+        null for fewer than `MIN_USERS` users. The interval is for this comparison alone; p_holm is for all metrics.
+    """
+    metrics = metric_columns(differences)
+    table = differences.sort("user_index")
+    values = table.select(metrics).to_numpy().astype(np.float64).reshape(len(table), len(metrics))
+    membership = members(table)
+    masks = np.stack([membership[group] for group in groups])
+    means = bootstrap_means(values, masks, seed, resamples)
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+
+    rows: list[tuple[object, ...]] = []
+    for g, group in enumerate(groups):
+        facts = []
+        for m in range(len(metrics)):
+            own = values[masks[g], m]
+            own = own[~np.isnan(own)]
+            drawn = means[:, g, m]
+            low = high = p_value = math.nan
+            if len(own) >= MIN_USERS:
+                low, high = (float(bound) for bound in np.nanquantile(drawn, tails))
+                below, above = np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0)
+                p_value = min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
+            facts.append((own, low, high, p_value))
+        corrected = holm(np.array([fact[3] for fact in facts]))
+        for metric, (own, low, high, p_value), p_holm in zip(metrics, facts, corrected, strict=True):
+            mean = float(own.mean()) if len(own) else math.nan
+            settle = users_to_settle(mean, float(own.std(ddof=1)), confidence=confidence) if low <= 0 <= high else None
+            rows.append((group, metric, len(own), mean, low, high, p_value, float(p_holm), settle))
+    figures = ("difference", "low", "high", "p_value", "p_holm")
+    return pl.DataFrame(
+        rows,
+        schema={
+            "group": pl.String,
+            "metric": pl.String,
+            "users": pl.Int64,
+            **dict.fromkeys(figures, pl.Float64),
+            "users_to_settle": pl.Int64,
+        },
+        orient="row",
+    ).with_columns(pl.col(figures).fill_nan(None))

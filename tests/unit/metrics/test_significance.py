@@ -1,0 +1,172 @@
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from dcclctl.metrics import significance
+from dcclctl.metrics.significance import MIN_USERS, bootstrap_means, compare, holm, users_to_settle
+
+
+def differences(**metrics):
+    users = len(next(iter(metrics.values())))
+    return pl.DataFrame(
+        {
+            "user_index": pl.Series(range(users), dtype=pl.Int32),
+            "user_id": [f"u{u}" for u in range(users)],
+            "group": ["head" if u % 5 == 0 else "tail" for u in range(users)],
+            "activity_group": pl.Series([u % 20 for u in range(users)], dtype=pl.Int8),
+            **{name: pl.Series(values, dtype=pl.Float64) for name, values in metrics.items()},
+        }
+    )
+
+
+def everyone(users):
+    return np.ones((1, users), dtype=bool)
+
+
+@pytest.mark.parametrize("block_cells", [1, 100, 10**6])
+def test_resamples_agree_with_a_plain_loop_for_any_block_size(monkeypatch, block_cells):
+    monkeypatch.setattr(significance, "_BLOCK_CELLS", block_cells)
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(30, 3))
+    values[rng.random((30, 3)) < 0.2] = math.nan
+    masks = np.stack([np.ones(30, bool), np.arange(30) < 12])
+    ours = bootstrap_means(values, masks, seed=7, resamples=50)
+
+    draw = np.random.default_rng(7)
+    for resample in ours:
+        drawn = draw.integers(30, size=30)
+        for group, mask in enumerate(masks):
+            for metric in range(3):
+                own = [values[u, metric] for u in drawn if mask[u] and not math.isnan(values[u, metric])]
+                assert resample[group, metric] == pytest.approx(np.mean(own), abs=1e-12)
+
+
+def test_interval_agrees_with_scipy():
+    gains = np.random.default_rng(1).exponential(size=400) - 0.9
+    row = compare(differences(ndcg=gains), groups=("all",), resamples=10_000).row(0, named=True)
+    reference = stats.bootstrap(
+        (gains,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
+    )
+    # Two independent sets of draws: their bounds differ by about a hundredth of the standard error.
+    error = gains.std(ddof=1) / math.sqrt(400)
+    assert row["low"] == pytest.approx(reference.confidence_interval.low, abs=0.1 * error)
+    assert row["high"] == pytest.approx(reference.confidence_interval.high, abs=0.1 * error)
+    assert row["difference"] == pytest.approx(gains.mean(), abs=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1, 0.2])
+def test_p_value_agrees_with_the_t_test(shift):
+    gains = np.random.default_rng(3).normal(size=500)
+    gains += shift - gains.mean()
+    row = compare(differences(ndcg=gains), groups=("all",), resamples=10_000).row(0, named=True)
+    assert row["p_value"] == pytest.approx(stats.ttest_1samp(gains, 0).pvalue, abs=0.02)
+
+
+def test_equal_models_differ_rarely():
+    """A/A: two models of the same quality. The 95 % interval must hold 0 in 95 % of the comparisons, give or take chance."""
+    holds = 0
+    for number in range(400):
+        rng = np.random.default_rng([11, number])
+        # Like HR@k: most users hit nothing, and the two models share part of their hits.
+        shared = rng.random(400) < 0.1
+        new, old = (np.where(shared, 1.0, rng.random(400) < 0.15) for _ in range(2))
+        means = bootstrap_means((new - old)[:, None], everyone(400), seed=number)[:, 0, 0]
+        low, high = np.quantile(means, [0.025, 0.975])
+        holds += low <= 0 <= high
+    assert 0.93 <= holds / 400 <= 0.97
+
+
+def test_a_group_is_compared_on_its_own_users():
+    gains = np.where(np.arange(500) % 5 == 0, 1.0, -1.0) + np.random.default_rng(4).normal(size=500)
+    table = compare(differences(ndcg=gains), groups=("head", "tail", "new"))
+    head, tail, new = table.iter_rows(named=True)
+    assert (head["users"], tail["users"], new["users"]) == (100, 400, 0)
+    assert head["low"] > 0 > tail["high"]
+    assert new["difference"] is None and new["low"] is None and new["p_holm"] is None
+
+
+def test_users_without_a_value_are_left_out():
+    gains = np.random.default_rng(5).normal(1, 1, 200)
+    with_gaps = [None if u % 2 else float(gain) for u, gain in enumerate(gains)]
+    row = compare(differences(auc=with_gaps), groups=("all",)).row(0, named=True)
+    assert row["users"] == 100
+    assert row["difference"] == pytest.approx(gains[::2].mean(), abs=1e-12)
+    assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * gains[::2].std() / 10, rel=0.15)
+
+
+def test_too_few_users_give_no_interval():
+    gains = [1.0] * (MIN_USERS - 1)
+    row = compare(differences(ndcg=gains), groups=("all",)).row(0, named=True)
+    assert row["difference"] == 1.0
+    assert row["low"] is None and row["high"] is None and row["p_value"] is None and row["users_to_settle"] is None
+
+
+def test_no_difference_at_all_is_not_significant():
+    row = compare(differences(ndcg=[0.0] * 50), groups=("all",)).row(0, named=True)
+    assert (row["low"], row["high"], row["p_value"], row["users_to_settle"]) == (0.0, 0.0, 1.0, None)
+
+
+def test_same_seed_same_table_whatever_the_order_of_rows():
+    rng = np.random.default_rng(6)
+    table = differences(ndcg=rng.normal(size=100), auc=rng.normal(size=100))
+    assert compare(table, seed=1).equals(compare(table.reverse(), seed=1))
+    assert not compare(table, seed=1).equals(compare(table, seed=2))
+
+
+def test_p_values_are_corrected_over_the_metrics_of_a_group():
+    rng = np.random.default_rng(8)
+    table = compare(differences(**{f"m{m}": rng.normal(0.15, 1, 300) for m in range(6)}), groups=("all", "tail"))
+    for (_,), own in table.group_by("group", maintain_order=True):
+        assert own["p_holm"].to_list() == pytest.approx(holm(own["p_value"].to_numpy()).tolist())
+        assert (own["p_holm"] >= own["p_value"]).all()
+
+
+def test_holm_known_answer():
+    assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm(np.array([0.02, math.nan, 0.5])) == pytest.approx([0.04, math.nan, 0.5], nan_ok=True)
+    assert holm(np.empty(0)).shape == (0,)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_rejects_what_the_stepwise_procedure_rejects(p_values):
+    # Holm as it is told: go up from the smallest, stop at the first p > level / (comparisons left).
+    level = 0.05
+    rejected = set()
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    for step, index in enumerate(order):
+        if (len(p_values) - step) * p_values[index] > level:
+            break
+        rejected.add(index)
+    assert {i for i, p in enumerate(holm(np.array(p_values))) if p <= level} == rejected
+
+
+def test_so_many_users_do_settle_it():
+    users = users_to_settle(difference=0.1, deviation=1.0)
+    assert users == 785
+    rng = np.random.default_rng(9)
+    means, deviations = zip(*((x.mean(), x.std(ddof=1)) for x in rng.normal(0.1, 1.0, (2000, users))), strict=True)
+    conclusive = np.abs(means) > 1.96 * np.array(deviations) / math.sqrt(users)
+    assert conclusive.mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_users_to_settle_against_a_threshold():
+    assert users_to_settle(-0.05, 1.0, threshold=-0.15) == users_to_settle(0.1, 1.0)
+    assert users_to_settle(0.2, 1.0) == pytest.approx(users_to_settle(0.1, 1.0) / 4, rel=0.01)
+    assert users_to_settle(0.1, 1.0, threshold=0.1) is None
+    assert users_to_settle(0.1, 0.0, threshold=0.1) is None
+    assert users_to_settle(1e-18, 1.0) is None
+    assert users_to_settle(0.1, 0.0) == 2
+
+
+def test_only_inconclusive_comparisons_say_how_many_users_it_takes():
+    rng = np.random.default_rng(10)
+    noise = rng.normal(size=200)
+    table = compare(differences(clear=noise + 1, unclear=noise - noise.mean() + 0.01), groups=("all",))
+    clear, unclear = table["users_to_settle"]
+    assert clear is None
+    assert unclear == pytest.approx(users_to_settle(0.01, noise.std(ddof=1)), rel=1e-6)
