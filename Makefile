@@ -18,7 +18,7 @@ help:
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo 'dcclctl needs Python 3.11 or newer: PYTHON=python3.12 make ...' >&2; exit 1; }
-	@echo 'Setting up .venv (the first time this fetches about 1 GB, most of it torch)' >&2
+	@echo 'Setting up .venv, once; most of the time goes into fetching torch' >&2
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
