@@ -80,7 +80,7 @@ def _row(shelf: "Store", kind: str, number: int) -> dict[str, Any]:
     try:
         artifact = shelf.load(kind, number)
     except ArtifactError as error:
-        nothing = {"id": "", "aliases": [], "made": None, "bytes": 0, "facts": {}}
+        nothing: dict[str, Any] = {"id": "", "aliases": [], "made": None, "bytes": 0, "facts": {}}
         return {"ref": f"{kind}@{number}", **nothing, "problem": error.what}
     return {
         "ref": artifact.ref,
