@@ -1,1 +1,1 @@
-"""Outside logs to clean tables."""
+"""Outside logs → clean tables: layouts, row rules, quarantine, splits, groups."""

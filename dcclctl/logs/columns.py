@@ -1,0 +1,117 @@
+"""Which column of a log is the user, the item, the time: by name, or as `--map` says."""
+
+from collections.abc import Iterable
+
+from dcclctl.errors import DataError, UsageError
+
+ROLES = ("user", "item", "time", "label", "category", "behaviour")
+REQUIRED = ("user", "item", "time")
+
+#: Names that are recognised, best first.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "user": (
+        *("user_id", "userId", "user", "uid", "userid", "UserId", "UserID", "reviewerID", "reviewer_id"),
+        *("customer_id", "customerId", "household_id", "visitorid", "visitor_id", "member_id", "account_id"),
+    ),
+    "item": (
+        *("item_id", "itemId", "item", "iid", "itemid", "ItemId", "ItemID", "parent_asin", "asin", "movieId"),
+        *("movie_id", "MovieID", "product_id", "productId", "ProductId", "product", "sku", "article_id"),
+        *("track_id", "song_id", "video_id", "news_id", "book_id", "business_id", "content_id"),
+    ),
+    "time": (
+        *("timestamp", "Timestamp", "time", "Time", "ts", "unixReviewTime", "time_ms", "event_time", "datetime"),
+        *("date", "created_at", "transaction_timestamp", "t_dat", "ordinal"),
+    ),
+    "label": ("label", "rating", "Rating", "score", "stars", "overall", "click"),
+    "category": ("category", "category_id", "categoryId", "cat", "category_code", "item_category", "CategoryID"),
+    "behaviour": ("behaviour", "behavior", "behaviour_type", "behavior_type", "event_type", "event", "action"),
+}
+
+#: Header names of an item's name in side tables.
+NAME_COLUMNS = ("name", "title", "movie_title", "item_name", "product_name", "Title")
+
+
+def assign_roles(header: Iterable[str], mapped: dict[str, str], where: str) -> dict[str, str]:
+    """Role → column of an event log.
+
+    Args:
+        header: the file's column names.
+        mapped: what --map says.
+        where: the file, for messages.
+
+    Raises:
+        UsageError: --map names a role or a column that does not exist.
+        DataError: a needed column is not found; the message shows the header and a full --map.
+    """
+    names = list(header)
+    check_unique(names, where)
+    roles: dict[str, str] = {}
+    for role, column in mapped.items():
+        if role not in ROLES:
+            raise UsageError(
+                f"--map: there is no role {role!r}", f"Roles: {', '.join(ROLES)}; write --map user=uid,item=sku,time=ts"
+            )
+        roles[role] = find_column(names, column, where, role)
+    for role in ROLES:
+        if role not in roles:
+            free = set(names) - set(roles.values())
+            found = next((name for name in SYNONYMS[role] if name in free), None)
+            if found is not None:
+                roles[role] = found
+    missing = [role for role in REQUIRED if role not in roles]
+    if missing:
+        raise _not_found(names, roles, missing, where)
+    return roles
+
+
+def check_unique(names: list[str], where: str) -> None:
+    """Refuse two columns of one name.
+
+    Raises:
+        DataError: naming them.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"{where}: the header names {', '.join(map(repr, twice))} more than once", "Rename one of the columns."
+        )
+
+
+def find_column(names: list[str], column: str, where: str, role: str) -> str:
+    """The column that a person means: exactly, or up to spaces around it; 'a.b' may be a field of a struct.
+
+    Raises:
+        UsageError: there is no such column; the message shows the header.
+    """
+    if column in names:
+        return column
+    stripped = [name for name in names if name.strip() == column.strip()]
+    if len(stripped) == 1:
+        return stripped[0]
+    if "." in column and column.split(".")[0] in names:
+        return column
+    raise UsageError(
+        f"--map: {where} has no column {column!r} for {role}", f"Its header: {', '.join(map(repr, names))}"
+    )
+
+
+def _not_found(names: list[str], roles: dict[str, str], missing: list[str], where: str) -> DataError:
+    near: dict[str, str] = {}
+    for role in missing:
+        known = {_plain(name) for name in SYNONYMS[role]}
+        found = next((name for name in names if _plain(name) in known and name not in roles.values()), None)
+        if found is not None:
+            near[role] = found
+    example = {role: roles.get(role) or near.get(role) or f"YOUR_{role.upper()}_COLUMN" for role in REQUIRED}
+    hint = ""
+    if near:
+        pairs = ", ".join(f"{name!r} looks like the {role}" for role, name in near.items())
+        hint = f" ({pairs}, but differs in case, spaces or marks)"
+    return DataError(
+        f"{where}: no column for {', '.join(missing)}{hint}; its header: {', '.join(map(repr, names))}",
+        "Say which is which: --map '" + ",".join(f"{role}={name.strip()}" for role, name in example.items()) + "'",
+    )
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())

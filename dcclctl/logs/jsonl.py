@@ -1,0 +1,206 @@
+"""JSON lines → batches of records. Numbers keep the text they were written with."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from dcclctl.errors import DataError
+from dcclctl.logs.batch import MAX_FIELD_BYTES, Batch, Reject, text_frame
+from dcclctl.logs.layout import Layout
+from dcclctl.logs.sources import BOM, ByteStream
+from dcclctl.logs.text import check_utf8, chunks
+
+MAX_DEPTH = 64
+#: A key that first appears after so many records is reported: columns were chosen by then.
+LATE_RECORD = 100
+_CHUNK_BYTES = 8 << 20
+
+
+class _Number(str):
+    """A JSON number, as it was written."""
+
+
+class _Refused(Exception):
+    """A line that is not a usable JSON object; the argument is the reason."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise _Refused("duplicate-keys")
+    return values
+
+
+def _no_constant(text: str) -> None:
+    raise _Refused("nan-literal")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_Number, parse_float=_Number, parse_constant=_no_constant
+)
+
+
+def parse_line(line: str) -> dict[str, Any]:
+    """One line as an object whose numbers are `str`.
+
+    Raises:
+        _Refused: with the reason.
+    """
+    if line.count("{") + line.count("[") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
+        raise _Refused("too-deep")
+    try:
+        value = _DECODER.decode(line)
+    except json.JSONDecodeError as error:
+        raise _Refused("broken-json") from error
+    if not isinstance(value, dict):
+        raise _Refused("broken-json")
+    if "\\u" in line:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise _Refused("lone-surrogate") from error
+    return value
+
+
+def _depth(line: str) -> int:
+    depth = deepest = 0
+    in_string = escaped = False
+    for character in line:
+        if escaped:
+            escaped = False
+        elif in_string:
+            escaped = character == "\\"
+            in_string = character != '"'
+        elif character == '"':
+            in_string = True
+        elif character in "{[":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "}]":
+            depth -= 1
+    return deepest
+
+
+def first_keys(head: bytes) -> list[str]:
+    """Keys of the objects in the first lines, in order of appearance; broken lines are passed over."""
+    keys: dict[str, None] = {}
+    for line in head.decode("utf-8", "replace").splitlines()[:LATE_RECORD]:
+        try:
+            keys |= dict.fromkeys(parse_line(line))
+        except _Refused:
+            continue
+    return list(keys)
+
+
+def read_jsonl(stream: ByteStream, layout: Layout, wanted: list[str], lists: bool = False) -> Iterator[Batch]:
+    """Batches of a JSON-lines file.
+
+    Args:
+        stream: the file.
+        layout: how it looks.
+        wanted: keys to hand on.
+        lists: hand lists on as JSON text (side tables) instead of refusing the record.
+
+    Raises:
+        DataError: not UTF-8, or anything that `ByteStream` refuses.
+    """
+    offset, record = len(BOM) if layout.bom else 0, 1
+    seen: set[str] = set()
+    types: dict[str, type] = {}
+    for chunk, last in chunks(stream, layout.encoding, _CHUNK_BYTES):
+        check_utf8(chunk, offset, stream)
+        columns: dict[str, list[str | None]] = {name: [] for name in wanted}
+        records: list[int] = []
+        spans: list[tuple[int, int]] = []
+        rejects: list[Reject] = []
+        counts = {"blank-lines": 0, "mixed-types": 0}
+        late, first, position = 0, record, 0
+        while position < len(chunk):
+            end = chunk.find(b"\n", position) + 1 or len(chunk)
+            line = chunk[position:end].rstrip(b"\r\n")
+            if not line.strip():
+                counts["blank-lines"] += 1
+                position = end
+                continue
+            try:
+                values = parse_line(line.decode("utf-8"))
+                fields = {name: _field(values.get(name), lists) for name in wanted}
+            except _Refused as error:
+                raw = line[:MAX_FIELD_BYTES].decode("utf-8", "replace")
+                rejects.append(Reject(record, offset + position, str(error), raw))
+            else:
+                if not seen.issuperset(values):
+                    late += len(values.keys() - seen) if record > LATE_RECORD else 0
+                    seen |= values.keys()
+                for name, text in fields.items():
+                    kind = type(values.get(name))
+                    if text is not None and types.setdefault(name, kind) is not kind:
+                        counts["mixed-types"] += 1
+                    columns[name].append(text)
+                records.append(record)
+                spans.append((position, position + len(line)))
+            record += 1
+            position = end
+        batch = Batch(
+            text_frame(columns),
+            np.array(records, np.int64),
+            _Raw(chunk, spans, offset),
+            rejects,
+            record - first,
+            {name: count for name, count in counts.items() if count},
+            {"late-columns": late} if late else {},
+            last and not chunk.endswith(b"\n"),
+        )
+        offset += len(chunk)
+        yield batch
+
+
+class _Raw:
+    """Row → offset and text of its line."""
+
+    def __init__(self, chunk: bytes, spans: list[tuple[int, int]], offset: int) -> None:
+        self._chunk, self._spans, self._offset = chunk, spans, offset
+
+    def __call__(self, row: int) -> tuple[int, str]:
+        start, end = self._spans[row]
+        return self._offset + start, self._chunk[start : min(end, start + MAX_FIELD_BYTES)].decode("utf-8", "replace")
+
+
+def _field(value: Any, lists: bool) -> str | None:
+    """A value as text; true and false as JSON writes them.
+
+    Raises:
+        _Refused: an object or a list, a field that is too long.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict | list):
+        if not lists:
+            raise _Refused("nested-value")
+        return json.dumps(value, ensure_ascii=False)
+    if len(value) > MAX_FIELD_BYTES // 4 and len(value.encode()) > MAX_FIELD_BYTES:
+        raise _Refused("field-too-long")
+    return str(value)
+
+
+def check_is_lines(head: bytes, path: object) -> None:
+    """Refuse one big JSON array, or one object over many lines, where lines are expected.
+
+    Raises:
+        DataError: with the command that converts it.
+    """
+    text = head.lstrip()
+    if text.startswith(b"["):
+        raise DataError(
+            f"{path} is one JSON array, not JSON lines (one object a line)",
+            f"Convert it: jq -c '.[]' {path} > lines.jsonl",
+        )
+    if text.split(b"\n", 1)[0].strip() == b"{":
+        raise DataError(
+            f"{path} is one JSON object over many lines, not JSON lines (one object a line)",
+            f"Convert it: jq -c . {path} > lines.jsonl",
+        )

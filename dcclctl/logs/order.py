@@ -1,0 +1,40 @@
+"""Stable sorting by several columns of numbers."""
+
+import numpy as np
+import numpy.typing as npt
+
+from dcclctl.logs.batch import Ints
+
+
+def order_by(*columns: npt.NDArray[np.integer]) -> Ints:
+    """Rows in ascending order of the columns, first one first; equal rows keep their order.
+
+    Args:
+        columns: numbers, all of one length, at least one column.
+    """
+    height = len(columns[0])
+    if height == 0:
+        return np.zeros(0, np.int64)
+    lows = [int(column.min()) for column in columns]
+    bits = [(int(column.max()) - low).bit_length() for column, low in zip(columns, lows, strict=True)]
+    row_bits = (height - 1).bit_length()
+    if sum(bits) + row_bits > 64:
+        return np.lexsort(columns[::-1])
+    # Everything fits into one number with the row in its lowest bits: one plain sort, many times faster than lexsort.
+    key = np.zeros(height, np.uint64)
+    for column, low, width in zip(columns, lows, bits, strict=True):
+        key <<= np.uint64(width)
+        key |= (column - low).astype(np.uint64)
+    key <<= np.uint64(row_bits)
+    key |= np.arange(height, dtype=np.uint64)
+    key.sort()
+    key &= np.uint64((1 << row_bits) - 1)
+    return key.astype(np.int64)
+
+
+def coarsen(times: Ints) -> Ints:
+    """Times in the largest of s, ms, µs that loses nothing, so that they take fewer bits to sort by."""
+    for size in (1_000_000, 1_000):
+        if not (times % size).any():
+            return times // size
+    return times

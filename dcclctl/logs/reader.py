@@ -1,0 +1,237 @@
+"""All logs → columns of numbers, one row an event that passed the row rules."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from dcclctl.config import IngestConfig
+from dcclctl.errors import DataError, UsageError
+from dcclctl.logs.batch import Batch, Flags, Ints
+from dcclctl.logs.ids import EMPTY, NUL, IdColumn
+from dcclctl.logs.jsonl import read_jsonl
+from dcclctl.logs.labels import LabelRule
+from dcclctl.logs.layout import Layout
+from dcclctl.logs.parquet import read_parquet
+from dcclctl.logs.quarantine import Quarantine
+from dcclctl.logs.sources import ByteStream, Source
+from dcclctl.logs.text import read_text
+from dcclctl.logs.times import TimeColumn
+
+Progress = Callable[[str, float, float, str], None]
+T = TypeVar("T")
+
+
+@dataclass
+class Log:
+    """Every kept row of all logs, in the order of the files and their records.
+
+    Args:
+        users: codes in `user_ids`.
+        items: codes in `item_ids`.
+        times: microseconds, or order numbers.
+        labels: 0 or 1; None if every event is positive.
+        categories: codes in `category_texts`; None without such a column.
+        behaviours: codes in `behaviour_texts`; None without such a column.
+        time_kind: 'timestamp' or 'ordinal'.
+        read: rows by file name.
+        normalised: what was mended, counted.
+        warnings: what looks odd, counted.
+        remarks: sentences for a person.
+    """
+
+    users: Ints
+    items: Ints
+    times: Ints
+    labels: npt.NDArray[np.int8] | None
+    categories: Ints | None
+    behaviours: Ints | None
+    user_ids: IdColumn
+    item_ids: IdColumn
+    category_texts: IdColumn
+    behaviour_texts: IdColumn
+    time_kind: str
+    read: dict[str, int]
+    normalised: Counter[str]
+    warnings: Counter[str]
+    remarks: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+def batches(source: Source, layout: Layout, wanted: list[str], lists: bool = False) -> Iterator[tuple[Batch, int]]:
+    """Batches of any file, each with the (compressed) bytes read so far; the next one is parsed meanwhile.
+
+    Raises:
+        DataError: whatever the file's reader refuses.
+    """
+    if layout.container == "parquet":
+        for batch in _ahead(read_parquet(source, layout, wanted, lists)):
+            yield batch, 0
+        return
+    stream = ByteStream(source)
+    reader = read_jsonl(stream, layout, wanted, lists) if layout.container == "jsonl" else None
+    for batch in _ahead(reader or read_text(stream, layout, wanted)):
+        yield batch, stream.position
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """Compute the next item in a thread while this one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(next, items, None)
+        while (item := future.result()) is not None:
+            future = pool.submit(next, items, None)
+            yield item
+
+
+def label_rule(config: IngestConfig, layout: Layout) -> LabelRule | None:
+    """The rule that makes labels, with its column found; None if every event is positive.
+
+    Raises:
+        UsageError: the log has no such column.
+    """
+    if not config.label and "label" not in config.map:
+        return None
+    # A label column without a condition is taken for 0/1.
+    rule = LabelRule.parse(config.label or "label>0")
+    if rule.column in layout.columns:
+        return rule
+    if rule.column == "label" and "label" in layout.roles:
+        return LabelRule(layout.roles["label"], rule.operator, rule.value)
+    raise UsageError(
+        f"--label: the log has no column {rule.column!r}", f"Its columns: {', '.join(map(repr, layout.columns))}"
+    )
+
+
+class LogReader:
+    """Reads logs one after another into one set of columns.
+
+    Args:
+        config: the ingest settings.
+        quarantine: where rejects go.
+        on_progress: called with bytes done and bytes in all.
+    """
+
+    def __init__(self, config: IngestConfig, quarantine: Quarantine, on_progress: Progress) -> None:
+        self._config = config
+        self._quarantine = quarantine
+        self._on_progress = on_progress
+        as_int = config.ids == "int"
+        self._users, self._items = IdColumn(as_int), IdColumn(as_int)
+        self._categories, self._behaviours = IdColumn(empty_is_value=True), IdColumn(empty_is_value=True)
+        self._parts: dict[str, list[npt.NDArray[np.generic]]] = {}
+        self._normalised: Counter[str] = Counter()
+        self._warnings: Counter[str] = Counter()
+
+    def read(self, logs: list[tuple[Source, Layout]]) -> Log:
+        """Read them all.
+
+        Raises:
+            DataError: a file cannot be read, or two files differ in the kind of their times.
+        """
+        total, done = sum(source.bytes for source, _ in logs), 0
+        units: dict[str, str] = {}
+        read: dict[str, int] = {}
+        for source, layout in logs:
+            read[source.name] = read.get(source.name, 0)
+            if layout.bom:
+                self._normalised["byte-order-mark"] += 1
+            column = layout.roles["time"]
+            unit = "ordinal" if column == "ordinal" and self._config.time_unit == "auto" else self._config.time_unit
+            where = f"{source.path}, column {column!r}"
+            times = TimeColumn(unit, self._config.timezone, self._config.now, where)
+            rows = self._read_one(source, layout, times, done, total)
+            read[source.name] += rows
+            done += source.bytes
+            if rows == 0 and not self._config.allow_empty:
+                raise DataError(f"{source.path} has a header and no rows", "Leave it out, or accept it: --allow-empty")
+            if times.unit != "auto":
+                units[source.name] = "ordinal" if times.unit == "ordinal" else "timestamp"
+        if len(set(units.values())) > 1:
+            ordinal = [name for name, kind in units.items() if kind == "ordinal"]
+            raise DataError(
+                f"{', '.join(ordinal)} has order numbers and the other logs have times", "Ingest them separately."
+            )
+        return self._log(read, next(iter(units.values()), "timestamp"))
+
+    def _read_one(self, source: Source, layout: Layout, times: TimeColumn, done: int, total: int) -> int:
+        rule = label_rule(self._config, layout)
+        roles = dict(layout.roles)
+        wanted = list(
+            dict.fromkeys([*(roles[role] for role in roles if role != "label"), *([rule.column] if rule else [])])
+        )
+        rows = 0
+        for batch, position in batches(source, layout, wanted):
+            rows += batch.read
+            self._take(source.name, roles, rule, times, batch)
+            self._on_progress("reading", done + position, total, source.name)
+        return rows
+
+    def _take(
+        self, source: str, roles: dict[str, str], rule: LabelRule | None, times: TimeColumn, batch: Batch
+    ) -> None:
+        frame = batch.frame
+        refused: dict[str, Flags] = {}
+        columns: dict[str, npt.NDArray[np.generic]] = {}
+        for role, ids in (("user", self._users), ("item", self._items)):
+            codes, bad, padded, decimal = ids.encode_counted(frame[roles[role]])
+            columns[role] = codes
+            if EMPTY in bad:
+                refused[f"empty-{role}"] = bad[EMPTY]
+            if NUL in bad:
+                refused["nul-in-id"] = refused["nul-in-id"] | bad[NUL] if "nul-in-id" in refused else bad[NUL]
+            if padded is not None:
+                self._normalised["padded-ids"] += int(padded.sum())
+                self._warnings["padded-ids"] += int(padded.sum())
+            if decimal is not None:
+                self._normalised["ids-as-int"] += int(decimal.sum())
+        columns["time"], late = times.read(frame[roles["time"]], batch)
+        refused |= late
+        if rule is not None:
+            columns["label"], unlabelled = rule.read(frame[rule.column], batch)
+            refused |= unlabelled
+        for role, texts in (("category", self._categories), ("behaviour", self._behaviours)):
+            if role in roles:
+                columns[role] = texts.encode(frame[roles[role]])[0]
+        self._normalised.update(batch.normalised)
+        self._warnings.update(batch.warnings)
+        kept = self._quarantine.add_batch(source, batch, refused)
+        for role, values in columns.items():
+            values = values if kept is None else values[kept]
+            if role != "time" and role != "label" and len(values) and _fits_int32(values):
+                values = values.astype(np.int32)
+            self._parts.setdefault(role, []).append(values)
+
+    def _log(self, read: dict[str, int], time_kind: str) -> Log:
+        def column(role: str) -> Ints | None:
+            parts = self._parts.pop(role, None)
+            return None if parts is None else np.concatenate(parts).astype(np.int64, copy=False)
+
+        labels = self._parts.pop("label", None)
+        empty = np.zeros(0, np.int64)
+        users, items, times = (column(role) for role in ("user", "item", "time"))
+        return Log(
+            users if users is not None else empty,
+            items if items is not None else empty,
+            times if times is not None else empty,
+            None if labels is None else np.concatenate(labels).astype(np.int8, copy=False),
+            column("category"),
+            column("behaviour"),
+            self._users,
+            self._items,
+            self._categories,
+            self._behaviours,
+            time_kind,
+            read,
+            self._normalised,
+            self._warnings,
+        )
+
+
+def _fits_int32(values: npt.NDArray[np.generic]) -> bool:
+    return bool(np.abs(values).max() < 2**31)

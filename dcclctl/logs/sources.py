@@ -1,0 +1,232 @@
+"""Files: which ones are meant, their hashes, and their decompressed bytes with every guard against damage."""
+
+import codecs
+import glob
+import gzip
+import hashlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from dcclctl.errors import DataError, UsageError
+
+BLOCK_BYTES = 1 << 20
+#: A file that inflates beyond both of these is taken for a compression bomb.
+BOMB_BYTES = 64 << 20
+BOMB_RATIO = 200
+
+BOM = codecs.BOM_UTF8
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to read, as it was when it was hashed.
+
+    Args:
+        path: where it lies.
+        sha256: of its bytes, compressed as they are.
+        bytes: its size.
+        modified_ns: its time of modification.
+    """
+
+    path: Path
+    sha256: str
+    bytes: int
+    modified_ns: int
+
+    @property
+    def name(self) -> str:
+        """Base name; the only part of the path that gets into an artifact."""
+        return self.path.name
+
+    @property
+    def stem(self) -> str:
+        """Base name without .gz or .zst."""
+        return self.path.stem if self.path.suffix in (".gz", ".zst") else self.path.name
+
+
+def find_paths(arguments: list[Path]) -> list[Path]:
+    """The files that LOG arguments mean: files, globs, and folders of a known layout.
+
+    Raises:
+        UsageError: nothing is there, or a folder holds no log that is known by name.
+    """
+    found: list[Path] = []
+    for argument in arguments:
+        if argument.is_dir():
+            found.append(_log_in_folder(argument))
+        elif argument.exists():
+            found.append(argument)
+        else:
+            matches = sorted(Path(match) for match in glob.glob(str(argument), recursive=True))  # noqa: PTH207 (also takes absolute patterns)
+            files = [match for match in matches if match.is_file()]
+            if not files:
+                raise UsageError(f"no such file: {argument}", "Check the path; a glob like 'logs/*.csv.gz' works too.")
+            found += files
+    return found
+
+
+def _log_in_folder(folder: Path) -> Path:
+    known = ("u.data", "ratings.dat", "ratings.csv", "UserBehavior.csv")
+    logs = [path for name in known if (path := folder / name).is_file()] or sorted(folder.glob("*.inter"))
+    if len(logs) == 1:
+        return logs[0]
+    files = sorted(path.name for path in folder.iterdir() if path.is_file())[:8]
+    problem = "holds several logs" if logs else "holds no log that is known by name"
+    raise UsageError(
+        f"the folder {folder} {problem} (it has: {', '.join(files) or 'no files'})",
+        f"Name the file: dcclctl ingest {folder / (files[0] if files else 'LOG')}",
+    )
+
+
+def identify(path: Path) -> Source:
+    """Hash a file.
+
+    Raises:
+        DataError: it cannot be read, or is empty.
+    """
+    try:
+        before = path.stat()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", "Check the path and its permissions.") from error
+    if before.st_size == 0:
+        raise DataError(f"{path} is empty (0 bytes)", "Leave it out, or fetch it again.")
+    return Source(path, digest, before.st_size, before.st_mtime_ns)
+
+
+def check_distinct(sources: list[Source]) -> None:
+    """Refuse the same bytes twice: their events would count double.
+
+    Raises:
+        DataError: two files have the same hash.
+    """
+    seen: dict[str, Source] = {}
+    for source in sources:
+        if source.sha256 in seen:
+            raise DataError(
+                f"{source.path} and {seen[source.sha256].path} are the same file (SHA-256 {source.sha256[:12]}…)",
+                "Name it once.",
+            )
+        seen[source.sha256] = source
+
+
+class ByteStream:
+    """Decompressed bytes of a source, block by block.
+
+    Args:
+        source: the file.
+
+    Attributes:
+        position: compressed bytes read so far.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.position = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Blocks of bytes.
+
+        Raises:
+            DataError: damaged or cut compression, a bomb, or a file that changed since it was hashed.
+        """
+        source, size = self.source, 0
+        try:
+            with source.path.open("rb") as file:
+                for block in _inflate(file, source.path.suffix):
+                    size += len(block)
+                    self.position = file.tell()
+                    if size > BOMB_BYTES and size > BOMB_RATIO * source.bytes:
+                        raise DataError(
+                            f"{source.path} inflates to more than {BOMB_RATIO} times its size: taken for a compression bomb",
+                            "If it is a real log, decompress it yourself and ingest the plain file.",
+                        )
+                    yield block
+        except (EOFError, gzip.BadGzipFile, zlib.error, _ZstdError) as error:
+            raise DataError(
+                f"{source.path} is damaged or cut: {error} (after {size} decompressed bytes)", "Fetch the file again."
+            ) from error
+        except OSError as error:
+            raise DataError(f"cannot read {source.path}: {error.strerror}", "Check the disk.") from error
+        after = source.path.stat()
+        if (after.st_size, after.st_mtime_ns) != (source.bytes, source.modified_ns):
+            raise DataError(
+                f"{source.path} changed while it was read", "Wait until it is written completely, or ingest a copy."
+            )
+
+
+class _ZstdError(Exception):
+    """A zstd stream that cannot be inflated."""
+
+
+def _inflate(file: IO[bytes], suffix: str) -> Iterator[bytes]:
+    if suffix == ".gz":
+        # GzipFile reads several members one after another and checks each one's CRC.
+        with gzip.GzipFile(fileobj=file) as stream:
+            while block := stream.read(BLOCK_BYTES):
+                yield block
+    elif suffix == ".zst":
+        yield from _inflate_zstd(file)
+    else:
+        while block := file.read(BLOCK_BYTES):
+            yield block
+
+
+def _inflate_zstd(file: IO[bytes]) -> Iterator[bytes]:
+    import zstandard
+
+    # Not stream_reader: it takes a cut frame for the end of the file. Small inputs bound what one call inflates.
+    decoder = zstandard.ZstdDecompressor()
+    stream = None
+    try:
+        while data := file.read(16 << 10):
+            while data:
+                stream = stream or decoder.decompressobj()
+                yield stream.decompress(data)
+                data = stream.unused_data if stream.eof else b""
+                stream = None if stream.eof else stream
+    except zstandard.ZstdError as error:
+        raise _ZstdError(str(error)) from error
+    if stream is not None:
+        raise _ZstdError("the last zstd frame is not complete")
+
+
+def first_bytes(source: Source, size: int = 1 << 16) -> bytes:
+    """The first decompressed bytes of a source (all of a smaller one)."""
+    head = b""
+    for block in ByteStream(source):
+        head += block
+        if len(head) >= size:
+            break
+    return head[:size]
+
+
+def utf8_blocks(stream: ByteStream, encoding: str) -> Iterator[bytes]:
+    """Blocks of a text file as UTF-8, without its byte order mark; bytes declared UTF-8 pass through unchecked.
+
+    Raises:
+        DataError: bytes that the declared encoding does not have.
+    """
+    if encoding == "utf-8":
+        head = b""
+        blocks = iter(stream)
+        for block in blocks:
+            head += block
+            if len(head) >= len(BOM):
+                break
+        yield head.removeprefix(BOM)
+        yield from blocks
+        return
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        for block in stream:
+            yield decoder.decode(block).encode("utf-8")
+        yield decoder.decode(b"", final=True).encode("utf-8")
+    except UnicodeError as error:
+        raise DataError(
+            f"{stream.source.path} is not {encoding}: {error.args[-1]}", "Declare its encoding with --encoding."
+        ) from error

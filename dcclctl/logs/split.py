@@ -1,0 +1,145 @@
+"""Cut the events into the four periods cloud | device | valid | test."""
+
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from dcclctl.config import PERIODS, IngestConfig
+from dcclctl.errors import DataError, UsageError
+from dcclctl.logs.batch import Codes, Ints
+from dcclctl.logs.times import number_to_us, parse_iso, unit_of
+
+Periods = npt.NDArray[np.int8]
+
+#: Share of what is neither test nor valid that becomes `device` in leave-one-out.
+DEVICE_SHARE = Fraction(3, 10)
+
+
+def split(users: Codes, times: Ints, time_kind: str, config: IngestConfig) -> tuple[Periods, list[int] | None]:
+    """Period (0 … 3) of every event, and the three cut times of a global split (None otherwise).
+
+    Args:
+        users: dense numbers, ascending; within a user oldest first.
+        times: microseconds, or order numbers.
+        time_kind: 'timestamp' or 'ordinal'.
+        config: split and periods.
+
+    Raises:
+        UsageError: the log does not allow this split, or the periods cannot be read.
+        DataError: a period of a global split is empty.
+    """
+    if time_kind == "ordinal" and config.split != "leave-one-out":
+        raise UsageError(
+            f"this log only knows the order of each user's events: there is no common clock for a {config.split} split",
+            "Cut it per user: --split leave-one-out   (if the column does hold times, declare --time-unit)",
+        )
+    if config.split == "leave-one-out":
+        return leave_one_out(users), None
+    if config.split == "per-user":
+        return per_user(users, shares_of(config.periods)), None
+    cuts = _cuts_of(times, config)
+    periods = np.searchsorted(np.array(cuts, np.int64), times, side="right").astype(np.int8)
+    _check_filled(periods, times, cuts)
+    return periods, cuts
+
+
+def shares_of(periods: list[str]) -> list[Fraction]:
+    """Cumulative shares (three, between 0 and 1) of four shares like 60,20,10,10 or 0.6,0.2,0.1,0.1.
+
+    Raises:
+        UsageError: not four numbers that add up to 100 or 1.
+    """
+    try:
+        shares = [Fraction(text) for text in periods]
+    except (ValueError, ZeroDivisionError):
+        shares = []
+    if len(shares) != len(PERIODS) or min(shares) < 0 or sum(shares) not in (1, 100):
+        raise UsageError(
+            f"--periods: {','.join(periods)!r} is not four shares that add up to 100 (or 1)",
+            "Write e.g. --periods 60,20,10,10; a global split also takes three cut times.",
+        )
+    total = sum(shares)
+    return [sum(shares[: place + 1], Fraction(0)) / total for place in range(len(PERIODS) - 1)]
+
+
+def _round_half_up(numbers: Ints, share: Fraction) -> Ints:
+    """numbers × share, rounded, exactly."""
+    return (2 * numbers * share.numerator + share.denominator) // (2 * share.denominator)
+
+
+def _cuts_of(times: Ints, config: IngestConfig) -> list[int]:
+    if len(config.periods) == len(PERIODS) - 1:
+        cuts = [_cut_time(text, config) for text in config.periods]
+        if cuts != sorted(set(cuts)):
+            raise DataError(
+                f"--periods: the cut times {', '.join(config.periods)} do not rise: the periods would overlap",
+                "Write the starts of device, valid and test, oldest first.",
+            )
+        return cuts
+    ordered = np.sort(times)
+    last = len(ordered) - 1
+    places = [int(_round_half_up(np.int64(len(ordered)), share)) for share in shares_of(config.periods)]  # type: ignore[arg-type]
+    return [int(ordered[place]) if place <= last else int(ordered[last]) + 1 for place in places]
+
+
+def _cut_time(text: str, config: IngestConfig) -> int:
+    if text.lstrip("+-").isdigit():
+        number = int(text)
+        declared = config.time_unit if config.time_unit not in ("auto", "iso") else ""
+        return number_to_us(number, declared or unit_of(max(number, 1)))
+    return parse_iso(text, config.timezone, "--periods")
+
+
+def _check_filled(periods: Periods, times: Ints, cuts: list[int]) -> None:
+    counts = np.bincount(periods, minlength=len(PERIODS))
+    bounds = [int(times.min()), *cuts, int(times.max())]
+    for number, name in enumerate(PERIODS):
+        if counts[number] == 0:
+            start, end = iso(bounds[number]), iso(bounds[number + 1])
+            raise DataError(
+                f"the period {name!r} ({start} to {end}) holds no event; the log runs from {iso(bounds[0])} to {iso(bounds[-1])}",
+                "Choose other shares or three cut times (--periods), or another split (--split per-user, leave-one-out).",
+            )
+
+
+def iso(time_us: int) -> str:
+    """A time as text, UTC, to the second (or the microsecond where there is one)."""
+    return str(np.datetime64(time_us, "us")).removesuffix(".000000") + "Z"
+
+
+def _positions(users: Codes) -> tuple[Ints, Ints]:
+    """Each event's place in its user's timeline from 0, and how many events that user has."""
+    counts = np.bincount(users).astype(np.int64)
+    starts = np.cumsum(counts) - counts
+    return np.arange(len(users), dtype=np.int64) - starts[users], counts[users]
+
+
+def per_user(users: Codes, shares: list[Fraction]) -> Periods:
+    """Cut each user's own timeline by position; short users may have empty periods.
+
+    Args:
+        users: ascending; within a user oldest first.
+        shares: three cumulative shares.
+    """
+    place, count = _positions(users)
+    periods = np.zeros(len(users), np.int8)
+    for share in shares:
+        periods += place >= _round_half_up(count, share)
+    return periods
+
+
+def leave_one_out(users: Codes) -> Periods:
+    """A user's last event is test, the one before valid, of the rest the newest 30 % device.
+
+    One event stays in cloud; of two the second is test.
+    """
+    place, count = _positions(users)
+    from_end = count - 1 - place
+    rest = np.maximum(count - 2, 0)
+    device = _round_half_up(rest, DEVICE_SHARE)
+    periods = np.zeros(len(users), np.int8)
+    periods[(from_end >= 2) & (from_end < 2 + device)] = 1
+    periods[(from_end == 1) & (count >= 3)] = 2
+    periods[(from_end == 0) & (count >= 2)] = 3
+    return periods

@@ -1,0 +1,313 @@
+"""Delimited text → batches of records.
+
+Clean stretches are checked by vectorised byte counts and parsed by polars; a stretch with quotes, NULs, blank lines or a
+wrong number of fields is read record by record. Both ways give the same rows (a test holds them together). polars'
+own tolerance (ignore_errors, truncate_ragged_lines, utf8-lossy) is never used: it loses rows without a word.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from dcclctl.errors import DataError
+from dcclctl.logs.batch import MAX_FIELD_BYTES, Batch, Reject, text_frame
+from dcclctl.logs.layout import Layout
+from dcclctl.logs.sources import BOM, ByteStream, utf8_blocks
+
+#: Bytes parsed at once, and the smaller pieces that a dirty stretch is cut into.
+CHUNK_BYTES = 32 << 20
+PIECE_BYTES = 256 << 10
+#: Text without any line end beyond this is not line-separated text.
+MAX_LINE_BYTES = 64 << 20
+
+_OTHER_DELIMITERS = (",", ";", "\t", "|", "::")
+
+
+def chunks(stream: ByteStream, encoding: str, size: int = CHUNK_BYTES) -> Iterator[tuple[bytes, bool]]:
+    """Whole lines, about `size` bytes at once, and whether it is the last chunk (which may lack its line end).
+
+    Raises:
+        DataError: the text has no line ends, or is not UTF-8.
+    """
+    blocks: list[bytes] = []
+    held = 0
+    for block in utf8_blocks(stream, encoding):
+        blocks.append(block)
+        held += len(block)
+        if held < size:
+            continue
+        end = block.rfind(b"\n") + 1
+        if end == 0:
+            if held > size + MAX_LINE_BYTES:
+                raise _no_line_ends(stream)
+            continue
+        blocks[-1] = block[:end]
+        yield b"".join(blocks), False
+        blocks, held = [block[end:]], len(block) - end
+    yield b"".join(blocks), True
+
+
+def _no_line_ends(stream: ByteStream) -> DataError:
+    return DataError(
+        f"{stream.source.path} has no line ends: it is not line-separated text", "Convert it to CSV first."
+    )
+
+
+def check_utf8(data: bytes, offset: int, stream: ByteStream) -> None:
+    """Refuse bytes that are not UTF-8.
+
+    Args:
+        data: whole lines.
+        offset: where they start in the file.
+        stream: for the message.
+    """
+    if data.isascii():
+        return
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{stream.source.path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start}",
+            "Declare its encoding: --encoding latin-1 (or utf-16).",
+        ) from error
+
+
+def read_text(stream: ByteStream, layout: Layout, wanted: list[str]) -> Iterator[Batch]:
+    """Batches of a delimited text file.
+
+    Args:
+        stream: the file.
+        layout: how it looks.
+        wanted: columns to hand on.
+
+    Raises:
+        DataError: not UTF-8, no line ends, or anything that `ByteStream` refuses.
+    """
+    offset, record, carried = len(BOM) if layout.bom else 0, 1, b""
+    reader = _RecordReader(layout, wanted)
+    header_pending = layout.has_header
+    for chunk, last in chunks(stream, layout.encoding):
+        check_utf8(chunk, offset + len(carried), stream)
+        if carried:
+            chunk = carried + chunk
+        if header_pending:
+            end = chunk.find(b"\n") + 1 or len(chunk)
+            chunk, offset, header_pending = chunk[end:], offset + end, False
+        batch = _fast(chunk, offset, record, layout, wanted)
+        if batch is not None:
+            batch.cut = last and not chunk.endswith(b"\n")
+            carried = b""
+            offset, record = offset + len(chunk), record + batch.read
+            yield batch
+            continue
+        start = 0
+        while start < len(chunk):
+            end = _piece_end(chunk, start, PIECE_BYTES)
+            piece = chunk[start:end]
+            batch = _fast(piece, offset, record, layout, wanted)
+            if batch is None:
+                batch, used = reader.read(piece, offset, record, final=last and end == len(chunk))
+                # A quoted record may reach beyond the piece; try again with twice as much of the chunk.
+                reach = 2 * PIECE_BYTES
+                while used == 0 and end < len(chunk):
+                    end = _piece_end(chunk, start, reach)
+                    reach *= 2
+                    batch, used = reader.read(chunk[start:end], offset, record, final=last and end == len(chunk))
+                if used == 0:
+                    break
+            else:
+                used = len(piece)
+            start, offset, record = start + used, offset + used, record + batch.read
+            batch.cut = last and start == len(chunk) and not chunk.endswith(b"\n")
+            yield batch
+        carried = chunk[start:]
+
+
+def _piece_end(chunk: bytes, start: int, size: int) -> int:
+    return len(chunk) if start + size >= len(chunk) else (chunk.find(b"\n", start + size) + 1 or len(chunk))
+
+
+def _fast(chunk: bytes, offset: int, record: int, layout: Layout, wanted: list[str]) -> Batch | None:
+    """Parse a stretch in which every line has exactly the right number of plain fields; None if that is not so."""
+    width = len(layout.columns)
+    if not chunk or width < 2 or len(layout.delimiter) > 1 or (layout.quoting and b'"' in chunk) or b"\0" in chunk:
+        return None
+    if b"\r" in chunk and chunk.count(b"\r") != chunk.count(b"\r\n"):
+        return None
+    if not chunk.endswith(b"\n"):
+        chunk += b"\n"
+    data = np.frombuffer(chunk, np.uint8)
+    line_end = data == 10
+    separators = np.flatnonzero(line_end | (data == ord(layout.delimiter)))
+    if len(separators) % width:
+        return None
+    ends = separators[width - 1 :: width]
+    if np.count_nonzero(line_end) != len(ends) or not line_end[ends].all():
+        return None
+    if int(separators[0]) > MAX_FIELD_BYTES or int(np.diff(separators).max(initial=0)) > MAX_FIELD_BYTES:
+        return None
+    frame = pl.read_csv(
+        chunk,
+        has_header=False,
+        schema={name: pl.String for name in layout.columns},
+        columns=[layout.columns.index(name) for name in wanted],
+        separator=layout.delimiter,
+        quote_char=None,
+    ).select(wanted)
+    if frame.height != len(ends):
+        return None
+    if any(column.null_count() for column in frame.iter_columns()):
+        # polars reads an empty field as null; the careful way, and the rules, know empty texts.
+        frame = frame.fill_null("")
+    if layout.columns[-1] in wanted and b"\r" in chunk:
+        frame = frame.with_columns(pl.col(layout.columns[-1]).str.strip_suffix("\r"))
+
+    def raw(row: int) -> tuple[int, str]:
+        start = int(ends[row - 1]) + 1 if row else 0
+        return offset + start, chunk[start : int(ends[row])].removesuffix(b"\r").decode("utf-8")
+
+    return Batch(frame, np.arange(record, record + len(ends), dtype=np.int64), raw, read=len(ends))
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One record in a buffer: its fields or why it has none, and where the next one starts."""
+
+    fields: list[str]
+    reason: str
+    next: int
+
+
+class _RecordReader:
+    """Reads records one by one; a broken record costs one physical line, and reading goes on at the next one."""
+
+    def __init__(self, layout: Layout, wanted: list[str]) -> None:
+        self._width = len(layout.columns)
+        self._quoting = layout.quoting
+        self._delimiter = layout.delimiter
+        self._separator = layout.delimiter.encode()
+        self._wanted = {name: layout.columns.index(name) for name in wanted}
+
+    def read(self, data: bytes, offset: int, record: int, final: bool) -> tuple[Batch, int]:
+        """Records of a buffer.
+
+        Args:
+            data: bytes from a record's start.
+            offset: where they start in the file.
+            record: number of the first record.
+            final: whether the file ends with them; if not, a quoted record that is still open is left for later.
+
+        Returns:
+            The batch, and how many bytes it used.
+        """
+        columns: dict[str, list[str | None]] = {name: [] for name in self._wanted}
+        records: list[int] = []
+        spans: list[tuple[int, int]] = []
+        rejects: list[Reject] = []
+        blank, first, position = 0, record, 0
+        while position < len(data):
+            found = self._next(data, position, final)
+            if found is None:
+                break
+            text = data[position : found.next].rstrip(b"\r\n")
+            if not text.strip(b" \t") and len(found.fields) != self._width:
+                blank += 1
+            elif found.reason:
+                raw = text[:MAX_FIELD_BYTES].decode("utf-8", "replace")
+                rejects.append(Reject(record, offset + position, found.reason, raw))
+                record += 1
+            else:
+                for name, column in self._wanted.items():
+                    columns[name].append(found.fields[column])
+                records.append(record)
+                spans.append((position, position + len(text)))
+                record += 1
+            position = found.next
+
+        def raw_of(row: int) -> tuple[int, str]:
+            start, end = spans[row]
+            return offset + start, data[start:end].decode("utf-8")
+
+        batch = Batch(text_frame(columns), np.array(records, np.int64), raw_of, rejects, record - first)
+        if blank:
+            batch.normalised["blank-lines"] = blank
+        return batch, position
+
+    def _next(self, data: bytes, start: int, final: bool) -> _Record | None:
+        """The record at `start`; None if it is quoted and may go on beyond the buffer."""
+        newline = data.find(b"\n", start)
+        line_end = newline if newline >= 0 else len(data)
+        after_line = min(line_end + 1, len(data))
+        line = data[start:line_end].removesuffix(b"\r")
+        if not self._quoting or b'"' not in line:
+            fields = line.decode("utf-8").split(self._delimiter)
+            return _Record(fields, self._field_problem(line, fields, newline < 0), after_line)
+        fields, reason, after = self._quoted(data, start)
+        if reason == "unclosed-quote" and not final and len(data) - start <= MAX_FIELD_BYTES * self._width:
+            return None
+        if reason == "":
+            reason = self._field_problem(line, fields, after == len(data) and not data.endswith(b"\n"))
+            if reason and after > after_line:
+                # A record of several lines with a wrong number of fields: its quote was never meant to be one.
+                reason = "unclosed-quote"
+        if reason:
+            return _Record([], reason, after_line)
+        return _Record(fields, "", after)
+
+    def _field_problem(self, line: bytes, fields: list[str], unterminated: bool) -> str:
+        if any(len(field) > MAX_FIELD_BYTES // 4 and len(field.encode()) > MAX_FIELD_BYTES for field in fields):
+            return "field-too-long"
+        if len(fields) == self._width:
+            return ""
+        if len(fields) > self._width:
+            return "extra-fields"
+        text = line.decode("utf-8")
+        if any(other != self._delimiter and len(text.split(other)) == self._width for other in _OTHER_DELIMITERS):
+            return "mixed-delimiters"
+        return "cut-last-row" if unterminated else "missing-fields"
+
+    def _quoted(self, data: bytes, start: int) -> tuple[list[str], str, int]:
+        """Fields of a record with quotes, what is wrong ('' if nothing), and where the next record starts."""
+        fields: list[str] = []
+        position, separator = start, self._separator
+        while True:
+            if data.startswith(b'"', position):
+                end = self._closing_quote(data, position + 1)
+                if end < 0:
+                    return fields, "unclosed-quote", len(data)
+                fields.append(data[position + 1 : end].replace(b'""', b'"').decode("utf-8"))
+                position = end + 1
+            else:
+                stops = [stop for mark in (separator, b"\n") if (stop := data.find(mark, position)) >= 0]
+                end = min(stops, default=len(data))
+                text = data[position:end]
+                if b'"' in text:
+                    return fields, "stray-quote", len(data)
+                if not data.startswith(separator, end):
+                    text = text.removesuffix(b"\r")
+                fields.append(text.decode("utf-8"))
+                position = end
+            if data.startswith(separator, position):
+                position += len(separator)
+            elif position >= len(data):
+                return fields, "", len(data)
+            elif data.startswith(b"\n", position):
+                return fields, "", position + 1
+            elif data.startswith(b"\r\n", position):
+                return fields, "", position + 2
+            elif data.startswith(b"\r", position) and position + 1 == len(data):
+                return fields, "", len(data)
+            else:
+                # A quote was closed and text follows: over several lines it was never closed on its own line.
+                broken = "unclosed-quote" if b"\n" in data[start:position] else "stray-quote"
+                return fields, broken, len(data)
+
+    @staticmethod
+    def _closing_quote(data: bytes, start: int) -> int:
+        limit = start + MAX_FIELD_BYTES + 1
+        position = data.find(b'"', start, limit)
+        while position >= 0 and data.startswith(b'"', position + 1):
+            position = data.find(b'"', position + 2, limit)
+        return position

@@ -1,0 +1,302 @@
+"""`ingest`: logs and side tables → one dataset."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from dcclctl.config import PERIODS, IngestConfig
+from dcclctl.errors import UsageError
+from dcclctl.logs.events import Events, select_events
+from dcclctl.logs.formats import check_same_columns, detect_log, side_files
+from dcclctl.logs.groups import user_groups
+from dcclctl.logs.ids import lookalikes
+from dcclctl.logs.layout import Layout
+from dcclctl.logs.quarantine import Quarantine
+from dcclctl.logs.reader import Log, LogReader, label_rule
+from dcclctl.logs.sides import SideTable, categories, profiles, read_side
+from dcclctl.logs.sources import Source, check_distinct, find_paths, identify
+from dcclctl.logs.split import Periods, iso, split
+from dcclctl.store.store import Artifact, Input, Store, Work
+from dcclctl.tables import GROUPS
+
+Progress = Callable[[str, float, float, str], None]
+
+
+def ingest(
+    logs: list[Path],
+    users: Path | None,
+    items: Path | None,
+    config: IngestConfig,
+    store: Store,
+    on_progress: Progress,
+    force: bool = False,
+) -> tuple[Artifact, bool]:
+    """Read logs into a dataset: events with periods, users with groups, items with categories, and what was rejected.
+
+    Args:
+        logs: files, globs or folders, in the order that decides between equal times.
+        users: side table with profile columns; None takes the one beside a RecBole or MovieLens log.
+        items: side table with names and categories; None likewise.
+        config: the resolved settings.
+        store: where the dataset goes.
+        on_progress: called with (what, done, total, note).
+        force: compute even if the store has this dataset.
+
+    Returns:
+        The dataset, and whether it was there already.
+
+    Raises:
+        UsageError: a path, a setting or a column that does not exist.
+        DataError: a log that cannot be read, has too many bad rows, or leaves a period empty.
+    """
+    paths = find_paths(logs)
+    beside = [side_files(path) for path in paths]
+    users = users or next((found for found, _ in beside if found is not None), None)
+    items = items or next((found for _, found in beside if found is not None), None)
+    on_progress("hashing", 0, len(paths), "")
+    sources = [identify(path) for path in paths]
+    check_distinct(sources)
+    sides = {role: identify(_existing(path)) for role, path in (("user", users), ("item", items)) if path is not None}
+    inputs = _inputs([("log", source) for source in sources] + [(f"{role}s", side) for role, side in sides.items()])
+    settings = config.model_dump(mode="json", exclude={"seed"})
+    with store.begin("ingest", "dataset", settings, config.seed, inputs, force) as work:
+        if work.reused is not None:
+            return work.reused, True
+        layouts = [(source, detect_log(source, config)) for source in sources]
+        check_same_columns(layouts)
+        quarantine = Quarantine()
+        log = LogReader(config, quarantine, on_progress).read(layouts)
+        rejected = dict(sorted(quarantine.counts.items()))
+        quarantine.check("", sum(log.read.values()), config.max_reject)
+        tables = {role: read_side(source, config, role, quarantine) for role, source in sides.items()}
+        rows = {
+            "read": sum(log.read.values()),
+            "kept": len(log),
+            "rejected": sum(rejected.values()),
+            "rejected_by_reason": rejected,
+        }
+        facts = _write_tables(work, log, layouts, tables, config, quarantine, rows, on_progress)
+        facts["sources"] = [
+            _source_facts(role, source, log, layouts, tables) for role, source in _roles(sources, sides)
+        ]
+        return work.commit(facts), False
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise UsageError(f"no such file: {path}", "Check the path after --users or --items.")
+    return path
+
+
+def _inputs(named: list[tuple[str, Source]]) -> dict[str, Input]:
+    """Inputs by role; a second file of the same base name gets a number."""
+    inputs: dict[str, Input] = {}
+    for role, source in named:
+        key, number = f"{role}:{source.name}", 1
+        while key in inputs:
+            number += 1
+            key = f"{role}:{source.name}#{number}"
+        inputs[key] = Input("raw", source.sha256)
+    return inputs
+
+
+def _roles(sources: list[Source], sides: dict[str, Source]) -> list[tuple[str, Source]]:
+    return [("log", source) for source in sources] + [(f"{role}s", side) for role, side in sides.items()]
+
+
+def _source_facts(
+    role: str, source: Source, log: Log, layouts: list[tuple[Source, Layout]], tables: dict[str, SideTable]
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {"role": role, "name": source.name, "sha256": source.sha256, "bytes": source.bytes}
+    if role == "log":
+        layout = next(layout for each, layout in layouts if each is source)
+        return facts | {"rows": log.read[source.name], "format": layout.format}
+    table = tables[role.removesuffix("s")]
+    return facts | {"rows": table.read, "rejected": table.rejected}
+
+
+def _write_tables(
+    work: Work,
+    log: Log,
+    layouts: list[tuple[Source, Layout]],
+    tables: dict[str, SideTable],
+    config: IngestConfig,
+    quarantine: Quarantine,
+    rows: dict[str, Any],
+    on_progress: Progress,
+) -> dict[str, Any]:
+    """Select, split and group the events, write the five tables, and state the facts."""
+    on_progress("sorting", 0, 3, "")
+    events = select_events(log, config)
+    on_progress("splitting", 1, 3, "")
+    periods, cuts = split(events.users, events.times, log.time_kind, config)
+    groups = user_groups(events.users, periods, len(events.user_ids), config.head_fraction)
+    on_progress("writing", 2, 3, "")
+    profile, profile_rows = profiles(events.user_ids, tables.get("user"))
+    log_column = layouts[0][1].roles.get("category")
+    items, category_rows = categories(
+        events.item_ids, tables.get("item"), _log_categories(log, events, log_column), config.map.get("category")
+    )
+    vocabulary = pl.concat([category_rows, profile_rows])
+    work.write_table(
+        "events.parquet",
+        pl.DataFrame(
+            {
+                "user_index": events.users,
+                "item_index": events.items,
+                "time_us": events.times,
+                "label": events.labels,
+                "period": periods,
+            }
+        ),
+    )
+    work.write_table("users.parquet", _indexed("user", events.user_ids).hstack(groups).hstack(profile))
+    work.write_table("items.parquet", _indexed("item", events.item_ids).hstack(items))
+    work.write_table("vocabulary.parquet", vocabulary)
+    work.write_table("rejects.parquet", quarantine.table())
+    rule = label_rule(config, layouts[0][1])
+    remarks = _remarks(log, events, layouts, rule is not None, config) + [
+        line for table in tables.values() for line in table.remarks
+    ]
+    return {
+        "users": len(events.user_ids),
+        "items": len(events.item_ids),
+        "events": len(events),
+        "rows": rows
+        | {
+            "dropped": {rule: count for rule, count in events.dropped.items() if count},
+            "normalised_by_reason": dict(sorted(log.normalised.items())),
+            "warnings": _warnings(log, events, tables),
+        },
+        "split": config.split,
+        "time_kind": log.time_kind,
+        "cut_times_us": cuts,
+        "periods": _period_facts(events, periods, log.time_kind),
+        "cuts": _cut_facts(events, periods, cuts, log.time_kind),
+        "groups": {name: int((groups["group"] == name).sum()) for name in GROUPS},
+        "repeats": config.repeats,
+        "labels": "implicit" if rule is None else "observed",
+        "label_expression": "" if rule is None else f"{rule.column}{rule.operator}{rule.value:g}",
+        "positives": int(events.labels.sum(dtype=np.int64)),
+        "categories": category_rows.height,
+        "profiles": {name.removeprefix("profile_"): int(_codes(vocabulary, name)) for name in profile.columns},
+        "id_map": _id_map(events),
+        "remarks": remarks,
+    }
+
+
+def _indexed(role: str, ids: list[str]) -> pl.DataFrame:
+    index = pl.Series(f"{role}_index", np.arange(len(ids), dtype=np.int32))
+    return pl.DataFrame([index, pl.Series(f"{role}_id", ids, dtype=pl.String)])
+
+
+def _codes(vocabulary: pl.DataFrame, profile_column: str) -> int:
+    """Codes of a profile column, 0 for missing included."""
+    column = profile_column.removeprefix("profile_")
+    return vocabulary.filter((pl.col("kind") == "profile") & (pl.col("column") == column)).height + 1
+
+
+def _log_categories(log: Log, events: Events, column: str | None) -> pl.DataFrame | None:
+    """Distinct (item_index, column, value) of the log's own category column."""
+    if log.categories is None or column is None:
+        return None
+    codes, texts = log.category_texts.dense(log.categories[events.rows])
+    pairs = np.unique(events.items.astype(np.int64) * len(texts) + codes)
+    frame = pl.DataFrame(
+        {
+            "item_index": pl.Series(pairs // len(texts), dtype=pl.Int32),
+            "column": pl.Series([column], dtype=pl.String).new_from_index(0, len(pairs)),
+            "value": pl.Series(texts, dtype=pl.String).gather(pairs % len(texts)),
+        }
+    )
+    return frame.filter(pl.col("value") != "")
+
+
+def _period_facts(events: Events, periods: Periods, time_kind: str) -> list[dict[str, Any]]:
+    """For each period its first and last time, events, users, and users without any earlier event."""
+    first = np.full(len(events.user_ids), len(PERIODS), np.int8)
+    np.minimum.at(first, events.users, periods)
+    facts = []
+    for number, name in enumerate(PERIODS):
+        inside = periods == number
+        times = events.times[inside]
+        users = np.zeros(len(events.user_ids), np.bool_)
+        users[events.users[inside]] = True
+        facts.append(
+            {
+                "name": name,
+                "start": _shown(times.min(), time_kind) if len(times) else None,
+                "end": _shown(times.max(), time_kind) if len(times) else None,
+                "events": len(times),
+                "users": int(users.sum()),
+                "new_users": int((users & (first == number)).sum()),
+            }
+        )
+    return facts
+
+
+def _shown(time: Any, time_kind: str) -> str | int:
+    return int(time) if time_kind == "ordinal" else iso(int(time))
+
+
+def _cut_facts(events: Events, periods: Periods, cuts: list[int] | None, time_kind: str) -> list[dict[str, Any]]:
+    """What a model that learns from everything before a period never sees."""
+    first = np.full(len(events.user_ids), len(PERIODS), np.int8)
+    np.minimum.at(first, events.users, periods)
+    return [
+        {
+            "before": PERIODS[number],
+            "at": None if cuts is None else _shown(cuts[number - 1], time_kind),
+            "events_left_out": int((periods >= number).sum()),
+            "users_left_out": int((first >= number).sum()),
+        }
+        for number in range(1, len(PERIODS))
+    ]
+
+
+def _warnings(log: Log, events: Events, tables: dict[str, SideTable]) -> dict[str, int]:
+    counts = dict(log.warnings)
+    counts["lookalike-ids"] = lookalikes(events.user_ids) + lookalikes(events.item_ids)
+    counts["label-conflicts"] = events.conflicts
+    counts["heavy-users"] = events.heavy_users
+    counts["repeated-side-rows"] = sum(table.repeated for table in tables.values())
+    if log.labels is not None and len(np.unique(events.labels)) == 1:
+        counts["labels-all-equal"] = len(events)
+    return {name: count for name, count in sorted(counts.items()) if count}
+
+
+def _remarks(
+    log: Log, events: Events, layouts: list[tuple[Source, Layout]], labelled: bool, config: IngestConfig
+) -> list[str]:
+    remarks = []
+    roles = layouts[0][1].roles
+    if not labelled and "label" in roles:
+        remarks.append(
+            f"column {roles['label']!r} is not used: every event is positive (--label '{roles['label']}>=4' would use it)"
+        )
+    if config.split != "global":
+        remarks.append(
+            f"a {config.split} split leaks future trends between users: compare with a global one if you can"
+        )
+    if log.time_kind == "ordinal" and config.time_unit != "ordinal":
+        remarks.append("the times are order numbers: only each user's order is known")
+    if events.dropped["repeats"]:
+        remarks.append(f"{events.dropped['repeats']} repeated events left out (--repeats keep would keep them)")
+    return remarks
+
+
+def _id_map(events: Events) -> str:
+    """SHA-256 over the user ids and the item ids in the order of their numbers."""
+    digest = hashlib.sha256()
+    for ids in (events.user_ids, events.item_ids):
+        for id in ids:
+            data = id.encode("utf-8")
+            # With its length first, no two lists of ids can give the same bytes.
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+        digest.update(b"\xff" * 8)
+    return digest.hexdigest()
