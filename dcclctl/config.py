@@ -20,7 +20,9 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
-TrainingPeriod = Literal["cloud", "device"]
+#: a period, or part k of n of one, e.g. device:2/3
+BlockName = Annotated[str, Field(pattern=r"^(cloud|device|valid|test)(:[1-9][0-9]*/[1-9][0-9]*)?$")]
+LearningBlock = Annotated[str, Field(pattern=r"^(cloud|device|valid)(:[1-9][0-9]*/[1-9][0-9]*)?$")]
 PERIODS = ("cloud", "device", "valid", "test")
 
 
@@ -96,7 +98,9 @@ class TrainConfig(ComputeSection):
     """`dcclctl train`: dataset → cloud model."""
 
     model: Literal["din"] = Field("din", description="The cloud model: din (Deep Interest Network).")
-    on: list[TrainingPeriod] = Field(default=["cloud"], description="Periods to train on, e.g. cloud or cloud,device.")
+    on: list[LearningBlock] = Field(
+        default=["cloud"], min_length=1, description="Periods to train on, e.g. cloud,device; device:2/3 is the second third of one."
+    )
     history: Positive = Field(20, description="L: how many of the user's last events the model sees.")
     item_size: Positive = Field(32, description="Size of an item embedding.")
     category_size: Positive = Field(16, description="Size of a category embedding.")
@@ -120,7 +124,7 @@ class PatchConfig(ComputeSection):
     users: str = Field(
         "all", description="Who gets a patch: tail, head, all, new, @FILE with one id a line, or ID,ID,…"
     )
-    on: Literal["device", "valid"] = Field("device", description="Period whose events the devices learn from.")
+    on: LearningBlock = Field("device", description="Period (or part, e.g. device:2/3) whose events the devices learn from.")
     method: Literal["metapatch"] = Field("metapatch", description="How a device learns: metapatch (exact).")
     patch_size: Positive = Field(16, description="K: numbers in a user's θ̂.")
     bottleneck: Positive = Field(8, description="Width of the bottleneck of each patch.")
@@ -146,7 +150,7 @@ class DistillConfig(ComputeSection):
     """`dcclctl distill`: cloud model + patches → better cloud model."""
 
     beta: Annotated[float, Field(ge=0.0)] = Field(0.5, description="β: weight of the teachers against the labels.")
-    on: Literal["device", "valid"] = Field("device", description="Period whose events are distilled.")
+    on: LearningBlock = Field("device", description="Period (or part, e.g. device:2/3) whose events are distilled.")
     epochs: Positive = Field(2, description="Passes over the events for the cloud weights (step 1).")
     learning_rate: Rate = Field(0.001, description="Adam's step size for the cloud weights.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-5, description="L2 penalty on the embeddings in a batch.")
@@ -161,7 +165,7 @@ class DistillConfig(ComputeSection):
 class EvaluateConfig(ComputeSection):
     """`dcclctl evaluate`: cloud models and patches → per-user metrics."""
 
-    on: Literal["valid", "test", "device", "cloud"] = Field("test", description="Period to score.")
+    on: BlockName = Field("test", description="Period (or part, e.g. device:2/3) to score.")
     k: list[Positive] = Field(default_factory=lambda: [5, 10, 20], description="Cut-offs of HR@k and NDCG@k.")
     candidates: str = Field(
         "auto",

@@ -42,6 +42,9 @@ class Din(nn.Module):
     Glossary of shapes: B batch, L history length, C candidates, D embedding, A attention units, H1 and H2 hidden units.
     """
 
+    item_categories: Tensor
+    category_counts: Tensor
+
     def __init__(self, sizes: DinSizes, item_categories: Int[Tensor, "I M"], generator: torch.Generator) -> None:
         super().__init__()
         self.sizes = sizes
@@ -144,7 +147,8 @@ class Din(nn.Module):
         return prelu(self.hidden_2(z1), self.slope_2)
 
     def logits(self, z2: Float[Tensor, "... H2"]) -> Float[Tensor, "..."]:
-        return self.out(z2).squeeze(-1)
+        logits: Tensor = self.out(z2).squeeze(-1)
+        return logits
 
 
 def prelu(x: Float[Tensor, "... H"], slope: Float[Tensor, "H"]) -> Float[Tensor, "... H"]:

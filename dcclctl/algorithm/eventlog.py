@@ -7,14 +7,58 @@ one day in a log that knows days only, never see each other, so the order of row
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dcclctl.algorithm.sampling import Ints, PairSet
+from dcclctl.errors import UsageError
 
 #: period codes, as in the events table
 CLOUD, DEVICE, VALID, TEST = range(4)
+PERIOD_NAMES = ("cloud", "device", "valid", "test")
+
+
+@dataclass(frozen=True, order=True)
+class Block:
+    """A period, or part k of n of one (from 1): successive blocks of the timeline for rounds.
+
+    Written `device`, or `device:2/3` for the second third of the device period.
+    """
+
+    period: int
+    part: int = 1
+    parts: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Block":
+        """Read `device` or `device:2/3`.
+
+        Raises:
+            UsageError: neither of the two forms, or a part that is not there.
+        """
+        name, _, fraction = text.partition(":")
+        part, _, parts = fraction.partition("/")
+        numbers = (part or "1", parts or "1") if bool(part) == bool(parts) else ("", "")
+        if name not in PERIOD_NAMES or not all(number.isdecimal() for number in numbers):
+            raise UsageError(
+                f"{text!r} is not a period", "Use cloud, device, valid or test, or a part such as device:2/3."
+            )
+        block = cls(PERIOD_NAMES.index(name), int(numbers[0]), int(numbers[1]))
+        if not 1 <= block.part <= block.parts:
+            raise UsageError(
+                f"{text!r}: there is no part {block.part} of {block.parts}", f"Use {name}:1/{max(block.parts, 1)}."
+            )
+        return block
+
+    @property
+    def start(self) -> float:
+        return (self.part - 1) / self.parts
+
+    @property
+    def end(self) -> float:
+        return self.part / self.parts
 
 
 @dataclass(frozen=True)
@@ -23,6 +67,7 @@ class EventLog:
 
     Attributes:
         user, item, period: (N,) int64. label: (N,) int64, 1 positive, 0 negative.
+        share: (N,) how far into its period an event is, 0 ≤ share < 1, by rank of time (see `build`).
         sequence: (S,) items of the positive events, same order.
         history_start, history_end: (N,) each event's history is sequence[start:end], oldest first.
         item_categories: (I, M) category codes, padded with `n_categories`.
@@ -34,6 +79,7 @@ class EventLog:
     item: Ints
     label: Ints
     period: Ints
+    share: npt.NDArray[np.float64]
     sequence: Int[Tensor, "S"]
     history_start: Ints
     history_end: Ints
@@ -56,11 +102,14 @@ class EventLog:
         n_categories: int,
         profile: Int[Tensor, "U F"],
         profile_sizes: tuple[int, ...],
+        one_timeline: bool = True,
     ) -> "EventLog":
-        """Find every event's history.
+        """Find every event's history, and how far into its period it is.
 
         Args:
             user, item, time, label, period: (N,) sorted by (user, time).
+            one_timeline: `share` counts the period's events at an earlier time, of everybody (a global split); else
+                those of the same user (periods that were cut on each user's own timeline).
         """
         user, item, time, label, period = (np.asarray(x, dtype=np.int64) for x in (user, item, time, label, period))
         n_users = len(profile)
@@ -74,6 +123,7 @@ class EventLog:
             item=item,
             label=label,
             period=period,
+            share=_shares(user, time, period, one_timeline),
             sequence=torch.from_numpy(item[label > 0].copy()),
             history_start=positives_before[user_start[user]],
             history_end=positives_before[moment_start],
@@ -85,13 +135,18 @@ class EventLog:
             profile_sizes=profile_sizes,
         )
 
-    def events_in(self, *periods: int) -> Ints:
-        """Row numbers of the events in the given periods, ascending."""
-        return np.flatnonzero(np.isin(self.period, periods))
+    def events_in(self, *blocks: "Block | int") -> Ints:
+        """Row numbers of the events in the given blocks (or period codes), ascending."""
+        wanted = np.zeros(len(self.user), dtype=bool)
+        for block in blocks:
+            part = block if isinstance(block, Block) else Block(block)
+            wanted |= (self.period == part.period) & (self.share >= part.start) & (self.share < part.end)
+        return np.flatnonzero(wanted)
 
     def history_lengths(self, events: Ints, limit: int) -> Ints:
         """(B,) length of each event's history, at most `limit`."""
-        return np.minimum(self.history_end[events] - self.history_start[events], limit)
+        lengths: Ints = np.minimum(self.history_end[events] - self.history_start[events], limit)
+        return lengths
 
     def histories(self, events: Ints, limit: int) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """The last events before each event, newest first, cut to the longest history of the batch.
@@ -110,12 +165,31 @@ class EventLog:
             return torch.zeros_like(at), mask
         return torch.where(mask, self.sequence[at.clamp(min=0)], 0), mask
 
-    def positives_in(self, *periods: int) -> PairSet:
-        """(user, item) pairs that are positive in the given periods."""
-        rows = self.events_in(*periods)
+    def positives_in(self, *blocks: "Block | int") -> PairSet:
+        """(user, item) pairs that are positive in the given blocks."""
+        rows = self.events_in(*blocks)
         rows = rows[self.label[rows] > 0]
         return PairSet(self.user[rows], self.item[rows], self.n_items)
 
-    def catalogue(self, last_period: int) -> Ints:
-        """Items that had an event by the end of a period: what could be shown or sampled then."""
-        return np.unique(self.item[self.period <= last_period])
+    def catalogue(self, last: "Block | int") -> Ints:
+        """Items that had an event by the end of a block: what could be shown or sampled then."""
+        block = last if isinstance(last, Block) else Block(last)
+        past = (self.period < block.period) | ((self.period == block.period) & (self.share < block.end))
+        return np.unique(self.item[past])
+
+
+def _shares(user: Ints, time: Ints, period: Ints, one_timeline: bool) -> npt.NDArray[np.float64]:
+    """For each event, the share of its period's events that have an earlier time; equal times have equal shares."""
+    owner = np.zeros_like(user) if one_timeline else user
+    order = np.lexsort((time, owner, period))
+    keys = np.stack([period[order], owner[order], time[order]])
+    new_time = np.ones(len(order), dtype=bool)
+    new_time[1:] = (keys[:, 1:] != keys[:, :-1]).any(0)
+    new_stretch = np.ones(len(order), dtype=bool)
+    new_stretch[1:] = (keys[:2, 1:] != keys[:2, :-1]).any(0)
+    starts = np.flatnonzero(new_stretch)
+    lengths = np.diff(starts, append=len(order))
+    before = np.maximum.accumulate(np.where(new_time, np.arange(len(order)), 0)) - np.repeat(starts, lengths)
+    shares = np.empty(len(order))
+    shares[order] = before / np.repeat(lengths, lengths)
+    return shares

@@ -6,9 +6,11 @@ Shapes: U users, N rows (a row is one candidate of one event), H1 and H2 hidden 
 K numbers in θ̂.
 
 Differs: ϑ₀ is frozen with a zero up-projection, so that θ̂ = 0 is exactly the cloud model; besides the two bottleneck
-patches there is a correction of the output weights and bias; the first Θ is learned by auto-decoding.
+patches there is a correction of the output weights and bias; the first Θ is learned by auto-decoding, and its columns
+have length 1 throughout: only the product Θ·θ̂ matters to the loss, so a Θ free to grow would undo the prior λ.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from dcclctl.algorithm.din import Din, prelu
 from dcclctl.algorithm.sampling import Ints, permutation
+from dcclctl.errors import DivergedError
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,7 @@ class Patch:
     def of(cls, weights: Float[Tensor, "U P"], shape: PatchShape) -> "Patch":
         pieces = torch.split(weights, [int(np.prod(part)) for part in shape.parts.values()], dim=-1)
         return cls(
-            **{
-                name: piece.view(-1, *part)
-                for (name, part), piece in zip(shape.parts.items(), pieces, strict=True)
-            }
+            **{name: piece.view(-1, *part) for (name, part), piece in zip(shape.parts.items(), pieces, strict=True)}
         )
 
 
@@ -83,11 +83,13 @@ class Basis:
         return Patch.of(self.weights(codes), self.shape)
 
 
-def new_basis(shape: PatchShape, size: int, seed: int, scale: float = 0.1) -> Basis:
-    """ϑ₀ with random down-projections and everything else zero; Θ small and random, to be learned.
+def new_basis(shape: PatchShape, size: int, seed: int) -> Basis:
+    """ϑ₀ with random down-projections and everything else zero; Θ random with columns of length 1, to be learned.
 
     Args:
-        size: K. scale: standard deviation of Θ's elements times √K.
+        shape: sizes of the patches.
+        size: K.
+        seed: seed of both draws.
     """
     generator = torch.Generator().manual_seed(seed)
     pieces = []
@@ -96,8 +98,8 @@ def new_basis(shape: PatchShape, size: int, seed: int, scale: float = 0.1) -> Ba
         if name.startswith("down"):
             piece.normal_(std=part[1] ** -0.5, generator=generator)
         pieces.append(piece.flatten())
-    theta = torch.empty(shape.size, size).normal_(std=scale * size**-0.5, generator=generator)
-    return Basis(shape, torch.cat(pieces), theta)
+    theta = torch.empty(shape.size, size).normal_(generator=generator)
+    return Basis(shape, torch.cat(pieces), theta / theta.norm(dim=0))
 
 
 def patched_logits(model: Din, z1: Float[Tensor, "B C H1"], patch: Patch) -> Float[Tensor, "B C"]:
@@ -225,9 +227,7 @@ def fit_devices(
     return codes
 
 
-def head_logits(
-    head: Head, z1: Float[Tensor, "B C H1"], patch: Patch
-) -> Float[Tensor, "B C"]:
+def head_logits(head: Head, z1: Float[Tensor, "B C H1"], patch: Patch) -> Float[Tensor, "B C"]:
     """`patched_logits` on plain tensors, differentiable with respect to the patch."""
     z1 = z1 + torch.tanh(z1 @ patch.down_1.mT) @ patch.up_1.mT
     z2 = prelu(z1 @ head.weight_2.T + head.bias_2, head.slope_2)
@@ -244,9 +244,7 @@ def learn_basis(
     basis: Basis,
     events: Ints,
     users: Ints,
-    candidates: Int[Tensor, "E C"],
-    labels: Float[Tensor, "E C"],
-    weights: Float[Tensor, "E C"],
+    draw: Callable[[int], tuple[Int[Tensor, "E C"], Float[Tensor, "E C"], Float[Tensor, "E C"]]],
     activations: Activations,
     epochs: int,
     learning_rate: float,
@@ -262,10 +260,14 @@ def learn_basis(
     Args:
         basis: where Θ starts from; ϑ₀ stays as it is.
         events, users: (E,) rows of the log and dense numbers 0…U−1 of their users.
+        draw: epoch → candidates, labels, weights (E, C) of the events, with negatives of that epoch.
         activations: first-layer activations of (events, candidates).
 
     Returns:
         The learned basis, and the table of θ̂ (U, K).
+
+    Raises:
+        DivergedError: the loss became infinite or NaN.
 
     Source: auto-decoding as in Park et al., DeepSDF, CVPR 2019.
     """
@@ -278,6 +280,7 @@ def learn_basis(
     origin = basis.origin.to(device)
     owners = torch.from_numpy(users).to(device)
     for epoch in range(epochs):
+        candidates, labels, weights = draw(epoch)
         order = permutation(seed, "basis/shuffle", events, epoch)
         total = 0.0
         for begin in range(0, len(order), batch_size):
@@ -296,7 +299,14 @@ def learn_basis(
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+            with torch.no_grad():
+                theta /= theta.norm(dim=0)
             total += float(data.detach())
+        mean = total / float(weights.sum())
+        if not math.isfinite(mean):
+            raise DivergedError(
+                f"the loss of Θ became {mean}", "Lower --basis-learning-rate and run the command again."
+            )
         if on_epoch is not None:
-            on_epoch(epoch + 1, total / float(weights.sum()))
+            on_epoch(epoch + 1, mean)
     return Basis(basis.shape, basis.origin, theta.detach().cpu()), table.detach().cpu()

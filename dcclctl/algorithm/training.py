@@ -94,7 +94,7 @@ class Adam:
         moments, names = self.moments, self.dense
         torch._fused_adam_(
             [self.weights[n] for n in names],
-            [self.weights[n].grad for n in names],
+            [_gradient(self.weights[n]) for n in names],
             [moments[f"{n}.m"] for n in names],
             [moments[f"{n}.v"] for n in names],
             [],
@@ -172,14 +172,13 @@ def first_layer(
     candidates: Int[Tensor, "B C"],
     limit: int,
     item_rows: Callable[[Int[Tensor, "R"]], Float[Tensor, "R E"]] | None = None,
-    many: bool = False,
 ) -> Float[Tensor, "B C H1"]:
     """Activations of the first hidden layer for every (event, candidate).
 
     Args:
+        candidates: few per event; for rankings see scoring.py.
         limit: L, history length.
         item_rows: gives the item-table rows to use for the batch's distinct items (training passes leaves of its own).
-        many: fold the attention per key, quicker from some tens of candidates on; same value up to rounding.
     """
     device = model.out.weight.device
     history, mask = log.histories(events, limit)
@@ -188,9 +187,8 @@ def first_layer(
     table = model.embed(distinct, None if item_rows is None else item_rows(distinct))
     keys = F.embedding(inverse[: history.numel()].view(history.shape), table)
     query = F.embedding(inverse[history.numel() :].view(candidates.shape), table)
-    interest = (model.interest_of_many if many else model.interest)(query, keys, mask.to(device))
-    users = torch.from_numpy(log.user[events])
-    return model.first_layer(query, interest, model.embed_profile(log.profile[users].to(device)))
+    profile = log.profile[torch.from_numpy(log.user[events])].to(device)
+    return model.first_layer(query, model.interest(query, keys, mask.to(device)), model.embed_profile(profile))
 
 
 def weighted_cross_entropy(
@@ -279,7 +277,14 @@ def train_epoch(
     restore(model, state.weights)
     optimiser = Adam(model, settings.learning_rate, settings.weight_decay, state.moments, state.steps)
     samples = sample(
-        log, events, settings.negatives, catalogue, excluded, settings.seed, f"{settings.purpose}/negatives", state.epoch
+        log,
+        events,
+        settings.negatives,
+        catalogue,
+        excluded,
+        settings.seed,
+        f"{settings.purpose}/negatives",
+        state.epoch,
     )
     generator = torch.Generator().manual_seed(_epoch_seed(settings, state.epoch))
     total, done, started = 0.0, 0, time.perf_counter()
@@ -304,16 +309,14 @@ def train_epoch(
             loss = loss + settings.beta * (bernoulli_kl(wisdom, logits) * weights).sum() / weights.sum()
         for weight in optimiser.weights.values():
             weight.grad = None
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DivergedError(
                 f"the loss became {value} in epoch {state.epoch + 1} after {done} events",
                 "Lower --learning-rate (or --beta when distilling) and run the command again.",
             )
-        leaf = rows["leaf"]
-        assert leaf.grad is not None  # every candidate's embedding reaches the loss
-        optimiser.step(rows["items"], leaf.grad)
+        optimiser.step(rows["items"], _gradient(rows["leaf"]))
         total, done = total + value * len(positions), done + len(positions)
         if on_step is not None:
             on_step(state.epoch + 1, done, len(events), total / done, done / (time.perf_counter() - started))
@@ -333,6 +336,13 @@ def train_epoch(
         epochs_since_best=0 if better else state.epochs_since_best + 1,
         history=[*state.history, record],
     )
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    """The gradient, which every weight has: one that the loss does not reach is a bug, not a frozen weight."""
+    if weight.grad is None:
+        raise RuntimeError("a weight got no gradient")
+    return weight.grad
 
 
 def _epoch_seed(settings: FitSettings, epoch: int) -> int:

@@ -161,6 +161,10 @@ class Work:
         """A finished safetensors file of this work."""
         return contents.read_tensors(self._finished_path(name))
 
+    def tensor_metadata(self, name: str) -> dict[str, Any]:
+        """Metadata of a finished safetensors file."""
+        return contents.read_tensor_metadata(self._finished_path(name))
+
     def read_json(self, name: str) -> Any:
         """A finished JSON file of this work."""
         return json.loads(self._finished_path(name).read_bytes())

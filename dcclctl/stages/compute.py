@@ -1,0 +1,53 @@
+"""Where torch runs: the device and the number of threads, resolved once so that the manifest can name them."""
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from dcclctl.config import ComputeSection
+from dcclctl.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+#: on_progress(what, done, total, note)
+OnProgress = Callable[[str, float, float, str], None]
+C = TypeVar("C", bound=ComputeSection)
+
+
+def settle(config: C) -> C:
+    """Replace `auto` and 0 by what this machine has, and set torch up accordingly.
+
+    Results are the same bits for the same number of threads on the same type of CPU, so both stand in the manifest.
+
+    Raises:
+        UsageError: the device asked for is not there.
+    """
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    device = config.device
+    if device == "auto":
+        device = next((name for name in ("cuda", "mps") if available[name]), "cpu")  # type: ignore[assignment]
+    if not available[device]:
+        usable = ", ".join(name for name, there in available.items() if there)
+        raise UsageError(
+            f"--device {device}: torch finds none on this machine", f"Available: {usable}. Or leave it at auto."
+        )
+    threads = config.threads or available_cores()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    return config.model_copy(update={"device": device, "threads": threads})
+
+
+def available_cores() -> int:
+    """Cores that this process may use (fewer than the machine has, in a container)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def torch_device(config: ComputeSection) -> "torch.device":
+    """The settled device."""
+    import torch
+
+    return torch.device(config.device)

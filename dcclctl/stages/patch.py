@@ -1,0 +1,323 @@
+"""`patch`: cloud model × each user's own log → patches (the device side), all users at once in shards."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcclctl.algorithm import metapatch, training
+from dcclctl.algorithm.eventlog import Block, EventLog
+from dcclctl.algorithm.metapatch import Basis, DeviceRows, Head, Patch, PatchShape
+from dcclctl.algorithm.sampling import Ints, stream
+from dcclctl.config import PatchConfig
+from dcclctl.errors import DataError, UsageError
+from dcclctl.stages.compute import OnProgress, settle, torch_device
+from dcclctl.stages.handles import CloudModel, Dataset, read_basis, shard_name, write_basis
+from dcclctl.store.store import Artifact, Input, Store, Work
+from dcclctl.tables import GROUPS
+
+#: (head, basis, rows, config) → θ̂ (U, K)
+Method = Callable[[Head, Basis, DeviceRows, PatchConfig], Float[Tensor, "U K"]]
+
+
+def _metapatch(head: Head, basis: Basis, rows: DeviceRows, config: PatchConfig) -> Float[Tensor, "U K"]:
+    return metapatch.fit_devices(head, basis, rows, config.steps, config.learning_rate, config.prior)
+
+
+METHODS: dict[str, Method] = {"metapatch": _metapatch}
+
+
+def chosen_users(dataset: Dataset, users: str) -> tuple[Ints, str]:
+    """Dense numbers of the users that a `--users` value means, ascending, and that value without any path.
+
+    Raises:
+        UsageError: an unreadable file, or an id that the dataset does not know.
+    """
+    table = dataset.users
+    if users == "all":
+        return table["user_index"].to_numpy().astype(np.int64), users
+    if users in GROUPS:
+        return table.filter(pl.col("group") == users)["user_index"].to_numpy().astype(np.int64), users
+    if users.startswith("@"):
+        try:
+            wanted = [line.strip() for line in Path(users[1:]).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"--users {users}: cannot read {users[1:]} ({error})", "Give a text file with one user id a line."
+            ) from error
+        spec = f"@sha256:{hashlib.sha256(chr(10).join(wanted).encode()).hexdigest()}"
+    else:
+        wanted, spec = [part.strip() for part in users.split(",") if part.strip()], users
+    found = table.filter(pl.col("user_id").is_in(wanted))
+    missing = sorted(set(wanted) - set(found["user_id"]))
+    if missing or not wanted:
+        shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        raise UsageError(
+            f"--users: {dataset.artifact.ref} has no user {shown}" if missing else "--users is empty",
+            f"Use tail, head, all, new, @FILE, or ids such as {', '.join(table['user_id'][:3])}.",
+        )
+    return found["user_index"].to_numpy().astype(np.int64), spec
+
+
+def patch(
+    cloud: CloudModel, config: PatchConfig, store: Store, on_progress: OnProgress, force: bool = False
+) -> tuple[Artifact, bool]:
+    """Learn θ̂ for every chosen user that has events in the block; Θ first if the cloud model has none yet.
+
+    Args:
+        cloud: the frozen model.
+        config: settings; sizes of the patch are the cloud's where it brings a basis.
+        store: where the patches go.
+        on_progress: see compute.OnProgress.
+        force: compute even if the same patches exist.
+
+    Returns:
+        The patches artifact, and whether it existed already.
+
+    Raises:
+        DataError: none of the chosen users has events in the block.
+    """
+    config = settle(config)
+    dataset, log = cloud.dataset, cloud.dataset.log
+    users, spec = chosen_users(dataset, config.users)
+    basis = cloud.basis()
+    if basis is not None:
+        config = config.model_copy(update={"patch_size": basis.size, "bottleneck": basis.shape.bottleneck})
+    config = config.model_copy(update={"users": spec})
+    block = Block.parse(config.on)
+    events = log.events_in(block)
+    chosen = np.zeros(log.n_users, dtype=bool)
+    chosen[users] = True
+    mine = events[chosen[log.user[events]]]
+    active = np.unique(log.user[mine])
+    if not len(active):
+        raise DataError(
+            f"none of the {len(users)} chosen users has an event in {config.on}",
+            "Users without one need no patch: evaluate serves them with the cloud model or, after distill, --unpatched encoder.",
+        )
+    inputs = {"cloud": cloud.artifact.as_input(), "dataset": dataset.artifact.as_input()}
+    if spec.startswith("@sha256:"):
+        inputs["users"] = Input("raw", spec.removeprefix("@sha256:"))
+    with store.begin("patch", "patches", config.model_dump(mode="json"), config.seed, inputs, force) as work:
+        if work.reused is not None:
+            return work.reused, True
+        devices = Devices(cloud, config, block, work, on_progress)
+        basis = devices.basis(basis, events)
+        n_shards = math.ceil(len(active) / config.shard_users)
+        started, computed = time.perf_counter(), 0
+        for shard in range(n_shards):
+            members = active[shard * config.shard_users : (shard + 1) * config.shard_users]
+            if not work.finished(shard_name(shard)):
+                devices.fit_shard(shard, members, mine, basis)
+                computed += len(members)
+            rate = computed / max(time.perf_counter() - started, 1e-9)
+            on_progress(
+                "patch", min((shard + 1) * config.shard_users, len(active)), len(active), f"{rate:,.0f} users/s"
+            )
+        if computed:
+            seconds = time.perf_counter() - started
+            work.note_run(users_per_second=computed / seconds, fit_seconds=seconds)
+        table = _users_table(work, dataset, n_shards)
+        work.write_table("users.parquet", table)
+        facts = {"id_map": dataset.id_map, "on": config.on, "patch_size": basis.size, "patch_weights": basis.shape.size}
+        return work.commit(facts | _summary(table, basis, len(users))), False
+
+
+class Devices:
+    """The fleet of one run: one frozen cloud model and what its users' devices do with it."""
+
+    def __init__(
+        self, cloud: CloudModel, config: PatchConfig, block: Block, work: Work, on_progress: OnProgress
+    ) -> None:
+        self.cloud, self.config, self.block, self.work, self.on_progress = cloud, config, block, work, on_progress
+        self.log: EventLog = cloud.dataset.log
+        self.model = cloud.module(config)
+        self.head = Head.of(self.model)
+        self.device = torch_device(config)
+        self.catalogue = self.log.catalogue(block)
+        self.excluded = self.log.positives_in(block)
+
+    def samples(self, events: Ints, purpose: str, epoch: int = 0) -> training.Samples:
+        """Events of the block with their negatives."""
+        return training.sample(
+            self.log, events, self.config.negatives, self.catalogue, self.excluded, self.config.seed, purpose, epoch
+        )
+
+    @torch.no_grad()
+    def activations(self, events: Ints, candidates: Tensor) -> Tensor:
+        return training.first_layer(self.model, self.log, events, candidates, self.cloud.history)
+
+    def basis(self, given: Basis | None, events: Ints) -> Basis:
+        """The cloud's basis, or a new one learned from everybody's events of the block (once, also over a kill)."""
+        if given is None and self.work.finished("basis.safetensors"):
+            given = read_basis(self.work)
+        elif given is None:
+            config, settings = self.config, self.cloud.settings
+            first, second = settings["hidden_sizes"]
+            origin = metapatch.new_basis(
+                PatchShape((first, second), config.bottleneck), config.patch_size, stream(config.seed, "patch/basis")
+            )
+            users = np.unique(self.log.user[events], return_inverse=True)[1]
+
+            def draw(epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+                drawn = self.samples(events, "basis/negatives", epoch)
+                return drawn.candidates, drawn.labels, drawn.weights
+
+            def on_epoch(epoch: int, loss: float) -> None:
+                self.work.record({"stage": "basis", "epoch": epoch, "loss": loss})
+                self.on_progress("learn Θ", epoch, config.basis_epochs, f"loss {loss:.4f}")
+
+            self.on_progress("learn Θ", 0, config.basis_epochs, "")
+            given, _ = metapatch.learn_basis(
+                self.head,
+                origin,
+                events,
+                users,
+                draw,
+                self.activations,
+                config.basis_epochs,
+                config.basis_learning_rate,
+                config.prior,
+                config.seed,
+                on_epoch=on_epoch,
+            )
+        if not self.work.finished("basis.safetensors"):
+            write_basis(self.work, given)
+        return Basis(given.shape, given.origin.to(self.device), given.theta.to(self.device))
+
+    def fit_shard(self, shard: int, members: Ints, events: Ints, basis: Basis) -> None:
+        """θ̂ of one shard's users → one file of the artifact."""
+        log, config = self.log, self.config
+        first = np.searchsorted(log.user[events], members)
+        counts = np.searchsorted(log.user[events], members, side="right") - first
+        codes = torch.zeros(len(members), basis.size)
+        losses = torch.full((len(members), 2), math.nan, dtype=torch.float64)
+        kept = torch.ones(len(members), dtype=torch.bool)
+        for batch in _packed(counts, 1 + config.negatives, config.batch_rows):
+            rows, age = self._rows(events, first[batch], counts[batch])
+            held = _held_back(counts[batch], config.held_back)
+            fit = METHODS[config.method](self.head, basis, rows, config)
+            index = torch.from_numpy(batch)
+            if held.any():
+                # A patch learned without the newest events, judged on them. What is kept is learned from all events.
+                newest = age.to(self.device) < torch.from_numpy(held).to(self.device).unsqueeze(1)
+                past = DeviceRows(rows.z1, rows.labels, rows.weights * ~newest)
+                trial = METHODS[config.method](self.head, basis, past, config)
+                judged = rows.weights * newest
+                before = self._loss(rows, judged, basis.patch(torch.zeros_like(trial)))
+                after = self._loss(rows, judged, basis.patch(trial))
+                losses[index] = torch.stack([before, after], dim=1).cpu()
+            if config.guard:
+                kept[index] = (
+                    losses[index, 1] < losses[index, 0]
+                )  # false for NaN: nothing was held back, nothing is proven
+            codes[index] = fit.cpu() * kept[index].unsqueeze(1)
+        self.work.write_tensors(
+            shard_name(shard),
+            {
+                "theta": codes,
+                "user_index": torch.from_numpy(members),
+                "events": torch.from_numpy(counts),
+                "losses": losses,
+                "kept": kept,
+            },
+        )
+
+    def _rows(self, events: Ints, first: Ints, counts: Ints) -> tuple[DeviceRows, Tensor]:
+        """Padded rows of some users, and each row's age (0: the user's newest event; (U, N) int64)."""
+        n, width = int(counts.max()), 1 + self.config.negatives
+        owner = np.repeat(np.arange(len(counts)), counts)
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+        own = events[first[owner] + place]
+        samples = self.samples(own, "patch/negatives")
+        z1 = torch.cat(
+            [
+                self.activations(own[at : at + 4096], samples.candidates[at : at + 4096])
+                for at in range(0, len(own), 4096)
+            ]
+        )
+        slot = torch.from_numpy(owner).to(self.device), torch.from_numpy(place).to(self.device)
+        padded = torch.zeros(len(counts), n, width, z1.shape[-1], device=self.device)
+        labels, weights = (torch.zeros(len(counts), n, width, device=self.device) for _ in range(2))
+        padded[slot] = z1
+        labels[slot] = samples.labels.to(self.device)
+        weights[slot] = samples.weights.to(self.device)
+        age = torch.from_numpy(counts)[:, None] - 1 - torch.arange(n)
+        return DeviceRows(padded.flatten(1, 2), labels.flatten(1), weights.flatten(1)), age.repeat_interleave(
+            width, dim=1
+        )
+
+    def _loss(self, rows: DeviceRows, weights: Tensor, patch: Patch) -> Float[Tensor, "U"]:
+        """Each user's mean cross-entropy over the rows with weight; NaN where there are none."""
+        logits = metapatch.head_logits(self.head, rows.z1, patch)
+        losses = F.binary_cross_entropy_with_logits(logits, rows.labels, reduction="none").double()
+        return (losses * weights).sum(1) / weights.double().sum(1)
+
+
+def _held_back(counts: Ints, fraction: float) -> Ints:
+    """Newest events to hold back of each user: the share rounded, at least 1; none of users with fewer than 3 events."""
+    if fraction == 0:
+        return np.zeros_like(counts)
+    held = np.maximum(1, np.floor(counts * fraction + 0.5).astype(np.int64))
+    return np.where(counts >= 3, np.minimum(held, counts - 1), 0)
+
+
+def _packed(counts: Ints, width: int, batch_rows: int) -> list[Ints]:
+    """Users with similar numbers of events together, each batch at most `batch_rows` rows after padding (or one user)."""
+    order = np.argsort(counts, kind="stable")
+    batches, begin = [], 0
+    while begin < len(order):
+        end = begin + 1
+        while end < len(order) and (end + 1 - begin) * counts[order[end]] * width <= batch_rows:
+            end += 1
+        batches.append(order[begin:end])
+        begin = end
+    return batches
+
+
+def _users_table(work: Work, dataset: Dataset, n_shards: int) -> pl.DataFrame:
+    parts = []
+    for shard in range(n_shards):
+        saved = work.read_tensors(shard_name(shard))
+        parts.append(
+            pl.DataFrame(
+                {
+                    "user_index": saved["user_index"].numpy().astype(np.int32),
+                    "shard": np.full(len(saved["theta"]), shard, dtype=np.int32),
+                    "row": np.arange(len(saved["theta"]), dtype=np.int32),
+                    "events": saved["events"].numpy().astype(np.int32),
+                    "loss_before": saved["losses"][:, 0].numpy(),
+                    "loss_after": saved["losses"][:, 1].numpy(),
+                    "kept": saved["kept"].numpy(),
+                }
+            )
+        )
+    table = pl.concat(parts).with_columns(pl.col("loss_before", "loss_after").fill_nan(None))
+    ids = dataset.users.select("user_index", "user_id")
+    table = table.join(ids, on="user_index", how="left", maintain_order="left")
+    return table.select("user_index", "user_id", "shard", "row", "events", "loss_before", "loss_after", "kept")
+
+
+def _summary(table: pl.DataFrame, basis: Basis, asked: int) -> dict[str, object]:
+    """Facts about the patched users for the manifest."""
+    judged = table.drop_nulls("loss_after")
+    improved = int((judged["loss_after"] < judged["loss_before"]).sum())
+    return {
+        "users": table.height,
+        "users_asked_for": asked,
+        "users_without_events": asked - table.height,
+        "events": int(table["events"].sum()),
+        "bytes_per_user": 4 * basis.size,
+        "users_judged": judged.height,
+        "users_improved": improved,
+        "improved_share": improved / judged.height if judged.height else None,
+        "kept": int(table["kept"].sum()),
+    }
