@@ -165,7 +165,7 @@ class LocalDisk:
 
         Args:
             path: the lock file; it is removed at the end.
-            on_wait: called once if somebody else holds the lock.
+            on_wait: called when somebody else holds the lock, before waiting.
         """
         while True:
             with _explained(path):

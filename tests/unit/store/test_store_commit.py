@@ -1,13 +1,14 @@
 """Making artifacts: kills at every step, two at once, resuming, reuse."""
 
 import errno
+import fcntl
 import json
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import polars as pl
 import pytest
@@ -253,6 +254,28 @@ def test_a_lock_whose_file_is_removed_by_its_holder_still_excludes(tmp_path: Pat
         thread.join(60)
     assert (most, rounds) == (1, 240)
     assert not path.exists()
+
+
+def test_a_lock_file_replaced_while_waiting_is_not_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "work.lock"
+    held = [_locked(path)]
+
+    def release_and_let_another_in() -> None:
+        if len(waits) == 0:
+            path.unlink()
+            held.append(_locked(path))
+        waits.append(len(waits))
+        held.pop(0).close()
+
+    waits: list[int] = []
+    with LocalDisk().lock(path, release_and_let_another_in):
+        assert waits == [0, 1], "the lock on the removed file was taken for the lock"
+
+
+def _locked(path: Path) -> BinaryIO:
+    file = path.open("wb")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
 
 
 def test_a_number_that_was_taken_meanwhile_gives_the_next_one(store: Store) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -16,6 +17,7 @@ from store_worlds import events, flip_bit, make_cloud, make_dataset
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.store import manifest
 from dcclctl.store.canonical import canonical
+from dcclctl.store.contents import file_sha256
 from dcclctl.store.lineage import difference, lineage
 from dcclctl.store.store import Artifact, Input, Store
 
@@ -85,6 +87,7 @@ def test_a_role_with_a_path_is_refused(store: Store) -> None:
 
 MAKE_IN_ANOTHER_PROCESS = """
 import sys
+import time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from store_worlds import make_cloud, make_dataset
@@ -234,6 +237,18 @@ def test_a_missing_file_is_damage(store: Store, name: str) -> None:
     (make_dataset(store).path / name).unlink()
     with pytest.raises(ArtifactError, match=f"{name} is missing"):
         _read_everything(store.resolve("dataset@1"))
+
+
+def test_a_hash_is_remembered_only_for_a_file_whose_time_stamp_has_settled(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for age_seconds, remembered in ((10, True), (0, False)):
+        moment = time.time_ns() - age_seconds * 10**9
+        hashes = []
+        for content in (b"one", b"two"):
+            path.write_bytes(content)
+            os.utime(path, ns=(moment, moment))
+            hashes.append(file_sha256(path))
+        assert (hashes[0] == hashes[1]) is remembered
 
 
 def test_other_size_and_foreign_files_are_damage(store: Store) -> None:

@@ -1,0 +1,197 @@
+"""`dcclctl artifacts …` as a person or a script sees it."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from store_worlds import flip_bit, make_cloud, make_dataset
+from typer.testing import CliRunner, Result
+
+from dcclctl.cli.main import app
+from dcclctl.store.store import Input, Store
+
+HOSTILE = "log:ev\x1b[31m[red]\u202eents.csv"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """dataset@1 and two cloud models on it; the commands find the store through DCCL_STORE."""
+    root = tmp_path / "store"
+    monkeypatch.setenv("DCCL_STORE", str(root))
+    store = Store(root)
+    dataset = make_dataset(store)
+    make_cloud(store, dataset, 1)
+    make_cloud(store, dataset, 2)
+    return store
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["artifacts", *arguments])
+
+
+def run_json(*arguments: str) -> dict[str, object]:
+    result = run(*arguments, "--json")
+    assert result.stdout.count("\n") == 1
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("command", ["list", "show", "lineage", "verify", "diff", "tag"])
+def test_help_has_an_example_on_lines_of_its_own(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"  Example:\n    dcclctl artifacts {command}" in result.stdout
+    assert "\b" not in result.stdout
+
+
+def test_list(store: Store) -> None:
+    store.tag(store.resolve("cloud@1"), "release")
+    lines = run("list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["reference", "dataset@1", "cloud@1", "cloud@2"]
+    for part in (store.resolve("cloud@1").id[:12], "release", "loss 0.5"):
+        assert part in lines[2]
+    listed = run_json("list", "--kind", "cloud")["artifacts"]
+    assert [(row["ref"], row["aliases"], row["facts"]) for row in listed] == [
+        ("cloud@1", ["release"], {"loss": 0.5}),
+        ("cloud@2", [], {"loss": 0.25}),
+    ]
+    assert run("list", "--quiet").stdout.split() == ["dataset@1", "cloud@1", "cloud@2"]
+
+
+def test_list_of_an_empty_store_says_what_to_run(tmp_path: Path) -> None:
+    result = run("list", "--store", str(tmp_path / "none"))
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "run first: dcclctl ingest LOG" in result.stderr
+    assert run_json("list", "--store", str(tmp_path / "none"))["artifacts"] == []
+
+
+def test_list_goes_on_past_a_damaged_manifest(store: Store) -> None:
+    flip_bit(store.folder("cloud", 1) / "manifest.json", 9)
+    result = run("list")
+    assert result.exit_code == 0
+    assert "DAMAGED" in next(line for line in result.stdout.splitlines() if line.startswith("cloud@1"))
+    assert "cloud@2" in result.stdout
+
+
+def test_list_of_a_wrong_kind(store: Store) -> None:
+    result = run("list", "--kind", "models")
+    assert result.exit_code == 2
+    assert "dataset, cloud, patches" in result.stderr
+
+
+def test_show(store: Store) -> None:
+    text = run("show", "cloud").stdout
+    dataset, cloud = store.latest("dataset"), store.latest("cloud")
+    for part in (f"cloud@2\n  id       {cloud.id}\n", f"dataset  dataset@1 ({dataset.id[:12]})", "  epochs  2\n"):
+        assert part in text
+    assert "events.parquet  " in run("show", "dataset@1").stdout
+    assert ", 5 rows" in run("show", "dataset@1").stdout
+    document = run_json("show", "cloud@2")
+    assert (document["ref"], document["id"], document["manifest"]) == ("cloud@2", cloud.id, cloud.manifest)
+
+
+def test_lineage(store: Store) -> None:
+    lines = run("lineage", "cloud@2").stdout.splitlines()
+    dataset, cloud = store.latest("dataset"), store.latest("cloud")
+    assert lines == [
+        f"cloud@2 ({cloud.id[:12]})",
+        f"└─ dataset: dataset@1 ({dataset.id[:12]})",
+        f"   └─ log:events.csv: sha256 {'a' * 64}",
+    ]
+    document = run_json("lineage", "cloud@2")
+    assert document["inputs"][0]["inputs"][0]["id"] == "a" * 64
+
+
+def test_text_from_outside_cannot_act_on_the_terminal(store: Store) -> None:
+    with store.begin("ingest", "dataset", {}, 0, {HOSTILE: Input("raw", "b" * 64)}) as work:
+        work.commit({"first \x1b[31m": "[red]\u202e"})
+    for command in ("list", "show dataset", "lineage dataset", "diff dataset@1 dataset@2"):
+        result = run(*command.split())
+        assert result.exit_code == 0
+        assert "\x1b" not in result.stdout
+        assert "\u202e" not in result.stdout
+        assert "[red]" in result.stdout
+
+
+def test_verify_of_a_whole_store(store: Store) -> None:
+    result = run("verify")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "dataset@1  whole",
+        "cloud@1  whole",
+        "cloud@2  whole",
+        "3 of 3 artifacts whole",
+    ]
+    assert run_json("verify") == {"verified": 3, "damage": []}
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "manifest.json"])
+def test_verify_names_the_damage_and_exits_3(store: Store, file: str) -> None:
+    flip_bit(store.folder("cloud", 1) / file, 20)
+    for arguments in (["verify"], ["verify", "--quiet"], ["verify", "cloud@1"]):
+        result = run(*arguments)
+        assert result.exit_code == 3
+        assert "cloud@1" in result.stderr
+        assert file in result.stderr
+        assert "dcclctl train --force" in result.stderr
+    (damage,) = run_json("verify")["damage"]
+    assert (damage["ref"], damage["file"]) == ("cloud@1", file)
+    assert run("verify", "cloud@2").exit_code == 0
+
+
+def test_diff(store: Store) -> None:
+    lines = [line.split() for line in run("diff", "cloud@1", "cloud@2").stdout.splitlines()]
+    assert lines == [["key", "cloud@1", "cloud@2"], ["config", "epochs", "1", "2"], ["facts", "loss", "0.5", "0.25"]]
+    assert run_json("diff", "cloud@1", "cloud@2") == {
+        "a": "cloud@1",
+        "b": "cloud@2",
+        "same": False,
+        "config": {"epochs": [1, 2]},
+        "facts": {"loss": [0.5, 0.25]},
+    }
+    assert "the same artifact" in run("diff", "cloud@1", "cloud@1").stdout
+    assert run("diff", "cloud@1", "dataset@1").exit_code == 2
+
+
+def test_diff_shows_inputs_as_references(store: Store) -> None:
+    other = make_dataset(store, 3)
+    make_cloud(store, other, 2)
+    gone = store.latest("dataset").path / "manifest.json"
+    text = run("diff", "cloud@2", "cloud@3").stdout
+    assert f"dataset@2 ({other.id[:12]})" in text
+    gone.unlink()
+    assert f"dataset {other.id[:12]}" in run("diff", "cloud@2", "cloud@3").stdout
+
+
+def test_diff_of_an_input_that_only_one_has(store: Store) -> None:
+    for number, inputs in enumerate(({}, {"log:x.csv": Input("raw", "c" * 64)})):
+        with store.begin("evaluate", "evaluation", {}, number, inputs) as work:
+            work.write_table("x.parquet", pl.DataFrame({"a": [1]}))
+            work.commit({})
+    (line,) = [line for line in run("diff", "evaluation@1", "evaluation@2").stdout.splitlines() if "log:" in line]
+    assert line.split() == ["inputs", "log:x.csv", "–", "sha256", "c" * 12]
+
+
+def test_tag(store: Store) -> None:
+    result = run("tag", "cloud@1", "release")
+    assert result.exit_code == 0
+    assert "cloud@release is now cloud@1" in result.stdout
+    assert run_json("tag", "cloud@2", "release")["alias"] == "cloud@release"
+    assert store.resolve("cloud@release").number == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("tag", "cloud@1", "7"), "cannot be an alias"),
+        (("tag", "cloud@1", "cafe"), "reads like the start of an id"),
+        (("show", "cloud@9"), "Type one of: cloud@1, cloud@2"),
+        (("show", "clouds"), "Type e.g. cloud@latest"),
+        (("lineage", "patches"), "Run first: dcclctl patch"),
+    ],
+)
+def test_a_mistake_exits_2_and_says_what_to_type(store: Store, arguments: tuple[str, ...], said: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
