@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-Ints = npt.NDArray[np.int64]
+#: Whole numbers, of 32 or 64 bits.
+Ints = npt.NDArray[np.signedinteger[Any]]
 Codes = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 

@@ -174,7 +174,7 @@ class _RowLookup:
             return value_of_distinct[self._inverse]
         assert self._table is not None
         self._table[self._table >= 0] = value_of_distinct
-        return self._table[self._codes - self._lowest]
+        return self._table[self._codes - self._lowest if self._lowest else self._codes]
 
 
 def distinct_codes(codes: Ints) -> tuple[Ints, _RowLookup]:
@@ -184,7 +184,7 @@ def distinct_codes(codes: Ints) -> tuple[Ints, _RowLookup]:
     lowest, highest = int(codes.min()), int(codes.max())
     if highest - lowest < min(TABLE_CODES, 64 * len(codes) + 1024):
         table = np.full(highest - lowest + 1, -1, np.int32)
-        table[codes - lowest] = 0
+        table[codes - lowest if lowest else codes] = 0
         return np.flatnonzero(table >= 0).astype(np.int64) + lowest, _RowLookup(codes, lowest, table, None)
     distinct, inverse = np.unique(codes, return_inverse=True)
     return distinct, _RowLookup(codes, lowest, None, inverse)

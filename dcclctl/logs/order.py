@@ -24,7 +24,7 @@ def order_by(*columns: npt.NDArray[np.integer]) -> Ints:
     key = np.zeros(height, np.uint64)
     for column, low, width in zip(columns, lows, bits, strict=True):
         key <<= np.uint64(width)
-        key |= (column - low).astype(np.uint64)
+        key |= (column - low if low else column).astype(np.uint64)
     key <<= np.uint64(row_bits)
     key |= np.arange(height, dtype=np.uint64)
     key.sort()

@@ -210,7 +210,7 @@ class LogReader:
     def _log(self, read: dict[str, int], time_kind: str) -> Log:
         def column(role: str) -> Ints | None:
             parts = self._parts.pop(role, None)
-            return None if parts is None else np.concatenate(parts).astype(np.int64, copy=False)
+            return None if parts is None else np.concatenate(parts)
 
         labels = self._parts.pop("label", None)
         empty = np.zeros(0, np.int64)

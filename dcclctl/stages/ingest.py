@@ -205,7 +205,9 @@ def _log_categories(log: Log, events: Events, column: str | None) -> pl.DataFram
     if log.categories is None or column is None:
         return None
     codes, texts = log.category_texts.dense(log.categories[events.rows])
-    pairs = np.unique(events.items.astype(np.int64) * len(texts) + codes)
+    # Sorted and compared: several times faster than numpy's unique on millions of numbers.
+    pairs = np.sort(events.items.astype(np.int64) * len(texts) + codes)
+    pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])]
     frame = pl.DataFrame(
         {
             "item_index": pl.Series(pairs // len(texts), dtype=pl.Int32),
@@ -291,12 +293,6 @@ def _remarks(
 
 def _id_map(events: Events) -> str:
     """SHA-256 over the user ids and the item ids in the order of their numbers."""
-    digest = hashlib.sha256()
-    for ids in (events.user_ids, events.item_ids):
-        for id in ids:
-            data = id.encode("utf-8")
-            # With its length first, no two lists of ids can give the same bytes.
-            digest.update(len(data).to_bytes(8, "little"))
-            digest.update(data)
-        digest.update(b"\xff" * 8)
-    return digest.hexdigest()
+    # No id contains a NUL, so no two pairs of lists give the same text.
+    text = "\0\0".join("\0".join(ids) for ids in (events.user_ids, events.item_ids))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
