@@ -34,7 +34,9 @@ def whole_numbers(texts: pl.Series) -> tuple[Ints, Flags | None]:
     valid = cast.is_not_null().to_numpy()
     values = cast.fill_null(-1).to_numpy()
     lengths = texts.str.len_bytes().fill_null(0).to_numpy()
-    if len(values) and values.min() >= 0:
+    if len(values) == 0:
+        return values, None
+    if values.min() >= 0:
         # No text is shorter than its number's decimal form, so equal sums mean equal lengths everywhere.
         largest, digits, power = int(values.max()), len(values), 10
         while power <= largest:
