@@ -75,6 +75,9 @@ class Basis:
         """K."""
         return self.theta.shape[1]
 
+    def to(self, device: torch.device) -> "Basis":
+        return Basis(self.shape, self.origin.to(device), self.theta.to(device))
+
     def weights(self, codes: Float[Tensor, "U K"]) -> Float[Tensor, "U P"]:
         """ϑ = ϑ₀ + Θ·θ̂ for every user."""
         return self.origin + codes @ self.theta.T

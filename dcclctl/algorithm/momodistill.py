@@ -33,6 +33,8 @@ def teacher_of(model: Din, basis: Basis, codes: Float[Tensor, "U K"], log: Event
         limit: L, history length.
     """
 
+    basis = basis.to(model.out.weight.device)
+
     @torch.no_grad()
     def teach(events: Ints, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
         z1 = first_layer(model, log, events, candidates, limit)

@@ -61,6 +61,8 @@ def cloud_head(model: Din) -> HeadFunction:
 def patched_head(model: Din, basis: Basis, codes: Float[Tensor, "U K"], log: EventLog) -> HeadFunction:
     """The head with each event's user's patch; `codes` has a row for every user of the log (zero: the cloud model)."""
 
+    basis = basis.to(model.out.weight.device)
+
     def head(events: Ints, z1: Tensor) -> Tensor:
         own = codes[torch.from_numpy(log.user[events])].to(z1.device)
         return patched_logits(model, z1, basis.patch(own))

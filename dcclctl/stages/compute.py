@@ -28,7 +28,7 @@ def settle(config: C) -> C:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = config.device
     if device == "auto":
-        device = next((name for name in ("cuda", "mps") if available[name]), "cpu")  # type: ignore[assignment]
+        device = next((name for name in ("cuda", "mps") if available[name]), "cpu")
     if not available[device]:
         usable = ", ".join(name for name, there in available.items() if there)
         raise UsageError(
@@ -37,7 +37,7 @@ def settle(config: C) -> C:
     threads = config.threads or available_cores()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return config.model_copy(update={"device": device, "threads": threads})
 
 

@@ -191,7 +191,7 @@ class Devices:
             )
         if not self.work.finished("basis.safetensors"):
             write_basis(self.work, given)
-        return Basis(given.shape, given.origin.to(self.device), given.theta.to(self.device))
+        return given.to(self.device)
 
     def fit_shard(self, shard: int, members: Ints, events: Ints, basis: Basis) -> None:
         """θ̂ of one shard's users → one file of the artifact."""

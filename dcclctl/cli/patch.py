@@ -1,0 +1,126 @@
+"""`dcclctl patch`: one small patch per user, learned on the user's own log."""
+
+from typing import Annotated, Any
+
+import typer
+
+from dcclctl.cli.console import Reporter
+from dcclctl.cli.options import (
+    DEFAULT_STORE,
+    ConfigOption,
+    ForceOption,
+    JsonOption,
+    QuietOption,
+    StoreOption,
+    setting,
+)
+from dcclctl.config import PatchConfig, resolve
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+def _option(name: str, *flags: str, metavar: str | None = None) -> Any:
+    return setting(PatchConfig, name, *flags, metavar=metavar)
+
+
+@app.command()
+def patch(
+    users: Annotated[str | None, _option("users", metavar="tail|head|all|new|@FILE|ID,…")] = None,
+    cloud: Annotated[
+        str | None, typer.Option("--cloud", metavar="REF", help="Model to patch. [default: the newest cloud]")
+    ] = None,
+    on: Annotated[str | None, _option("on", metavar="PERIOD")] = None,
+    method: Annotated[str | None, _option("method", metavar="metapatch")] = None,
+    guard: Annotated[
+        bool | None,
+        typer.Option("--guard", help=PatchConfig.model_fields["guard"].description, show_default=False),
+    ] = None,
+    held_back: Annotated[float | None, _option("held_back", metavar="FRACTION")] = None,
+    patch_size: Annotated[int | None, _option("patch_size", metavar="K")] = None,
+    bottleneck: Annotated[int | None, _option("bottleneck", metavar="N")] = None,
+    steps: Annotated[int | None, _option("steps", metavar="N")] = None,
+    learning_rate: Annotated[float | None, _option("learning_rate", metavar="RATE")] = None,
+    prior: Annotated[float | None, _option("prior", metavar="λ")] = None,
+    negatives: Annotated[int | None, _option("negatives", metavar="N")] = None,
+    basis_epochs: Annotated[int | None, _option("basis_epochs", metavar="N")] = None,
+    basis_learning_rate: Annotated[float | None, _option("basis_learning_rate", metavar="RATE")] = None,
+    shard_users: Annotated[int | None, _option("shard_users", metavar="N")] = None,
+    batch_rows: Annotated[int | None, _option("batch_rows", metavar="N")] = None,
+    device: Annotated[str | None, _option("device", metavar="auto|cpu|cuda|mps")] = None,
+    threads: Annotated[int | None, _option("threads", metavar="N")] = None,
+    seed: Annotated[int | None, _option("seed", metavar="N")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Learn one small patch per user, on the user's own log.
+
+    The cloud model stays frozen. If it has no patch basis Θ yet, Θ is learned first, from everybody's events of the
+    period. A run that is stopped continues at the first missing shard of users.
+
+    \b
+    Examples:
+      dcclctl patch --users tail
+      dcclctl patch --cloud cloud@2 --users @users.txt --guard
+    """
+    settings = resolve(
+        PatchConfig,
+        config,
+        users=users,
+        on=on,
+        method=method,
+        guard=guard,
+        held_back=held_back,
+        patch_size=patch_size,
+        bottleneck=bottleneck,
+        steps=steps,
+        learning_rate=learning_rate,
+        prior=prior,
+        negatives=negatives,
+        basis_epochs=basis_epochs,
+        basis_learning_rate=basis_learning_rate,
+        shard_users=shard_users,
+        batch_rows=batch_rows,
+        device=device,
+        threads=threads,
+        seed=seed,
+    )
+    from dcclctl.stages.handles import CloudModel
+    from dcclctl.stages.patch import patch as run
+    from dcclctl.store.store import Store
+
+    reporter = Reporter(as_json, quiet)
+    place = Store(store, remark=reporter.remark)
+    model = CloudModel.load(place.resolve(cloud or "cloud@latest", "cloud"), place)
+    with reporter.progress() as progress:
+        made, reused = run(model, settings, place, progress, force)
+    facts = made.facts
+    speed = made.run.get("users_per_second")
+    reporter.line(
+        f"{facts['users']:,} users patched on {facts['events']:,} events of {facts['on']} ({model.artifact.ref})"
+        + (f", {speed:,.0f} users/s" if speed and not reused else "")
+        + f", {facts['bytes_per_user']} bytes per user"
+    )
+    if facts["users_without_events"]:
+        reporter.line(f"{facts['users_without_events']:,} of the chosen users have no event there and get no patch")
+    if facts["users_judged"]:
+        reporter.line(
+            f"own held-back loss improved for {facts['improved_share']:.1%} of the {facts['users_judged']:,} users "
+            "that have events to hold back"
+        )
+    if settings.guard:
+        reporter.line(f"the guard kept {facts['kept']:,} patches and switched {facts['users'] - facts['kept']:,} off")
+    reporter.finish(
+        made.ref,
+        made.id,
+        reused,
+        cloud=model.artifact.ref,
+        users=facts["users"],
+        users_without_events=facts["users_without_events"],
+        users_per_second=speed,
+        bytes_per_user=facts["bytes_per_user"],
+        improved_share=facts["improved_share"],
+        kept=facts["kept"],
+    )

@@ -1,0 +1,54 @@
+"""Tables for the terminal."""
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+from rich.table import Table
+from rich.text import Text
+
+from dcclctl.tables import GROUPS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: metrics in which less is better
+_LOSSES = ("log_loss", "ece")
+
+
+def heading(metric: str) -> str:
+    """A metric's name for people: 'ndcg@10/1000' → 'NDCG@10 (1,000 sampled)'."""
+    name, _, sampled = metric.partition("/")
+    shown = {"mrr": "MRR", "gauc": "GAUC", "log_loss": "log loss"}.get(name, name.upper())
+    return f"{shown}\n{int(sampled):,} sampled" if sampled else shown
+
+
+def group_table(aggregate: pl.DataFrame, names: "Mapping[str, str]", candidates: "int | str") -> Table:
+    """Head, tail, new and all, a line per model; the best model of each column of a group is bold.
+
+    Args:
+        aggregate: AGGREGATE table. names: subject → reference to show. candidates: "all", or how many were sampled.
+    """
+    metrics = aggregate["metric"].unique(maintain_order=True).to_list()
+    table = Table(title=None, pad_edge=False)
+    for name in ("group", "users", "model"):
+        table.add_column(name, justify="right" if name == "users" else "left", no_wrap=name != "model")
+    for metric in metrics:
+        table.add_column(heading(metric), justify="right", no_wrap=True)
+    values = {(row["group"], row["subject"], row["metric"]): row for row in aggregate.to_dicts()}
+    for group in (*GROUPS, "all"):
+        users = max(values[group, subject, metric]["users"] for subject in names for metric in metrics)
+        if not users:
+            continue
+        table.add_section()
+        for place, ref in enumerate(names.values()):
+            cells = []
+            for metric in metrics:
+                column = [values[group, other, metric]["value"] for other in names]
+                known = [value for value in column if value is not None]
+                value = column[place]
+                best = (min if metric.partition("/")[0] in _LOSSES else max)(known, default=None)
+                # equal to the digit shown is equally good
+                bold = value is not None and best is not None and f"{value:.4f}" == f"{best:.4f}" and len(names) > 1
+                cells.append(Text("–" if value is None else f"{value:.4f}", style="bold" if bold else ""))
+            table.add_row(group if place == 0 else "", f"{users:,}" if place == 0 else "", Text(ref), *cells)
+    return table
