@@ -68,8 +68,10 @@ def select_events(log: Log, config: IngestConfig) -> Events:
     if len(rows) == 0:
         raise _nothing_left("the logs hold no usable event" if len(log) == 0 else "no event has these behaviours")
 
-    sorting = order_by(users, coarsen(log.times[rows]))
-    rows, users, items = rows[sorting], users[sorting], items[sorting]
+    sorting = order_by(users, coarsen(log.times if whole else log.times[rows]))
+    rows, items = sorting if whole else rows[sorting], items[sorting]
+    # Sorted by user, so the sorted users are known without moving them.
+    users = np.repeat(np.arange(len(user_ids), dtype=np.int32), np.bincount(users, minlength=len(user_ids)))
     del sorting
     times = log.times[rows]
     labels = np.ones(len(rows), np.int8) if log.labels is None else log.labels[rows]
@@ -137,11 +139,13 @@ def _without_repetitions(
                 pairs, np.union1d(second, second - 1), users, items, times, labels, behaviours, keep, config, dropped
             )
         if config.repeats == "first":
-            # The first of a pair is never a duplicate, but a label conflict may have dropped it.
-            left = pairs[keep[pairs]]
-            again = (users[left[1:]] == users[left[:-1]]) & (items[left[1:]] == items[left[:-1]])
-            keep[left[1:][again]] = False
-            dropped["repeats"] = int(again.sum())
+            later = pairs[repeated]
+            if dropped["label-conflicts"]:
+                # The first of a pair is never a duplicate, but it may have lost a label conflict.
+                left = pairs[keep[pairs]]
+                later = left[1:][(users[left[1:]] == users[left[:-1]]) & (items[left[1:]] == items[left[:-1]])]
+            dropped["repeats"] = int(keep[later].sum())
+            keep[later] = False
     return keep, conflicts
 
 
@@ -171,16 +175,17 @@ def _one_row_per_event(
             "behaviour": behaviour,
         }
     ).sort("row")
-    distinct = frame.unique([*event, "label", "behaviour"], keep="first", maintain_order=True)
-    dropped["duplicates"] = frame.height - distinct.height
     label = pl.col("label")
     chosen = {"last": label.last(), "first": label.first(), "max": label.max()}[config.label_conflicts]
-    distinct = distinct.with_columns(labels=label.n_unique().over(event), chosen=chosen.over(event))
+    # Chosen among all rows: after the duplicates are gone, the last label might not be the last one any more.
+    frame = frame.with_columns(labels=label.n_unique().over(event), chosen=chosen.over(event))
+    distinct = frame.unique([*event, "label", "behaviour"], keep="first", maintain_order=True)
+    dropped["duplicates"] = frame.height - distinct.height
     kept = distinct.filter(label == pl.col("chosen"))
     dropped["label-conflicts"] = distinct.height - kept.height
     keep[rows] = False
     keep[kept["row"].to_numpy()] = True
-    return distinct.filter(pl.col("labels") > 1).select(event).n_unique() if distinct.height else 0
+    return distinct.filter(pl.col("labels") > 1).select(event).n_unique()
 
 
 def _cap(users: Codes, keep: Flags, limit: int) -> int:

@@ -33,9 +33,9 @@ def whole_numbers(texts: pl.Series) -> tuple[Ints, Flags | None]:
     cast = texts.cast(pl.Int64, strict=False)
     valid = cast.is_not_null().to_numpy()
     values = cast.fill_null(-1).to_numpy()
-    lengths = texts.str.len_bytes().fill_null(0).to_numpy()
     if len(values) == 0:
         return values, None
+    lengths = texts.str.len_bytes().fill_null(0).to_numpy()
     if values.min() >= 0:
         # No text is shorter than its number's decimal form, so equal sums mean equal lengths everywhere.
         largest, digits, power = int(values.max()), len(values), 10
@@ -44,6 +44,8 @@ def whole_numbers(texts: pl.Series) -> tuple[Ints, Flags | None]:
             power *= 10
         if digits == int(lengths.sum(dtype=np.int64)):
             return values, None
+    if not valid.any():
+        return values, valid
     powers = 10 ** np.arange(1, 19, dtype=np.int64)
     same = valid & (values >= 0) & (lengths == np.searchsorted(powers, values, side="right") + 1)
     return values, same
@@ -88,7 +90,7 @@ class IdColumn:
         if same is None:
             return values, None, None, {}
         other = np.flatnonzero(~same)
-        rest = texts.gather(other)
+        rest = texts.gather(other) if len(other) < len(texts) else texts
         distinct = rest.unique(maintain_order=True)
         rows = [self._row(text) for text in distinct.to_list()]
         row = rest.replace_strict(distinct, pl.Series(rows, dtype=pl.Int64), return_dtype=pl.Int64).to_numpy()

@@ -67,12 +67,13 @@ def read_parquet(source: Source, layout: Layout, wanted: list[str], lists: bool 
                 f"{source.path}: column {name!r} is nested ({field.type})",
                 f"Name a field inside it, e.g. --map user={name}.id, or flatten it first.",
             )
+    ids = {layout.roles.get(role) for role in ("user", "item")}
     record = 1
     try:
         with pq.ParquetFile(source.path) as file:
             columns = sorted({name if name in schema.names else name.partition(".")[0] for name in wanted})
             for table in file.iter_batches(BATCH_ROWS, columns=columns):
-                yield _batch(table, wanted, record)
+                yield _batch(table, wanted, ids, record)
                 record += table.num_rows
     except (pa.ArrowException, OSError) as error:
         raise _damaged(source, error) from error
@@ -83,7 +84,7 @@ def read_parquet(source: Source, layout: Layout, wanted: list[str], lists: bool 
         )
 
 
-def _batch(table: pa.RecordBatch, wanted: list[str], record: int) -> Batch:
+def _batch(table: pa.RecordBatch, wanted: list[str], ids: set[str | None], record: int) -> Batch:
     frame = pl.DataFrame(pa.Table.from_batches([table]))
     columns = []
     large = 0
@@ -93,7 +94,7 @@ def _batch(table: pa.RecordBatch, wanted: list[str], record: int) -> Batch:
         else:
             parent, _, child = name.partition(".")
             column = frame[parent].struct.field(child).alias(name)
-        if column.dtype.is_float():
+        if name in ids and column.dtype.is_float():
             large += int((column.abs() > EXACT_FLOAT).sum())
         columns.append(_as_text(column).alias(name))
     texts = pl.DataFrame(columns) if columns else pl.DataFrame()

@@ -16,8 +16,8 @@ from dcclctl.logs.batch import MAX_FIELD_BYTES, Batch, Reject, text_frame
 from dcclctl.logs.layout import Layout
 from dcclctl.logs.sources import BOM, ByteStream, utf8_blocks
 
-#: Bytes parsed at once, and the smaller pieces that a dirty stretch is cut into.
-CHUNK_BYTES = 32 << 20
+#: Bytes parsed at once (what is made of them fits memory that is used again), and the pieces a dirty stretch is cut into.
+CHUNK_BYTES = 8 << 20
 PIECE_BYTES = 256 << 10
 #: Text without any line end beyond this is not line-separated text.
 MAX_LINE_BYTES = 64 << 20
