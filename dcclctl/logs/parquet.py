@@ -62,7 +62,9 @@ def read_parquet(source: Source, layout: Layout, wanted: list[str], lists: bool 
     schema = schema_of(source)
     for name in wanted:
         field = field_of(schema, name)
-        if field is not None and pa.types.is_nested(field.type) and not (lists and pa.types.is_list(field.type)):
+        if field is None or not pa.types.is_nested(field.type):
+            continue
+        if not (lists and (pa.types.is_list(field.type) or pa.types.is_large_list(field.type))):
             raise DataError(
                 f"{source.path}: column {name!r} is nested ({field.type})",
                 f"Name a field inside it, e.g. --map user={name}.id, or flatten it first.",
