@@ -1,0 +1,168 @@
+"""The whole loop on real logs, three seeds: where the figures in README.md and EXPERIMENTS.md come from.
+
+    python benchmarks/real_logs.py --out results/ [LOG …] [--seeds 0,1,2] [--threads 1]
+
+LOG is one of ml-100k, ml-100k-loo, grocery, amazon-beauty, sample, sample-repeats (default: all). The first four need
+the folder with the logs (--data, or DCCL_DATA); see README.md for where to get them.
+
+For every seed: train on `cloud` (frozen), train it further on `device` (incremental, the strong control), patch on
+`device`, distill, and patch the distilled model on `valid`. `valid` is the block right after what the first patches
+and both cloud updates learned from; on `test` only the second patches are fresh. Everything goes through the command line.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+
+from dcclctl.metrics.groups import paired_differences
+from dcclctl.metrics.significance import compare
+
+HERE = Path(__file__).resolve().parent.parent
+SAMPLE = HERE / "sample_data"
+#: equal budgets for the control and for step 1 of distillation
+BUDGET = ["--epochs", "2", "--learning-rate", "0.001"]
+MODELS = ("frozen cloud", "incremental", "patched", "distilled", "distilled + encoder", "distilled + patched")
+COLUMNS = ("gauc", "hr@10", "ndcg@10")
+
+
+def logs(data: Path) -> dict[str, list[str]]:
+    """Arguments of `ingest` for every log."""
+    ml = [str(data / "ml-100k" / "ml-100k.inter")]
+    sample = [str(SAMPLE / "purchases.csv.gz"), "--items", str(SAMPLE / "products.csv.gz")]
+    sample += ["--users", str(SAMPLE / "households.csv.gz"), "--map", "user=household_id,item=product_id,time=time"]
+    return {
+        "sample": [*sample, "--repeats", "first"],
+        "ml-100k": [*ml, "--split", "per-user"],
+        "grocery": [str(data / "grocery" / "events.tsv"), "--items", str(data / "grocery" / "items.tsv")],
+        "amazon-beauty": [
+            *[str(data / "amazon-beauty" / "events.csv.gz"), "--items", str(data / "amazon-beauty" / "items.csv")],
+            *["--split", "leave-one-out"],
+        ],
+        "ml-100k-loo": [*ml, "--split", "leave-one-out"],
+        "sample-repeats": [*sample, "--repeats", "keep"],
+    }
+
+
+class Runner:
+    """Runs commands on one store and keeps what they cost."""
+
+    def __init__(self, store: Path, threads: int) -> None:
+        self.store, self.threads, self.costs = store, threads, {}
+
+    def __call__(self, name: str, command: str, *arguments: str) -> str:
+        compute = [] if command == "ingest" else ["--threads", str(self.threads)]
+        line = [sys.executable, "-m", "dcclctl", command, *arguments, *compute, "--store", str(self.store), "--json"]
+        started = time.perf_counter()
+        done = subprocess.run(line, cwd=HERE, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(line)}\n{done.stderr}")
+        seconds = time.perf_counter() - started
+        document = json.loads(done.stdout)
+        kind, number = document["ref"].split("@")
+        run = json.loads((self.store / kind / "v" / f"{int(number):06d}" / "run.json").read_text())
+        self.costs[name] = {"seconds": round(seconds, 1), "reused": document["reused"], "run": run}
+        print(f"  {name}: {document['ref']} {seconds:.1f} s", flush=True)
+        return str(document["ref"])
+
+    def table(self, reference: str) -> pl.DataFrame:
+        kind, number = reference.split("@")
+        return pl.read_parquet(self.store / kind / "v" / f"{int(number):06d}" / "per_user.parquet")
+
+
+def one_seed(run: Runner, seed: int, only: str) -> dict[str, pl.DataFrame]:
+    """The loop under one seed; returns period → per-user table with the names in MODELS as subjects."""
+    s = ["--seed", str(seed)]
+    frozen = run("train", "train", "--dataset", only, *s)
+    incremental = run("incremental", "train", "--continue", frozen, "--on", "device", "--patience", "0", *BUDGET, *s)
+    patched = run("patch", "patch", "--cloud", frozen, *s)
+    distilled = run("distill", "distill", "--patches", patched, *BUDGET, *s)
+    again = run("patch distilled", "patch", "--cloud", distilled, "--on", "valid", *s)
+    tables = {}
+    for period, names in (
+        ("valid", {"frozen cloud": frozen, "incremental": incremental, "patched": patched, "distilled": distilled}),
+        ("test", {"frozen cloud": frozen, "incremental": incremental, "patched": patched, "distilled": distilled}),
+    ):
+        names["distilled + encoder"] = f"{distilled}+encoder"
+        if period == "test":
+            names["distilled + patched"] = again
+        table = run.table(run(f"evaluate {period}", "evaluate", *names.values(), "--on", period, "--seed", "0"))
+        order = table["subject"].unique(maintain_order=True).to_list()
+        tables[period] = table.with_columns(pl.col("subject").replace_strict(dict(zip(order, names, strict=True))))
+    return tables
+
+
+def mean_over_seeds(tables: list[pl.DataFrame]) -> pl.DataFrame:
+    """Each user's metrics, averaged over the seeds; sampled metrics keep their plain names here."""
+    table = pl.concat(tables)
+    table = table.rename({name: name.partition("/")[0] for name in table.columns if "/" in name}).rename(
+        {"auc": "gauc"}
+    )
+    keys = ["subject", "user_index", "user_id", "group", "activity_group"]
+    return table.group_by(keys, maintain_order=True).agg(pl.col(*COLUMNS).mean())
+
+
+def lines_of(name: str, period: str, seeds: list[pl.DataFrame]) -> list[str]:
+    """Markdown rows: points (×100) by model and group, and the paired difference to frozen and incremental."""
+    per_user = mean_over_seeds(seeds)
+    rows = []
+    each = [mean_over_seeds([table]) for table in seeds]
+    for subject in [model for model in MODELS if model in per_user["subject"].unique()]:
+        for group in ("head", "tail", "new", "all"):
+            mine = per_user.filter((pl.col("subject") == subject) & ((pl.col("group") == group) | (group == "all")))
+            if mine.is_empty():
+                continue
+            cells = []
+            for metric in COLUMNS:
+                spread = [
+                    t.filter((pl.col("subject") == subject) & ((pl.col("group") == group) | (group == "all")))[
+                        metric
+                    ].mean()
+                    for t in each
+                ]
+                cells.append(f"{100 * mine[metric].mean():.2f} ±{100 * (max(spread) - min(spread)) / 2:.2f}")
+            for control in ("frozen cloud", "incremental"):
+                if subject == control:
+                    cells += ["", ""]
+                    continue
+                found = compare(paired_differences(per_user, subject, control), seed=0)
+                for metric in ("gauc", "hr@10"):
+                    row = found.filter((pl.col("group") == group) & (pl.col("metric") == metric)).row(0, named=True)
+                    low, high = row["low"], row["high"]
+                    interval = "" if low is None else f" [{100 * low:+.2f}, {100 * high:+.2f}]"
+                    cells.append(f"{100 * row['difference']:+.2f}{interval}")
+            rows.append(f"| {name} | {period} | {subject} | {group} | {mine.height:,} | {' | '.join(cells)} |")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="LOG")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("DCCL_DATA", HERE.parent / "shared" / "data")))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    known = logs(options.data)
+    for name in options.names or known:
+        run = Runner(options.out / f"{name}.store", options.threads)
+        print(name, flush=True)
+        dataset = run("ingest", "ingest", *known[name])
+        tables: dict[str, list[pl.DataFrame]] = {"valid": [], "test": []}
+        for seed in map(int, options.seeds.split(",")):
+            for period, table in one_seed(run, seed, dataset).items():
+                tables[period].append(table)
+            (options.out / f"{name}.costs.{seed}.json").write_text(json.dumps(run.costs, indent=1))
+            written = [line for period, found in tables.items() for line in lines_of(name, period, found)]
+            (options.out / f"{name}.md").write_text("\n".join(written) + "\n")
+    print("see", options.out)
+
+
+if __name__ == "__main__":
+    main()
