@@ -5,6 +5,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# The shapes that stand in the algorithms' signatures are checked while the tests run, and only then.
+install_import_hook("dcclctl.algorithm", "beartype.beartype")
+
+from world import shop, world  # noqa: E402, F401 (after the hook: what they import is checked)
 
 # No test asserts a time, so neither may hypothesis; and a run is repeated with the same examples.
 settings.register_profile("dcclctl", deadline=None, derandomize=True)

@@ -1,0 +1,28 @@
+"""Shapes stand in the signatures, and are checked when the tests run: the hook of tests/conftest.py is at work."""
+
+import jaxtyping
+import pytest
+import torch
+from algorithm_worlds import din, normal, random_log
+
+from dcclctl.algorithm.metapatch import DeviceRows
+from dcclctl.algorithm.training import bernoulli_kl
+
+
+def test_a_wrong_shape_is_refused():
+    model = din(random_log())
+    d = model.sizes.embedding_size
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    model.interest(normal(2, 4, d), normal(2, 3, d), mask)
+    with pytest.raises(jaxtyping.TypeCheckError, match="mask"):
+        model.interest(normal(2, 4, d), normal(2, 3, d), mask[:, :2])
+
+
+def test_a_wrong_type_is_refused():
+    with pytest.raises(jaxtyping.TypeCheckError, match="student"):
+        bernoulli_kl(normal(3), torch.zeros(3, dtype=torch.int64))
+
+
+def test_a_record_of_mismatched_tensors_is_refused():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        DeviceRows(normal(2, 5, 4), normal(2, 4), normal(2, 5))
