@@ -20,7 +20,7 @@ from dcclctl.algorithm.sampling import Ints
 HeadFunction = Callable[[Ints, Tensor], Tensor]
 
 #: attention units held at once: small enough for the processor's cache, large enough for its matrix units
-_UNITS = 1 << 22
+_UNITS = 1 << 20
 
 
 @torch.no_grad()
