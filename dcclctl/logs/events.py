@@ -1,5 +1,6 @@
 """Row rules that look at more than one row: duplicates, conflicting labels, repeats, caps and minimum counts."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,8 +64,10 @@ def select_events(log: Log, config: IngestConfig) -> Events:
         rows = rows[_wanted_behaviours(log, config.behaviours)]
         dropped["behaviours"] = len(log) - len(rows)
     whole = len(rows) == len(log)
-    users, user_ids = log.user_ids.dense(log.users if whole else log.users[rows])
-    items, item_ids = log.item_ids.dense(log.items if whole else log.items[rows])
+    with ThreadPoolExecutor(2) as pool:
+        dense_users = pool.submit(log.user_ids.dense, log.users if whole else log.users[rows])
+        dense_items = pool.submit(log.item_ids.dense, log.items if whole else log.items[rows])
+    (users, user_ids), (items, item_ids) = dense_users.result(), dense_items.result()
     if len(rows) == 0:
         raise _nothing_left("the logs hold no usable event" if len(log) == 0 else "no event has these behaviours")
 

@@ -31,8 +31,8 @@ def whole_numbers(texts: pl.Series) -> tuple[Ints, Flags | None]:
         The numbers, and which rows are such texts; None if all are.
     """
     cast = texts.cast(pl.Int64, strict=False)
-    valid = cast.is_not_null().to_numpy()
-    values = cast.fill_null(-1).to_numpy()
+    whole = cast.null_count() == 0
+    values = (cast if whole else cast.fill_null(-1)).to_numpy()
     if len(values) == 0:
         return values, None
     lengths = texts.str.len_bytes().fill_null(0).to_numpy()
@@ -44,6 +44,7 @@ def whole_numbers(texts: pl.Series) -> tuple[Ints, Flags | None]:
             power *= 10
         if digits == int(lengths.sum(dtype=np.int64)):
             return values, None
+    valid = np.ones(len(values), np.bool_) if whole else cast.is_not_null().to_numpy()
     if not valid.any():
         return values, valid
     powers = 10 ** np.arange(1, 19, dtype=np.int64)
@@ -154,7 +155,8 @@ class IdColumn:
             The dense number of each row; the texts by dense number.
         """
         distinct, of_row = distinct_codes(codes)
-        texts = pl.Series(self.texts(distinct.tolist()), dtype=pl.String)
+        numbers_only = len(distinct) == 0 or distinct[0] >= 0
+        texts = pl.Series(distinct if numbers_only else self.texts(distinct.tolist())).cast(pl.String)
         order = texts.arg_sort().to_numpy()
         rank = np.empty(len(order), np.int32)
         rank[order] = np.arange(len(order), dtype=np.int32)

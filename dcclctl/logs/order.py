@@ -29,7 +29,7 @@ def order_by(*columns: npt.NDArray[np.integer]) -> Ints:
     key |= np.arange(height, dtype=np.uint64)
     key.sort()
     key &= np.uint64((1 << row_bits) - 1)
-    return key.astype(np.int64)
+    return key.view(np.int64)
 
 
 def coarsen(times: Ints) -> Ints:

@@ -234,4 +234,4 @@ class LogReader:
 
 
 def _fits_int32(values: npt.NDArray[np.generic]) -> bool:
-    return bool(np.abs(values).max() < 2**31)
+    return bool(values.max() < 2**31 and values.min() >= -(2**31))

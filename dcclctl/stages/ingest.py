@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -134,26 +135,26 @@ def _write_tables(
     events = select_events(log, config)
     on_progress("splitting", 1, 3, "")
     periods, cuts = split(events.users, events.times, log.time_kind, config)
-    groups = user_groups(events.users, periods, len(events.user_ids), config.head_fraction)
     on_progress("writing", 2, 3, "")
-    profile, profile_rows = profiles(events.user_ids, tables.get("user"))
-    log_column = layouts[0][1].roles.get("category")
-    items, category_rows = categories(
-        events.item_ids, tables.get("item"), _log_categories(log, events, log_column), config.map.get("category")
+    table = pl.DataFrame(
+        {
+            "user_index": events.users,
+            "item_index": events.items,
+            "time_us": events.times,
+            "label": events.labels,
+            "period": periods,
+        }
     )
+    with ThreadPoolExecutor(1) as pool:
+        # The one large file is compressed while users and items are worked out.
+        written = pool.submit(work.write_table, "events.parquet", table)
+        groups = user_groups(events.users, periods, len(events.user_ids), config.head_fraction)
+        profile, profile_rows = profiles(events.user_ids, tables.get("user"))
+        log_column = layouts[0][1].roles.get("category")
+        in_log = _log_categories(log, events, log_column)
+        items, category_rows = categories(events.item_ids, tables.get("item"), in_log, config.map.get("category"))
+        written.result()
     vocabulary = pl.concat([category_rows, profile_rows])
-    work.write_table(
-        "events.parquet",
-        pl.DataFrame(
-            {
-                "user_index": events.users,
-                "item_index": events.items,
-                "time_us": events.times,
-                "label": events.labels,
-                "period": periods,
-            }
-        ),
-    )
     work.write_table("users.parquet", _indexed("user", events.user_ids).hstack(groups).hstack(profile))
     work.write_table("items.parquet", _indexed("item", events.item_ids).hstack(items))
     work.write_table("vocabulary.parquet", vocabulary)
