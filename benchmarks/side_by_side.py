@@ -1,0 +1,113 @@
+"""What the benchmarks share: two ways timed in turn, the logs they run on, and how a ratio is shown."""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dcclctl.stages.handles import Dataset
+    from dcclctl.store.store import Store
+
+HERE = Path(__file__).resolve().parent.parent
+SAMPLE = "sample"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One result: how two ways compare.
+
+    Attributes:
+        what: what was compared, on which log.
+        value: the ratio of the medians. spread: lowest and highest ratio of the single repetitions.
+        target: what the ratio should be, e.g. "≥ 4"; empty where none is set.
+        met: whether it is; None without a target.
+    """
+
+    what: str
+    value: float
+    spread: tuple[float, float]
+    target: str
+    met: bool | None
+    unit: str = "×"
+
+    @classmethod
+    def faster(cls, what: str, slow: list[float], fast: list[float], at_least: float | None) -> "Ratio":
+        """How many times faster one way is, from the seconds of repetitions that were run in pairs."""
+        pairs = [a / b for a, b in zip(slow, fast, strict=True)]
+        value = statistics.median(slow) / statistics.median(fast)
+        target = "" if at_least is None else f"≥ {at_least:g}"
+        return cls(what, value, (min(pairs), max(pairs)), target, None if at_least is None else value >= at_least)
+
+
+def in_turn(ways: dict[str, Callable[[], Any]], times: int) -> dict[str, list[float]]:
+    """Seconds of every way, `times` repetitions in turn, so that all see the same moments of a busy machine.
+
+    Each way runs once before, untimed: the first run pays for imports, memory and thread pools.
+    """
+    for way in ways.values():
+        way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(times):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def show(ratios: Iterable[Ratio]) -> None:
+    """One line a ratio on stdout."""
+    for ratio in ratios:
+        verdict = {None: "", True: "met", False: "MISSED"}[ratio.met]
+        low, high = ratio.spread
+        print(f"{ratio.what:58} {ratio.value:7.2f}{ratio.unit:3} ({low:.2f} … {high:.2f})  {ratio.target:9} {verdict}")
+
+
+def flags(description: str | None) -> argparse.ArgumentParser:
+    """The flags that every benchmark on logs has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with ml-100k/ and amazon-beauty/ (or DCCL_DATA)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, the same for both ways")
+    parser.add_argument("--times", type=int, default=5, help="repetitions of each way; medians are compared")
+    return parser
+
+
+def find_data(given: Path | None) -> Path | None:
+    """The folder with the real logs: --data, else DCCL_DATA, else shared/data beside a folder above; None if nowhere."""
+    named = given or (Path(os.environ["DCCL_DATA"]) if os.environ.get("DCCL_DATA") else None)
+    folders = [named] if named else [parent / "shared" / "data" for parent in HERE.parents]
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def logs(wanted: Iterable[str], data: Path | None) -> list[str]:
+    """The wanted logs that are there; the sample log, with a remark, if one is not."""
+    found = [name for name in wanted if data is not None and (data / name).is_dir()]
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        print(f"no {', '.join(missing)} (give the folder with --data): the sample log instead, which has no target")
+    return found + ([SAMPLE] if missing else [])
+
+
+def ingested(name: str, data: Path | None, store: "Store") -> "Dataset":
+    """One log as a dataset."""
+    from dcclctl.config import IngestConfig
+    from dcclctl.stages.handles import Dataset
+    from dcclctl.stages.ingest import ingest
+
+    sample = HERE / "sample_data"
+    columns = {"user": "household_id", "item": "product_id", "time": "time"}
+    sources: dict[str, tuple[Path, Path | None, IngestConfig]] = {
+        SAMPLE: (sample / "purchases.csv.gz", sample / "products.csv.gz", IngestConfig(map=columns)),
+    }
+    if data is not None:
+        beauty, movies = data / "amazon-beauty", data / "ml-100k"
+        sources["amazon-beauty"] = (beauty / "events.csv.gz", beauty / "items.csv", IngestConfig(split="leave-one-out"))
+        sources["ml-100k"] = (movies / "ml-100k.inter", None, IngestConfig(split="per-user"))
+    log, items, config = sources[name]
+    artifact, _ = ingest([log], None, items, config, store, lambda *_: None)
+    return Dataset(artifact)

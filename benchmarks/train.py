@@ -1,0 +1,162 @@
+"""One epoch of DIN as `dcclctl train` runs it, against the textbook form of the same model.
+
+    python benchmarks/train.py [--data FOLDER] [--events 40960] [--threads 1]
+
+Textbook: one row per (event, target), its history padded to L, the attention network on [q, k, q−k, q∗k], torch's own
+modules, autograd, and torch.optim.Adam on all weights. Both have the same sizes (dcclctl's defaults: 1+4 targets,
+L = 20, dropout 0.2) and take the same events in batches of the same size; both draw their negatives in the timed part.
+"""
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from side_by_side import SAMPLE, Ratio, find_data, flags, in_turn, ingested, logs, show
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from dcclctl.algorithm.eventlog import EventLog
+    from dcclctl.algorithm.training import FitSettings, Samples
+    from dcclctl.config import TrainConfig
+
+TARGET = 4.0
+
+
+class TextbookDin(nn.Module):
+    """DIN as a paper's reader writes it down. Shapes: R rows (one target each), L history length, D embedding."""
+
+    def __init__(self, log: "EventLog", config: "TrainConfig") -> None:
+        super().__init__()
+        self.n_categories = log.n_categories
+        self.item_categories = log.item_categories
+        self.category_counts = (log.item_categories < log.n_categories).sum(1, keepdim=True).clamp(min=1).float()
+        self.item = nn.Embedding(log.n_items, config.item_size)
+        d = config.item_size
+        if log.n_categories:
+            self.category = nn.Embedding(log.n_categories + 1, config.category_size, padding_idx=log.n_categories)
+            d += config.category_size
+        self.profile = nn.ModuleList(nn.Embedding(n, config.profile_size) for n in log.profile_sizes)
+        first, second = config.hidden_sizes
+        self.attention = nn.Sequential(
+            nn.Linear(4 * d, config.attention_size),
+            nn.PReLU(config.attention_size),
+            nn.Linear(config.attention_size, 1),
+        )
+        self.hidden = nn.Sequential(
+            nn.Linear(3 * d + config.profile_size * len(log.profile_sizes), first),
+            nn.PReLU(first),
+            nn.Dropout(config.dropout),
+            nn.Linear(first, second),
+            nn.PReLU(second),
+            nn.Dropout(config.dropout),
+            nn.Linear(second, 1),
+        )
+
+    def embed(self, items: Tensor) -> Tensor:
+        """(...) → (..., D): the item's embedding and the mean of its categories'."""
+        rows = self.item(items)
+        if not self.n_categories:
+            return rows
+        categories = self.category(self.item_categories[items]).sum(-2) / self.category_counts[items]
+        return torch.cat([rows, categories], dim=-1)
+
+    def forward(self, target: Tensor, history: Tensor, mask: Tensor, profile: Tensor) -> Tensor:
+        """target (R,), history and mask (R, L), profile (R, F) → logits (R,)."""
+        query, keys = self.embed(target), self.embed(history)
+        q = query.unsqueeze(1).expand_as(keys)
+        pairs = torch.cat([q, keys, q - keys, q * keys], dim=-1)
+        weights = self.attention(pairs.flatten(0, 1)).view(mask.shape) * mask
+        interest = (weights.unsqueeze(1) @ keys).squeeze(1)
+        profiles = [table(profile[:, f]) for f, table in enumerate(self.profile)]
+        return self.hidden(torch.cat([query, interest, query * interest, *profiles], dim=-1)).squeeze(-1)
+
+
+def padded(log: "EventLog", samples: "Samples", length: int) -> tuple[Tensor, Tensor]:
+    """Histories of all events, (E, L) each, as a data set class would hold them."""
+    history, mask = log.histories(samples.events, length)
+    missing = length - history.shape[1]
+    return F.pad(history, (0, missing)), F.pad(mask, (0, missing))
+
+
+def textbook_epoch(
+    model: TextbookDin, optimiser: torch.optim.Optimizer, log: "EventLog", samples: "Samples", settings: "FitSettings"
+) -> None:
+    """One pass: shuffle the events, expand each to its 1+4 rows, step."""
+    width = samples.candidates.shape[1]
+    history, mask = padded(log, samples, settings.history)
+    users = torch.from_numpy(log.user[samples.events])
+    for batch in torch.randperm(len(users)).split(settings.batch_size):
+        rows = batch.repeat_interleave(width)
+        logits = model(samples.candidates[batch].flatten(), history[rows], mask[rows], log.profile[users[rows]])
+        losses = F.binary_cross_entropy_with_logits(logits, samples.labels[batch].flatten(), reduction="none")
+        weights = samples.weights[batch].flatten()
+        loss = (losses * weights).sum() / weights.sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+def compare(data: Path | None, events: int, threads: int, times: int) -> list[Ratio]:
+    """How many times faster than the textbook form one epoch over `events` random events is."""
+    from dcclctl.algorithm import training
+    from dcclctl.algorithm.eventlog import CLOUD
+    from dcclctl.algorithm.sampling import permutation
+    from dcclctl.config import TrainConfig
+    from dcclctl.stages.handles import new_model
+    from dcclctl.store.store import Store
+
+    torch.set_num_threads(threads)
+    config = TrainConfig()
+    settings = training.FitSettings(
+        purpose="bench",
+        **config.model_dump(include=set(training.FitSettings.__dataclass_fields__)),
+    )
+    ratios = []
+    for name in logs(["amazon-beauty"], data):
+        with tempfile.TemporaryDirectory() as folder:
+            dataset = ingested(name, data, Store(Path(folder)))
+            log = dataset.log
+        cloud = log.events_in(CLOUD)
+        chosen = cloud[permutation(0, "bench/events", cloud)[:events]]
+        catalogue, excluded = log.catalogue(CLOUD), log.positives_in(CLOUD)
+        nothing = training.sample(log, chosen[:0], settings.negatives, catalogue, excluded, 0, "bench/valid")
+
+        textbook = TextbookDin(log, config)
+        adam = torch.optim.Adam(textbook.parameters(), lr=settings.learning_rate)
+        ours = new_model(config.model_dump(), dataset, torch.Generator().manual_seed(0))
+        state = training.start(ours, float("inf"))
+
+        def plain() -> None:
+            drawn = training.sample(log, chosen, settings.negatives, catalogue, excluded, 0, "bench/negatives")
+            textbook_epoch(textbook, adam, log, drawn, settings)
+
+        def fast() -> None:
+            nonlocal state
+            state = training.train_epoch(ours, log, chosen, catalogue, excluded, nothing, settings, state)
+
+        seconds = in_turn({"textbook": plain, "dcclctl": fast}, times)
+        rates = {way: len(chosen) / statistics.median(found) for way, found in seconds.items()}
+        length = log.history_lengths(chosen, settings.history).mean()
+        print(
+            f"train, {name}: {len(chosen):,} events with {length:.1f} past events in the mean, {threads} thread(s): "
+            f"textbook {rates['textbook']:,.0f}, dcclctl {rates['dcclctl']:,.0f} events/s"
+        )
+        what = f"DIN training against the textbook form, {name}"
+        target = None if name == SAMPLE else TARGET
+        ratios.append(Ratio.faster(what, seconds["textbook"], seconds["dcclctl"], target))
+    return ratios
+
+
+def main() -> None:
+    parser = flags(__doc__)
+    parser.add_argument("--events", type=int, default=40_960, help="events of the epoch")
+    arguments = parser.parse_args()
+    data = find_data(arguments.data)
+    show(compare(data, arguments.events, arguments.threads, arguments.times))
+
+
+if __name__ == "__main__":
+    main()
