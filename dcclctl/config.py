@@ -176,6 +176,7 @@ class EvaluateConfig(ComputeSection):
         "cloud", description="Who scores a user without a patch: the cloud model, or the encoder's patch U(0, u)."
     )
     batch_events: Positive = Field(256, description="Events scored at once; changes memory and speed, not results.")
+    against: str = Field("", description="Baseline that every other model is compared with, user by user.")
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -75,6 +75,48 @@ AGGREGATE: Final = {
     "users": ("Int64", "users that the mean is over"),
 }
 
+#: One row per (subject but the baseline, group, metric): the paired comparison. Positive differences are not always good:
+#: of log_loss less is better.
+COMPARISON: Final = {
+    "subject": ("String", "id-based name of the scored artifact, e.g. patches@3fa9c2d1"),
+    "group": ("String", "all, head, tail or new"),
+    "metric": ("String", "name of the metric"),
+    "users": ("Int64", "users with a value on both sides; all figures of the row are over them"),
+    "value": ("Float64", "mean of the subject; null without users"),
+    "baseline": ("Float64", "mean of the baseline"),
+    "difference": ("Float64", "value − baseline"),
+    "low": ("Float64", "lower end of the 95 % bootstrap interval of the difference; null for fewer than 20 users"),
+    "high": ("Float64", "its upper end"),
+    "p_value": ("Float64", "two-sided, of this comparison alone"),
+    "p_holm": ("Float64", "the same, corrected (Holm) for all metrics of the group"),
+    "verdict": ("String", "better or worse where p_holm is at most 0.05, else inconclusive"),
+    "users_to_settle": ("Int64", "users that would settle an inconclusive row, if the difference is as it looks now"),
+}
+
+#: One row per (subject but the baseline, group, metric): whom the subject makes worse than the baseline.
+HARM: Final = {
+    "subject": ("String", "id-based name of the scored artifact"),
+    "group": ("String", "all, head, tail or new"),
+    "metric": ("String", "name of the metric"),
+    "users": ("Int64", "users with a value on both sides"),
+    "better": ("Float64", "share of them who gain"),
+    "worse": ("Float64", "share of them who lose"),
+    "unchanged": ("Float64", "share of them with the same value"),
+    "harm_10": ("Float64", "of the users made worse, a tenth lose more than this (below 0); null without any"),
+    "harm_50": ("Float64", "of the users made worse, half lose more than this (below 0)"),
+}
+
+#: At most 20 rows per (subject but the baseline, metric): the users who lose most, the hardest hit first.
+WORST_USERS: Final = {
+    "subject": ("String", "id-based name of the scored artifact"),
+    "metric": ("String", "name of the metric"),
+    "user_index": ("Int32", "dense user number"),
+    "user_id": ("String", "the id in the outside log"),
+    "group": ("String", "head, tail or new"),
+    "activity_group": ("Int8", "0 … 19; null for new users"),
+    "difference": ("Float64", "the user's value − baseline"),
+}
+
 #: One row a patched user, sorted by user_index. θ̂ itself is row `row` of `theta` in the shard's safetensors file.
 PATCHED_USERS: Final = {
     "user_index": ("Int32", "dense user number"),

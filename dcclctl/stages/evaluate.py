@@ -19,6 +19,7 @@ from dcclctl.metrics.beyond import coverage, exposure, gini, novelty
 from dcclctl.metrics.calibration import expected_calibration_error, log_loss, reliability
 from dcclctl.metrics.groups import aggregate
 from dcclctl.metrics.ranking import hit_ratio, ndcg, ranks, reciprocal_rank
+from dcclctl.stages.compare import comparison, harms
 from dcclctl.stages.compute import OnProgress, settle
 from dcclctl.stages.handles import CloudModel, Dataset, PatchSet
 from dcclctl.store.store import Artifact, Store
@@ -49,13 +50,27 @@ class Subject:
         return f"{self.artifact.kind}@{self.artifact.id[:8]}" + (ENCODER_SUFFIX if self.everyone_by_encoder else "")
 
 
-def open_subjects(references: list[str], store: Store) -> list[Subject]:
+def subject_name(reference: str, store: Store) -> str:
+    """A reference that is the same in every store: kind and the start of the id."""
+    plain = reference.removesuffix(ENCODER_SUFFIX)
+    artifact = store.resolve(plain)
+    return f"{artifact.kind}@{artifact.id[:8]}{reference[len(plain) :]}"
+
+
+def open_subjects(references: list[str], store: Store, against: str = "") -> list[Subject]:
     """Resolve what to score; all must come from one dataset.
+
+    Args:
+        references: what was asked for.
+        store: where it is.
+        against: the baseline, if there is one; it is scored first where it is not among the references.
 
     Raises:
         UsageError: nothing to score, another kind of artifact, or one named twice.
         ArtifactError: two datasets.
     """
+    if against and subject_name(against, store) not in [subject_name(reference, store) for reference in references]:
+        references = [against, *references]
     subjects: list[Subject] = []
     for reference in references:
         plain = reference.removesuffix(ENCODER_SUFFIX)
@@ -213,10 +228,16 @@ def evaluate(
         The evaluation artifact, and whether it existed already.
 
     Raises:
-        DataError: no events to score. UsageError: an encoder is asked for that a model does not have.
+        DataError: no events to score. UsageError: an encoder is asked for that a model does not have, or a baseline
+        with nothing to compare it with.
     """
     config = settle(config)
-    config = config.model_copy(update={"k": sorted(set(config.k))})
+    against = subject_name(config.against, store) if config.against else ""
+    config = config.model_copy(update={"k": sorted(set(config.k)), "against": against})
+    if against and [subject.name for subject in subjects] == [against]:
+        raise UsageError(
+            f"there is nothing to compare with {config.against}", "Name another model before --against, e.g. patches."
+        )
     dataset = subjects[0].cloud.dataset
     log, block = dataset.log, Block.parse(config.on)
     for subject in subjects:
@@ -248,6 +269,11 @@ def evaluate(
         work.write_table("per_user.parquet", per_user)
         work.write_table("aggregate.parquet", aggregate(per_user.rename({"auc": "gauc"})))
         work.write_table("reliability.parquet", pl.concat(reliabilities))
+        if against:
+            work.write_table("comparison.parquet", comparison(per_user, against, config.seed))
+            shares, worst = harms(per_user, against)
+            work.write_table("harm.parquet", shares)
+            work.write_table("worst_users.parquet", worst)
         artifact = work.commit(
             {
                 "id_map": dataset.id_map,

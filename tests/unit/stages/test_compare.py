@@ -1,0 +1,191 @@
+"""Paired comparison and harm from a per-user table, and from real evaluations."""
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from dcclctl.errors import UsageError
+from dcclctl.metrics.significance import users_to_settle
+from dcclctl.stages.compare import LEVEL, comparison, harms, main_metrics
+from dcclctl.tables import COMPARISON, HARM, WORST_USERS
+
+
+def per_user(**subjects: dict[str, list[float | None]]) -> pl.DataFrame:
+    """One table of all subjects; every fifth user is a head user, the last ten are new."""
+    tables = []
+    for subject, metrics in subjects.items():
+        users = len(next(iter(metrics.values())))
+        group = ["new" if u >= users - 10 else "head" if u % 5 == 0 else "tail" for u in range(users)]
+        tables.append(
+            pl.DataFrame(
+                {
+                    "subject": [subject] * users,
+                    "user_index": pl.Series(range(users), dtype=pl.Int32),
+                    "user_id": [f"u{u}" for u in range(users)],
+                    "group": group,
+                    "activity_group": pl.Series(
+                        [None if g == "new" else u % 20 for u, g in enumerate(group)], dtype=pl.Int8
+                    ),
+                    **{name: pl.Series(values, dtype=pl.Float64) for name, values in metrics.items()},
+                }
+            )
+        )
+    return pl.concat(tables)
+
+
+def schema_of(described: dict[str, tuple[str, str]]) -> dict[str, str]:
+    return {name: kind for name, (kind, _) in described.items()}
+
+
+def row(table: pl.DataFrame, **where: str) -> dict:
+    found = table.filter(**{name: value for name, value in where.items()})
+    assert found.height == 1
+    return found.row(0, named=True)
+
+
+def noisy(seed: int = 0, users: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.random(users), rng.normal(0, 0.1, users)
+
+
+def test_tables_have_the_columns_that_are_described():
+    base, noise = noisy()
+    table = per_user(a={"ndcg@10": base, "auc": base}, b={"ndcg@10": base + noise, "auc": base})
+    assert {name: str(kind) for name, kind in comparison(table, "a", 0).schema.items()} == schema_of(COMPARISON)
+    shares, worst = harms(table, "a")
+    assert {name: str(kind) for name, kind in shares.schema.items()} == schema_of(HARM)
+    assert {name: str(kind) for name, kind in worst.schema.items()} == schema_of(WORST_USERS)
+
+
+def test_verdicts_follow_the_direction_of_the_metric():
+    base, noise = noisy()
+    table = per_user(
+        old={"ndcg@10": base, "log_loss": base},
+        up={"ndcg@10": base + 0.1 + noise, "log_loss": base + 0.1 + noise},
+        down={"ndcg@10": base - 0.1 + noise, "log_loss": base - 0.1 + noise},
+        same={"ndcg@10": base + noise - noise.mean(), "log_loss": base},
+    )
+    found = comparison(table, "old", 0)
+    verdicts = {(r["subject"], r["metric"]): r["verdict"] for r in found.filter(group="all").to_dicts()}
+    assert verdicts == {
+        ("up", "ndcg@10"): "better",
+        ("up", "log_loss"): "worse",
+        ("down", "ndcg@10"): "worse",
+        ("down", "log_loss"): "better",
+        ("same", "ndcg@10"): "inconclusive",
+        ("same", "log_loss"): "inconclusive",
+    }
+    assert found["subject"].unique(maintain_order=True).to_list() == ["up", "down", "same"]
+
+
+def test_interval_and_p_value_agree_with_scipy_on_the_group():
+    base, noise = noisy(1, 600)
+    table = per_user(a={"mrr": base}, b={"mrr": base + noise + 0.004})
+    gains = (noise + 0.004)[[u for u in range(590) if u % 5]]
+    found = row(comparison(table, "a", 0, resamples=10_000), group="tail")
+    reference = stats.bootstrap(
+        (gains,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
+    )
+    error = gains.std(ddof=1) / np.sqrt(len(gains))
+    assert found["users"] == len(gains)
+    assert found["difference"] == pytest.approx(gains.mean(), abs=1e-12)
+    assert found["low"] == pytest.approx(reference.confidence_interval.low, abs=0.1 * error)
+    assert found["high"] == pytest.approx(reference.confidence_interval.high, abs=0.1 * error)
+    assert found["p_value"] == pytest.approx(stats.ttest_1samp(gains, 0).pvalue, abs=0.03)
+
+
+def test_both_sides_are_means_over_the_users_with_a_value_on_both():
+    base, noise = noisy()
+    gaps = [None if u % 3 == 0 else float(value) for u, value in enumerate(base)]
+    found = comparison(per_user(a={"auc": gaps}, b={"auc": base + noise}), "a", 0)
+    everyone = row(found, group="all")
+    kept = [u for u in range(300) if u % 3]
+    assert (everyone["metric"], everyone["users"]) == ("gauc", 200)
+    assert everyone["baseline"] == pytest.approx(base[kept].mean(), abs=1e-12)
+    assert everyone["value"] - everyone["baseline"] == pytest.approx(everyone["difference"], abs=1e-12)
+
+
+def test_a_verdict_holds_for_all_metrics_together():
+    """Of twenty metrics of noise one looks real alone (p ≈ 0.02), as one in twenty will; no verdict is made of it."""
+    rng = np.random.default_rng(3)
+    base = {f"m{m}": np.zeros(300) for m in range(20)}
+    noise = {name: rng.normal(size=300) for name in base}
+    noise["m0"] += 2.3 * noise["m0"].std() / np.sqrt(300) - noise["m0"].mean()
+    found = comparison(per_user(a=base, b=noise), "a", 0).filter(group="all")
+    assert found["p_value"][0] <= LEVEL
+    assert found["low"][0] > 0
+    assert set(found["verdict"]) == {"inconclusive"}
+    assert found["users_to_settle"].null_count() == 0
+
+
+def test_equal_models_are_rarely_called_different():
+    """A/A over four metrics that share the users: in at most 5 % of the comparisons is any of them called real."""
+    called = 0
+    for number in range(200):
+        rng = np.random.default_rng([5, number])
+        shared = rng.random((150, 1)) < 0.1
+        new, old = (np.where(shared, 1.0, rng.random((150, 4)) < 0.15) for _ in range(2))
+        sides = [{f"m{m}": side[:, m] for m in range(4)} for side in (old, new)]
+        found = comparison(per_user(a=sides[0], b=sides[1]), "a", number, ("all",), resamples=400)
+        called += bool((found["verdict"] != "inconclusive").any())
+    # 5 % of 200 is 10; three standard deviations of chance above it
+    assert called <= 10 + 3 * np.sqrt(200 * 0.05 * 0.95)
+
+
+def test_only_the_inconclusive_say_how_many_users_it_takes():
+    base, noise = noisy()
+    found = comparison(
+        per_user(a={"x": base, "y": base}, b={"x": base + noise + 1, "y": base + noise - noise.mean() + 0.005}), "a", 0
+    )
+    clear, unclear = found.filter(group="all").iter_rows(named=True)
+    assert (clear["verdict"], clear["users_to_settle"]) == ("better", None)
+    # two metrics: the harder of Holm's steps asks for 97.5 %
+    assert unclear["users_to_settle"] == users_to_settle(0.005, noise.std(ddof=1), confidence=0.975)
+    assert unclear["users_to_settle"] > 300
+
+
+def test_a_group_that_is_too_small_is_inconclusive():
+    base, _ = noisy()
+    found = row(comparison(per_user(a={"x": base}, b={"x": base + 1}), "a", 0), group="new")
+    assert (found["users"], found["difference"], found["verdict"]) == (10, pytest.approx(1.0), "inconclusive")
+    assert (found["low"], found["p_holm"], found["users_to_settle"]) == (None, None, None)
+
+
+def test_harm_names_the_users_who_lose_most():
+    old = [0.5] * 30
+    new = [0.5] * 30
+    new[3], new[7], new[9] = 0.1, 0.3, 0.9
+    table = per_user(a={"x": old, "log_loss": old}, b={"x": new, "log_loss": new})
+    shares, worst = harms(table, "a")
+    everyone = row(shares, group="all", metric="x")
+    assert [everyone[name] for name in ("better", "worse", "unchanged")] == pytest.approx([1 / 30, 2 / 30, 27 / 30])
+    assert worst.filter(metric="x").select("user_id", "difference").rows() == [
+        ("u3", pytest.approx(-0.4)),
+        ("u7", pytest.approx(-0.2)),
+    ]
+    assert worst.filter(metric="log_loss")["user_id"].to_list() == ["u9"]
+
+
+def test_a_baseline_that_was_not_scored_or_stands_alone():
+    base, _ = noisy()
+    table = per_user(a={"x": base}, b={"x": base})
+    with pytest.raises(UsageError, match="was not scored"):
+        comparison(table, "c", 0)
+    with pytest.raises(UsageError, match="nothing to compare"):
+        comparison(table.filter(subject="a"), "a", 0)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [
+        (
+            ["hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr", "gauc", "log_loss"],
+            ["gauc", "hr@10", "ndcg@10", "mrr"],
+        ),
+        (["hr@7/1000", "ndcg@7/1000", "mrr/1000", "gauc"], ["gauc", "hr@7/1000", "ndcg@7/1000", "mrr/1000"]),
+        (["gauc"], ["gauc"]),
+    ],
+)
+def test_main_metrics(metrics, shown):
+    assert main_metrics(metrics) == shown
