@@ -4,7 +4,9 @@ An event's history is made of the user's positive events at a *strictly earlier*
 one day in a log that knows days only, never see each other, so the order of rows in a file tells nothing.
 """
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,14 +40,13 @@ class Block:
         Raises:
             UsageError: neither of the two forms, or a part that is not there.
         """
-        name, _, fraction = text.partition(":")
-        part, _, parts = fraction.partition("/")
-        numbers = (part or "1", parts or "1") if bool(part) == bool(parts) else ("", "")
-        if name not in PERIOD_NAMES or not all(number.isdecimal() for number in numbers):
+        read = re.fullmatch(rf"({'|'.join(PERIOD_NAMES)})(?::([0-9]{{1,9}})/([0-9]{{1,9}}))?", text)
+        if read is None:
             raise UsageError(
                 f"{text!r} is not a period", "Use cloud, device, valid or test, or a part such as device:2/3."
             )
-        block = cls(PERIOD_NAMES.index(name), int(numbers[0]), int(numbers[1]))
+        name, part, parts = read.groups(default="1")
+        block = cls(PERIOD_NAMES.index(name), int(part), int(parts))
         if not 1 <= block.part <= block.parts:
             raise UsageError(
                 f"{text!r}: there is no part {block.part} of {block.parts}", f"Use {name}:1/{max(block.parts, 1)}."
@@ -93,11 +94,11 @@ class EventLog:
     @classmethod
     def build(
         cls,
-        user: Ints,
-        item: Ints,
-        time: Ints,
-        label: Ints,
-        period: Ints,
+        user: npt.NDArray[np.integer[Any]],
+        item: npt.NDArray[np.integer[Any]],
+        time: npt.NDArray[np.integer[Any]],
+        label: npt.NDArray[np.integer[Any]],
+        period: npt.NDArray[np.integer[Any]],
         item_categories: Int[Tensor, "I M"],
         n_categories: int,
         profile: Int[Tensor, "U F"],

@@ -17,7 +17,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
-def _mix(x: Hashes) -> Hashes:
+def _mix(x: Hashes | np.uint64) -> Hashes | np.uint64:
     """The finaliser of SplitMix64.
 
     Source: Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
@@ -41,7 +41,7 @@ def hashes(seed: int, purpose: str, *keys: Ints | int) -> Hashes:
         purpose: what the draw is for, e.g. "train/negatives".
         keys: integers or integer arrays that broadcast together.
     """
-    state = np.asarray(stream(seed, purpose), dtype=np.uint64)
+    state: Hashes | np.uint64 = np.uint64(stream(seed, purpose))
     with np.errstate(over="ignore"):
         for key in keys:
             state = _mix(state * _GAMMA + np.asarray(key).astype(np.uint64) + _GAMMA)

@@ -26,7 +26,9 @@ def log_of(rows: Sequence[Row], n_users: int, n_items: int, one_timeline: bool =
     return EventLog.build(user, item, time, label, period, one_timeline=one_timeline, **given)
 
 
-def random_log(seed: int = 0, n_users: int = 12, n_items: int = 30, n_events: int = 20, n_categories: int = 5) -> EventLog:
+def random_log(
+    seed: int = 0, n_users: int = 12, n_items: int = 30, n_events: int = 20, n_categories: int = 5
+) -> EventLog:
     """A log with everything in it: ties in time, negatives, 0 to 3 categories an item, two profile columns, four periods."""
     rng = np.random.default_rng(seed)
     rows: list[Row] = []

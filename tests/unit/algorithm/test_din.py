@@ -95,7 +95,7 @@ def test_an_embedding_is_the_items_row_and_the_mean_of_its_categories(world):
 
 
 def test_given_rows_stand_in_for_the_item_table(world):
-    log, model, *_ = world
+    _, model, *_ = world
     items = torch.tensor([4, 2, 4])
     assert torch.equal(model.embed(items, model.item_table[items]), model.embed(items))
     changed = model.embed(items, model.item_table[items] + 1)
@@ -112,7 +112,7 @@ def test_a_log_without_categories_has_no_category_weights():
 
 
 def test_profile_columns_have_tables_of_their_own(world):
-    log, model, *_ = world
+    _, model, *_ = world
     profile = torch.tensor([[2, 3], [0, 1]])
     expected = torch.stack(
         [torch.cat([model.profile_tables[0][a], model.profile_tables[1][b]]) for a, b in profile.tolist()]
