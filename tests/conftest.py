@@ -8,7 +8,7 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # The shapes that stand in the algorithms' signatures are checked while the tests run, and only then.
-install_import_hook("dcclctl.algorithm", "beartype.beartype")
+install_import_hook("dcclctl.algorithm", "shapes.check")
 
 from world import shop, world  # noqa: E402, F401 (after the hook: what they import is checked)
 

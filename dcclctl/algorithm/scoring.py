@@ -70,7 +70,6 @@ def patched_head(model: Din, basis: Basis, codes: Float[Tensor, "U K"], log: Eve
     return head
 
 
-@torch.no_grad()
 def score(
     model: Din,
     heads: list[HeadFunction],
@@ -103,5 +102,7 @@ def score(
         rows = events[order[begin : begin + max(1, min(batch_events, _UNITS // units))]]
         begin += len(rows)
         candidates = candidates_of(rows)
-        z1 = activations_of_many(model, log, rows, candidates, limit, embeddings)
-        yield rows, candidates, [head(rows, z1).cpu() for head in heads]
+        with torch.no_grad():
+            z1 = activations_of_many(model, log, rows, candidates, limit, embeddings)
+            logits = [head(rows, z1).cpu() for head in heads]
+        yield rows, candidates, logits

@@ -72,7 +72,8 @@ class Reporter:
         With --quiet the bare reference is still printed, so that a script can catch it.
         """
         if self.as_json:
-            print(json.dumps({"ref": ref, "id": id, "reused": reused, **facts}, ensure_ascii=False, allow_nan=False))
+            # ASCII, so that no character of an id can act on a terminal
+            print(json.dumps({"ref": ref, "id": id, "reused": reused, **facts}, allow_nan=False))
         elif self.quiet:
             print(ref)
         else:

@@ -1,6 +1,7 @@
 """The `dcclctl` command. Each subcommand's file is imported only when it is called, so that --help stays quick."""
 
 import importlib
+import io
 import sys
 from typing import Any
 
@@ -89,6 +90,10 @@ app.callback()(_root)
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # what a terminal's encoding does not have (θ, an id in another script) is escaped, not a traceback
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="dcclctl")
 
 
