@@ -271,7 +271,7 @@ def train_epoch(
         The state after the epoch; `state` itself is used up.
 
     Raises:
-        DivergedError: the loss became infinite or NaN.
+        DivergedError: the loss or a weight became infinite or NaN.
     """
     device = model.out.weight.device
     restore(model, state.weights)
@@ -325,6 +325,11 @@ def train_epoch(
         raise DivergedError(f"the valid loss became {valid_loss}", "Lower --learning-rate and run the command again.")
     better = not len(valid.events) or valid_loss < state.best_loss
     weights_now = snapshot(model)
+    if not all(bool(weight.isfinite().all()) for weight in weights_now.values()):
+        raise DivergedError(
+            f"a weight became infinite or NaN in epoch {state.epoch + 1}",
+            "Lower --learning-rate and run the command again.",
+        )
     record = {"epoch": state.epoch + 1, "train_loss": total / max(done, 1), "valid_loss": valid_loss}
     return FitState(
         epoch=state.epoch + 1,
