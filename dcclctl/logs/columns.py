@@ -78,7 +78,7 @@ def check_unique(names: list[str], where: str) -> None:
 
 
 def find_column(names: list[str], column: str, where: str, role: str) -> str:
-    """The column that a person means: exactly, or up to spaces around it; 'a.b' may be a field of a struct.
+    """The column that a person means: exactly, or up to spaces around it.
 
     Raises:
         UsageError: there is no such column; the message shows the header.
@@ -88,8 +88,6 @@ def find_column(names: list[str], column: str, where: str, role: str) -> str:
     stripped = [name for name in names if name.strip() == column.strip()]
     if len(stripped) == 1:
         return stripped[0]
-    if "." in column and column.split(".")[0] in names:
-        return column
     raise UsageError(
         f"--map: {where} has no column {column!r} for {role}", f"Its header: {', '.join(map(repr, names))}"
     )

@@ -11,7 +11,7 @@ from dcclctl.errors import DataError
 from dcclctl.logs.columns import SYNONYMS, assign_roles, check_unique
 from dcclctl.logs.jsonl import check_is_lines, first_keys
 from dcclctl.logs.layout import Layout
-from dcclctl.logs.parquet import schema_of
+from dcclctl.logs.parquet import field_of, schema_of
 from dcclctl.logs.sources import BOM, Source, first_bytes
 
 _DELIMITERS = (",", "\t", ";", "|")
@@ -172,8 +172,9 @@ def _check_format(source: Source, wanted: str, found: str) -> None:
 
 
 def _parquet_columns(source: Source, mapped: frozenset[str]) -> tuple[str, ...]:
-    names = list(schema_of(source).names)
-    inner = sorted(name for name in mapped if "." in name and name not in names and name.split(".")[0] in names)
+    schema = schema_of(source)
+    names = list(schema.names)
+    inner = sorted(name for name in mapped if name not in names and field_of(schema, name) is not None)
     return (*names, *inner)
 
 

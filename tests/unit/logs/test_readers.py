@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from dcclctl.config import IngestConfig
-from dcclctl.errors import DataError
+from dcclctl.errors import DataError, UsageError
 from dcclctl.logs.formats import detect_log
 from dcclctl.logs.reader import batches
 from dcclctl.logs.sources import identify
@@ -85,3 +85,11 @@ def test_parquet_rejects_show_their_row(tmp_path: Path) -> None:
     source = identify(path)
     batch, _ = next(batches(source, detect_log(source, IngestConfig()), ["user_id", "timestamp"]))
     assert batch.raw(0) == (None, '{"user_id": "u", "timestamp": null}')
+
+
+def test_a_field_that_the_struct_does_not_have_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"user_id": [{"id": 1}], "item_id": ["i"], "timestamp": [5]}).write_parquet(path)
+    for column in ("user_id.name", "item_id.id"):
+        with pytest.raises(UsageError, match=f"no column '{column}'"):
+            detect_log(identify(path), IngestConfig(map={"user": column}))

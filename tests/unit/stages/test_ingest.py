@@ -262,6 +262,7 @@ def test_columns_by_position(tmp_path: Path) -> None:
     ("config", "problem"),
     [
         ({"map": {"user": "nobody"}}, "no column 'nobody' for user"),
+        ({"map": {"user": "user_id.id"}}, "no column 'user_id.id' for user"),
         ({"map": {"who": "user_id"}}, "no role 'who'"),
         ({"label": "rating~4"}, "cannot read 'rating~4'"),
         ({"label": "stars>=4"}, "no column 'stars'"),
