@@ -117,6 +117,22 @@ WORST_USERS: Final = {
     "difference": ("Float64", "the user's value − baseline"),
 }
 
+#: One row per (rule of a gate, model that it is for). A drop is a change for the worse: of log_loss a rise.
+GATE: Final = {
+    "subject": ("String", "id-based name of the scored artifact"),
+    "group": ("String", "the rule's group"),
+    "metric": ("String", "the rule's metric, as it was measured"),
+    "max_drop": ("String", "what the rule allows, as written: 1% (of the baseline) or 0.002"),
+    "allowed": ("Float64", "the same in the metric's own units; null without users"),
+    "users": ("Int64", "users with a value on both sides"),
+    "baseline": ("Float64", "mean of the baseline over them"),
+    "drop": ("Float64", "how much worse than the baseline; below 0: better"),
+    "low": ("Float64", "lower end of the 95 % interval of the drop; null for fewer than 20 users"),
+    "high": ("Float64", "its upper end"),
+    "verdict": ("String", "fail, pass or inconclusive; see stages/gate.py"),
+    "users_to_settle": ("Int64", "users that would settle an inconclusive row, if the drop is as it looks now"),
+}
+
 #: One row a patched user, sorted by user_index. θ̂ itself is row `row` of `theta` in the shard's safetensors file.
 PATCHED_USERS: Final = {
     "user_index": ("Int32", "dense user number"),

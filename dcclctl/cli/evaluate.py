@@ -1,6 +1,7 @@
 """`dcclctl evaluate`: models side by side, by user activity."""
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,16 @@ from dcclctl.cli.options import (
     split_commas,
 )
 from dcclctl.config import EvaluateConfig, resolve
+from dcclctl.errors import GateError, UsageError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from dcclctl.stages.gate import Rule
+    from dcclctl.store.store import Artifact, Store
+
+#: users named among those worse off; the artifact and --json hold more
+WORST_SHOWN = 5
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -40,6 +51,26 @@ def evaluate(
     auc_negatives: Annotated[int | None, _option("auc_negatives", metavar="N")] = None,
     unpatched: Annotated[str | None, _option("unpatched", metavar="encoder|cloud")] = None,
     batch_events: Annotated[int | None, _option("batch_events", metavar="N")] = None,
+    against: Annotated[str | None, _option("against", metavar="REF")] = None,
+    gate: Annotated[
+        Path | None,
+        typer.Option("--gate", metavar="FILE.toml", help="Rules: how much may drop. Exit 4 on a real drop."),
+    ] = None,
+    max_drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--max-drop",
+            metavar="GROUP.METRIC=DROP",
+            help="One rule, e.g. tail.ndcg@10=1% of the baseline's, or all.gauc=0.002. May be given several times.",
+        ),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE.xml", help="Write the gate's rules as JUnit XML.")
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option("--markdown", metavar="FILE.md", help="Write a summary for a pull request or a CI step."),
+    ] = None,
     device: Annotated[str | None, _option("device", metavar="auto|cpu|cuda|mps")] = None,
     threads: Annotated[int | None, _option("threads", metavar="N")] = None,
     seed: Annotated[int | None, _option("seed", metavar="N")] = None,
@@ -54,11 +85,17 @@ def evaluate(
     Every figure is a mean over users of the user's own mean; the table per user is kept in the artifact
     (per_user.parquet), with the aggregates by head, tail, new, all and the 20 activity groups (aggregate.parquet).
 
+    With --against every other model is compared with that baseline, paired by user: difference, 95 % interval, verdict,
+    and who is worse off. With --gate or --max-drop the command fails (exit code 4) if a metric dropped by more than is
+    allowed and the interval says that the drop is real; what cannot be told is called inconclusive and does not fail.
+
     \b
     Examples:
       dcclctl evaluate
       dcclctl evaluate cloud@1 patches@1 cloud@2 --k 10,50 --candidates all
       dcclctl evaluate cloud@2 patches@2 --unpatched encoder --on valid
+      dcclctl evaluate cloud@1 patches@1 patches@2 --against cloud@1     (patches@2 made with patch --guard)
+      dcclctl evaluate cloud --against cloud@release --max-drop tail.ndcg@10=1% --junit gate.xml
     """
     settings = resolve(
         EvaluateConfig,
@@ -69,6 +106,7 @@ def evaluate(
         auc_negatives=auc_negatives,
         unpatched=unpatched,
         batch_events=batch_events,
+        against=against,
         device=device,
         threads=threads,
         seed=seed,
@@ -80,7 +118,9 @@ def evaluate(
 
     reporter = Reporter(as_json, quiet)
     place = Store(store, remark=reporter.remark)
-    subjects = open_subjects(references or default_references(place), place)
+    rules = _rules(gate, max_drop, settings, place)
+    _check_outputs(settings, rules, junit, markdown)
+    subjects = open_subjects(references or default_references(place), place, settings.against)
     with reporter.progress() as progress:
         made, reused = run(subjects, settings, place, progress, force)
     facts, names = made.facts, dict(display_names(made, place))
@@ -101,6 +141,7 @@ def evaluate(
     if facts["split"] != "global":
         reporter.line(f"split {facts['split']}: users' periods overlap in time, so trends leak between users")
     rows = aggregate.with_columns(aggregate["subject"].replace(names)).to_dicts()
+    compared, failed = _compare(made, names, rules, reporter, junit, markdown) if settings.against else ({}, 0)
     reporter.finish(
         made.ref,
         made.id,
@@ -111,4 +152,97 @@ def evaluate(
         events=facts["events"],
         subjects=list(names.values()),
         metrics=[row for row in rows if not row["group"].startswith("activity-")],
+        **compared,
     )
+    if failed:
+        raise GateError(
+            f"the gate failed: {failed} of {len(compared['gate'])} drops against {compared['against']} are larger than "
+            f"allowed, and real",
+            f"The figures are in {made.ref}; what else changed: dcclctl artifacts diff.",
+        )
+
+
+def _rules(gate: Path | None, max_drop: list[str] | None, settings: EvaluateConfig, place: "Store") -> "list[Rule]":
+    """The rules of the file, then those of the flags; their models by the names that the tables use."""
+    if gate is None and not max_drop:
+        return []
+    from dataclasses import replace
+
+    from dcclctl.stages.evaluate import subject_name
+    from dcclctl.stages.gate import check_metrics, parse_max_drop, read_gate
+
+    rules = (read_gate(gate) if gate else []) + [parse_max_drop(text) for text in max_drop or []]
+    check_metrics(rules, settings.k)
+    return [replace(rule, subject=subject_name(rule.subject, place)) if rule.subject else rule for rule in rules]
+
+
+def _check_outputs(settings: EvaluateConfig, rules: "list[Rule]", junit: Path | None, markdown: Path | None) -> None:
+    if (rules or junit or markdown) and not settings.against:
+        raise UsageError(
+            "a gate compares with a baseline, and none is named", "Add --against REF, e.g. --against cloud@release"
+        )
+    if junit and not rules:
+        raise UsageError(
+            "--junit writes the rules of a gate, and there is none",
+            "Add --gate FILE.toml or --max-drop tail.ndcg@10=1%",
+        )
+    for path in (junit, markdown):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"there is no folder {path.parent} for {path.name}", "Make it first, or choose another.")
+
+
+def _compare(
+    made: "Artifact",
+    names: dict[str, str],
+    rules: "list[Rule]",
+    reporter: Reporter,
+    junit: Path | None,
+    markdown: Path | None,
+) -> tuple[dict[str, Any], int]:
+    """Show the comparison, the harm and the gate, and write the files that were asked for.
+
+    Returns:
+        What --json says of them, and how many rules failed.
+    """
+    from dcclctl.report import ci
+    from dcclctl.report.comparison import comparison_table, gate_table, harm_table, points
+    from dcclctl.stages.compare import MAIN_GROUPS, compare_evaluation, harm_metric, main_metrics
+    from dcclctl.stages.gate import judge
+
+    against = made.config["against"]
+    comparison, harm, worst = (made.read_table(f"{name}.parquet") for name in ("comparison", "harm", "worst_users"))
+    measured = comparison["metric"].unique(maintain_order=True).to_list()
+    shown, harmed_by = main_metrics(measured), harm_metric(measured)
+    if against in comparison["subject"]:
+        reporter.line(f"{names[against]} is the baseline itself: it is compared with itself")
+    reporter.table(comparison_table(comparison, names, against, shown))
+    reporter.table(harm_table(harm, comparison, names, against, harmed_by))
+    for (subject,), lost in worst.filter(metric=harmed_by).group_by("subject", maintain_order=True):
+        users = [f"{row['user_id']} ({row['group']}, {points(row['difference'])})" for row in lost.to_dicts()]
+        reporter.line(f"{names[str(subject)]}, worst off: {', '.join(users[:WORST_SHOWN])}")
+    others = {rule.group for rule in rules} - set(MAIN_GROUPS)
+    full = compare_evaluation(made, against, (*MAIN_GROUPS, *sorted(others))) if others else comparison
+    verdicts = judge(full, rules)
+    if rules:
+        reporter.table(gate_table(verdicts, names, against))
+        if any("/" in metric for metric in verdicts["metric"]):
+            reporter.line("the gate judges sampled metrics: all models were ranked among the same sampled items")
+    if junit:
+        junit.write_text(ci.junit(verdicts, names, against), encoding="utf-8")
+    if markdown:
+        heading = f"{made.ref}: {made.facts['on']}, {made.facts['events']:,} events of {made.facts['users']:,} users"
+        text = ci.markdown(comparison, harm, worst, verdicts, names, against, shown, harmed_by, heading)
+        markdown.write_text(text, encoding="utf-8")
+    said = {
+        "against": names[against],
+        "comparison": _rows(comparison, names),
+        "harm": _rows(harm, names),
+        "worst_users": _rows(worst.drop("user_index"), names),
+        "gate": _rows(verdicts, names),
+    }
+    return said, verdicts["verdict"].to_list().count("fail")
+
+
+def _rows(table: "pl.DataFrame", names: dict[str, str]) -> list[dict[str, Any]]:
+    """A table for --json, with references instead of the names that are the same in every store."""
+    return table.with_columns(table["subject"].replace(names)).to_dicts()

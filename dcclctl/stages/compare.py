@@ -27,7 +27,7 @@ def compare_evaluation(
     groups: tuple[str, ...] = MAIN_GROUPS,
     resamples: int = RESAMPLES,
 ) -> pl.DataFrame:
-    """Compare every other subject of an evaluation with one of them.
+    """Compare every other subject of an evaluation with one of them; a baseline that stands alone with itself.
 
     Args:
         evaluation: an evaluation artifact of two subjects or more.
@@ -39,7 +39,7 @@ def compare_evaluation(
         A COMPARISON table, see tables.py.
 
     Raises:
-        UsageError: the evaluation did not score the baseline, or nothing else.
+        UsageError: the evaluation did not score the baseline.
     """
     return comparison(evaluation.read_table("per_user.parquet"), against, evaluation.seed, groups, resamples)
 
@@ -53,7 +53,7 @@ def harm_of_evaluation(
         A HARM and a WORST_USERS table, see tables.py.
 
     Raises:
-        UsageError: the evaluation did not score the baseline, or nothing else.
+        UsageError: the evaluation did not score the baseline.
     """
     return harms(evaluation.read_table("per_user.parquet"), against, groups)
 
@@ -135,17 +135,18 @@ def main_metrics(metrics: list[str]) -> list[str]:
     return [plain[name] for name in wanted if name in plain]
 
 
+def harm_metric(metrics: list[str]) -> str:
+    """The one metric that harm is summed up by: NDCG@k of the middle k."""
+    return next((name for name in main_metrics(metrics) if name.startswith("ndcg@")), metrics[0])
+
+
 def _paired(per_user: pl.DataFrame, against: str) -> list[tuple[str, pl.DataFrame]]:
     """(subject, its users' differences) for every subject but the baseline. The mean of `auc` over users is `gauc`."""
     subjects = per_user["subject"].unique(maintain_order=True).to_list()
     if against not in subjects:
         raise UsageError(f"{against} was not scored in this evaluation", f"Its models are {', '.join(subjects)}.")
-    others = [subject for subject in subjects if subject != against]
-    if not others:
-        raise UsageError(
-            f"there is nothing to compare with {against}",
-            f"Name another model: dcclctl evaluate REF --against {against}",
-        )
+    # A candidate that is the baseline itself is compared with itself: a gate over an unchanged model is no mistake.
+    others = [subject for subject in subjects if subject != against] or [against]
     renamed = per_user.rename({"auc": "gauc"}, strict=False)
     return [(subject, paired_differences(renamed, subject, against)) for subject in others]
 

@@ -169,9 +169,18 @@ class Ranking:
         return 1 + max(self.sampled, self.config.auc_negatives) if self.sampled else self.log.n_items
 
     def read(
-        self, tally: Tally, events: Ints, logits: npt.NDArray[np.float32], unseen: npt.NDArray[np.bool_] | None
+        self,
+        tally: Tally,
+        events: Ints,
+        logits: npt.NDArray[np.float32],
+        unseen: npt.NDArray[np.bool_] | None,
+        negatives: Ints | None,
     ) -> None:
-        """Take ranks and rows from one batch of logits (B, C)."""
+        """Take ranks and rows from one batch of logits (B, C).
+
+        Args:
+            unseen: see `unseen`. negatives: (B, auc_negatives) items for AUC. Both None where candidates are sampled.
+        """
         log, config = self.log, self.config
         positive = log.label[events] > 0
         own = log.item[events]
@@ -180,9 +189,9 @@ class Ranking:
             rows = logits[:, 1 : 1 + config.auc_negatives]
         else:
             own_logits = logits[np.arange(len(events)), own]
-            assert unseen is not None  # given with the whole catalogue
+            assert unseen is not None and negatives is not None  # given with the whole catalogue
             others = np.where(unseen, logits, -np.inf)
-            rows = np.take_along_axis(logits, self.negatives(events, config.auc_negatives), axis=1)
+            rows = np.take_along_axis(logits, negatives, axis=1)
             top = max(config.k)
             best = np.argpartition(-others, min(top, others.shape[1]) - 1, axis=1)[:, :top]
             # the positive itself is not among `others`: it enters the list where it beats the last of them
@@ -228,16 +237,11 @@ def evaluate(
         The evaluation artifact, and whether it existed already.
 
     Raises:
-        DataError: no events to score. UsageError: an encoder is asked for that a model does not have, or a baseline
-        with nothing to compare it with.
+        DataError: no events to score. UsageError: an encoder is asked for that a model does not have.
     """
     config = settle(config)
     against = subject_name(config.against, store) if config.against else ""
     config = config.model_copy(update={"k": sorted(set(config.k)), "against": against})
-    if against and [subject.name for subject in subjects] == [against]:
-        raise UsageError(
-            f"there is nothing to compare with {config.against}", "Name another model before --against, e.g. patches."
-        )
     dataset = subjects[0].cloud.dataset
     log, block = dataset.log, Block.parse(config.on)
     for subject in subjects:
@@ -326,8 +330,9 @@ def _score_all(
         )
         for events, _, logits in batches:
             unseen = ranking.unseen(events)
+            negatives = None if ranking.sampled else ranking.negatives(events, config.auc_negatives)
             for subject, values in zip(group, logits, strict=True):
-                ranking.read(tallies[subject.name], events, values.numpy(), unseen)
+                ranking.read(tallies[subject.name], events, values.numpy(), unseen, negatives)
             before += len(events)
             on_progress("evaluate", before, total, group[0].cloud.artifact.ref)
     return tallies, served

@@ -167,13 +167,18 @@ def test_harm_names_the_users_who_lose_most():
     assert worst.filter(metric="log_loss")["user_id"].to_list() == ["u9"]
 
 
-def test_a_baseline_that_was_not_scored_or_stands_alone():
+def test_a_baseline_that_was_not_scored():
     base, _ = noisy()
-    table = per_user(a={"x": base}, b={"x": base})
     with pytest.raises(UsageError, match="was not scored"):
-        comparison(table, "c", 0)
-    with pytest.raises(UsageError, match="nothing to compare"):
-        comparison(table.filter(subject="a"), "a", 0)
+        comparison(per_user(a={"x": base}, b={"x": base}), "c", 0)
+
+
+def test_a_baseline_that_stands_alone_is_compared_with_itself():
+    base, _ = noisy()
+    found = comparison(per_user(a={"x": base}), "a", 0)
+    assert found["subject"].unique().to_list() == ["a"]
+    assert row(found, group="all")["low"] == row(found, group="all")["high"] == 0.0
+    assert harms(per_user(a={"x": base}), "a")[0]["unchanged"].to_list() == [1.0] * 4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,171 @@
+"""Comparisons, harm and gates in words: tables for the terminal."""
+
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+from rich.table import Table
+from rich.text import Text
+
+from dcclctl.tables import GROUPS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+#: Differences are shown in points: hundredths of the metric's own unit.
+POINTS = 100
+_COLOURS = {"better": "green", "worse": "red", "fail": "bold red", "pass": "green"}
+
+
+def metric_name(metric: str) -> str:
+    """A metric's name in one line: 'ndcg@10/1000' → 'NDCG@10 sampled'."""
+    name, _, sampled = metric.partition("/")
+    shown = {"gauc": "GAUC", "log_loss": "log loss"}.get(name, name.upper())
+    return f"{shown} sampled" if sampled else shown
+
+
+def points(value: float | None) -> str:
+    """A signed difference in points: 0.0123 → '+1.23'."""
+    return "–" if value is None else f"{POINTS * value:+.2f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """'[-0.12, +2.34]' in points; empty without an interval."""
+    return "" if low is None else f"[{points(low)}, {points(high)}]"
+
+
+def words(row: "Mapping[str, Any]") -> str:
+    """The verdict on one row of a COMPARISON table."""
+    if row["verdict"] != "inconclusive":
+        return str(row["verdict"])
+    # The interval is of this comparison alone; the verdict answers for all metrics of the group together.
+    alone = row["low"] is not None and not row["low"] <= 0 <= row["high"]
+    return "inconclusive" + (" after Holm's correction" if alone else "") + _unsettled(row, row["difference"])
+
+
+def gate_words(row: "Mapping[str, Any]") -> str:
+    """The verdict on one row of a GATE table."""
+    if row["verdict"] == "fail":
+        return "FAIL"
+    return "pass" if row["verdict"] == "pass" else "inconclusive" + _unsettled(row, row["drop"])
+
+
+def _unsettled(row: "Mapping[str, Any]", difference: float | None) -> str:
+    if not row["users"]:
+        return ": no such users"
+    if row["low"] is None:
+        return ": too few users to tell"
+    if row["low"] == row["high"] == 0:
+        return ": no difference at all"
+    if row["users_to_settle"] is None:
+        return ": no number of users would settle it" if difference else ""
+    return f": {row['users_to_settle']:,} users would settle it"
+
+
+def _groups(table: pl.DataFrame) -> "Iterator[tuple[str, list[dict[str, Any]]]]":
+    """Head, tail, new, all: those that have users, with their rows."""
+    for group in (*GROUPS, "all"):
+        rows = [row for row in table.filter(pl.col("group") == group).to_dicts() if row["users"]]
+        if rows:
+            yield group, rows
+
+
+def comparison_table(comparison: pl.DataFrame, names: "Mapping[str, str]", against: str, metrics: list[str]) -> Table:
+    """The difference to the baseline and its verdict: a section per group, a line per model and metric.
+
+    Args:
+        comparison: COMPARISON table. names: subject → reference to show. against: name of the baseline.
+        metrics: those to show, in their order.
+    """
+    table = Table(
+        title=f"Difference to {names[against]} in points (1/{POINTS}), 95 % interval over users",
+        title_justify="left",
+        pad_edge=False,
+    )
+    for name in ("group", "users", "model", "metric", "difference", "interval", "verdict"):
+        right = name in ("users", "difference", "interval")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "verdict")
+    for group, rows in _groups(comparison):
+        table.add_section()
+        shown = [row for row in rows if row["metric"] in metrics]
+        previous = ""
+        for place, row in enumerate(sorted(shown, key=lambda row: _place(row, names, metrics))):
+            model = "" if row["subject"] == previous else names[row["subject"]]
+            previous = row["subject"]
+            table.add_row(
+                group if place == 0 else "",
+                f"{max(each['users'] for each in shown):,}" if place == 0 else "",
+                Text(model),
+                metric_name(row["metric"]),
+                points(row["difference"]),
+                Text(interval(row["low"], row["high"])),
+                Text(words(row), style=_COLOURS.get(row["verdict"], "")),
+            )
+    return table
+
+
+def _place(row: "Mapping[str, Any]", names: "Mapping[str, str]", metrics: list[str]) -> tuple[int, int]:
+    return list(names).index(row["subject"]), metrics.index(row["metric"])
+
+
+def harm_table(
+    harm: pl.DataFrame, comparison: pl.DataFrame, names: "Mapping[str, str]", against: str, metric: str
+) -> Table:
+    """Whom each model makes better and worse by one metric: lift and harm side by side, models under one another.
+
+    Args:
+        harm: HARM table. comparison: COMPARISON table of the same evaluation. names: subject → reference to show.
+        against: name of the baseline. metric: one of the table's metrics.
+    """
+    table = Table(
+        title=f"Users better and worse off than with {names[against]} by {metric_name(metric)}",
+        title_justify="left",
+        pad_edge=False,
+    )
+    for name in ("group", "users", "model", "mean difference", "better", "worse", "unchanged"):
+        table.add_column(name, justify="left" if name in ("group", "model") else "right", no_wrap=True)
+    table.add_column("of those worse off,\nhalf lose more than", justify="right", no_wrap=True)
+    table.add_column("and a tenth\nmore than", justify="right", no_wrap=True)
+    lifts = {(row["subject"], row["group"]): row for row in comparison.filter(pl.col("metric") == metric).to_dicts()}
+    for group, rows in _groups(harm.filter(pl.col("metric") == metric)):
+        table.add_section()
+        for place, row in enumerate(rows):
+            table.add_row(
+                group if place == 0 else "",
+                f"{row['users']:,}" if place == 0 else "",
+                Text(names[row["subject"]]),
+                points(lifts[row["subject"], group]["difference"]),
+                *(f"{row[share]:.1%}" for share in ("better", "worse", "unchanged")),
+                *(points(row[size] and abs(row[size])).lstrip("+") for size in ("harm_50", "harm_10")),
+            )
+    return table
+
+
+def gate_table(gate: pl.DataFrame, names: "Mapping[str, str]", against: str) -> Table:
+    """Every rule of a gate with the drop that was measured and the verdict.
+
+    Args:
+        gate: GATE table. names: subject → reference to show. against: name of the baseline.
+    """
+    table = Table(
+        title=f"Gate: drop against {names[against]} in points (1/{POINTS}), 95 % interval over users",
+        title_justify="left",
+        pad_edge=False,
+    )
+    for name in ("model", "rule", "users", "allowed", "drop", "interval", "verdict"):
+        table.add_column(name, justify="left" if name in ("model", "rule", "verdict") else "right")
+    for row in gate.to_dicts():
+        table.add_row(
+            Text(names[row["subject"]]),
+            Text(f"{row['group']} {metric_name(row['metric'])}"),
+            f"{row['users']:,}",
+            Text(allowed(row)),
+            points(row["drop"]),
+            Text(interval(row["low"], row["high"])),
+            Text(gate_words(row), style=_COLOURS.get(row["verdict"], "")),
+        )
+    return table
+
+
+def allowed(row: "Mapping[str, Any]") -> str:
+    """'1% = 0.12' (in points), of a row of a GATE table."""
+    return str(row["max_drop"]) + ("" if row["allowed"] is None else f" = {POINTS * row['allowed']:.2f}")
