@@ -118,13 +118,21 @@ class Din(nn.Module):
     def interest_of_many(
         self, query: Float[Tensor, "B C D"], keys: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B C D"]:
-        """As `interest`, for many candidates: Wq + Wp·diag(k) is folded per key, so that no (C, L, D) tensor exists."""
+        """As `interest`, for many candidates and without gradients.
+
+        Wq + Wp·diag(k) is folded per key, so that no (C, L, D) tensor exists; and PReLU(x) = s·x + (1 − s)·relu(x), whose
+        linear part needs no attention units, so that the units are touched twice only.
+        """
         b, length, d = keys.shape
         folded = self.attention_query.weight + self.attention_product.weight * keys.unsqueeze(2)  # (B, L, A, D)
-        units = torch.baddbmm(
-            self.attention_key(keys).reshape(b, 1, -1), query, folded.reshape(b, -1, d).transpose(1, 2)
-        ).view(b, query.shape[1], length, -1)
-        return self._pool(units, keys, mask)
+        offset = self.attention_key(keys)  # (B, L, A)
+        out = self.attention_out.weight[0]
+        linear = out * self.attention_slope
+        units = torch.baddbmm(offset.reshape(b, 1, -1), query, folded.reshape(b, -1, d).mT).relu_()
+        weights = units.view(b, query.shape[1], length, -1) @ (out - linear)
+        direct = (offset @ linear).unsqueeze(1) + self.attention_out.bias  # (B, 1, L)
+        weights += torch.baddbmm(direct, query, torch.einsum("blad,a->bdl", folded, linear))
+        return torch.bmm(weights * mask.unsqueeze(1), keys)
 
     def _pool(
         self, units: Float[Tensor, "B C L A"], keys: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]

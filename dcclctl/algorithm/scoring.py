@@ -94,15 +94,19 @@ def score(
     embeddings = item_embeddings(model)
     lengths = log.history_lengths(events, limit)
     order = np.argsort(lengths, kind="stable")
-    begin = 0
-    while begin < len(order):
-        # the batch's longest history is that of its last event; look one cache-full ahead to bound it
-        width = max(1, int(lengths[order[min(begin + batch_events, len(order)) - 1]]))
-        units = n_candidates * width * model.sizes.attention_size
-        rows = events[order[begin : begin + max(1, min(batch_events, _UNITS // units))]]
-        begin += len(rows)
+    for begin in range(0, len(order), batch_events):
+        batch = order[begin : begin + batch_events]
+        rows = events[batch]
         candidates = candidates_of(rows)
+        # lengths ascend, so the last event has the longest history
+        units = n_candidates * max(1, int(lengths[batch[-1]])) * model.sizes.attention_size
+        step = max(1, _UNITS // units)
+        parts: list[list[Tensor]] = [[] for _ in heads]
         with torch.no_grad():
-            z1 = activations_of_many(model, log, rows, candidates, limit, embeddings)
-            logits = [head(rows, z1).cpu() for head in heads]
-        yield rows, candidates, logits
+            for at in range(0, len(rows), step):
+                part = rows[at : at + step]
+                own = None if candidates is None else candidates[at : at + step]
+                z1 = activations_of_many(model, log, part, own, limit, embeddings)
+                for head, logits in zip(heads, parts, strict=True):
+                    logits.append(head(part, z1).cpu())
+        yield rows, candidates, [torch.cat(logits) for logits in parts]
