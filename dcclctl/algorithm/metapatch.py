@@ -215,6 +215,9 @@ def fit_devices(
     Returns:
         θ̂, (U, K).
 
+    Raises:
+        DivergedError: θ̂ became infinite or NaN.
+
     Source: Yao et al. 2021, eq. 3, with the sum over a user's events (so that λ weighs more for users with few).
     """
     codes = torch.zeros(len(rows.z1), basis.size, device=rows.z1.device) if start is None else start.clone()
@@ -227,6 +230,8 @@ def fit_devices(
         second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
         rate = learning_rate / (1 - 0.9**step)
         codes -= rate * first / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+    if not codes.isfinite().all():
+        raise DivergedError("θ̂ became infinite or NaN", "Lower --learning-rate and run the command again.")
     return codes
 
 
