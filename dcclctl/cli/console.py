@@ -12,16 +12,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dcclctl.errors import DcclError
+from dcclctl.report.text import plain as plain
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-def plain(text: object) -> str:
-    """Text with every control and bidirectional-override character shown as \\x1b or \\u202e instead of acting."""
-    return "".join(
-        ch if ch.isprintable() or ch == " " else ch.encode("unicode_escape").decode("ascii") for ch in str(text)
-    )
 
 
 def print_error(error: DcclError) -> None:

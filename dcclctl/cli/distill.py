@@ -10,6 +10,7 @@ from dcclctl.cli.options import (
     ConfigOption,
     ForceOption,
     JsonOption,
+    LogOption,
     QuietOption,
     StoreOption,
     setting,
@@ -44,6 +45,7 @@ def distill(
     seed: Annotated[int | None, _option("seed", metavar="N")] = None,
     store: StoreOption = DEFAULT_STORE,
     config: ConfigOption = None,
+    log: LogOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     force: ForceOption = False,
@@ -79,13 +81,18 @@ def distill(
     )
     from dcclctl.stages.distill import distill as run
     from dcclctl.stages.handles import PatchSet
+    from dcclctl.stages.track import record_of
     from dcclctl.store.store import Store
+    from dcclctl.tracking import open_trackers
 
+    trackers = open_trackers(log)
     reporter = Reporter(as_json, quiet)
     place = Store(store, remark=reporter.remark)
     teachers = PatchSet.load(place.resolve(patches or "patches@latest", "patches"), place)
     with reporter.progress() as progress:
         made, reused = run(teachers, settings, place, progress, force)
+    for track in trackers:
+        reporter.remark(track(record_of(made, place)))
     facts = made.facts
     reporter.line(
         f"{facts['teachers']:,} patched models of {teachers.artifact.ref} taught {teachers.cloud.artifact.ref} "

@@ -11,6 +11,7 @@ from dcclctl.cli.options import (
     ConfigOption,
     ForceOption,
     JsonOption,
+    LogOption,
     QuietOption,
     StoreOption,
     setting,
@@ -76,6 +77,7 @@ def evaluate(
     seed: Annotated[int | None, _option("seed", metavar="N")] = None,
     store: StoreOption = DEFAULT_STORE,
     config: ConfigOption = None,
+    log: LogOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     force: ForceOption = False,
@@ -114,8 +116,11 @@ def evaluate(
     from dcclctl.report.terminal import group_table
     from dcclctl.stages.evaluate import default_references, display_names, open_subjects
     from dcclctl.stages.evaluate import evaluate as run
+    from dcclctl.stages.track import record_of
     from dcclctl.store.store import Store
+    from dcclctl.tracking import open_trackers
 
+    trackers = open_trackers(log)
     reporter = Reporter(as_json, quiet)
     place = Store(store, remark=reporter.remark)
     rules = _rules(gate, max_drop, settings, place)
@@ -123,6 +128,8 @@ def evaluate(
     subjects = open_subjects(references or default_references(place), place, settings.against)
     with reporter.progress() as progress:
         made, reused = run(subjects, settings, place, progress, force)
+    for track in trackers:
+        reporter.remark(track(record_of(made, place)))
     facts, names = made.facts, dict(display_names(made, place))
     aggregate = made.read_table("aggregate.parquet")
     ranked = "all items" if facts["candidates"] == "all" else f"{facts['candidates']:,} sampled items"

@@ -16,6 +16,14 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables; errors only.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Compute again even if this artifact exists already.")]
+LogOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        metavar="TRACKER[:PLACE]",
+        help="Also send figures, configuration and lineage to tensorboard[:DIR] or mlflow[:URI]; may be repeated.",
+    ),
+]
 DEFAULT_STORE = Path(".dccl")
 
 

@@ -10,6 +10,7 @@ from dcclctl.cli.options import (
     ConfigOption,
     ForceOption,
     JsonOption,
+    LogOption,
     QuietOption,
     StoreOption,
     setting,
@@ -54,6 +55,7 @@ def train(
     seed: Annotated[int | None, _option("seed", metavar="N")] = None,
     store: StoreOption = DEFAULT_STORE,
     config: ConfigOption = None,
+    log: LogOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     force: ForceOption = False,
@@ -100,15 +102,20 @@ def train(
         seed=seed,
     )
     from dcclctl.stages.handles import CloudModel, Dataset
+    from dcclctl.stages.track import record_of
     from dcclctl.stages.train import train as run
     from dcclctl.store.store import Store
+    from dcclctl.tracking import open_trackers
 
+    trackers = open_trackers(log)
     reporter = Reporter(as_json, quiet)
     place = Store(store, remark=reporter.remark)
     parent = None if continue_ is None else CloudModel.load(place.resolve(continue_, "cloud"), place)
     data = parent.dataset if parent else Dataset(place.resolve(dataset or "dataset@latest", "dataset"))
     with reporter.progress() as progress:
         made, reused = run(data, settings, place, progress, force, parent)
+    for track in trackers:
+        reporter.remark(track(record_of(made, place)))
     facts = made.facts
     epochs_done = len(facts["epochs"])
     best = facts["best_epoch"]
