@@ -1,0 +1,258 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from algorithm_worlds import basis_for, din, fit_settings, frozen, no_samples, normal, random_log, samples_of
+from torch.nn import functional as F
+
+from dcclctl.algorithm import training
+from dcclctl.algorithm.eventlog import DEVICE
+from dcclctl.algorithm.metapatch import Patch, patched_logits
+from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of
+from dcclctl.algorithm.sampling import hashes
+from dcclctl.algorithm.training import bernoulli_kl, first_layer
+from dcclctl.errors import DivergedError
+
+LIMIT = 6
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A log, a cloud model, a basis, and a code for every user but the first three."""
+    log = random_log(n_events=40)
+    model = din(log, scale=10)
+    codes = normal(log.n_users, 4)
+    codes[:3] = 0
+    return log, model, basis_for(model), codes
+
+
+def cloud_logits(model, log, samples):
+    with torch.no_grad():
+        z1 = first_layer(model, log, samples.events, samples.candidates, LIMIT)
+        return model.logits(model.second_layer(z1))
+
+
+def settings(**changes) -> BasisSettings:
+    return dataclasses.replace(BasisSettings(epochs=3, learning_rate=0.01, beta=0.5, batch_size=16, seed=2), **changes)
+
+
+def distill(world, encoder, teacher=None, on_epoch=None, **changes):
+    log, model, basis, codes = world
+    teacher = teacher or teacher_of(model, basis, codes, log, LIMIT)
+    return distill_basis(
+        model,
+        basis,
+        codes,
+        log,
+        LIMIT,
+        lambda epoch: samples_of(log, DEVICE, epoch=epoch),
+        teacher,
+        encoder,
+        settings(**changes),
+        on_epoch,
+    )
+
+
+# Teachers
+
+
+def test_a_teacher_is_the_users_own_device_model(world):
+    log, model, basis, codes = world
+    samples = samples_of(log)
+    taught = teacher_of(model, basis, codes, log, LIMIT)(samples.events, samples.candidates)
+    for row, event in enumerate(samples.events):
+        z1 = first_layer(model, log, samples.events[row : row + 1], samples.candidates[row : row + 1], LIMIT)
+        own = patched_logits(model, z1, basis.patch(codes[int(log.user[event])][None]))
+        torch.testing.assert_close(taught[row], own[0].detach(), atol=1e-6, rtol=1e-5)
+    assert not taught.requires_grad
+
+
+def test_without_a_patch_the_teacher_is_the_cloud_model_to_the_last_bit(world):
+    log, model, basis, codes = world
+    samples = samples_of(log)
+    taught = teacher_of(model, basis, codes, log, LIMIT)(samples.events, samples.candidates)
+    cloud = cloud_logits(model, log, samples)
+    unpatched = torch.from_numpy(log.user[samples.events] < 3)
+    assert torch.equal(taught[unpatched], cloud[unpatched])
+    assert not torch.equal(taught[~unpatched], cloud[~unpatched])
+
+
+def test_a_teacher_equal_to_the_student_costs_nothing(world):
+    log, model, basis, codes = world
+    samples = samples_of(log)
+    taught = teacher_of(model, basis, torch.zeros_like(codes), log, LIMIT)(samples.events, samples.candidates)
+    assert not bernoulli_kl(taught, cloud_logits(model, log, samples)).any()
+
+
+# Step 1
+
+
+def test_teachers_stay_frozen_while_the_student_learns(world):
+    log, model, basis, codes = world
+    kept = [*model.parameters(), basis.origin, basis.theta, codes]
+    before = frozen(*kept)
+    student = din(log, scale=10)
+    state = training.train_epoch(
+        student,
+        log,
+        log.events_in(DEVICE),
+        log.catalogue(DEVICE),
+        log.positives_in(DEVICE),
+        no_samples(log),
+        fit_settings(beta=0.5),
+        training.start(student, 0.0),
+        teacher_of(model, basis, codes, log, LIMIT),
+    )
+    assert frozen(*kept) == before
+    assert all(weight.grad is None for weight in model.parameters())
+    assert all(not torch.equal(state.weights[name], weight) for name, weight in model.named_parameters())
+
+
+# Step 2
+
+
+def test_the_basis_and_the_encoder_learn_and_all_else_is_frozen(world):
+    log, model, basis, codes = world
+    encoder = new_encoder(4, 5, log.profile_sizes, seed=1)
+    kept = [*model.parameters(), basis.origin, basis.theta, codes]
+    before, untrained = frozen(*kept), {name: w.detach().clone() for name, w in encoder.named_parameters()}
+    told = []
+    learned, losses = distill(world, encoder, on_epoch=lambda *figures: told.append(figures))
+    assert frozen(*kept) == before
+    assert torch.equal(learned.origin, basis.origin)
+    assert (learned.theta != basis.theta).all()
+    torch.testing.assert_close(learned.theta.norm(dim=0), torch.ones(4))
+    for name, weight in encoder.named_parameters():
+        assert (weight != untrained[name]).float().mean() > 0.9, f"{name} did not learn"
+    assert told == list(enumerate(losses, start=1))
+    assert losses[-1] < losses[0]
+
+
+def test_every_piece_of_the_basis_learns(world):
+    log, _, basis, _ = world
+    learned, _ = distill(world, new_encoder(4, 5, log.profile_sizes, seed=1), epochs=4)
+    after, before = (Patch.of(b.theta.T.contiguous(), b.shape) for b in (learned, basis))
+    for name in ("down_1", "up_1", "down_2", "up_2", "out"):
+        ours, other = getattr(after, name), getattr(before, name)
+        factor = (ours * other).sum() / other.square().sum()
+        assert (ours - factor * other).norm() > 0.02 * other.norm(), f"{name} only followed the length of its column"
+
+
+def test_a_user_without_a_patch_is_served_from_the_profile_after_training(world):
+    log, *_ = world
+    encoder = new_encoder(4, 5, log.profile_sizes, seed=1)
+    nobody = torch.zeros(log.n_users, 4)
+    assert not encoder(nobody, log.profile).any()
+    distill(world, encoder)
+    served = encoder(nobody, log.profile)
+    assert served.any(1).all()
+    kinds, kind = torch.unique(log.profile, dim=0, return_inverse=True)
+    assert len(torch.unique(served.detach(), dim=0)) == len(kinds) > 1
+    for k in range(len(kinds)):
+        assert (served[kind == k] == served[kind == k][0]).all()
+
+
+def test_the_first_loss_is_that_of_the_cloud_model(world):
+    """U is zero before the first step, so f̂ = f: CE(f) + β·KL(teacher ‖ f), over everything that counts."""
+    log, model, basis, codes = world
+    encoder = new_encoder(4, 5, log.profile_sizes, seed=1)
+    _, losses = distill(world, encoder, epochs=1, batch_size=10**6, beta=0.7)
+    samples = samples_of(log, epoch=0)
+    logits = cloud_logits(model, log, samples)
+    taught = teacher_of(model, basis, codes, log, LIMIT)(samples.events, samples.candidates)
+    entropy = F.binary_cross_entropy_with_logits(logits, samples.labels, reduction="none")
+    expected = ((entropy + 0.7 * bernoulli_kl(taught, logits)) * samples.weights).sum() / samples.weights.sum()
+    assert losses[0] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_two_steps_are_those_of_autograd_and_torchs_adam(world):
+    """The equation written out: patch weights ϑ₀ + Θ·U(θ̂ or 0, u), one batch, two steps (Θ moves from the second on)."""
+    log, model, basis, codes = world
+    ours, theirs = (new_encoder(4, 5, log.profile_sizes, seed=1) for _ in range(2))
+    samples = samples_of(log)
+    taught = teacher_of(model, basis, codes, log, LIMIT)(samples.events, samples.candidates)
+    learned, _ = distill_basis(
+        model,
+        basis,
+        codes,
+        log,
+        LIMIT,
+        lambda epoch: samples,
+        lambda events, candidates: teacher_of(model, basis, codes, log, LIMIT)(events, candidates),
+        ours,
+        settings(epochs=2, batch_size=10**6),
+    )
+    theta = basis.theta.clone().requires_grad_()
+    optimiser = torch.optim.Adam([theta, *theirs.parameters()], lr=0.01)
+    users = torch.from_numpy(log.user[samples.events])
+    with torch.no_grad():
+        z1 = first_layer(model, log, samples.events, samples.candidates, LIMIT)
+    for epoch in range(2):
+        forgotten = torch.from_numpy(hashes(2, "distill/forget", epoch, samples.events) % 2 == 0)
+        known = torch.where(forgotten[:, None], 0.0, codes[users])
+        weights = basis.origin + theirs(known, log.profile[users]) @ theta.T
+        logits = patched_logits(model, z1, Patch.of(weights, basis.shape))
+        entropy = F.binary_cross_entropy_with_logits(logits, samples.labels, reduction="none")
+        optimiser.zero_grad()
+        (((entropy + 0.5 * bernoulli_kl(taught, logits)) * samples.weights).sum() / samples.weights.sum()).backward()
+        optimiser.step()
+        with torch.no_grad():
+            theta /= theta.norm(dim=0)
+    torch.testing.assert_close(learned.theta, theta.detach(), atol=1e-4, rtol=1e-3)
+    for name, weight in ours.named_parameters():
+        torch.testing.assert_close(weight, dict(theirs.named_parameters())[name], atol=1e-4, rtol=1e-3)
+
+
+def test_codes_are_forgotten_for_half_of_the_events(world):
+    """Codes that are forgotten leave no trace in what the encoder is asked; it is asked about both kinds."""
+    log, *_ = world
+    encoder = new_encoder(4, 5, log.profile_sizes, seed=1)
+    asked = []
+    encoder.register_forward_pre_hook(lambda module, given: asked.append(given[0].clone()))
+    distill(world, encoder, epochs=4)
+    known = torch.cat(asked).any(1).float().mean()
+    with_a_code = np.mean(log.user[log.events_in(DEVICE)] >= 3)
+    assert 0.35 * with_a_code < known < 0.65 * with_a_code
+
+
+def test_without_teachers_weight_it_is_cross_entropy_alone(world):
+    log, *_ = world
+
+    def liar(events, candidates):
+        return torch.full(candidates.shape, 30.0)
+
+    first, second = (new_encoder(4, 5, log.profile_sizes, seed=1) for _ in range(2))
+    ours, losses = distill(world, first, beta=0.0)
+    lied_to, same = distill(world, second, teacher=liar, beta=0.0)
+    assert losses == same
+    assert torch.equal(ours.theta, lied_to.theta)
+    _, other = distill(world, new_encoder(4, 5, log.profile_sizes, seed=1), teacher=liar)
+    assert other[0] > losses[0]
+
+
+def test_the_same_seed_gives_the_same_bits(world):
+    log, *_ = world
+    encoders = [new_encoder(4, 5, log.profile_sizes, seed=1) for _ in range(3)]
+    ours, same, other = (
+        distill(world, encoder, seed=seed)[0].theta for encoder, seed in zip(encoders, (2, 2, 3), strict=True)
+    )
+    assert torch.equal(ours, same)
+    assert torch.equal(encoders[0].out, encoders[1].out)
+    assert not torch.equal(ours, other)
+
+
+def test_no_epochs_change_nothing(world):
+    log, _, basis, _ = world
+    encoder = new_encoder(4, 5, log.profile_sizes, seed=1)
+    learned, losses = distill(world, encoder, epochs=0)
+    assert losses == []
+    assert torch.equal(learned.theta, basis.theta)
+    assert not encoder.out.any()
+
+
+def test_divergence_says_so(world):
+    log, *_ = world
+    with pytest.raises(DivergedError) as error:
+        distill(world, new_encoder(4, 5, log.profile_sizes, seed=1), learning_rate=1e30)
+    assert "--basis-learning-rate" in error.value.remedy
