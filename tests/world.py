@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,19 +118,16 @@ class World:
     def artifact(self, reference: str) -> Artifact:
         return self.store.resolve(reference)
 
-    @cache  # noqa: B019 (the world lives as long as the tests)
     def dataset(self) -> "Dataset":
         from dcclctl.stages.handles import Dataset
 
         return Dataset(self.artifact("dataset@1"))
 
-    @cache  # noqa: B019
     def cloud(self, number: int = 1) -> "CloudModel":
         from dcclctl.stages.handles import CloudModel
 
         return CloudModel(self.artifact(f"cloud@{number}"), self.dataset())
 
-    @cache  # noqa: B019
     def patches(self) -> "PatchSet":
         from dcclctl.stages.handles import PatchSet
 
