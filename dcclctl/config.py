@@ -19,7 +19,8 @@ from dcclctl.errors import UsageError
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Rate = Annotated[float, Field(gt=0.0)]
+#: a step size; a larger one than this would not fit into 32 bits
+Rate = Annotated[float, Field(gt=0.0, le=1e30)]
 #: a period, or part k of n of one, e.g. device:2/3
 BlockName = Annotated[str, Field(pattern=r"^(cloud|device|valid|test)(:[1-9][0-9]*/[1-9][0-9]*)?$")]
 LearningBlock = Annotated[str, Field(pattern=r"^(cloud|device|valid)(:[1-9][0-9]*/[1-9][0-9]*)?$")]
@@ -99,7 +100,9 @@ class TrainConfig(ComputeSection):
 
     model: Literal["din"] = Field("din", description="The cloud model: din (Deep Interest Network).")
     on: list[LearningBlock] = Field(
-        default=["cloud"], min_length=1, description="Periods to train on, e.g. cloud,device; device:2/3 is the second third of one."
+        default=["cloud"],
+        min_length=1,
+        description="Periods to train on, e.g. cloud,device; device:2/3 is the second third of one.",
     )
     history: Positive = Field(20, description="L: how many of the user's last events the model sees.")
     item_size: Positive = Field(32, description="Size of an item embedding.")
@@ -124,7 +127,9 @@ class PatchConfig(ComputeSection):
     users: str = Field(
         "all", description="Who gets a patch: tail, head, all, new, @FILE with one id a line, or ID,ID,…"
     )
-    on: LearningBlock = Field("device", description="Period (or part, e.g. device:2/3) whose events the devices learn from.")
+    on: LearningBlock = Field(
+        "device", description="Period (or part, e.g. device:2/3) whose events the devices learn from."
+    )
     method: Literal["metapatch"] = Field("metapatch", description="How a device learns: metapatch (exact).")
     patch_size: Positive = Field(16, description="K: numbers in a user's θ̂.")
     bottleneck: Positive = Field(8, description="Width of the bottleneck of each patch.")
@@ -166,7 +171,9 @@ class EvaluateConfig(ComputeSection):
     """`dcclctl evaluate`: cloud models and patches → per-user metrics."""
 
     on: BlockName = Field("test", description="Period (or part, e.g. device:2/3) to score.")
-    k: list[Positive] = Field(default_factory=lambda: [5, 10, 20], description="Cut-offs of HR@k and NDCG@k.")
+    k: list[Positive] = Field(
+        default_factory=lambda: [5, 10, 20], min_length=1, description="Cut-offs of HR@k and NDCG@k."
+    )
     candidates: str = Field(
         "auto",
         description="Items ranked for each event: all, or a number N of sampled ones; auto: all while affordable, else 1000.",

@@ -33,7 +33,7 @@ def patch(
     method: Annotated[str | None, _option("method", metavar="metapatch")] = None,
     guard: Annotated[
         bool | None,
-        typer.Option("--guard", help=PatchConfig.model_fields["guard"].description, show_default=False),
+        typer.Option("--guard/--no-guard", help=PatchConfig.model_fields["guard"].description, show_default=False),
     ] = None,
     held_back: Annotated[float | None, _option("held_back", metavar="FRACTION")] = None,
     patch_size: Annotated[int | None, _option("patch_size", metavar="K")] = None,

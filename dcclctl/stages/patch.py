@@ -48,11 +48,13 @@ def chosen_users(dataset: Dataset, users: str) -> tuple[Ints, str]:
         return table.filter(pl.col("group") == users)["user_index"].to_numpy().astype(np.int64), users
     if users.startswith("@"):
         try:
-            wanted = [line.strip() for line in Path(users[1:]).read_text(encoding="utf-8").splitlines() if line.strip()]
+            # -sig: some editors put a byte-order mark before the first id
+            text = Path(users[1:]).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
                 f"--users {users}: cannot read {users[1:]} ({error})", "Give a text file with one user id a line."
             ) from error
+        wanted = [line.strip() for line in text.splitlines() if line.strip()]
         spec = f"@sha256:{hashlib.sha256(chr(10).join(wanted).encode()).hexdigest()}"
     else:
         wanted, spec = [part.strip() for part in users.split(",") if part.strip()], users

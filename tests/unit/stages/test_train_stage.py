@@ -1,0 +1,145 @@
+"""train: what a model keeps, what it learns from, and the incremental control."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from world import DISTILL, TRAIN, World, dcclctl, done, ingest
+
+from dcclctl.store.store import Store
+
+CONTINUE = ("train", "--continue=cloud@1", "--on=device", "--epochs=2", "--batch-size=128", "--threads=1")
+
+
+def test_facts(world: World) -> None:
+    artifact = world.artifact("cloud@1")
+    events = world.dataset().artifact.read_table("events.parquet").filter(pl.col("period") == 0)
+    facts = artifact.facts
+    assert facts["trained_on_events"] == events.height
+    assert facts["trained_on_users"] == events["user_index"].n_unique()
+    assert facts["id_map"] == world.dataset().id_map
+    weights = artifact.read_tensors("model.safetensors")
+    assert facts["parameters"] == sum(weight.numel() for weight in weights.values())
+    losses = [epoch["valid_loss"] for epoch in facts["epochs"]]
+    assert facts["best_valid_loss"] == min(losses) == losses[facts["best_epoch"] - 1]
+
+
+def test_every_weight_learns(world: World, shop: Path) -> None:
+    first = world.artifact("cloud@1").read_tensors("model.safetensors")
+    # one epoch with a step of nothing keeps what the seed gave
+    made = done("train", *TRAIN, "--epochs=1", "--learning-rate=1e-30", store=shop)
+    start = Store(shop).resolve(made["ref"]).read_tensors("model.safetensors")
+    assert first.keys() == start.keys()
+    for name, weight in first.items():
+        assert not torch.equal(weight, start[name]), name
+
+
+def test_the_best_epoch_is_kept_and_patience_stops(shop: Path) -> None:
+    made = done("train", *TRAIN, "--epochs=30", "--learning-rate=0.05", "--patience=2", store=shop)
+    artifact = Store(shop).resolve(made["ref"])
+    losses = [epoch["valid_loss"] for epoch in artifact.facts["epochs"]]
+    best = losses.index(min(losses)) + 1
+    assert made["best_epoch"] == best
+    assert made["epochs"] == best + 2 < 30
+    short = done("train", *TRAIN, f"--epochs={best}", "--learning-rate=0.05", "--patience=2", store=shop)
+    same = Store(shop).resolve(short["ref"]).read_tensors("model.safetensors")
+    for name, weight in artifact.read_tensors("model.safetensors").items():
+        assert torch.equal(weight, same[name]), name
+
+
+def test_continue_starts_from_the_weights_and_keeps_the_sizes(world: World, shop: Path) -> None:
+    made = done(*CONTINUE, store=shop)
+    artifact, parent = Store(shop).resolve(made["ref"]), world.artifact("cloud@1")
+    assert artifact.read_json("model.json") == parent.read_json("model.json")
+    assert artifact.config["item_size"] == 8 and artifact.config["hidden_sizes"] == [16, 8]
+    assert artifact.inputs["cloud"].id == parent.id
+    frozen = done(*CONTINUE, "--learning-rate=1e-30", store=shop)
+    weights = Store(shop).resolve(frozen["ref"]).read_tensors("model.safetensors")
+    for name, weight in parent.read_tensors("model.safetensors").items():
+        assert torch.equal(weight, weights[name]), name
+    events = world.dataset().artifact.read_table("events.parquet").filter(pl.col("period") == 1)
+    assert artifact.facts["trained_on_events"] == events.height
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--model=din",
+        "--history=5",
+        "--item-size=4",
+        "--category-size=4",
+        "--profile-size=4",
+        "--attention-size=4",
+        "--hidden-sizes=4,4",
+        "--dataset=dataset@1",
+    ],
+)
+def test_continue_refuses_flags_of_what_it_keeps(world: World, flag: str) -> None:
+    result = dcclctl(*CONTINUE, flag, store=world.root)
+    assert result.exit_code == 2
+    assert flag.partition("=")[0] in result.stderr and "Leave" in result.stderr
+
+
+def test_continuing_leaves_the_patch_basis_behind(shop: Path) -> None:
+    made = done("train", "--continue=cloud@2", "--on=device", "--epochs=1", "--threads=1", store=shop)
+    assert "basis.safetensors" not in Store(shop).resolve(made["ref"]).manifest["files"]
+
+
+def test_parts_of_a_period_train_on_those_events_only(world: World, shop: Path) -> None:
+    events = world.dataset().artifact.read_table("events.parquet").filter(pl.col("period") == 1)
+    counts = []
+    for part in (1, 2):
+        made = done("train", *TRAIN, "--epochs=1", f"--on=device:{part}/2", store=shop)
+        facts = Store(shop).resolve(made["ref"]).facts
+        counts.append(facts["trained_on_events"])
+        times = events["time_us"].sort()
+        half = times[events.height // 2]
+        mine = events.filter(pl.col("time_us") < half if part == 1 else pl.col("time_us") >= half)
+        # moments at the cut stay together, in one half or the other
+        assert abs(facts["trained_on_events"] - mine.height) <= events.filter(pl.col("time_us") == half).height
+    assert sum(counts) == events.height
+    both = done("train", *TRAIN, "--epochs=1", "--on=cloud,device", store=shop)
+    facts = Store(shop).resolve(both["ref"]).facts
+    assert facts["trained_on_events"] == world.artifact("cloud@1").facts["trained_on_events"] + events.height
+
+
+def test_valid_is_for_choosing_only(world: World) -> None:
+    for on in ("valid", "cloud,valid:1/2"):
+        result = dcclctl("train", f"--on={on}", store=world.root)
+        assert result.exit_code == 2
+        assert "cloud and device only" in result.stderr
+
+
+def test_periods_without_events(shop: Path) -> None:
+    result = dcclctl("train", *TRAIN, "--on=device:500000/999999", store=shop)
+    assert result.exit_code == 3
+    assert "dataset@1 has no events in device" in result.stderr
+    assert len(Store(shop).numbers("cloud")) == 2
+
+
+def test_diverged_training_is_exit_4(shop: Path) -> None:
+    result = dcclctl("train", *TRAIN, "--learning-rate=1e30", store=shop)
+    assert result.exit_code == 4
+    assert "Lower --learning-rate" in result.stderr
+
+
+def test_another_split_of_the_same_log(tmp_path: Path) -> None:
+    for split in ("per-user", "leave-one-out"):
+        store = tmp_path / split
+        ingest(tmp_path / "log", store, f"--split={split}")
+        done("train", *TRAIN, "--epochs=1", store=store)
+        done("patch", "--threads=1", "--basis-epochs=1", store=store)
+        done("distill", *DISTILL, store=store)
+        shown = dcclctl("evaluate", "--threads=1", store=store)
+        assert shown.exit_code == 0
+        assert f"split {split}: users' periods overlap in time, so trends leak between users" in shown.stdout
+
+
+def test_a_log_without_categories_and_profiles(tmp_path: Path, world: World) -> None:
+    done("ingest", world.log, store=tmp_path)
+    done("train", *TRAIN, "--epochs=1", store=tmp_path)
+    assert "category_table" not in Store(tmp_path).resolve("cloud").read_tensors("model.safetensors")
+    done("patch", "--threads=1", "--basis-epochs=1", store=tmp_path)
+    done("distill", *DISTILL, store=tmp_path)
+    assert done("evaluate", "--unpatched=cloud", "--threads=1", store=tmp_path)["users"] > 0
