@@ -1,0 +1,199 @@
+"""Tiny worlds with known answers: what the models must learn from them, and what they cannot."""
+
+import numpy as np
+import pytest
+import torch
+from algorithm_worlds import fit_settings, log_of
+from sklearn.metrics import roc_auc_score
+from torch.nn import functional as F
+
+from dcclctl.algorithm import training
+from dcclctl.algorithm.din import Din, DinSizes
+from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, EventLog
+from dcclctl.algorithm.metapatch import DeviceRows, Head, PatchShape, fit_devices, learn_basis, new_basis
+from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of
+from dcclctl.algorithm.scoring import cloud_head, patched_head, score
+
+HALF = 15  # items of a group: 0 … 14 are of the one, 15 … 29 of the other
+LIMIT = 8
+
+
+def trained(log: EventLog, epochs: int = 12) -> Din:
+    sizes = DinSizes(log.n_items, log.n_categories, log.profile_sizes, 8, 4, 2, 8, (16, 8))
+    model = Din(sizes, log.item_categories, torch.Generator().manual_seed(0))
+    valid = training.valid_samples(log, 4, seed=0)
+    settings = fit_settings(epochs=epochs, history=LIMIT, negatives=4, batch_size=64, dropout=0.0, patience=3)
+    state = training.start(model, training.evaluate_loss(model, log, valid, LIMIT))
+    events, catalogue, excluded = log.events_in(CLOUD), log.catalogue(CLOUD), log.positives_in(CLOUD)
+    while not state.finished(settings):
+        state = training.train_epoch(model, log, events, catalogue, excluded, valid, settings, state)
+    training.restore(model, state.best)
+    return model
+
+
+def all_scores(model: Din, log: EventLog, head=None) -> tuple[np.ndarray, torch.Tensor]:
+    """Test events, and their logits for the whole catalogue."""
+    parts = list(
+        score(model, [head or cloud_head(model)], log, log.events_in(TEST), lambda _: None, log.n_items, LIMIT, 500)
+    )
+    return np.concatenate([rows for rows, _, _ in parts]), torch.cat([logits[0] for _, _, logits in parts])
+
+
+def group_auc(log: EventLog, events: np.ndarray, logits: torch.Tensor) -> float:
+    """AUC of telling the items of the chosen item's group from the others, over all (event, item)."""
+    right = (log.item[events][:, None] < HALF) == (np.arange(log.n_items) < HALF)
+    return roc_auc_score(right.ravel(), logits.numpy().ravel())
+
+
+def taste_log(rng: np.random.Generator, hidden: bool = False) -> EventLog:
+    """Users of two tastes choose items of their own group only; if `hidden`, at random until the test period."""
+    rows = []
+    for user in range(80):
+        own = (user % 2) * HALF + rng.permutation(HALF)[:12]
+        if hidden:
+            own[:11] = rng.permutation(2 * HALF)[:11]
+        periods = [CLOUD] * 9 + [DEVICE, VALID, TEST]
+        rows += [(user, int(item), t, 1, period) for t, (item, period) in enumerate(zip(own, periods, strict=True))]
+    return log_of(rows, n_users=80, n_items=2 * HALF)
+
+
+def test_din_learns_two_tastes_from_histories_alone():
+    log = taste_log(np.random.default_rng(0))
+    assert group_auc(log, *all_scores(trained(log), log)) > 0.95
+
+
+def test_din_learns_no_taste_where_histories_do_not_tell():
+    """The same test with the answer taken out of the log: it is the history that the test above learns from."""
+    log = taste_log(np.random.default_rng(0), hidden=True)
+    assert group_auc(log, *all_scores(trained(log), log)) < 0.7
+
+
+class Personal:
+    """A world with a turn that the cloud cannot know: until the device period all prefer the first group, then each user has an own one.
+
+    The profile tells half of the users' turn (codes 1 and 2), and nothing of the others' (code 0).
+    """
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(1)
+        self.n_users = 60
+        self.turned = rng.permutation(np.arange(self.n_users) % 2)
+        rows = []
+        for user in range(self.n_users):
+            for t, period in enumerate([CLOUD] * 8 + [DEVICE] * 8 + [VALID] * 2 + [TEST] * 4):
+                likes_first = rng.random() < (0.75 if period == CLOUD else 0.05 if self.turned[user] else 0.95)
+                item = int(rng.integers(HALF)) + (0 if likes_first else HALF)
+                rows.append((user, item, t, 1, period))
+        told = np.arange(self.n_users) % 4 < 2
+        self.log = log_of(
+            rows,
+            self.n_users,
+            2 * HALF,
+            item_categories=(torch.arange(2 * HALF) >= HALF).long()[:, None],
+            n_categories=2,
+            profile=torch.from_numpy(np.where(told, 1 + self.turned, 0))[:, None],
+            profile_sizes=(3,),
+        )
+        self.told = told
+        self.model = trained(self.log, epochs=6)
+        self.head = Head.of(self.model)
+        log, events = self.log, self.log.events_in(DEVICE)
+
+        def samples(epoch: int) -> training.Samples:
+            return training.sample(log, events, 4, log.catalogue(DEVICE), log.positives_in(DEVICE), 0, "basis", epoch)
+
+        def draw(epoch: int):
+            drawn = samples(epoch)
+            return drawn.candidates, drawn.labels, drawn.weights
+
+        self.samples = samples
+        self.basis, _ = learn_basis(
+            self.head,
+            new_basis(PatchShape((16, 8), 4), 4, seed=0),
+            events,
+            log.user[events],
+            draw,
+            lambda rows, candidates: training.first_layer(self.model, log, rows, candidates, LIMIT),
+            epochs=15,
+            learning_rate=0.02,
+            prior=1.0,
+            seed=0,
+            batch_size=64,
+        )
+        own = samples(99)
+        with torch.no_grad():
+            z1 = training.first_layer(self.model, log, events, own.candidates, LIMIT)
+        by_user = (self.n_users, -1)
+        rows = DeviceRows(z1.view(*by_user, 16), own.labels.view(by_user), own.weights.view(by_user))
+        self.codes = fit_devices(self.head, self.basis, rows, steps=60, learning_rate=0.05, prior=1.0)
+
+    def losses(self, codes: torch.Tensor, basis=None) -> torch.Tensor:
+        """Each user's mean loss on the test events: the chosen item against all of the others, equally weighed."""
+        head = patched_head(self.model, basis or self.basis, codes, self.log)
+        events, logits = all_scores(self.model, self.log, head)
+        chosen = torch.from_numpy(self.log.item[events])[:, None]
+        own = logits.gather(1, chosen)[:, 0]
+        others = F.softplus(logits).sum(1) - F.softplus(own)
+        losses = F.softplus(-own) + others / (logits.shape[1] - 1) * 4
+        return torch.stack([losses[self.log.user[events] == user].mean() for user in range(self.n_users)])
+
+
+@pytest.fixture(scope="module")
+def personal() -> Personal:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    world = Personal()
+    torch.set_num_threads(threads)
+    return world
+
+
+def test_patches_learn_what_the_cloud_cannot_know(personal):
+    cloud, patched = personal.losses(torch.zeros(60, 4)), personal.losses(personal.codes)
+    assert patched.mean() < cloud.mean() - 0.1
+    assert (patched < cloud).float().mean() > 0.8
+
+
+def test_somebody_elses_patch_is_worse_than_none(personal):
+    order = np.random.default_rng(0).permutation(60)
+    cloud, shuffled = personal.losses(torch.zeros(60, 4)), personal.losses(personal.codes[order])
+    assert shuffled.mean() > personal.losses(personal.codes).mean() + 0.1
+    assert shuffled.mean() > cloud.mean()
+    wrong = personal.turned[order] != personal.turned
+    assert (shuffled > cloud)[wrong].mean(dtype=torch.float32) > 0.8
+
+
+def test_a_random_basis_learns_less(personal):
+    """What the learned Θ is for: the same devices with a Θ that nobody learned."""
+    log, events = personal.log, personal.log.events_in(DEVICE)
+    basis = new_basis(PatchShape((16, 8), 4), 4, seed=5)
+    own = personal.samples(99)
+    with torch.no_grad():
+        z1 = training.first_layer(personal.model, log, events, own.candidates, LIMIT)
+    rows = DeviceRows(z1.view(60, -1, 16), own.labels.view(60, -1), own.weights.view(60, -1))
+    codes = fit_devices(personal.head, basis, rows, steps=60, learning_rate=0.05, prior=1.0)
+    gain = personal.losses(torch.zeros(60, 4)).mean() - personal.losses(codes, basis).mean()
+    assert gain < 0.5 * (personal.losses(torch.zeros(60, 4)).mean() - personal.losses(personal.codes).mean())
+
+
+def test_the_encoder_serves_users_without_a_patch_whose_profile_tells(personal):
+    """Step 2 on everybody's events; then U(0, u) helps whom the profile tells about, and cannot help the others much."""
+    log = personal.log
+    encoder = new_encoder(4, 8, log.profile_sizes, seed=0)
+    teacher = teacher_of(personal.model, personal.basis, personal.codes, log, LIMIT)
+    basis, losses = distill_basis(
+        personal.model,
+        personal.basis,
+        personal.codes,
+        log,
+        LIMIT,
+        personal.samples,
+        teacher,
+        encoder,
+        BasisSettings(epochs=15, learning_rate=0.02, beta=0.5, batch_size=64, seed=0),
+    )
+    assert losses[-1] < losses[0]
+    with torch.no_grad():
+        served = encoder(torch.zeros(60, 4), log.profile)
+    gain = personal.losses(torch.zeros(60, 4)) - personal.losses(served, basis)
+    assert gain[personal.told].mean() > 0.1
+    assert gain[personal.told].mean() > 3 * gain[~personal.told].mean()
