@@ -101,6 +101,12 @@ def textbook_epoch(
 
 def compare(data: Path | None, events: int, threads: int, times: int) -> list[Ratio]:
     """How many times faster than the textbook form one epoch over `events` random events is."""
+    torch.set_num_threads(threads)
+    return [compare_on(name, data, events, threads, times) for name in logs(["amazon-beauty"], data)]
+
+
+def compare_on(name: str, data: Path | None, events: int, threads: int, times: int) -> Ratio:
+    """`compare` on one log."""
     from dcclctl.algorithm import training
     from dcclctl.algorithm.eventlog import CLOUD
     from dcclctl.algorithm.sampling import permutation
@@ -108,46 +114,42 @@ def compare(data: Path | None, events: int, threads: int, times: int) -> list[Ra
     from dcclctl.stages.handles import new_model
     from dcclctl.store.store import Store
 
-    torch.set_num_threads(threads)
     config = TrainConfig()
     settings = training.FitSettings(
         purpose="bench",
         **config.model_dump(include=set(training.FitSettings.__dataclass_fields__)),
     )
-    ratios = []
-    for name in logs(["amazon-beauty"], data):
-        with tempfile.TemporaryDirectory() as folder:
-            dataset = ingested(name, data, Store(Path(folder)))
-            log = dataset.log
-        cloud = log.events_in(CLOUD)
-        chosen = cloud[permutation(0, "bench/events", cloud)[:events]]
-        catalogue, excluded = log.catalogue(CLOUD), log.positives_in(CLOUD)
-        nothing = training.sample(log, chosen[:0], settings.negatives, catalogue, excluded, 0, "bench/valid")
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = ingested(name, data, Store(Path(folder)))
+        log = dataset.log
+    cloud = log.events_in(CLOUD)
+    chosen = cloud[permutation(0, "bench/events", cloud)[:events]]
+    catalogue, excluded = log.catalogue(CLOUD), log.positives_in(CLOUD)
+    nothing = training.sample(log, chosen[:0], settings.negatives, catalogue, excluded, 0, "bench/valid")
 
-        textbook = TextbookDin(log, config)
-        adam = torch.optim.Adam(textbook.parameters(), lr=settings.learning_rate)
-        ours = new_model(config.model_dump(), dataset, torch.Generator().manual_seed(0))
-        state = training.start(ours, float("inf"))
+    textbook = TextbookDin(log, config)
+    adam = torch.optim.Adam(textbook.parameters(), lr=settings.learning_rate)
+    ours = new_model(config.model_dump(), dataset, torch.Generator().manual_seed(0))
+    state = training.start(ours, float("inf"))
 
-        def plain() -> None:
-            drawn = training.sample(log, chosen, settings.negatives, catalogue, excluded, 0, "bench/negatives")
-            textbook_epoch(textbook, adam, log, drawn, settings)
+    def plain() -> None:
+        drawn = training.sample(log, chosen, settings.negatives, catalogue, excluded, 0, "bench/negatives")
+        textbook_epoch(textbook, adam, log, drawn, settings)
 
-        def fast() -> None:
-            nonlocal state
-            state = training.train_epoch(ours, log, chosen, catalogue, excluded, nothing, settings, state)
+    def fast() -> None:
+        nonlocal state
+        state = training.train_epoch(ours, log, chosen, catalogue, excluded, nothing, settings, state)
 
-        seconds = in_turn({"textbook": plain, "dcclctl": fast}, times)
-        rates = {way: len(chosen) / statistics.median(found) for way, found in seconds.items()}
-        length = log.history_lengths(chosen, settings.history).mean()
-        print(
-            f"train, {name}: {len(chosen):,} events with {length:.1f} past events in the mean, {threads} thread(s): "
-            f"textbook {rates['textbook']:,.0f}, dcclctl {rates['dcclctl']:,.0f} events/s"
-        )
-        what = f"DIN training against the textbook form, {name}"
-        target = None if name == SAMPLE else TARGET
-        ratios.append(Ratio.faster(what, seconds["textbook"], seconds["dcclctl"], target))
-    return ratios
+    seconds = in_turn({"textbook": plain, "dcclctl": fast}, times)
+    rates = {way: len(chosen) / statistics.median(found) for way, found in seconds.items()}
+    length = log.history_lengths(chosen, settings.history).mean()
+    print(
+        f"train, {name}: {len(chosen):,} events with {length:.1f} past events in the mean, {threads} thread(s): "
+        f"textbook {rates['textbook']:,.0f}, dcclctl {rates['dcclctl']:,.0f} events/s"
+    )
+    target = None if name == SAMPLE else TARGET
+    what = f"DIN training against the textbook form, {name}"
+    return Ratio.faster(what, seconds["textbook"], seconds["dcclctl"], target)
 
 
 def main() -> None:

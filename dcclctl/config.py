@@ -148,7 +148,9 @@ class PatchConfig(ComputeSection):
     shard_users: Positive = Field(
         2048, description="Users in a shard; a killed run resumes at the first missing shard."
     )
-    batch_rows: Positive = Field(65536, description="Padded rows held at once; more is faster and takes more memory.")
+    batch_rows: Positive = Field(
+        8192, description="Padded rows held at once; the default suits a CPU's cache, a GPU is faster with more."
+    )
 
 
 class DistillConfig(ComputeSection):
