@@ -258,5 +258,8 @@ def resolve(section: type[S], config_file: Path | None = None, **flags: Any) -> 
         lines = []
         for problem in error.errors():
             where = ".".join(str(part) for part in problem["loc"][:1])
-            lines.append(f"--{where.replace('_', '-')}: {problem['msg'].lower()} (got {problem['input']!r})")
+            wanted = problem["msg"].lower()
+            if problem["type"] == "string_pattern_mismatch":  # a block's name: the pattern itself explains nothing
+                wanted = "give cloud, device, valid (or test, to evaluate only), or a part of one such as device:2/3"
+            lines.append(f"--{where.replace('_', '-')}: {wanted} (got {problem['input']!r})")
         raise UsageError("; ".join(lines), f"See: dcclctl {name} --help") from error

@@ -9,6 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.sampling import Ints, PairSet, draw_negatives
 from dcclctl.algorithm.scoring import HeadFunction, cloud_head, patched_head, score
@@ -246,7 +247,7 @@ def evaluate(
     log, block = dataset.log, Block.parse(config.on)
     for subject in subjects:
         if (config.unpatched == "encoder" and subject.patches is not None) or subject.everyone_by_encoder:
-            _need_encoder(subject)
+            _encoder(subject)
     inputs = {"dataset": dataset.artifact.as_input()}
     inputs |= {f"subject-{at:02d}:{subject.name}": subject.artifact.as_input() for at, subject in enumerate(subjects)}
     with store.begin("evaluate", "evaluation", config.model_dump(mode="json"), config.seed, inputs, force) as work:
@@ -295,12 +296,14 @@ def evaluate(
     return artifact, False
 
 
-def _need_encoder(subject: Subject) -> None:
-    if subject.cloud.encoder() is None:
+def _encoder(subject: Subject) -> Encoder:
+    encoder = subject.cloud.encoder()
+    if encoder is None:
         raise UsageError(
             f"{subject.cloud.artifact.ref} has no encoder U yet, so nobody can be served with U(0, u)",
             "Distill first: dcclctl distill. Or use --unpatched cloud.",
         )
+    return encoder
 
 
 def _score_all(
@@ -345,6 +348,9 @@ def serve(
 
     Returns:
         The head, and for every user 'patch', 'encoder' or 'cloud'.
+
+    Raises:
+        UsageError: the encoder is asked for and there is none.
     """
     by = np.full(log.n_users, "cloud", dtype="<U7")
     if subject.patches is None and not subject.everyone_by_encoder:
@@ -359,8 +365,7 @@ def serve(
         basis = subject.patches.basis()
         codes, patched = subject.patches.codes()
     if subject.everyone_by_encoder or config.unpatched == "encoder":
-        encoder = subject.cloud.encoder()
-        assert encoder is not None and basis is not None  # _need_encoder
+        encoder = _encoder(subject)
         with torch.no_grad():
             unpatched = ~patched
             codes = torch.where(unpatched[:, None], encoder(torch.zeros_like(codes), log.profile), codes)
