@@ -18,6 +18,7 @@ COMMANDS = {
     "distill": "Teach the cloud model with the patched models.",
     "evaluate": "Score models side by side, by user activity.",
     "score": "Explain one user: cloud and patched ranking side by side.",
+    "audit": "Prove that nothing trained has seen what it is judged on.",
     "artifacts": "List, show, verify, compare and tag what the stages made.",
 }
 
