@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from dcclctl.store.store import Artifact, Store
 
 SHORT_ID = 12
-FACTS_SHOWN = 4
+#: facts that `list` shows where an artifact has them, with their labels
+KEY_FACTS = {
+    "users": "users",
+    "items": "items",
+    "events": "events",
+    "split": "split",
+    "parameters": "weights",
+    "trained_on_events": "trained on events",
+    "round": "round",
+    "best_valid_loss": "valid loss",
+    "on": "on",
+    "candidates": "candidates",
+    "improved_share": "improved",
+}
 
 Reference = Annotated[
     str, typer.Argument(metavar="REF", help="E.g. cloud@7, cloud@3fa9c2d1, cloud@latest, cloud@my-alias.")
@@ -346,8 +359,14 @@ def _value(value: Any) -> str:
 
 
 def _key_facts(facts: dict[str, Any]) -> str:
-    plain_facts = {key: value for key, value in facts.items() if isinstance(value, str | int | float)}
-    return ", ".join(f"{key} {_value(value)}" for key, value in list(plain_facts.items())[:FACTS_SHOWN])
+    """What tells artifacts of a kind apart, in a line; of a kind without known facts, the first few there are."""
+    single = {key: value for key, value in facts.items() if isinstance(value, str | int | float)}
+    labels = {key: label for key, label in KEY_FACTS.items() if key in single} or {key: key for key in list(single)[:4]}
+    return ", ".join(f"{label} {_short(single[key])}" for key, label in labels.items())
+
+
+def _short(value: str | int | float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else _value(value)
 
 
 def _size(size_bytes: int) -> str:

@@ -78,7 +78,7 @@ def _show(reporter: Reporter, found: "Explanation") -> None:
     from rich.text import Text
 
     reporter.line(f"user {found.user_id}: {found.group}, {found.events:,} events before the test period")
-    recent = ", ".join(_title(item) for item in found.history.head(5).to_dicts())
+    recent = " · ".join(_title(item) for item in found.history.head(5).to_dicts())
     reporter.line(f"last: {recent or '(nothing)'}")
     taken = set(found.test_items)
     table = Table(title=None)

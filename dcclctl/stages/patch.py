@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,6 +31,9 @@ Method = Callable[[Head, Basis, DeviceRows, PatchConfig], Float[Tensor, "U K"]]
 def _metapatch(head: Head, basis: Basis, rows: DeviceRows, config: PatchConfig) -> Float[Tensor, "U K"]:
     return metapatch.fit_devices(head, basis, rows, config.steps, config.learning_rate, config.prior)
 
+
+#: events whose attention units are held at once, so that they stay in a CPU's cache: twice as fast as thousands
+_CACHED_EVENTS = 256
 
 METHODS: dict[str, Method] = {"metapatch": _metapatch}
 
@@ -102,7 +105,7 @@ def patch(
     active = np.unique(log.user[mine])
     if not len(active):
         raise DataError(
-            f"none of the {len(users)} chosen users has an event in {config.on}",
+            f"--users {spec}: none of the {len(users)} has an event in {config.on}, so there is nothing to learn from",
             "Users without one need no patch: evaluate serves them with the cloud model or, after distill, --unpatched encoder.",
         )
     inputs = {"cloud": cloud.artifact.as_input(), "dataset": dataset.artifact.as_input()}
@@ -154,8 +157,17 @@ class Devices:
         )
 
     @torch.no_grad()
-    def activations(self, events: Ints, candidates: Tensor) -> Tensor:
-        return training.first_layer(self.model, self.log, events, candidates, self.cloud.history)
+    def activations(self, events: Ints, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C H1"]:
+        """First-layer activations, computed for events with similarly long histories together."""
+        limit = self.cloud.history
+        z1 = torch.empty(*candidates.shape, self.head.weight_2.shape[1], device=self.device)
+        order = np.argsort(self.log.history_lengths(events, limit), kind="stable")
+        for at in range(0, len(order), _CACHED_EVENTS):
+            some = order[at : at + _CACHED_EVENTS]
+            index = torch.from_numpy(some)
+            found = training.first_layer(self.model, self.log, events[some], candidates[index], limit)
+            z1[index.to(self.device)] = found
+        return z1
 
     def basis(self, given: Basis | None, events: Ints) -> Basis:
         """The cloud's basis, or a new one learned from everybody's events of the block (once, also over a kill)."""
@@ -240,12 +252,7 @@ class Devices:
         place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
         own = events[first[owner] + place]
         samples = self.samples(own, "patch/negatives")
-        z1 = torch.cat(
-            [
-                self.activations(own[at : at + 4096], samples.candidates[at : at + 4096])
-                for at in range(0, len(own), 4096)
-            ]
-        )
+        z1 = self.activations(own, samples.candidates)
         slot = torch.from_numpy(owner).to(self.device), torch.from_numpy(place).to(self.device)
         padded = torch.zeros(len(counts), n, width, z1.shape[-1], device=self.device)
         labels, weights = (torch.zeros(len(counts), n, width, device=self.device) for _ in range(2))
