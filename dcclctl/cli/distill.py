@@ -50,9 +50,9 @@ def distill(
     quiet: QuietOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Teach the cloud model with the patched models (MoMoDistill).
+    """Teach the cloud model with the patched models.
 
-    Step 1 trains the cloud weights on the labels and, with weight β, on every user's own patched model. Step 2 freezes
+    MoMoDistill: step 1 trains the cloud weights on the labels and, with weight β, on every user's own patched model. Step 2 freezes
     them and trains the patch basis Θ and the encoder U, which serves users without a patch. The result is a new cloud
     model; the start is the one that the patches belong to.
 

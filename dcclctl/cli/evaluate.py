@@ -96,7 +96,7 @@ def evaluate(
       dcclctl evaluate
       dcclctl evaluate cloud@1 patches@1 cloud@2 --k 10,50 --candidates all
       dcclctl evaluate cloud@2 patches@2 --unpatched encoder --on valid
-      dcclctl evaluate cloud@1 patches@1 patches@2 --against cloud@1     (patches@2 made with patch --guard)
+      dcclctl evaluate cloud@1 patches@1 patches@2 --against cloud@1     # patches@2: with patch --guard
       dcclctl evaluate cloud --against cloud@release --max-drop tail.ndcg@10=1% --junit gate.xml
     """
     settings = resolve(
