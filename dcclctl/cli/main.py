@@ -17,6 +17,7 @@ COMMANDS = {
     "patch": "Learn one small patch per user, on the user's own log.",
     "distill": "Teach the cloud model with the patched models.",
     "evaluate": "Score models side by side, by user activity.",
+    "report": "Write evaluations as one offline page.",
     "score": "Explain one user: cloud and patched ranking side by side.",
     "audit": "Prove that nothing trained has seen what it is judged on.",
     "artifacts": "List, show, verify, compare and tag what the stages made.",

@@ -1,4 +1,4 @@
-"""Words for people: text from a log made harmless, and names of metrics. Nothing here needs a package."""
+"""Text from a log, made harmless wherever it is shown. Needs no package."""
 
 
 def plain(text: object) -> str:
@@ -6,10 +6,3 @@ def plain(text: object) -> str:
     return "".join(
         ch if ch.isprintable() or ch == " " else ch.encode("unicode_escape").decode("ascii") for ch in str(text)
     )
-
-
-def metric_title(metric: str) -> tuple[str, str]:
-    """A metric's name for people, and how it was ranked: 'ndcg@10/1000' → ('NDCG@10', '1,000 sampled')."""
-    name, _, sampled = metric.partition("/")
-    shown = {"mrr": "MRR", "gauc": "GAUC", "log_loss": "log loss"}.get(name, name.upper())
-    return shown, f"{int(sampled):,} sampled" if sampled else ""

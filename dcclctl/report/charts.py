@@ -1,0 +1,357 @@
+"""Charts as SVG text for the page: altair says what to draw, vl-convert draws it; nothing runs in the reader's browser.
+
+Colours are the page's own variables (`currentColor`, `--s0` …), so one drawing does for light and dark.
+"""
+
+import html
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dcclctl.report.comparison import POINTS, metric_name
+from dcclctl.report.page import EvaluationPart, Fit, Model
+from dcclctl.report.text import plain
+
+if TYPE_CHECKING:
+    import altair as alt
+
+#: series colours of the page's style sheet; 0 is the baseline's
+SERIES = 8
+_DASHES = ([1, 0], [7, 3], [2, 2], [8, 3, 2, 3], [1, 0], [7, 3], [2, 2], [8, 3, 2, 3])
+#: widths of the plots, in pixels
+WIDE, NARROW, SMALL = 860, 255, 245
+#: how the lines of a learning curve and of rounds look
+LEARNING = {"training": ("var(--s0)", [5, 3]), "valid": ("var(--s1)", [1, 0])}
+ROUNDS = {
+    "cloud model, all users": ("var(--s1)", [5, 3]),
+    "with patches, all users": ("var(--s1)", [1, 0]),
+    "cloud model, tail": ("var(--s2)", [5, 3]),
+    "with patches, tail": ("var(--s2)", [1, 0]),
+}
+ACTIVITY_GROUPS = 20
+#: bins on each side of zero
+_BINS = 16
+
+
+def label(model: Model) -> str:
+    """How a chart names a model."""
+    return f"{model.ref} · {model.role}"
+
+
+def _svg(chart: "alt.Chart | alt.LayerChart | alt.FacetChart", name: str, about: str) -> str:
+    """Draw one chart.
+
+    Args:
+        chart: what to draw. name: unique on the page; ids inside the drawing start with it.
+        about: what a person who does not see it needs to know.
+    """
+    import vl_convert
+
+    themed = (
+        chart.configure(aria=False, background="transparent", font="system-ui, sans-serif", padding=4)
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelColor="currentColor",
+            titleColor="currentColor",
+            gridColor="currentColor",
+            domainColor="currentColor",
+            tickColor="currentColor",
+            gridOpacity=0.13,
+            domainOpacity=0.5,
+            tickOpacity=0.5,
+            labelFontSize=12,
+            titleFontSize=12,
+            titleFontWeight="normal",
+        )
+        # The reader's font is not known here: leave room for wide figures.
+        .configure_axisY(minExtent=46, titlePadding=6)
+    )
+    drawn = vl_convert.vegalite_to_svg(themed.to_dict())
+    drawn = (
+        re.sub(r'\bid="', f'id="{name}-', drawn).replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
+    )
+    size = re.search(r'viewBox="0 0 ([\d.]+) [\d.]+"', drawn)
+    assert size is not None  # every drawing of vl-convert has one
+    head = f'<svg role="img" aria-label="{html.escape(plain(about))}" style="width:{size[1]}px" viewBox'
+    return re.sub(r"^<svg .*?viewBox", lambda found: head, drawn, count=1)
+
+
+def _colours(names: list[str], baseline: str) -> dict[str, str]:
+    """The baseline is grey, the others take the colours in turn."""
+    others = [name for name in names if name != baseline]
+    picked = {name: f"var(--s{1 + at % (SERIES - 1)})" for at, name in enumerate(others)}
+    return {name: picked.get(name, "var(--s0)") for name in names}
+
+
+def _styles(part: EvaluationPart) -> dict[str, tuple[str, list[int]]]:
+    """label → colour and dashes of its line: two models differ in both, so that neither is needed to tell them apart."""
+    names = [label(model) for model in part.models]
+    colours = _colours(names, label(part.baseline) if part.baseline else names[0])
+    return {name: (colours[name], _DASHES[at % SERIES]) for at, name in enumerate(names)}
+
+
+def legend(part: EvaluationPart) -> list[dict[str, str]]:
+    """What the page writes beside the charts of an evaluation: text, colour and dashes of every model."""
+    return entries(_styles(part))
+
+
+def entries(styles: dict[str, tuple[str, list[int]]]) -> list[dict[str, str]]:
+    """Lines of a legend: text, colour, dashes as SVG has them."""
+    return [
+        {"text": text, "colour": colour, "dashes": " ".join(map(str, dashes))}
+        for text, (colour, dashes) in styles.items()
+    ]
+
+
+def _lines(styles: dict[str, tuple[str, list[int]]], column: str) -> dict[str, Any]:
+    """Encodings of lines that look as their legend says; the legend itself is the page's, where text can wrap."""
+    import altair as alt
+
+    names = list(styles)
+    return {
+        "color": alt.Color(
+            column,
+            sort=None,
+            scale=alt.Scale(domain=names, range=[colour for colour, _ in styles.values()]),
+            legend=None,
+        ),
+        "strokeDash": alt.StrokeDash(
+            column,
+            sort=None,
+            scale=alt.Scale(domain=names, range=[dashes for _, dashes in styles.values()]),
+            legend=None,
+        ),
+    }
+
+
+def activity(part: EvaluationPart, name: str, narrow: bool) -> str:
+    """A line per model over the 20 activity groups, least active first.
+
+    Args:
+        part: the evaluation. name: unique on the page. narrow: for a screen of 400 pixels.
+    """
+    import altair as alt
+
+    shown = {model.name: label(model) for model in part.models}
+    rows = [
+        {
+            "group": int(row["group"].removeprefix("activity-")) + 1,
+            "value": row["value"],
+            "model": shown[row["subject"]],
+        }
+        for row in part.aggregate.to_dicts()
+        if row["metric"] == part.metric and row["group"].startswith("activity-") and row["value"] is not None
+    ]
+    title = metric_name(part.metric)
+    chart = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_line(point=alt.OverlayMarkDef(size=28 if narrow else 40), strokeWidth=1.75)
+        .encode(
+            x=alt.X(
+                "group:Q",
+                title="activity group (1 = least active users)",
+                scale=alt.Scale(domain=[1, ACTIVITY_GROUPS], nice=False),
+                axis=alt.Axis(values=[1, 5, 10, 15, 20], grid=False),
+            ),
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
+            **_lines(_styles(part), "model:N"),
+        )
+        .properties(width=NARROW if narrow else WIDE, height=230 if narrow else 280)
+    )
+    ends = []
+    for model in part.models:
+        values = {row["group"]: row["value"] for row in rows if row["model"] == shown[model.name]}
+        if values:
+            low, high = min(values), max(values)
+            ends.append(f"{shown[model.name]}: {values[low]:.4f} in group {low}, {values[high]:.4f} in group {high}")
+    return _svg(
+        chart, name, f"Line chart of {title} by activity group. {'; '.join(ends)}. The table below has every value."
+    )
+
+
+def gain_limit(part: EvaluationPart) -> float:
+    """Where the histograms of an evaluation end, on both sides of zero; beyond it users stand in the last bin."""
+    sizes = np.abs([gain for gains in part.gains.values() for gain in gains if gain])
+    return float(np.quantile(sizes, 0.95)) if len(sizes) else 1.0
+
+
+def gains(part: EvaluationPart, model: Model, name: str) -> str:
+    """Users by how much they gain or lose against the baseline; the side that loses is shaded.
+
+    Users without any change are left out of the drawing (they would dwarf the rest) and named in its description.
+    """
+    import altair as alt
+
+    assert part.baseline is not None  # there are gains
+    limit = gain_limit(part)
+    values = np.array(part.gains[model.name], dtype=np.float64)
+    moved = values[values != 0]
+    edges = np.linspace(-limit, limit, 2 * _BINS + 1)
+    counts, _ = np.histogram(np.clip(moved, -limit, limit), edges)
+    rows = [
+        {
+            "from": POINTS * float(edges[at]),
+            "to": POINTS * float(edges[at + 1]),
+            "users": int(count),
+            "side": "worse off" if at < _BINS else "better off",
+        }
+        for at, count in enumerate(counts)
+    ]
+    worse, better = int((moved < 0).sum()), int((moved > 0).sum())
+    top = max(1, int(counts.max(initial=0)))
+    bars = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_bar(binSpacing=1)
+        .encode(
+            x=alt.X(
+                "from:Q",
+                bin="binned",
+                title=f"gain in {metric_name(part.metric)}, points",
+                scale=alt.Scale(domain=[-POINTS * limit, POINTS * limit], nice=False),
+                axis=alt.Axis(
+                    grid=False, tickCount=5, labelExpr="datum.value == 0 ? '0' : format(datum.value, '+.3~g')"
+                ),
+            ),
+            x2="to:Q",
+            y=alt.Y("users:Q", title="users", scale=alt.Scale(domain=[0, top * 1.18]), axis=alt.Axis(tickCount=4)),
+            color=alt.Color(
+                "side:N",
+                scale=alt.Scale(domain=["worse off", "better off"], range=["var(--bad)", "var(--good)"]),
+                legend=None,
+            ),
+        )
+    )
+    shade = (
+        alt.Chart(alt.InlineData(values=[{"from": -POINTS * limit, "to": 0}]))
+        .mark_rect(fill="var(--bad)", opacity=0.09)
+        .encode(x="from:Q", x2="to:Q")
+    )
+    total = max(1, len(values))
+    texts = [
+        {"at": -POINTS * limit / 2, "text": f"{worse / total:.0%} worse off"},
+        {"at": POINTS * limit / 2, "text": f"{better / total:.0%} better off"},
+    ]
+    words = (
+        alt.Chart(alt.InlineData(values=texts))
+        .mark_text(color="currentColor", fontSize=13, fontWeight=600, baseline="top")
+        .encode(x="at:Q", y=alt.value(2), text="text:N")
+    )
+    about = (
+        f"Histogram of users by their gain in {metric_name(part.metric)} with {label(model)} against {part.baseline.ref}: "
+        f"{worse} of {len(values)} users are worse off, {better} better off, {len(values) - worse - better} unchanged."
+    )
+    chart = alt.layer(shade, bars, words).properties(width=SMALL, height=150)
+    return _svg(chart, name, about)
+
+
+def learning(fit: Fit, name: str) -> str:
+    """Loss by epoch of one cloud model, with the epoch that was kept."""
+    import altair as alt
+
+    kinds = {"train_loss": "training", "valid_loss": "valid"}
+    rows = [
+        {"epoch": epoch["epoch"], "loss": epoch[key], "on": kinds[key]}
+        for epoch in fit.epochs
+        for key in kinds
+        if key in epoch
+    ]
+    last = int(fit.epochs[-1]["epoch"])
+    first = 0 if fit.best_epoch == 0 or last == 1 else 1
+    lines = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_line(point=True, strokeWidth=1.75)
+        .encode(
+            x=alt.X(
+                "epoch:Q",
+                title="epoch",
+                scale=alt.Scale(domain=[first, last], nice=False, zero=False),
+                axis=alt.Axis(grid=False, tickMinStep=1, tickCount=min(last, 6), format="d"),
+            ),
+            y=alt.Y("loss:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4)),
+            **_lines(LEARNING, "on:N"),
+        )
+    )
+    kept = (
+        alt.Chart(alt.InlineData(values=[{"epoch": fit.best_epoch}]))
+        .mark_rule(color="currentColor", strokeDash=[2, 3], opacity=0.7)
+        .encode(x=alt.X("epoch:Q", scale=alt.Scale(zero=False)))
+    )
+    about = (
+        f"Loss of {fit.ref} ({fit.role}) over {last} epochs: "
+        f"training {fit.epochs[0]['train_loss']:.4f} to {fit.epochs[-1]['train_loss']:.4f}, "
+        f"valid {fit.epochs[0]['valid_loss']:.4f} to {fit.epochs[-1]['valid_loss']:.4f}; "
+        f"the weights after epoch {fit.best_epoch} were kept, valid loss {fit.best_valid_loss:.4f}."
+    )
+    chart = alt.layer(kept, lines).properties(width=SMALL, height=150)
+    return _svg(chart, name, about)
+
+
+def rounds(part: EvaluationPart, name: str) -> str:
+    """The metric by round of distillation, for cloud models and for patches on them; '' with fewer than two rounds."""
+    import altair as alt
+
+    trained_further = {part.baseline.name} if part.baseline and part.control else set()
+    values = {
+        (row["subject"], row["group"]): row["value"]
+        for row in part.aggregate.to_dicts()
+        if row["metric"] == part.metric
+    }
+    rows = [
+        {
+            "round": model.round,
+            "value": values[model.name, group],
+            "series": f"{'with patches' if model.patched else 'cloud model'}, {shown}",
+        }
+        for model in part.models
+        for group, shown in (("all", "all users"), ("tail", "tail"))
+        if model.name not in trained_further and values[model.name, group] is not None
+    ]
+    numbers = sorted({int(row["round"]) for row in rows})
+    if len(numbers) < 2:
+        return ""
+    title = metric_name(part.metric)
+    chart = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_line(point=alt.OverlayMarkDef(size=45), strokeWidth=1.75)
+        .encode(
+            x=alt.X("round:O", title="rounds of distillation behind it", axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
+            **_lines(ROUNDS, "series:N"),
+        )
+        .properties(width=SMALL, height=190)
+    )
+    said = "; ".join(f"round {row['round']}, {row['series']}: {row['value']:.4f}" for row in rows)
+    return _svg(chart, name, f"Line chart of {title} by round. {said}.")
+
+
+def calibration(part: EvaluationPart, name: str) -> str:
+    """Predicted against observed frequency, a line per model; the diagonal is a model that means what it says."""
+    import altair as alt
+
+    shown = {model.name: label(model) for model in part.models}
+    rows = [
+        {"predicted": row["predicted"], "observed": row["observed"], "model": shown[row["subject"]]}
+        for row in part.reliability.to_dicts()
+        if row["rows"]
+    ]
+    unit = alt.Scale(domain=[0, 1], nice=False)
+    diagonal = (
+        alt.Chart(alt.InlineData(values=[{"x": 0, "y": 0}, {"x": 1, "y": 1}]))
+        .mark_line(color="currentColor", opacity=0.5, strokeDash=[3, 3])
+        .encode(x=alt.X("x:Q", scale=unit, title="predicted"), y=alt.Y("y:Q", scale=unit, title="observed"))
+    )
+    lines = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_line(point=True, strokeWidth=1.75)
+        .encode(
+            x=alt.X("predicted:Q", axis=alt.Axis(tickCount=5, format="%")),
+            y=alt.Y("observed:Q", axis=alt.Axis(tickCount=5, format="%")),
+            **_lines(_styles(part), "model:N"),
+        )
+    )
+    errors = "; ".join(
+        f"{label(model)}: calibration error {model.ece:.4f}" for model in part.models if model.ece is not None
+    )
+    chart = alt.layer(diagonal, lines).properties(width=SMALL, height=SMALL)
+    return _svg(chart, name, f"Reliability diagram, predicted against observed share of positives. {errors}.")

@@ -1,0 +1,284 @@
+"""One offline page from the content of a report: no script, no request, the same bytes for the same content."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from dcclctl.report import charts
+from dcclctl.report.comparison import interval, metric_name, points, words
+from dcclctl.report.page import EvaluationPart, Model, Page
+from dcclctl.report.text import plain
+from dcclctl.tables import ACTIVITY_GROUPS, GROUPS
+
+TEMPLATE = "page.html.jinja"
+#: the groups of the tables, in the order of the paper's question
+SHOWN_GROUPS = ("tail", "head", "new", "all")
+#: users named in the list of the worst off
+WORST_SHOWN = 5
+_LOSSES = ("log_loss", "ece")
+_GROUP_WORDS = {"tail": "tail users", "head": "head users", "new": "new users", "all": "all users"}
+_PERIODS = {"test": "the test period", "valid": "the validation period", "device": "the device period"}
+
+
+def render(page: Page) -> str:
+    """The page as HTML.
+
+    Args:
+        page: from `stages.report.load_page`. Text that comes from a log is escaped here, and its control characters are
+            shown instead of acting.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Everything that is no drawing of ours goes through `plain`, then through jinja's escaping.
+    environment.finalize = lambda value: value if isinstance(value, Markup) else plain_lines(value)
+    return environment.get_template(TEMPLATE).render(
+        title=_title(page),
+        evaluations=[_evaluation(part, at, Markup) for at, part in enumerate(page.evaluations, 1)],
+        fits=[
+            {"fit": fit, "drawing": Markup(charts.learning(fit, f"fit{at}"))}
+            for at, fit in enumerate(page.fits, 1)
+            if fit.epochs
+        ],
+        learning_legend=charts.entries(charts.LEARNING),
+        rounds_legend=charts.entries(charts.ROUNDS),
+        page=page,
+    )
+
+
+def plain_lines(value: object) -> str:
+    """`plain` for text of several lines: the line ends of the page's own texts stay."""
+    return "\n".join(plain(line) for line in str(value).split("\n"))
+
+
+def _title(page: Page) -> str:
+    names = ", ".join(part.ref for part in page.evaluations)
+    return f"Did it help, and whom? {names}"
+
+
+def _evaluation(part: EvaluationPart, at: int, markup: Any) -> dict[str, Any]:
+    """What the template needs of one evaluation: sentences, rows and drawings."""
+    others = [model for model in part.models if model is not part.baseline] if part.baseline else []
+    rounds = charts.rounds(part, f"e{at}-rounds")
+    return {
+        "part": part,
+        "anchor": f"evaluation-{at}",
+        "period": _PERIODS.get(part.on, part.on),
+        "headline": headline(part),
+        "notes": notes(part),
+        "verdicts": [_verdict(part, model) for model in others],
+        "metric": metric_name(part.metric),
+        "columns": [metric_name(metric) for metric in part.metrics],
+        "groups": list(_group_rows(part)),
+        "every": _every(part),
+        "activity": [
+            {"width": width, "drawing": markup(charts.activity(part, f"e{at}-activity-{width}", width == "narrow"))}
+            for width in ("wide", "narrow")
+        ],
+        "activity_rows": _activity_rows(part),
+        "gains": [markup(charts.gains(part, model, f"e{at}-gains-{number}")) for number, model in enumerate(others)],
+        "legend": charts.legend(part),
+        "limit": points(charts.gain_limit(part)).lstrip("+") if others else "",
+        "harm": list(_harm_rows(part)),
+        "worst": [{"model": model, "users": _worst(part, model)} for model in others],
+        "rounds": markup(rounds) if rounds else "",
+        "calibration": markup(charts.calibration(part, f"e{at}-calibration")),
+    }
+
+
+def _row(part: EvaluationPart, subject: str, group: str, metric: str) -> dict[str, Any]:
+    found = part.comparison.filter(
+        (pl.col("subject") == subject) & (pl.col("group") == group) & (pl.col("metric") == metric)
+    )
+    return found.row(0, named=True)
+
+
+def _relative(row: dict[str, Any]) -> str:
+    """' (+3.4 %)' of the baseline; empty where the baseline is 0."""
+    return f" ({row['difference'] / row['baseline']:+.1%})".replace("%", " %") if row["baseline"] else ""
+
+
+def _measured(row: dict[str, Any]) -> str:
+    """'+0.17 points (+1.2 %), 95 % interval −0.05 to +0.39'."""
+    text = f"{points(row['difference'])} points{_relative(row)}"
+    return text if row["low"] is None else f"{text}, 95 % interval {points(row['low'])} to {points(row['high'])}"
+
+
+def headline(part: EvaluationPart) -> list[str]:
+    """One to three sentences that claim no more than the comparison shows."""
+    if part.baseline is None:
+        return [f"Only {part.models[0].ref} was scored, so there is nothing to compare it with."]
+    others = [model for model in part.models if model is not part.baseline]
+    against, metric = f"{part.baseline.ref} ({part.baseline.role})", metric_name(part.metric)
+    sentences = []
+    if len(others) == 1:
+        row = _row(part, others[0].name, "all", part.metric)
+        name = f"{others[0].ref} ({others[0].role})"
+        if row["verdict"] == "inconclusive":
+            sentences.append(f"It is open whether {name} is better or worse than {against}.")
+        else:
+            sentences.append(f"{name} is {row['verdict']} than {against}.")
+        sentences.append(f"{metric} over all users: {_measured(row)}; {words(row)}.")
+        tail = _row(part, others[0].name, "tail", part.metric)
+        if tail["users"]:
+            sentences.append(f"Tail users: {_measured(tail)}; {words(tail)}.")
+        return sentences
+    verdicts: dict[str, list[str]] = {"better": [], "worse": [], "inconclusive": []}
+    for model in others:
+        verdicts[_row(part, model.name, "all", part.metric)["verdict"]].append(model.ref)
+    told = [
+        f"{_listed(refs)} {'is' if len(refs) == 1 else 'are'} {word}"
+        for word, refs in verdicts.items()
+        if refs and word != "inconclusive"
+    ]
+    if told:
+        sentences.append(f"By {metric} over all users, {' and '.join(told)} than {against}.")
+        if verdicts["inconclusive"]:
+            sentences.append(f"Inconclusive: {_listed(verdicts['inconclusive'])}.")
+    else:
+        sentences.append(
+            f"By {metric} over all users, none of the {len(others)} models is shown to be better or worse than {against}: "
+            "every comparison is inconclusive."
+        )
+    tails = [model.ref for model in others if _row(part, model.name, "tail", part.metric)["verdict"] == "better"]
+    sentences.append(f"Tail users gain with {_listed(tails)}." if tails else "No gain of tail users is shown.")
+    return sentences
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def notes(part: EvaluationPart) -> list[str]:
+    """What the figures do not say, in one line each."""
+    found = []
+    if part.baseline is not None and not part.control:
+        found.append(
+            f"The baseline {part.baseline.ref} is not the strong control (the same cloud model simply trained further on the "
+            "same events). A gain is worth deploying only if it also holds against that: dcclctl train --continue REF --on device, "
+            "then dcclctl evaluate … --against it."
+        )
+    if part.baseline is not None and any(model.patched for model in part.models):
+        found.append(
+            "A gain of patches is personal only if they also beat the mean patch for everyone, which is not among these models."
+        )
+    if part.baseline is not None:
+        found.append(
+            "Verdicts are corrected (Holm) for all metrics of a group, not for the number of models. The intervals cover the "
+            "choice of users, not the luck of training: repeat with other seeds before you rely on a small gain."
+        )
+    if part.candidates != "all":
+        found.append(f"Ranked among {part.candidates:,} sampled items: not comparable with rankings of all items.")
+    if part.split != "global":
+        found.append(f"Split {part.split}: users' periods overlap in time, so trends leak between users.")
+    if part.users_without_auc:
+        found.append(f"{part.users_without_auc:,} users have events of one label only and no AUC.")
+    return found
+
+
+def _verdict(part: EvaluationPart, model: Model) -> dict[str, Any]:
+    cells = []
+    for group in ("all", "tail"):
+        row = _row(part, model.name, group, part.metric)
+        cells.append(
+            {
+                "group": _GROUP_WORDS[group],
+                "difference": points(row["difference"]) + _relative(row) if row["users"] else "–",
+                "interval": interval(row["low"], row["high"]),
+                "verdict": row["verdict"],
+                "words": words(row).removeprefix(row["verdict"]).removeprefix(":").strip(),
+            }
+        )
+    share = part.harm.filter(
+        (pl.col("subject") == model.name) & (pl.col("group") == "all") & (pl.col("metric") == part.metric)
+    ).row(0, named=True)
+    return {"model": model, "cells": cells, "worse": "–" if share["worse"] is None else f"{share['worse']:.0%}"}
+
+
+def _values(part: EvaluationPart) -> dict[tuple[str, str, str], dict[str, Any]]:
+    return {(row["group"], row["subject"], row["metric"]): row for row in part.aggregate.to_dicts()}
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _group_rows(part: EvaluationPart) -> Iterable[dict[str, Any]]:
+    """A block per group that has users: every model's figures, and its difference to the baseline with the interval."""
+    values = _values(part)
+    for group in SHOWN_GROUPS:
+        users = max(values[group, model.name, metric]["users"] for model in part.models for metric in part.metrics)
+        if not users:
+            continue
+        rows = []
+        for model in part.models:
+            cells = []
+            for metric in part.metrics:
+                cell = {"value": _number(values[group, model.name, metric]["value"]), "difference": "", "verdict": ""}
+                if part.baseline is not None and model is not part.baseline:
+                    row = _row(part, model.name, group, metric)
+                    cell["difference"] = f"{points(row['difference'])} {interval(row['low'], row['high'])}".rstrip()
+                    cell["verdict"] = row["verdict"]
+                cells.append(cell)
+            rows.append({"model": model, "baseline": model is part.baseline, "cells": cells})
+        yield {"group": group, "users": users, "rows": rows}
+
+
+def _every(part: EvaluationPart) -> dict[str, Any]:
+    """All metrics of all groups, as plain figures."""
+    values = _values(part)
+    metrics = part.aggregate["metric"].unique(maintain_order=True).to_list()
+    rows = [
+        {
+            "group": group,
+            "model": model,
+            "cells": [_number(values[group, model.name, metric]["value"]) for metric in metrics],
+        }
+        for group in (*GROUPS, "all")
+        if any(values[group, model.name, metric]["users"] for model in part.models for metric in metrics)
+        for model in part.models
+    ]
+    return {"columns": [metric_name(metric) for metric in metrics], "rows": rows}
+
+
+def _activity_rows(part: EvaluationPart) -> list[dict[str, Any]]:
+    values = _values(part)
+    rows = []
+    for number in range(ACTIVITY_GROUPS):
+        found = [values[f"activity-{number:02d}", model.name, part.metric] for model in part.models]
+        rows.append(
+            {
+                "group": number + 1,
+                "users": max(row["users"] for row in found),
+                "cells": [_number(row["value"]) for row in found],
+            }
+        )
+    return rows
+
+
+def _harm_rows(part: EvaluationPart) -> Iterable[dict[str, Any]]:
+    if part.baseline is None:
+        return
+    models = {model.name: model for model in part.models}
+    for group in SHOWN_GROUPS:
+        for row in part.harm.filter((pl.col("group") == group) & (pl.col("metric") == part.metric)).to_dicts():
+            if row["users"]:
+                shares = [f"{row[share]:.0%}" for share in ("better", "worse", "unchanged")]
+                sizes = ["–" if row[size] is None else points(row[size]) for size in ("harm_50", "harm_10")]
+                yield {"group": group, "users": row["users"], "model": models[row["subject"]], "cells": shares + sizes}
+
+
+def _worst(part: EvaluationPart, model: Model) -> list[dict[str, str]]:
+    return [
+        {"id": row["user_id"], "group": row["group"], "lost": points(row["difference"])}
+        for row in part.worst.filter(pl.col("subject") == model.name).head(WORST_SHOWN).to_dicts()
+    ]
