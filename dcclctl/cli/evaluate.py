@@ -137,7 +137,7 @@ def evaluate(
         f"{facts['on']} of {subjects[0].cloud.dataset.artifact.ref}: {facts['events']:,} events of {facts['users']:,} users, "
         f"each ranked among {ranked}"
     )
-    reporter.table(group_table(aggregate, names, facts["candidates"]))
+    reporter.table(group_table(aggregate, names))
     for name, ref in names.items():
         about = facts["subjects"][name]
         served = ", ".join(f"{count:,} by {by}" for by, count in sorted(about["served_by"].items()))

@@ -16,17 +16,17 @@ _LOSSES = ("log_loss", "ece")
 
 
 def heading(metric: str) -> str:
-    """A metric's name for people: 'ndcg@10/1000' → 'NDCG@10 (1,000 sampled)'."""
+    """A metric's name for people: 'ndcg@10/1000' → 'NDCG@10', and '1,000 sampled' on a line below."""
     name, _, sampled = metric.partition("/")
     shown = {"mrr": "MRR", "gauc": "GAUC", "log_loss": "log loss"}.get(name, name.upper())
     return f"{shown}\n{int(sampled):,} sampled" if sampled else shown
 
 
-def group_table(aggregate: pl.DataFrame, names: "Mapping[str, str]", candidates: "int | str") -> Table:
+def group_table(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
     """Head, tail, new and all, a line per model; the best model of each column of a group is bold.
 
     Args:
-        aggregate: AGGREGATE table. names: subject → reference to show. candidates: "all", or how many were sampled.
+        aggregate: AGGREGATE table. names: subject → reference to show.
     """
     metrics = aggregate["metric"].unique(maintain_order=True).to_list()
     table = Table(title=None, pad_edge=False)

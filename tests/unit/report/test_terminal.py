@@ -1,0 +1,98 @@
+"""The table of groups: every figure where it belongs, the best of a column bold."""
+
+import io
+
+import polars as pl
+import pytest
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dcclctl.report.terminal import group_table, heading
+
+
+def aggregate(values: dict[tuple[str, str, str], tuple[float | None, int]]) -> pl.DataFrame:
+    rows = [(subject, group, metric, *given) for (subject, group, metric), given in values.items()]
+    return pl.DataFrame(rows, schema=["subject", "group", "metric", "value", "users"], orient="row")
+
+
+VALUES: dict[tuple[str, str, str], tuple[float | None, int]] = {
+    ("a", "head", "ndcg@10"): (0.30001, 2),
+    ("b", "head", "ndcg@10"): (0.30004, 2),
+    ("c", "head", "ndcg@10"): (0.2, 2),
+    ("a", "head", "log_loss"): (0.5, 2),
+    ("b", "head", "log_loss"): (0.4, 2),
+    ("c", "head", "log_loss"): (0.6, 2),
+    ("a", "tail", "ndcg@10"): (0.1, 1200),
+    ("b", "tail", "ndcg@10"): (0.2, 1200),
+    ("c", "tail", "ndcg@10"): (None, 0),
+    ("a", "tail", "log_loss"): (0.1, 1200),
+    ("b", "tail", "log_loss"): (0.2, 1200),
+    ("c", "tail", "log_loss"): (0.3, 1200),
+    **{(s, "new", m): (None, 0) for s in "abc" for m in ("ndcg@10", "log_loss")},
+    **{(s, "all", m): (0.5, 1202) for s in "abc" for m in ("ndcg@10", "log_loss")},
+}
+NAMES = {"a": "cloud@1", "b": "patches@1", "c": "cloud@2"}
+
+
+def cells(table: Table) -> list[list[str]]:
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def bold(table: Table) -> set[tuple[int, int]]:
+    return {
+        (row, column)
+        for column, each in enumerate(table.columns)
+        for row, cell in enumerate(each.cells)
+        if isinstance(cell, Text) and cell.style == "bold"
+    }
+
+
+def test_rows() -> None:
+    table = group_table(aggregate(VALUES), NAMES)
+    assert cells(table) == [
+        ["head", "2", "cloud@1", "0.3000", "0.5000"],
+        ["", "", "patches@1", "0.3000", "0.4000"],
+        ["", "", "cloud@2", "0.2000", "0.6000"],
+        ["tail", "1,200", "cloud@1", "0.1000", "0.1000"],
+        ["", "", "patches@1", "0.2000", "0.2000"],
+        ["", "", "cloud@2", "–", "0.3000"],
+        ["all", "1,202", "cloud@1", "0.5000", "0.5000"],
+        ["", "", "patches@1", "0.5000", "0.5000"],
+        ["", "", "cloud@2", "0.5000", "0.5000"],
+    ]
+
+
+def test_the_best_is_bold_and_what_looks_equal_is_equal() -> None:
+    table = group_table(aggregate(VALUES), NAMES)
+    head_and_tail = {(row, column) for row, column in bold(table) if row < 6}
+    # columns 3 and 4: ndcg, where more is better, and log loss, where less is
+    assert head_and_tail == {(0, 3), (1, 3), (1, 4), (4, 3), (3, 4)}
+
+
+def test_nothing_is_bold_with_one_model() -> None:
+    one = {key: value for key, value in VALUES.items() if key[0] == "a"}
+    assert bold(group_table(aggregate(one), {"a": "cloud@1"})) == set()
+
+
+@pytest.mark.parametrize(
+    ("metric", "shown"),
+    [
+        ("ndcg@10", "NDCG@10"),
+        ("hr@5/1000", "HR@5\n1,000 sampled"),
+        ("mrr", "MRR"),
+        ("mrr/100", "MRR\n100 sampled"),
+        ("gauc", "GAUC"),
+        ("log_loss", "log loss"),
+    ],
+)
+def test_headings(metric: str, shown: str) -> None:
+    assert heading(metric) == shown
+
+
+def test_names_are_not_markup() -> None:
+    one = {key: value for key, value in VALUES.items() if key[0] == "a"}
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(group_table(aggregate(one), {"a": "[red]x[/red]"}))
+    assert "[red]x[/red]" in console.export_text()
