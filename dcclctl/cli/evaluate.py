@@ -113,7 +113,7 @@ def evaluate(
         threads=threads,
         seed=seed,
     )
-    from dcclctl.report.terminal import group_table
+    from dcclctl.report.terminal import activity_sparklines, group_table
     from dcclctl.stages.evaluate import default_references, display_names, open_subjects
     from dcclctl.stages.evaluate import evaluate as run
     from dcclctl.stages.track import record_of
@@ -138,6 +138,7 @@ def evaluate(
         f"each ranked among {ranked}"
     )
     reporter.table(group_table(aggregate, names))
+    reporter.table(activity_sparklines(aggregate, names))
     for name, ref in names.items():
         about = facts["subjects"][name]
         served = ", ".join(f"{count:,} by {by}" for by, count in sorted(about["served_by"].items()))

@@ -30,6 +30,8 @@ ROUNDS = {
     "with patches, tail": ("var(--s2)", [1, 0]),
 }
 ACTIVITY_GROUPS = 20
+#: a bin of the reliability diagram with fewer rows says nothing and is not drawn
+MIN_ROWS = 20
 #: bins on each side of zero
 _BINS = 16
 
@@ -258,6 +260,7 @@ def learning(fit: Fit, name: str) -> str:
     ]
     last = int(fit.epochs[-1]["epoch"])
     first = 0 if fit.best_epoch == 0 or last == 1 else 1
+    ticks = list(range(first, last + 1, max(1, (last - first) // 5)))
     lines = (
         alt.Chart(alt.InlineData(values=rows))
         .mark_line(point=True, strokeWidth=1.75)
@@ -266,7 +269,7 @@ def learning(fit: Fit, name: str) -> str:
                 "epoch:Q",
                 title="epoch",
                 scale=alt.Scale(domain=[first, last], nice=False, zero=False),
-                axis=alt.Axis(grid=False, tickMinStep=1, tickCount=min(last, 6), format="d"),
+                axis=alt.Axis(grid=False, values=ticks, format="d"),
             ),
             y=alt.Y("loss:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4)),
             **_lines(LEARNING, "on:N"),
@@ -333,7 +336,7 @@ def calibration(part: EvaluationPart, name: str) -> str:
     rows = [
         {"predicted": row["predicted"], "observed": row["observed"], "model": shown[row["subject"]]}
         for row in part.reliability.to_dicts()
-        if row["rows"]
+        if row["rows"] >= MIN_ROWS
     ]
     unit = alt.Scale(domain=[0, 1], nice=False)
     diagonal = (
@@ -345,8 +348,8 @@ def calibration(part: EvaluationPart, name: str) -> str:
         alt.Chart(alt.InlineData(values=rows))
         .mark_line(point=True, strokeWidth=1.75)
         .encode(
-            x=alt.X("predicted:Q", axis=alt.Axis(tickCount=5, format="%")),
-            y=alt.Y("observed:Q", axis=alt.Axis(tickCount=5, format="%")),
+            x=alt.X("predicted:Q", axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format="%")),
+            y=alt.Y("observed:Q", axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format="%")),
             **_lines(_styles(part), "model:N"),
         )
     )

@@ -85,7 +85,10 @@ def _evaluation(part: EvaluationPart, at: int, markup: Any) -> dict[str, Any]:
             for width in ("wide", "narrow")
         ],
         "activity_rows": _activity_rows(part),
-        "gains": [markup(charts.gains(part, model, f"e{at}-gains-{number}")) for number, model in enumerate(others)],
+        "gains": [
+            {"model": model, "drawing": markup(charts.gains(part, model, f"e{at}-gains-{number}"))}
+            for number, model in enumerate(others)
+        ],
         "legend": charts.legend(part),
         "limit": points(charts.gain_limit(part)).lstrip("+") if others else "",
         "harm": list(_harm_rows(part)),

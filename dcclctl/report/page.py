@@ -36,6 +36,7 @@ class EvaluationPart:
     Attributes:
         ref, id, on, dataset, split, seed: which evaluation, of which period.
         events, users, users_without_auc: how many were scored. candidates: 'all', or how many were sampled.
+        negatives: sampled beside each event for AUC and calibration; 0 where the log has observed labels.
         models: in the order they were given. baseline: the one that the others are compared with; None if there is
             nothing to compare. control: is the baseline a cloud model that was simply trained further?
         metrics: those that the tables show first. metric: the one that the verdict is about.
@@ -54,6 +55,7 @@ class EvaluationPart:
     users: int
     users_without_auc: int
     candidates: int | str
+    negatives: int
     models: list[Model]
     baseline: Model | None
     control: bool

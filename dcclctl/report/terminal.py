@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 #: metrics in which less is better
 _LOSSES = ("log_loss", "ece")
+_BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def heading(metric: str) -> str:
@@ -52,3 +53,40 @@ def group_table(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
                 cells.append(Text("–" if value is None else f"{value:.4f}", style="bold" if bold else ""))
             table.add_row(group if place == 0 else "", f"{users:,}" if place == 0 else "", Text(ref), *cells)
     return table
+
+
+def activity_sparklines(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
+    """A line per model: its small bars over the activity groups, least active users first, all on one scale.
+
+    The metric is NDCG@k of the middle k, or the first one there is. A group without a value is a dot.
+
+    Args:
+        aggregate: AGGREGATE table. names: subject → reference to show.
+    """
+    metrics = aggregate["metric"].unique(maintain_order=True).to_list()
+    ranked = [metric for metric in metrics if metric.startswith("ndcg@")]
+    metric = ranked[len(ranked) // 2] if ranked else metrics[0]
+    groups = aggregate.filter((pl.col("metric") == metric) & pl.col("group").str.starts_with("activity-"))
+    values = {
+        subject: groups.filter(pl.col("subject") == subject).sort("group")["value"].to_list() for subject in names
+    }
+    known = [value for row in values.values() for value in row if value is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    table = Table(title=None, pad_edge=False, box=None)
+    title = heading(metric).replace("\n", ", ")
+    for name in ("model", f"{title}, least to most active users", "lowest", "highest"):
+        table.add_column(name, justify="right" if name in ("lowest", "highest") else "left", no_wrap=name != "model")
+    for subject, row in values.items():
+        own = [value for value in row if value is not None]
+        ends = [f"{end:.4f}" if own else "–" for end in (min(own, default=0.0), max(own, default=0.0))]
+        table.add_row(Text(names[subject]), _bars(row, low, high), *ends)
+    return table
+
+
+def _bars(values: "list[float | None]", low: float, high: float) -> str:
+    """One block character a value, its height between low and high."""
+    top = len(_BLOCKS) - 1
+    span = high - low
+    return "".join(
+        "·" if value is None else _BLOCKS[round(top * (value - low) / span) if span else 0] for value in values
+    )

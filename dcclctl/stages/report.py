@@ -142,6 +142,7 @@ def _part(evaluation: Artifact, store: Store, made: dict[str, Artifact]) -> Eval
         users=facts["users"],
         users_without_auc=facts["users_without_auc"],
         candidates=facts["candidates"],
+        negatives=evaluation.config["auc_negatives"] if facts["labels"] == "implicit" else 0,
         models=models,
         baseline=baseline,
         control=trained_further and baseline is not None and inputs[baseline.name].kind == "cloud",
