@@ -17,7 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from side_by_side import Ratio, show
+
 COLUMNS = ("user_id", "item_id", "category_id", "behaviour", "timestamp")
+DEFAULT_ROWS = 2_000_000
 TARGET_RATIO = 2.0
 TARGET_BYTES = 4 << 30
 
@@ -84,9 +87,39 @@ def run_way(way: str, log: Path, out: Path) -> None:
     print(json.dumps([seconds, peak if sys.platform == "darwin" else peak * 1024]))
 
 
+def compare(rows: int, times: int) -> list[Ratio]:
+    """How many times as long as the bare way ingest takes, and the most memory it held."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        log = folder / "UserBehavior.csv"
+        generate(log, rows)
+        print(f"ingest: {rows:,} rows, {log.stat().st_size / 1e6:,.0f} MB, medians of {times}")
+        runs = {way: [] for way in WAYS}
+        for _ in range(times):
+            for way, found in runs.items():
+                found.append(measure(way, log, folder))
+    seconds = {way: [each for each, _ in found] for way, found in runs.items()}
+    peaks = {way: max(peak for _, peak in found) for way, found in runs.items()}
+    for way in WAYS:
+        print(f"  {way:7} {statistics.median(seconds[way]):7.2f} s   peak memory {peaks[way] / 2**30:.2f} GiB")
+    value = statistics.median(seconds["ingest"]) / statistics.median(seconds["bare"])
+    pairs = [a / b for a, b in zip(seconds["ingest"], seconds["bare"], strict=True)]
+    peak, most = peaks["ingest"] / 2**30, TARGET_BYTES / 2**30
+    return [
+        Ratio(
+            f"ingest against a bare read, sort and write, {rows:,} rows",
+            value,
+            (min(pairs), max(pairs)),
+            f"≤ {TARGET_RATIO:g}",
+            value <= TARGET_RATIO,
+        ),
+        Ratio("peak memory of ingest", peak, (peak, peak), f"< {most:g}", peak < most, " GiB"),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2_000_000, help="events in the generated log")
+    parser.add_argument("--rows", type=int, default=DEFAULT_ROWS, help="events in the generated log")
     parser.add_argument("--times", type=int, default=3, help="runs of each way; the medians are compared")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--log", type=Path, help=argparse.SUPPRESS)
@@ -95,21 +128,7 @@ def main() -> None:
     if arguments.way:
         run_way(arguments.way, arguments.log, arguments.out)
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        log = folder / "UserBehavior.csv"
-        generate(log, arguments.rows)
-        print(f"ingest: {arguments.rows:,} rows, {log.stat().st_size / 1e6:,.0f} MB, medians of {arguments.times}")
-        runs = {way: [] for way in WAYS}
-        for _ in range(arguments.times):
-            for way, found in runs.items():
-                found.append(measure(way, log, folder))
-    seconds = {way: statistics.median(each for each, _ in found) for way, found in runs.items()}
-    peaks = {way: max(peak for _, peak in found) for way, found in runs.items()}
-    for way in WAYS:
-        print(f"  {way:7} {seconds[way]:7.2f} s   peak memory {peaks[way] / 2**30:.2f} GiB")
-    ratio = seconds["ingest"] / seconds["bare"]
-    print(f"  ratio   {ratio:7.2f}     (target: at most {TARGET_RATIO:g}, under {TARGET_BYTES / 2**30:g} GiB)")
+    show(compare(arguments.rows, arguments.times))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dcclctl.config import PatchConfig
     from dcclctl.stages.patch import Devices
 
+USERS, LOOP_USERS = 2048, 64
 TARGETS = {"ml-100k": 15.0, "amazon-beauty": 40.0}
 #: largest difference of θ̂ between two ways, relative to the longest θ̂
 TOLERANCE = 1e-4
@@ -196,8 +197,8 @@ def check(bench: Bench, users: np.ndarray) -> None:
 
 def main() -> None:
     parser = flags(__doc__)
-    parser.add_argument("--users", type=int, default=2048, help="users that dcclctl fits (one shard)")
-    parser.add_argument("--loop-users", type=int, default=64, help="users that the loops fit")
+    parser.add_argument("--users", type=int, default=USERS, help="users that dcclctl fits (one shard)")
+    parser.add_argument("--loop-users", type=int, default=LOOP_USERS, help="users that the loops fit")
     arguments = parser.parse_args()
     data = find_data(arguments.data)
     show(compare(data, arguments.users, arguments.loop_users, arguments.threads, arguments.times))

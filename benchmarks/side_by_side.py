@@ -65,7 +65,7 @@ def show(ratios: Iterable[Ratio]) -> None:
     for ratio in ratios:
         verdict = {None: "", True: "met", False: "MISSED"}[ratio.met]
         low, high = ratio.spread
-        print(f"{ratio.what:58} {ratio.value:7.2f}{ratio.unit:3} ({low:.2f} … {high:.2f})  {ratio.target:9} {verdict}")
+        print(f"{ratio.what:58} {ratio.value:7.2f}{ratio.unit:4} ({low:.2f} … {high:.2f})  {ratio.target:9} {verdict}")
 
 
 def flags(description: str | None) -> argparse.ArgumentParser:

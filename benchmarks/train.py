@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dcclctl.config import TrainConfig
 
 TARGET = 4.0
+EVENTS = 40_960
 
 
 class TextbookDin(nn.Module):
@@ -154,7 +155,7 @@ def compare_on(name: str, data: Path | None, events: int, threads: int, times: i
 
 def main() -> None:
     parser = flags(__doc__)
-    parser.add_argument("--events", type=int, default=40_960, help="events of the epoch")
+    parser.add_argument("--events", type=int, default=EVENTS, help="events of the epoch")
     arguments = parser.parse_args()
     data = find_data(arguments.data)
     show(compare(data, arguments.events, arguments.threads, arguments.times))
