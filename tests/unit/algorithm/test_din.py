@@ -76,6 +76,23 @@ def test_the_order_of_a_history_changes_nothing(world):
     torch.testing.assert_close(model.interest(query, keys.flip(1), mask.flip(1)), model.interest(query, keys, mask))
 
 
+def test_hidden_layers_are_a_plain_network_on_what_the_model_knows(world):
+    """[candidate, interest, their product, profile] → two PReLU layers → one logit, with torch's own modules."""
+    log, model, query, keys, mask = world
+    interest, profile = model.interest(query, keys, mask), model.embed_profile(log.profile[:4])
+    logits = model.logits(model.second_layer(model.first_layer(query, interest, profile)))
+    first, second = nn.PReLU(12), nn.PReLU(7)
+    with torch.no_grad():
+        first.weight.copy_(model.slope_1)
+        second.weight.copy_(model.slope_2)
+    network = nn.Sequential(model.hidden_1, first, model.hidden_2, second, model.out)
+    for row in range(4):
+        for candidate in range(5):
+            q, v = query[row, candidate], interest[row, candidate]
+            expected = network(torch.cat([q, v, q * v, profile[row]])[None])
+            torch.testing.assert_close(logits[row, candidate], expected[0, 0], atol=1e-6, rtol=1e-5)
+
+
 def test_prelu_is_torchs():
     slope, x = torch.tensor([0.1, -0.5, 2.0]), normal(4, 5, 3)
     module = nn.PReLU(3)

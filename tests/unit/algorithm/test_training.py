@@ -265,6 +265,24 @@ def test_a_run_that_stopped_goes_on_to_the_same_bits(log):
     assert [record["epoch"] for record in whole.history] == [1, 2, 3]
 
 
+def test_the_optimiser_remembers_from_one_epoch_to_the_next(log):
+    settings = fit_settings(epochs=3)
+    whole = run(log, din(log), settings)
+    per_epoch = -(-len(log.events_in(CLOUD)) // settings.batch_size)
+    assert whole.steps == 3 * per_epoch
+    model = din(log)
+    first = run(log, model, settings, epochs=1)
+    first.moments = {name: torch.zeros_like(moment) for name, moment in first.moments.items()}
+    assert not same_state(run(log, model, settings, state=first), whole)
+
+
+def test_a_weight_that_the_loss_does_not_reach_is_a_bug(log):
+    model = din(log)
+    model.forgotten = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(RuntimeError, match="no gradient"):
+        run(log, model, fit_settings(epochs=1))
+
+
 def test_the_same_run_gives_the_same_bits_and_another_seed_others(log):
     first, second = (run(log, din(log), fit_settings()) for _ in range(2))
     assert same_state(first, second)
