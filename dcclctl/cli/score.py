@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dcclctl.cli.console import Reporter, plain
-from dcclctl.cli.options import DEFAULT_STORE, JsonOption, QuietOption, StoreOption, setting
+from dcclctl.cli.options import DEFAULT_STORE, ConfigOption, JsonOption, QuietOption, StoreOption, setting
 from dcclctl.config import EvaluateConfig, resolve
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def score(
     device: Annotated[str | None, _option("device", metavar="auto|cpu|cuda|mps")] = None,
     threads: Annotated[int | None, _option("threads", metavar="N")] = None,
     store: StoreOption = DEFAULT_STORE,
+    config: ConfigOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -42,7 +43,7 @@ def score(
       dcclctl score patches@1 --user 196
       dcclctl score patches --user 196 --top 20 --json
     """
-    settings = resolve(EvaluateConfig, None, unpatched=unpatched, device=device, threads=threads)
+    settings = resolve(EvaluateConfig, config, unpatched=unpatched, device=device, threads=threads)
     from dcclctl.stages.evaluate import open_subjects
     from dcclctl.stages.score import score_user
     from dcclctl.store.store import Store
@@ -66,11 +67,7 @@ def score(
 
 
 def _title(item: dict[str, Any]) -> str:
-    return (
-        plain(item["name"] or item["item_id"])
-        if item["name"] is None
-        else f"{plain(item['name'])} ({plain(item['item_id'])})"
-    )
+    return plain(item["item_id"] if item["name"] is None else f"{item['name']} ({item['item_id']})")
 
 
 def _show(reporter: Reporter, found: "Explanation") -> None:
@@ -86,12 +83,9 @@ def _show(reporter: Reporter, found: "Explanation") -> None:
     for name in found.rankings:
         heading = "cloud model" if name == "cloud" else f"served by {found.served_by[name]}"
         table.add_column(heading, overflow="fold")
-    for place in range(max(ranking.height for ranking in found.rankings.values())):
+    for place in range(found.rankings["cloud"].height):
         cells = []
         for name, ranking in found.rankings.items():
-            if place >= ranking.height:
-                cells.append(Text(""))
-                continue
             item = ranking.row(place, named=True)
             moved = item["cloud_rank"] - item["rank"]
             arrow = "" if name == "cloud" or moved == 0 else f"  {'▲' if moved > 0 else '▼'}{abs(moved)}"

@@ -90,8 +90,22 @@ def test_an_encoder_that_is_not_there(world: World, flags: list[str]) -> None:
     assert "cloud@1 has no encoder U yet" in result.stderr
 
 
+def test_settings_from_the_file(world: World, tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text('[evaluate]\nunpatched = "encoder"\n')
+    flags = ("score", "patches", "--user=n1", "--config", tmp_path / "settings.toml")
+    assert "has no encoder" in dcclctl(*flags, store=world.root).stderr
+    assert done(*flags, "--unpatched=cloud", store=world.root)["served_by"]["patched"] == "cloud"
+
+
+def test_items_without_a_name(tmp_path: Path, world: World) -> None:
+    done("ingest", world.log, store=tmp_path)
+    done("train", "--epochs=1", "--threads=1", store=tmp_path)
+    shown = dcclctl("score", "cloud", "--user=u1", "--top=80", store=tmp_path).stdout
+    assert "│ i76 " in shown and "None" not in shown
+
+
 def test_unknown_user(world: World) -> None:
     with pytest.raises(UsageError, match="dataset@1 has no user 'nobody'") as error:
         score_user(open_subjects(["cloud@1"], world.store)[0], "nobody", 5, CONFIG)
-    assert "u0" in error.value.remedy or "u" in error.value.remedy
+    assert error.value.remedy.startswith(f"Its users are {world.dataset().users['user_id'][0]}, ")
     assert dcclctl("score", "cloud@1", "--user=nobody", store=world.root).exit_code == 2

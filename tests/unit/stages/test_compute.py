@@ -1,0 +1,48 @@
+"""Where torch runs is settled once, before anything is named by it."""
+
+import pytest
+import torch
+from world import World, dcclctl
+
+from dcclctl.config import TrainConfig
+from dcclctl.errors import UsageError
+from dcclctl.stages.compute import available_cores, settle
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+def test_auto_is_replaced_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = settle(TrainConfig())
+    assert (settled.device, settled.threads) == ("cpu", available_cores())
+    assert torch.get_num_threads() == available_cores()
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert settle(TrainConfig()).device == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert settle(TrainConfig()).device == "cuda"
+
+
+def test_what_is_asked_for_stays() -> None:
+    settled = settle(TrainConfig(device="cpu", threads=1, epochs=3))
+    assert settled == TrainConfig(device="cpu", threads=1, epochs=3)
+    assert torch.get_num_threads() == 1
+    assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_device_that_is_not_there(world: World) -> None:
+    with pytest.raises(UsageError, match="--device cuda: torch finds none") as error:
+        settle(TrainConfig(device="cuda"))
+    assert "Available: cpu" in error.value.remedy
+    for command in (["train"], ["patch"], ["distill"], ["evaluate"], ["score", "patches", "--user=u1"]):
+        result = dcclctl(*command, "--device=mps", store=world.root)
+        assert result.exit_code == 2 and "Available: cpu" in result.stderr
+
+
+def test_the_manifest_names_device_and_threads(world: World) -> None:
+    for ref in ("cloud@1", "patches@1", "cloud@2", "evaluation@1"):
+        config = world.artifact(ref).config
+        assert config["threads"] == 1
+        assert config["device"] in ("cpu", "cuda", "mps")
