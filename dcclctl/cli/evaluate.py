@@ -166,7 +166,7 @@ def evaluate(
         raise GateError(
             f"the gate failed: {failed} of {len(compared['gate'])} drops against {compared['against']} are larger than "
             f"allowed, and real",
-            f"The figures are in {made.ref}; what else changed: dcclctl artifacts diff.",
+            f"The figures are in {made.ref}; what else changed: dcclctl artifacts diff A B.",
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from tampered import rewrite
 from world import EVALUATE, PATCH, TRAIN, World, done, ingest, quiet_progress
 
 from dcclctl.config import PatchConfig
@@ -29,24 +30,6 @@ def leak_of(reference: str, store: Path | Store) -> str:
     error = leaks(audit(place.resolve(reference), place))
     assert error is not None
     return str(error)
-
-
-def rewrite(store: Store, artifact: Artifact, seed: int = 99, **changes: Any) -> Artifact:
-    """The same artifact with some of its parts replaced and all hashes right, as a careless or hostile hand makes it.
-
-    Args:
-        changes: `inputs`, `facts` (merged), `config` (merged), or `tables`: name → table.
-    """
-    config = artifact.config | changes.get("config", {})
-    inputs = changes.get("inputs", artifact.inputs)
-    with store.begin(artifact.manifest["stage"], artifact.kind, config, seed, inputs) as work:
-        for name in artifact.manifest["files"]:
-            if name in changes.get("tables", {}):
-                work.write_table(name, changes["tables"][name])
-            else:
-                with work.new_file(name) as path:
-                    path.write_bytes(artifact.file(name).read_bytes())
-        return work.commit(artifact.facts | changes.get("facts", {}))
 
 
 def rewritten_events(shop: Path, change: Any) -> tuple[Store, Artifact]:

@@ -1,0 +1,243 @@
+"""The gate on real models: a planted regression stops the release, a harmless change does not."""
+
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+import torch
+from tampered import rewrite
+from typer.testing import Result
+from world import EVALUATE, SIZES, dcclctl, done
+
+from dcclctl.store.store import Store
+
+N_USERS, TASTES = 200, 5
+HOSTILE = ("<script>alert(1)</script>", "=cmd|' /C calc'!A0", "[/red] | `x` @here", "ev\x1b[31mil")
+
+
+def write_log(folder: Path) -> Path:
+    """200 users and 150 items of five tastes. Half the users stay with their taste, half go on to the next at every step.
+
+    One item of history does not tell which half a user belongs to, so a patch has much to add and much to lose. The
+    first users are named to do harm wherever an id is shown.
+    """
+    draw = np.random.default_rng(0)
+    lines = []
+    for user in range(N_USERS):
+        name = HOSTILE[user] if user < len(HOSTILE) else f"u{user}"
+        n_events = int(draw.integers(20, 30))
+        tastes = user % TASTES + (user // TASTES % 2) * np.arange(n_events)
+        items = tastes % TASTES + TASTES * draw.permutation(30)[:n_events]
+        for item, day in zip(items, np.sort(draw.uniform(0, 100, n_events)), strict=True):
+            lines.append((day, f'"{name}",i{item},{1_600_000_000 + int(day * 86_400)}'))
+    log = folder / "events.csv"
+    log.write_text("\n".join(["user_id,item_id,timestamp", *(line for _, line in sorted(lines))]) + "\n")
+    items = [f"i{item},taste {item % TASTES}" for item in range(30 * TASTES)]
+    (folder / "items.csv").write_text("\n".join(["item_id,category", *items]) + "\n")
+    return log
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """cloud@release (good), cloud@hardly-trained, patches@1 (good), patches@2 (the same with a shuffled Θ)."""
+    folder = tmp_path_factory.mktemp("release")
+    root = folder / "store"
+    done("ingest", write_log(folder), "--items", folder / "items.csv", "--periods=40,35,10,15", store=root)
+    train = (*SIZES, "--history=1", "--batch-size=64", "--threads=1")
+    done("train", *train, "--epochs=8", "--learning-rate=0.01", store=root)
+    done("train", *train, "--epochs=1", "--learning-rate=0.00001", store=root)
+    for number, alias in ((1, "release"), (2, "hardly-trained")):
+        assert dcclctl("artifacts", "tag", f"cloud@{number}", alias, store=root).exit_code == 0
+    patch = ("--patch-size=4", "--bottleneck=2", "--basis-epochs=10", "--basis-learning-rate=0.02", "--threads=1")
+    done("patch", "--cloud=cloud@release", *patch, "--prior=0.1", "--learning-rate=0.1", store=root)
+    place = Store(root)
+    good = place.resolve("patches@1")
+    basis = good.read_tensors("basis.safetensors")
+    shuffled = torch.randperm(len(basis["theta"]), generator=torch.Generator().manual_seed(0))
+    basis["theta"] = basis["theta"][shuffled]
+    rewrite(place, good, tensors={"basis.safetensors": basis})
+    return root
+
+
+def evaluate(store: Path, *arguments: object) -> Result:
+    return dcclctl("evaluate", *arguments, *EVALUATE, store=store)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "against"), [("patches@2", "patches@1"), ("cloud@hardly-trained", "cloud@release")]
+)
+@pytest.mark.parametrize("rule", ["tail.ndcg@10=1%", "all.gauc=0.01", "head.mrr=0"])
+def test_a_real_regression_fails_the_gate(store: Path, candidate: str, against: str, rule: str) -> None:
+    result = evaluate(store, candidate, "--against", against, "--max-drop", rule)
+    assert result.exit_code == 4
+    assert "the gate failed: 1 of 1 drops" in result.stderr
+    assert "FAIL" in result.stdout
+    # committed before it fails
+    ref = re.search(r"The figures are in (evaluation@\d+);", result.stderr)
+    assert ref
+    baseline = Store(store).resolve(against)
+    assert Store(store).resolve(ref[1]).config["against"] == f"{baseline.kind}@{baseline.id[:8]}"
+
+
+def test_the_better_model_passes(store: Path) -> None:
+    result = evaluate(
+        store, "patches@1", "--against=cloud@release", "--max-drop=tail.ndcg@10=0", "--max-drop=all.gauc=0"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "FAIL" not in result.stdout
+    assert "inconclusive" not in result.stdout.partition("Gate:")[2]
+
+
+def test_another_batch_size_is_harmless(store: Path) -> None:
+    """The same weights under another id, scored in other batches: nothing may drop by anything."""
+    place = Store(store)
+    same = rewrite(place, place.resolve("patches@1"), seed=7)
+    rules = [
+        f"--max-drop={group}.{metric}=0" for group in ("all", "tail") for metric in ("ndcg@10", "gauc", "log_loss")
+    ]
+    result = evaluate(store, same.ref, "--against=patches@1", "--batch-events=17", *rules)
+    assert result.exit_code == 0, result.stderr
+    tables = [
+        place.resolve(done("evaluate", "patches@1", *EVALUATE, f"--batch-events={batch}", store=store)["ref"])
+        for batch in (17, 256)
+    ]
+    one, other = (table.read_table("aggregate.parquet")["value"].drop_nulls().to_numpy() for table in tables)
+    assert np.abs(one - other).max() < 1e-6
+
+
+def test_an_unchanged_candidate_passes(store: Path) -> None:
+    """A pipeline that trains the same model again gets the same artifact: no mistake, and no drop."""
+    result = evaluate(store, "cloud@1", "--against=cloud@release", "--max-drop=all.ndcg@10=0")
+    assert result.exit_code == 0, result.stderr
+    assert "is the baseline itself" in result.stdout
+    assert "no difference at all" in result.stdout
+
+
+def test_an_inconclusive_drop_does_not_fail_but_says_how_many_users_it_takes(store: Path, tmp_path: Path) -> None:
+    """Another seed of the same model: differences of chance."""
+    place = Store(store)
+    cloud = place.resolve("cloud@release")
+    weights = cloud.read_tensors("model.safetensors")
+    noise = torch.Generator().manual_seed(1)
+    weights = {name: value + 0.02 * torch.randn(value.shape, generator=noise) for name, value in weights.items()}
+    other = rewrite(place, cloud, tensors={"model.safetensors": weights})
+    xml, rules = (
+        tmp_path / "gate.xml",
+        [f"--max-drop={group}.hr@10=0" for group in ("all", "head", "tail", "activity-00")],
+    )
+    result = evaluate(store, other.ref, "--against=cloud@release", *rules, "--junit", xml)
+    assert result.exit_code == 0, result.stderr
+    assert "users would settle it" in result.stdout.partition("Gate:")[2]
+    assert "too few users to tell" in result.stdout.partition("Gate:")[2]
+    suite = ET.parse(xml).getroot()
+    assert int(suite.attrib["skipped"]) >= 2
+    assert suite.attrib["failures"] == "0"
+
+
+def test_gate_file_junit_markdown_and_json(store: Path, tmp_path: Path) -> None:
+    gate, xml, page = tmp_path / "gate.toml", tmp_path / "gate.xml", tmp_path / "gate.md"
+    gate.write_text(
+        '[[rule]]\ngroup = "tail"\nmetric = "ndcg@10"\nmax_drop = "5%"\nsubject = "patches@2"\n'
+        '[[rule]]\ngroup = "all"\nmetric = "hr@3"\nmax_drop = 1\n'
+    )
+    outputs = ("--gate", gate, "--junit", xml, "--markdown", page)
+    result = evaluate(store, "patches@1", "patches@2", "--against=patches@1", *outputs, "--json")
+    assert result.exit_code == 4
+    document = json.loads(result.stdout)
+    assert [(row["subject"], row["group"], row["verdict"]) for row in document["gate"]] == [
+        ("patches@2", "tail", "fail"),
+        ("patches@2", "all", "pass"),
+    ]
+    assert document["against"] == "patches@1"
+    assert {row["verdict"] for row in document["comparison"]} <= {"better", "worse", "inconclusive"}
+    assert len(document["worst_users"]) == 20 * 7
+
+    root = ET.parse(xml).getroot()
+    assert (root.attrib["tests"], root.attrib["failures"]) == ("2", "1")
+    failed = root.findall(".//testcase[failure]")
+    assert [(case.attrib["classname"], case.attrib["name"]) for case in failed] == [
+        ("patches@2", "tail.ndcg@10 drops by at most 5%")
+    ]
+    text = page.read_text()
+    assert text.startswith("## Gate failed: 1 of 2 rules\n")
+    assert "| patches@2 | tail NDCG@10 | 5% = " in text
+
+
+def test_sampled_metrics_are_found_and_called_sampled(store: Path) -> None:
+    arguments = ("patches@2", "--against=patches@1", "--candidates=50", "--max-drop=tail.ndcg@10=1%")
+    result = evaluate(store, *arguments)
+    assert result.exit_code == 4
+    assert "tail NDCG@10 sampled" in result.stdout
+    assert "the gate judges sampled metrics" in result.stdout
+
+
+def test_hostile_ids_are_inert_where_they_are_shown(store: Path, tmp_path: Path) -> None:
+    page = tmp_path / "gate.md"
+    result = evaluate(store, "cloud@hardly-trained", "--against=patches@1", "--markdown", page, "--json")
+    hurt = {row["user_id"] for row in json.loads(result.stdout)["worst_users"]}
+    assert hurt & set(HOSTILE)
+    shown = evaluate(store, "cloud@hardly-trained", "--against=patches@1")
+    for output in (shown.stdout, page.read_text()):
+        assert "\x1b" not in output
+    assert "<" not in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--max-drop=tail.ndcg@10=1%"], "Add --against REF"),
+        (["--against=cloud@1", "--junit=x.xml"], "--junit writes the rules of a gate"),
+        (["--against=cloud@1", "--max-drop=tail.ndcg@100=1%"], "Did you mean 'ndcg@10'? Cut-offs are chosen with --k."),
+        (["--against=cloud@1", "--max-drop=tale.ndcg@10=1%"], "Did you mean 'tail'?"),
+        (["--against=cloud@1", "--max-drop=tail.ndcg@10"], "Write e.g. --max-drop tail.ndcg@10=1%"),
+        (["--against=cloud@1", "--gate=none.toml"], "cannot read the gate none.toml"),
+        (["--against=cloud@1", "--max-drop=all.mrr=0", "--junit=no/such/x.xml"], "there is no folder no/such"),
+        (["--against=cloud@none"], "there is no cloud@none"),
+    ],
+)
+def test_a_mistake_exits_2_before_anything_is_scored(store: Path, arguments: list[str], said: str) -> None:
+    before = Store(store).numbers("evaluation")
+    result = evaluate(store, "patches@1", *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert Store(store).numbers("evaluation") == before
+
+
+def test_a_rule_for_a_model_that_is_not_compared(store: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate.toml"
+    gate.write_text('[[rule]]\ngroup = "all"\nmetric = "mrr"\nmax_drop = "1%"\nsubject = "patches@2"\n')
+    result = evaluate(store, "patches@1", "--against=cloud@1", "--gate", gate)
+    assert result.exit_code == 2
+    assert "which is not compared here" in result.stderr
+
+
+def test_the_baseline_is_in_the_id_and_its_number_is_not(store: Path, tmp_path: Path) -> None:
+    place = Store(store)
+    alone = place.resolve(done("evaluate", "cloud@1", "patches@1", *EVALUATE, store=store)["ref"])
+    compared = [
+        place.resolve(done("evaluate", "cloud@1", "patches@1", *EVALUATE, f"--against={name}", store=store)["ref"])
+        for name in ("cloud@1", "cloud@release", "patches@1")
+    ]
+    assert len({each.id for each in (alone, *compared)}) == 3
+    assert compared[0].config["against"] == f"cloud@{place.resolve('cloud@1').id[:8]}"
+    assert "comparison.parquet" not in alone.manifest["files"]
+
+
+def test_the_guard_shows_lift_and_harm_before_and_after(store: Path) -> None:
+    patch = ("--patch-size=4", "--bottleneck=2", "--basis-epochs=10", "--basis-learning-rate=0.02", "--threads=1")
+    guarded = done(
+        "patch", "--cloud=cloud@release", *patch, "--prior=0.1", "--learning-rate=0.1", "--guard", store=store
+    )
+    assert 0 < guarded["kept"] < guarded["users"]
+    result = evaluate(store, "cloud@release", "patches@1", guarded["ref"], "--against=cloud@release", "--json")
+    harm = {
+        row["subject"]: row
+        for row in json.loads(result.stdout)["harm"]
+        if row["group"] == "all" and row["metric"] == "ndcg@10"
+    }
+    # who has no patch any more ranks as the cloud model does
+    assert harm[guarded["ref"]]["unchanged"] > harm["patches@1"]["unchanged"]
+    assert harm[guarded["ref"]]["worse"] < harm["patches@1"]["worse"]
