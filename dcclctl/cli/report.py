@@ -26,9 +26,9 @@ def report(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write one offline page that a manager and an engineer both read.
+    """Write evaluations as one offline page.
 
-    Headline, groups with intervals, activity picture, who gains and who loses, learning curves, rounds, calibration,
+    For a manager and an engineer alike: headline, groups with intervals, activity picture, who gains and who loses, learning curves, rounds, calibration,
     lineage, configuration and the commands that make it again. The baseline is that of evaluate --against, or the
     first model if none was named. One file without scripts; it loads nothing.
 
