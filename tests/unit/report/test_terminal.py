@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dcclctl.report.terminal import group_table, heading
+from dcclctl.report.terminal import activity_sparklines, group_table, heading
 
 
 def aggregate(values: dict[tuple[str, str, str], tuple[float | None, int]]) -> pl.DataFrame:
@@ -96,3 +96,33 @@ def test_names_are_not_markup() -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(group_table(aggregate(one), {"a": "[red]x[/red]"}))
     assert "[red]x[/red]" in console.export_text()
+
+
+def activity(values: dict[str, list[float | None]], metric: str = "ndcg@10") -> pl.DataFrame:
+    return aggregate(
+        {
+            (subject, f"activity-{group:02d}", metric): (value, 0 if value is None else 3)
+            for subject, row in values.items()
+            for group, value in enumerate(row)
+        }
+    )
+
+
+def test_sparklines_share_one_scale() -> None:
+    rising = [at / 19 for at in range(20)]
+    table = activity_sparklines(activity({"a": rising, "b": [0.0] * 19 + [None]}), {"a": "cloud@1", "b": "patches@1"})
+    assert cells(table) == [
+        ["cloud@1", "▁▁▂▂▂▃▃▄▄▄▅▅▅▆▆▇▇▇██", "0.0000", "1.0000"],
+        ["patches@1", "▁" * 19 + "·", "0.0000", "0.0000"],
+    ]
+
+
+def test_sparklines_show_the_middle_ndcg() -> None:
+    table = pl.concat(activity({"a": [value] * 20}, f"ndcg@{k}") for k, value in ((5, 0.1), (10, 0.2), (20, 0.3)))
+    shown = activity_sparklines(table, {"a": "cloud@1"})
+    assert shown.columns[1].header == "NDCG@10, least to most active users"
+    assert cells(shown) == [["cloud@1", "▁" * 20, "0.2000", "0.2000"]]
+
+
+def test_sparklines_without_any_value() -> None:
+    assert cells(activity_sparklines(activity({"a": [None] * 20}), {"a": "x"})) == [["x", "·" * 20, "–", "–"]]

@@ -1,0 +1,247 @@
+"""The page: it claims what the comparison shows, is inert, accessible, and the same bytes every time."""
+
+import itertools
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import polars as pl
+import pytest
+from pages import BASELINE, BETTER, HOSTILE, MODELS, OPEN, USERS, page, part, per_user
+
+from dcclctl.report.html import headline, notes, render
+
+#: elements that never have an end tag
+VOID = {"meta", "link", "br", "line", "path"}
+
+
+class Tree(HTMLParser):
+    """Tags in order with their attributes, headings, text, and whether every end tag closes what is open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def rendered() -> str:
+    return render(page())
+
+
+@pytest.fixture(scope="module")
+def tree(rendered: str) -> Tree:
+    return Tree(rendered)
+
+
+# -- what it claims
+
+
+def test_a_real_gain_is_claimed_with_its_interval() -> None:
+    told = headline(part(models=2))
+    row = part(models=2).comparison.filter(group="all", metric="ndcg@10").row(0, named=True)
+    assert told[0] == "patches@1 (patches on cloud@1) is better than cloud@1 (frozen cloud model)."
+    assert f"{100 * row['difference']:+.2f} points" in told[1]
+    assert f"95 % interval {100 * row['low']:+.2f} to {100 * row['high']:+.2f}" in told[1]
+    assert told[2].startswith("Tail users: +")
+
+
+def test_a_real_loss_is_called_worse() -> None:
+    assert headline(part(per_user(lift=-0.05), models=2))[0].startswith("patches@1 (patches on cloud@1) is worse than")
+
+
+def test_an_open_comparison_is_called_open() -> None:
+    whole = part()
+    told = headline(replace(whole, models=[MODELS[0], MODELS[2]], comparison=whole.comparison.filter(subject=OPEN)))
+    assert (
+        told[0]
+        == "It is open whether cloud@2 (distilled, round 1) is better or worse than cloud@1 (frozen cloud model)."
+    )
+    assert "inconclusive" in told[1]
+    assert not re.search(r"\b(is|are) (better|worse) than", told[1])
+
+
+def test_several_models_are_sorted_by_their_verdict() -> None:
+    told = headline(part())
+    assert told[0] == "By NDCG@10 over all users, patches@1 is better than cloud@1 (frozen cloud model)."
+    assert told[1] == "Inconclusive: cloud@2."
+    assert told[2] == "Tail users gain with patches@1."
+
+
+def test_no_verdict_is_no_claim() -> None:
+    evaluation = part()
+    undecided = evaluation.comparison.with_columns(pl.lit("inconclusive").alias("verdict"))
+    told = headline(replace(evaluation, comparison=undecided))
+    assert "none of the 2 models is shown to be better or worse" in told[0]
+    assert told[1] == "No gain of tail users is shown."
+
+
+def test_one_model_is_compared_with_nothing() -> None:
+    assert headline(part(models=1)) == ["Only cloud@1 was scored, so there is nothing to compare it with."]
+    text = Tree(render(page(part(models=1)))).text
+    assert "worse off" not in text and "Who gains" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "not the strong control"),
+        ({}, "beat the mean patch"),
+        ({}, "luck of training"),
+        ({"candidates": 1000}, "1,000 sampled items"),
+        ({"split": "per-user"}, "trends leak"),
+        ({"users_without_auc": 7}, "7 users have events of one label only"),
+    ],
+)
+def test_what_the_figures_do_not_say_is_said(changes: dict[str, object], said: str) -> None:
+    assert said in " ".join(notes(part(**changes)))
+
+
+def test_no_note_without_its_reason() -> None:
+    told = " ".join(notes(part(control=True)))
+    assert all(word not in told for word in ("strong control", "sampled", "leak", "one label"))
+
+
+# -- what it shows
+
+
+def test_every_group_and_model_has_its_figures(tree: Tree) -> None:
+    for row in part().aggregate.filter(pl.col("metric") == "ndcg@10").to_dicts():
+        if row["value"] is not None:
+            assert f"{row['value']:.4f}" in tree.text
+    assert all(f"{model.ref}" in tree.text and model.role in tree.text for model in MODELS)
+
+
+def test_harm_names_the_user_who_lost_most(tree: Tree) -> None:
+    shown = "<script>alert(1)</script>=cmd|'/c calc'![/red]\\x1b[31m\\u202eevil\"'"
+    assert f"patches@1, hardest hit: {shown} (head, -50.00)" in tree.text.replace("\n", " ")
+    gains = np.array(part().gains[BETTER])
+    assert f"{(gains < 0).mean():.0%}" in tree.text
+
+
+def test_configuration_lineage_and_commands_are_there(tree: Tree) -> None:
+    text = tree.text
+    assert "aaaaaaaaaaaa" in text and "abababababab" in text and "log:<b>.csv" in text
+    assert "cloud_1=$(dcclctl train)  # cacacacacaca" in text
+    assert 'dcclctl report "${evaluation_1}" -o report.html' in text
+
+
+def test_several_evaluations_have_a_table_of_contents() -> None:
+    second = part(ref="evaluation@2", on="valid")
+    tree = Tree(render(page(part(), second)))
+    targets = [link["href"] for link in tree.all("a")]
+    ids = {attributes.get("id") for _, attributes in tree.tags}
+    assert {"#evaluation-1", "#evaluation-2"} <= set(targets)
+    assert all((target or "").removeprefix("#") in ids for target in targets)
+    assert "the validation period" in tree.text
+
+
+# -- what it is
+
+
+def test_the_same_content_gives_the_same_bytes(rendered: str) -> None:
+    assert render(page()) == rendered
+
+
+def test_hostile_text_is_inert(rendered: str, tree: Tree) -> None:
+    assert HOSTILE not in rendered and "alert(1)" in rendered
+    assert not tree.all("script")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", rendered)
+    assert not any(name.startswith("on") for _, attributes in tree.tags for name in attributes)
+
+
+def test_nothing_is_loaded_from_anywhere(rendered: str, tree: Tree) -> None:
+    named = [
+        value
+        for _, attributes in tree.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href")
+    ]
+    assert all(value and value.startswith(("#", "data:,")) for value in named)
+    assert "@import" not in rendered and not re.search(r"url\((?!#)", rendered)
+    [policy] = [meta["content"] for meta in tree.all("meta") if meta.get("http-equiv")]
+    assert policy and policy.startswith("default-src 'none'")
+
+
+def test_it_is_small(rendered: str) -> None:
+    assert len(rendered.encode()) < 500_000
+
+
+def test_markup_is_balanced_and_ids_are_unique(tree: Tree) -> None:
+    assert not tree.open
+    ids = [attributes["id"] for _, attributes in tree.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_it_can_be_read_aloud(tree: Tree) -> None:
+    assert tree.all("html")[0]["lang"] == "en"
+    levels = [int(tag[1]) for tag, _ in tree.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
+    assert len(tree.all("table")) == len(tree.all("caption"))
+    assert all(cell.get("scope") for cell in tree.all("th"))
+    drawings = [svg for svg in tree.all("svg") if svg.get("aria-hidden") != "true"]
+    assert len(drawings) == 7 and all(svg.get("role") == "img" and svg.get("aria-label") for svg in drawings)
+
+
+def test_wide_parts_scroll_by_keyboard_in_their_own_frame(tree: Tree) -> None:
+    frames = [attributes for _, attributes in tree.tags if attributes.get("class") == "scroll"]
+    assert len(frames) == len(tree.all("table")) + 1  # and the commands
+    assert all(frame["tabindex"] == "0" and frame["role"] == "region" and frame["aria-label"] for frame in frames)
+    assert "width=device-width" in str([meta.get("content") for meta in tree.all("meta")])
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_contrast_in_light_and_dark(rendered: str) -> None:
+    """WCAG 2.2 AA: text 4.5, lines of charts 3."""
+    assert contrast("#ffffff", "#000000") == 21
+    light, dark = re.findall(r":root \{(.*?)\}", rendered, re.S)
+    for block in (light, dark):
+        colours = {
+            name: f"#{value * 2 if len(value) == 3 else value}"
+            for name, value in re.findall(r"--([\w-]+): #([0-9a-f]{3,6});", block)
+        }
+        for text in ("ink", "soft", "focus", "good", "bad"):
+            for ground in ("card", "page"):
+                assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+        for name, tint in (("good", "good-tint"), ("bad", "bad-tint"), ("ink", "flat-tint")):
+            assert contrast(colours[name], colours[tint]) >= 4.5, name
+        for at in range(8):
+            assert contrast(colours[f"s{at}"], colours["card"]) >= 3, at
+
+
+def test_every_model_is_served(tree: Tree) -> None:
+    assert f"{USERS - 8}" in tree.text and BASELINE not in tree.text  # people read references, not names in tables
