@@ -125,7 +125,7 @@ def compare_on(name: str, data: Path | None, events: int, threads: int, times: i
         log = dataset.log
     cloud = log.events_in(CLOUD)
     chosen = cloud[permutation(0, "bench/events", cloud)[:events]]
-    catalogue, excluded = log.catalogue(CLOUD), log.positives_in(CLOUD)
+    catalogue, excluded = log.catalogue(CLOUD), log.never_negative(CLOUD)
     nothing = training.sample(log, chosen[:0], settings.negatives, catalogue, excluded, 0, "bench/valid")
 
     textbook = TextbookDin(log, config)

@@ -74,6 +74,7 @@ class EventLog:
         item_categories: (I, M) category codes, padded with `n_categories`.
         profile: (U, F) profile codes, 0 = missing; F ≥ 1 (a log without profiles has one column of zeros).
         profile_sizes: number of codes of each profile column.
+        repeats: may a user have an item again? If not, the log holds first events only (see `never_negative`).
     """
 
     user: Ints
@@ -90,6 +91,7 @@ class EventLog:
     n_categories: int
     profile: Int[Tensor, "U F"]
     profile_sizes: tuple[int, ...]
+    repeats: bool = True
 
     @classmethod
     def build(
@@ -104,6 +106,7 @@ class EventLog:
         profile: Int[Tensor, "U F"],
         profile_sizes: tuple[int, ...],
         one_timeline: bool = True,
+        repeats: bool = True,
     ) -> "EventLog":
         """Find every event's history, and how far into its period it is.
 
@@ -134,6 +137,7 @@ class EventLog:
             n_categories=n_categories,
             profile=profile,
             profile_sizes=profile_sizes,
+            repeats=repeats,
         )
 
     def events_in(self, *blocks: "Block | int") -> Ints:
@@ -172,11 +176,32 @@ class EventLog:
         rows = rows[self.label[rows] > 0]
         return PairSet(self.user[rows], self.item[rows], self.n_items)
 
+    def never_negative(self, *blocks: "Block | int") -> PairSet:
+        """(user, item) pairs that may not be drawn as negatives for events of the given blocks.
+
+        What is positive in the blocks themselves; and in a log that keeps first events only, also what the user had
+        before, liked or not: it cannot be the user's next event, so it is no candidate when the model is used, and as a negative it
+        would teach that the user dislikes what the user has. Never what is positive later. In a log with repeats, what
+        the user had before stays a candidate: to leave it out would give the label away to counts of the item.
+        """
+        if self.repeats:
+            return self.positives_in(*blocks)
+        parts = sorted(block if isinstance(block, Block) else Block(block) for block in blocks)
+        had = (self.period < parts[0].period) | ((self.period == parts[0].period) & (self.share < parts[0].start))
+        rows = np.flatnonzero(had | ((self.label > 0) & self._up_to(parts[-1])))
+        return PairSet(self.user[rows], self.item[rows], self.n_items)
+
+    def _up_to(self, last: Block) -> npt.NDArray[np.bool_]:
+        """(N,) events before the end of a block."""
+        past: npt.NDArray[np.bool_] = (self.period < last.period) | (
+            (self.period == last.period) & (self.share < last.end)
+        )
+        return past
+
     def catalogue(self, last: "Block | int") -> Ints:
         """Items that had an event by the end of a block: what could be shown or sampled then."""
         block = last if isinstance(last, Block) else Block(last)
-        past = (self.period < block.period) | ((self.period == block.period) & (self.share < block.end))
-        return np.unique(self.item[past])
+        return np.unique(self.item[self._up_to(block)])
 
 
 def _shares(user: Ints, time: Ints, period: Ints, one_timeline: bool) -> npt.NDArray[np.float64]:

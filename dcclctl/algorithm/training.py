@@ -98,7 +98,7 @@ class Adam:
             [moments[f"{n}.m"] for n in names],
             [moments[f"{n}.v"] for n in names],
             [],
-            [torch.tensor(float(self.steps)) for _ in names],
+            [torch.tensor(float(self.steps), device=self.weights[n].device) for n in names],
             lr=self.rate,
             beta1=0.9,
             beta2=0.999,
@@ -227,7 +227,7 @@ def evaluate_loss(model: Din, log: EventLog, samples: Samples, limit: int, batch
 def valid_samples(log: EventLog, negatives: int, seed: int) -> Samples:
     """The valid period's events with negatives that never change, so that epochs and models compare on one footing."""
     events = log.events_in(VALID)
-    return sample(log, events, negatives, log.catalogue(VALID), log.positives_in(VALID), seed, "valid/negatives")
+    return sample(log, events, negatives, log.catalogue(VALID), log.never_negative(VALID), seed, "valid/negatives")
 
 
 def snapshot(model: Din) -> dict[str, Tensor]:

@@ -36,6 +36,8 @@ def settle(config: C) -> C:
         )
     threads = config.threads or available_cores()
     torch.set_num_threads(threads)
+    if device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for to be deterministic there
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return config.model_copy(update={"device": device, "threads": threads})

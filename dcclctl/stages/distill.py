@@ -58,7 +58,7 @@ def distill(
             beta=config.beta,
         )
         state = fit_model(student, dataset, [block], fit, work, on_progress, "distill W", teacher)
-        events, catalogue, excluded = log.events_in(block), log.catalogue(block), log.positives_in(block)
+        events, catalogue, excluded = log.events_in(block), log.catalogue(block), log.never_negative(block)
 
         def draw(epoch: int) -> training.Samples:
             return training.sample(

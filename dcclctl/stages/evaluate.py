@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import Block, EventLog
-from dcclctl.algorithm.sampling import Ints, PairSet, draw_negatives
+from dcclctl.algorithm.sampling import Ints, draw_negatives
 from dcclctl.algorithm.scoring import HeadFunction, cloud_head, patched_head, score
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import ArtifactError, DataError, UsageError
@@ -131,15 +131,7 @@ class Ranking:
         self.catalogue = log.catalogue(block)
         self.in_catalogue = np.zeros(log.n_items, dtype=bool)
         self.in_catalogue[self.catalogue] = True
-        # An item that a user had before may come again only in a log that keeps repeats; what is positive for the
-        # user in this block is never a negative.
-        self.excluded = log.positives_in(block)
-        if dataset.repeats == "first":
-            upto = np.flatnonzero(
-                (log.label > 0)
-                & ((log.period < block.period) | ((log.period == block.period) & (log.share < block.end)))
-            )
-            self.excluded = PairSet(log.user[upto], log.item[upto], log.n_items)
+        self.excluded = log.never_negative(block)
         self.sampled = self._number_of_candidates(config.candidates)
 
     def _number_of_candidates(self, asked: str) -> int:

@@ -87,6 +87,7 @@ class Dataset:
             n_categories=n_categories,
             profile=torch.from_numpy(profile),
             profile_sizes=tuple(sizes) or (1,),
+            repeats=self.repeats == "keep",
             one_timeline=self.artifact.facts["split"] == "global",
         )
 

@@ -148,7 +148,7 @@ class Devices:
         self.head = Head.of(self.model)
         self.device = torch_device(config)
         self.catalogue = self.log.catalogue(block)
-        self.excluded = self.log.positives_in(block)
+        self.excluded = self.log.never_negative(block)
 
     def samples(self, events: Ints, purpose: str, epoch: int = 0) -> training.Samples:
         """Events of the block with their negatives."""

@@ -129,7 +129,7 @@ def fit_model(
         raise DataError(
             f"{dataset.artifact.ref} has no valid events to choose the best epoch by", "Ingest with other --periods."
         )
-    catalogue, excluded = log.catalogue(max(blocks)), log.positives_in(*blocks)
+    catalogue, excluded = log.catalogue(max(blocks)), log.never_negative(*blocks)
     state = _resume(work)
     if state is None:
         state = training.start(model, training.evaluate_loss(model, log, valid, settings.history))

@@ -174,3 +174,23 @@ def test_profiles_and_categories_are_kept():
     assert log.item_categories.shape == (30, 3)
     assert (log.n_users, log.n_items, log.n_categories, log.profile_sizes) == (12, 30, 5, (3, 4))
     assert torch.equal(log.sequence, torch.from_numpy(log.item[log.label == 1]))
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_what_a_user_had_before_is_no_negative_unless_it_may_come_again(repeats: bool) -> None:
+    # one user: items 0, 1 in cloud, 2 in device, 3 in test
+    log = EventLog.build(
+        user=np.zeros(4, dtype=np.int64),
+        item=np.arange(4),
+        time=np.arange(4),
+        label=np.ones(4, dtype=np.int64),
+        period=np.array([CLOUD, CLOUD, DEVICE, TEST]),
+        item_categories=torch.zeros(4, 1, dtype=torch.int64),
+        n_categories=1,
+        profile=torch.zeros(1, 1, dtype=torch.int64),
+        profile_sizes=(1,),
+        repeats=repeats,
+    )
+    kept_out = log.never_negative(DEVICE).contains(np.zeros(4, dtype=np.int64), np.arange(4))
+    assert kept_out.tolist() == [not repeats, not repeats, True, False]  # the future never is
+    assert log.never_negative(CLOUD).contains(np.zeros(4, dtype=np.int64), np.arange(4)).tolist() == [True, True, False, False]

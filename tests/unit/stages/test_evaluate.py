@@ -107,8 +107,10 @@ class PlainLog:
             other["item_index"]
             for other in self.events
             if other["user_index"] == event["user_index"]
-            and other["label"]
-            and (self.repeats == "first" or other["period"] == event["period"])
+            and (
+                (other["label"] and other["period"] == event["period"])
+                or (self.repeats == "first" and other["period"] < event["period"])
+            )
         }
         return [item for item in sorted({other["item_index"] for other in self.events}) if item not in theirs]
 
