@@ -126,7 +126,7 @@ def _to_mlflow(record: Record, uri: str) -> str:
         # MLflow takes at most so many at once
         for start in range(0, len(metrics), 1000):
             client.log_batch(run, metrics=metrics[start : start + 1000])
-        client.log_batch(run, params=params[:100], tags=[RunTag(key, value) for key, value in tags.items()])
+        client.log_batch(run, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
         client.log_text(run, "\n".join(record.lineage) + "\n", "lineage.txt")
         client.log_dict(run, record.manifest, "manifest.json")
         client.set_terminated(run)

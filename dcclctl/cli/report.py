@@ -30,7 +30,7 @@ def report(
 
     For a manager and an engineer alike: headline, groups with intervals, activity picture, who gains and who loses, learning curves, rounds, calibration,
     lineage, configuration and the commands that make it again. The baseline is that of evaluate --against, or the
-    first model if none was named. One file without scripts; it loads nothing.
+    first model if none was named. One file without scripts; it loads nothing. It names the few users who lose most.
 
     \b
     Examples:

@@ -119,8 +119,13 @@ def _part(evaluation: Artifact, store: Store, made: dict[str, Artifact]) -> Eval
     baseline, compared, harm, worst, gains = None, pl.DataFrame(), pl.DataFrame(), pl.DataFrame(), {}
     if len(models) > 1:
         baseline = next((model for model in models if model.name == named), models[0])
-        compared = comparison(per_user, baseline.name, evaluation.seed)
-        harm, worst = harms(per_user, baseline.name)
+        if baseline.name == named:
+            compared, harm, worst = (
+                evaluation.read_table(f"{name}.parquet") for name in ("comparison", "harm", "worst_users")
+            )
+        else:
+            compared = comparison(per_user, baseline.name, evaluation.seed)
+            harm, worst = harms(per_user, baseline.name)
         worst = worst.filter(pl.col("metric") == metric)
         sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
         column = "auc" if metric == "gauc" else metric
@@ -226,13 +231,13 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
 
 
 def _flag(name: str, value: object) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
+    words = name.replace("_", "-")
     if isinstance(value, bool):
-        return [flag] if value else []
+        return [f"--{words}" if value else f"--no-{words}"]
     if isinstance(value, dict):
         value = ",".join(f"{key}={column}" for key, column in value.items())
     elif isinstance(value, list):
         value = ",".join(str(part) for part in value)
     elif str(value).startswith("@sha256:"):
-        return [flag, "@FILE"]
-    return [flag, shlex.quote(plain(value))]
+        return [f"--{words}", "@FILE"]
+    return [f"--{words}", shlex.quote(plain(value))]
