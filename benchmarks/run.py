@@ -5,6 +5,7 @@
 Takes some minutes. The ratios say the same on any machine; the figures printed on the way do not.
 """
 
+import bootstrap
 import ingest
 import patch
 import startup
@@ -20,6 +21,7 @@ def main() -> None:
     ratios += ingest.compare(ingest.DEFAULT_ROWS, times)
     ratios += train.compare(data, train.EVENTS, threads, times)
     ratios += patch.compare(data, patch.USERS, patch.LOOP_USERS, threads, times)
+    ratios += bootstrap.compare(bootstrap.USERS, bootstrap.METRICS, threads, times)
     print()
     show(ratios)
 
