@@ -10,6 +10,8 @@ from dcclctl.store.store import Store
 
 #: Table of an evaluation that holds its metrics (see tables.AGGREGATE).
 AGGREGATE_FILE = "aggregate.parquet"
+#: Start of the roles of the models that an evaluation scored: subject-00:cloud@3fa9c2d1.
+SUBJECT_ROLE = "subject-"
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,10 @@ def difference(a: Artifact, b: Artifact) -> dict[str, dict[str, tuple[Any, Any]]
             f"{a.ref} is of kind {a.kind} and {b.ref} of kind {b.kind}: there is nothing to compare",
             "Name two artifacts of one kind; dcclctl artifacts list shows them.",
         )
+    names_a, names_b = _paired_names(a, b)
+    all_a, all_b = _sections(a, names_a), _sections(b, names_b)
     sections = {}
-    for section, in_a, in_b in zip(_sections(a), _sections(a).values(), _sections(b).values(), strict=True):
+    for section, in_a, in_b in zip(all_a, all_a.values(), all_b.values(), strict=True):
         keys = sorted(in_a.keys() | in_b.keys())
         changed = {key: (in_a.get(key), in_b.get(key)) for key in keys if in_a.get(key) != in_b.get(key)}
         if changed:
@@ -72,20 +76,45 @@ def difference(a: Artifact, b: Artifact) -> dict[str, dict[str, tuple[Any, Any]]
     return sections
 
 
-def _sections(artifact: Artifact) -> dict[str, dict[str, Any]]:
+def _subjects(artifact: Artifact) -> list[str]:
+    """Names of the models that an evaluation scored, in their order; [] of other artifacts."""
+    return [role.partition(":")[2] for role in artifact.inputs if role.startswith(SUBJECT_ROLE)]
+
+
+def _paired_names(a: Artifact, b: Artifact) -> tuple[dict[str, str], dict[str, str]]:
+    """Names to show the models of two evaluations under, so that the first new model stands beside the first old one."""
+    in_a, in_b = _subjects(a), _subjects(b)
+    old, new = [name for name in in_a if name not in in_b], [name for name in in_b if name not in in_a]
+    pairs = [(x, y, f"{x} → {y}") for x, y in zip(old, new, strict=False)]
+    return {x: both for x, _, both in pairs}, {y: both for _, y, both in pairs}
+
+
+def _sections(artifact: Artifact, names: dict[str, str]) -> dict[str, dict[str, Any]]:
+    facts = artifact.facts
+    if "subjects" in facts:
+        facts["subjects"] = {names.get(name, name): value for name, value in facts["subjects"].items()}
+    inputs: dict[str, Any] = {}
+    for role, given in artifact.inputs.items():
+        name = role.partition(":")[2]
+        # Without its place in the row: a model that was scored third instead of second is no change.
+        shown = f"subject {names.get(name, name)}" if role.startswith(SUBJECT_ROLE) else role
+        inputs[shown] = f"{given.kind} {given.id}"
     return {
         "config": {"seed": artifact.seed, **dotted(artifact.config)},
-        "inputs": {role: f"{given.kind} {given.id}" for role, given in artifact.inputs.items()},
-        "facts": dotted(artifact.facts),
-        "metrics": _metrics(artifact),
+        "inputs": inputs,
+        "facts": dotted(facts),
+        "metrics": _metrics(artifact, names),
         "packages": artifact.manifest["packages"],
     }
 
 
 def dotted(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} → {'a.b': 1}; lists stay whole."""
+    """{'a': {'b': 1}} → {'a.b': 1}; lists stay whole, but for lists of records: they go by name, or by number from 1."""
     flat: dict[str, Any] = {}
     for key, value in document.items():
+        if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+            records = {str(each.get("name", at)): each for at, each in enumerate(value, 1)}
+            value = records if len(records) == len(value) else {str(at): each for at, each in enumerate(value, 1)}
         if isinstance(value, dict) and value:
             flat |= dotted(value, f"{prefix}{key}.")
         else:
@@ -93,12 +122,15 @@ def dotted(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _metrics(artifact: Artifact) -> dict[str, float | None]:
+def _metrics(artifact: Artifact, names: dict[str, str]) -> dict[str, float | None]:
     """'group.metric' → value; with the subject in front if the evaluation compared several."""
     if AGGREGATE_FILE not in artifact.manifest["files"]:
         return {}
     rows = artifact.read_table(AGGREGATE_FILE).to_dicts()
     several = len({row["subject"] for row in rows}) > 1
     return {
-        ".".join([*([row["subject"]] if several else []), row["group"], row["metric"]]): row["value"] for row in rows
+        ".".join([*([names.get(row["subject"], row["subject"])] if several else []), row["group"], row["metric"]]): row[
+            "value"
+        ]
+        for row in rows
     }

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# A quality gate as a continuous-integration job runs it: train a candidate on the same log as the release, score both on
+# the same users, and stop if a group of users is really worse off. Exit code 4 means: do not release.
+#
+#   pipelines/ci-gate.sh                                  # bundled log; a candidate that passes
+#   CANDIDATE_FLAGS="--epochs 1 --learning-rate 0.00001" pipelines/ci-gate.sh     # a broken one: exit 4
+#   GATE=gate.toml pipelines/ci-gate.sh                   # your own rules
+#
+# Writes gate.xml (JUnit) and gate.md (for a pull request or a step summary) to $OUT, the current folder by default.
+# Run it again with the same store and only what changed is computed.
+set -euo pipefail
+here="$(cd "$(dirname "$0")/.." && pwd)"
+export DCCL_STORE="${DCCL_STORE:-.dccl-gate}"
+out="${OUT:-.}"
+mkdir -p "$out"
+
+# The flags that the release was trained with, and those of the candidate. Here the candidate only has another seed.
+read -r -a release_flags <<<"${RELEASE_FLAGS:---epochs 4}"
+read -r -a candidate_flags <<<"${CANDIDATE_FLAGS:---epochs 4 --seed 1}"
+# The artifact that a command made: --quiet prints the reference and nothing else.
+ref() { dcclctl "$@" --quiet; }
+
+# 1. The log. An unchanged log gives the artifact that is there already.
+dataset=$(ref ingest "${LOG:-$here/sample_data/purchases.csv.gz}" \
+  --map "${MAP:-user=household_id,item=product_id,time=time}")
+
+# 2. The baseline, known from now on as cloud@release. In a real pipeline the store is kept between runs and the tag is
+#    moved by whoever releases; here it is made where there is none yet.
+if ! dcclctl artifacts show cloud@release --quiet >/dev/null 2>&1; then
+  baseline=$(ref train --dataset "$dataset" "${release_flags[@]}")
+  dcclctl artifacts tag "$baseline" release
+fi
+
+# 3. The candidate: what this commit would release.
+candidate=$(ref train --dataset "$dataset" "${candidate_flags[@]}")
+
+# 4. Nothing of it may have seen the test period; exit code 3 if it has.
+dcclctl audit "$candidate" --quiet >/dev/null
+
+# 5. The gate. Without a file: the tail may lose at most 2 % of its NDCG@10, everybody at most 1 % of GAUC.
+rules=(--max-drop "tail.ndcg@10=2%" --max-drop "all.gauc=1%")
+if [ -n "${GATE:-}" ]; then rules=(--gate "$GATE"); fi
+verdict=0
+dcclctl evaluate "$candidate" --against cloud@release "${rules[@]}" \
+  --junit "$out/gate.xml" --markdown "$out/gate.md" || verdict=$?
+
+# 6. GitHub shows this file on the page of the run.
+if [ -n "${GITHUB_STEP_SUMMARY:-}" ] && [ -f "$out/gate.md" ]; then cat "$out/gate.md" >>"$GITHUB_STEP_SUMMARY"; fi
+exit "$verdict"
