@@ -121,7 +121,7 @@ def page(*parts: EvaluationPart) -> Page:
             "ef" * 32,
             "evaluate",
             [("dataset", "dataset@1"), ("subject-00", "cloud@1")],
-            {"k": [10]},
+            {"k": [5, 10], "guard": False},
             packages,
             "evaluation_1=$(dcclctl evaluate)",
         ),

@@ -52,12 +52,20 @@ def render(page: Page) -> str:
         learning_legend=charts.entries(charts.LEARNING),
         rounds_legend=charts.entries(charts.ROUNDS),
         page=page,
+        setting=_setting,
     )
 
 
 def plain_lines(value: object) -> str:
     """`plain` for text of several lines: the line ends of the page's own texts stay."""
     return "\n".join(plain(line) for line in str(value).split("\n"))
+
+
+def _setting(value: Any) -> str:
+    """A configuration value as a person would type it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(str(each) for each in value) if isinstance(value, list) else str(value)
 
 
 def _title(page: Page) -> str:
@@ -276,7 +284,9 @@ def _harm_rows(part: EvaluationPart) -> Iterable[dict[str, Any]]:
         for row in part.harm.filter((pl.col("group") == group) & (pl.col("metric") == part.metric)).to_dicts():
             if row["users"]:
                 shares = [f"{row[share]:.0%}" for share in ("better", "worse", "unchanged")]
-                sizes = ["–" if row[size] is None else points(row[size]) for size in ("harm_50", "harm_10")]
+                sizes = [
+                    "–" if row[size] is None else points(-row[size]).lstrip("+") for size in ("harm_50", "harm_10")
+                ]
                 yield {"group": group, "users": row["users"], "model": models[row["subject"]], "cells": shares + sizes}
 
 

@@ -147,6 +147,8 @@ def test_configuration_lineage_and_commands_are_there(tree: Tree) -> None:
     assert "aaaaaaaaaaaa" in text and "abababababab" in text and "log:<b>.csv" in text
     assert "cloud_1=$(dcclctl train)  # cacacacacaca" in text
     assert 'dcclctl report "${evaluation_1}" -o report.html' in text
+    settings = dict(re.findall(r'<th scope="row">(\w+)</th><td class="text wrap">(.*?)</td>', render(page())))
+    assert settings["k"] == "5,10" and settings["guard"] == "off" and settings["epochs"] == "3"
 
 
 def test_several_evaluations_have_a_table_of_contents() -> None:
