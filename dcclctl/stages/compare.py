@@ -19,6 +19,7 @@ MAIN_GROUPS: Final = ("all", "head", "tail", "new")
 #: A difference is called real if p_holm, corrected for all metrics of its group, is at most this.
 LEVEL: Final = 1 - CONFIDENCE
 WORST_USERS: Final = 20
+_RESAMPLES_PER_METRIC: Final = 100
 
 
 def compare_evaluation(
@@ -33,7 +34,7 @@ def compare_evaluation(
         evaluation: an evaluation artifact of two subjects or more.
         against: the baseline's name in the artifact's tables, e.g. cloud@3fa9c2d1.
         groups: names from `metrics.groups.GROUP_NAMES`.
-        resamples: of the bootstrap; its draws follow the evaluation's seed.
+        resamples: of the bootstrap, at least; its draws follow the evaluation's seed.
 
     Returns:
         A COMPARISON table, see tables.py.
@@ -68,7 +69,10 @@ def comparison(
     """The same from a PER_USER table; see `compare_evaluation`."""
     tables = []
     for subject, differences in _paired(per_user, against):
-        facts = compare(differences, groups, seed, resamples)
+        # A p-value is at least 2 / (resamples + 1), and Holm multiplies it by the number of metrics: with many cut-offs
+        # 2,000 resamples could not call anything real.
+        enough = max(resamples, _RESAMPLES_PER_METRIC * len(metric_columns(differences)))
+        facts = compare(differences, groups, seed, enough)
         settled = {(group, metric): users for group, metric, users in _settling(differences, groups)}
         means = _paired_means(per_user, subject, against, groups)
         gain = pl.when(pl.col("metric").is_in(LOWER_IS_BETTER)).then(-pl.col("difference")).otherwise("difference")

@@ -119,6 +119,15 @@ def test_a_verdict_holds_for_all_metrics_together():
     assert found["users_to_settle"].null_count() == 0
 
 
+def test_a_clear_difference_is_called_one_among_any_number_of_metrics():
+    base, noise = noisy()
+    names = [f"ndcg@{k}" for k in range(1, 61)]
+    found = comparison(
+        per_user(a=dict.fromkeys(names, base), b=dict.fromkeys(names, base + 1 + noise)), "a", 0, ("all",)
+    )
+    assert set(found["verdict"]) == {"better"}
+
+
 def test_equal_models_are_rarely_called_different():
     """A/A over four metrics that share the users: in at most 5 % of the comparisons is any of them called real."""
     called = 0
