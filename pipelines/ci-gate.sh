@@ -20,9 +20,10 @@ read -r -a candidate_flags <<<"${CANDIDATE_FLAGS:---epochs 4 --seed 1}"
 # The artifact that a command made: --quiet prints the reference and nothing else.
 ref() { dcclctl "$@" --quiet; }
 
-# 1. The log. An unchanged log gives the artifact that is there already.
-dataset=$(ref ingest "${LOG:-$here/sample_data/purchases.csv.gz}" \
-  --map "${MAP:-user=household_id,item=product_id,time=time}")
+# 1. The log and its columns. An unchanged log gives the artifact that is there already.
+log="${LOG:-$here/sample_data/purchases.csv.gz}"
+columns="${MAP:-user=household_id,item=product_id,time=time}"
+dataset=$(ref ingest "$log" --map "$columns")
 
 # 2. The baseline, known from now on as cloud@release. In a real pipeline the store is kept between runs and the tag is
 #    moved by whoever releases; here it is made where there is none yet.
