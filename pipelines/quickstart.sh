@@ -15,10 +15,10 @@ ref() { dcclctl "$@" --quiet; }
 step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 [ -t 1 ] || step() { printf '\n%s\n' "$*"; }
 
-step "1. ingest: 190,000 grocery purchases; first purchases only, one timeline cut into four periods"
+step "1. ingest: 190,000 grocery purchases of 697 households, one timeline cut into four periods"
 dcclctl ingest sample_data/purchases.csv.gz \
   --map user=household_id,item=product_id,time=time \
-  --items sample_data/products.csv.gz --users sample_data/households.csv.gz --repeats first
+  --items sample_data/products.csv.gz --users sample_data/households.csv.gz --repeats keep
 
 step "2. train: the cloud model, on everybody's oldest purchases"
 dcclctl train

@@ -87,6 +87,10 @@ def comparison_table(comparison: pl.DataFrame, names: "Mapping[str, str]", again
     for group, rows in _groups(comparison):
         table.add_section()
         shown = [row for row in rows if row["metric"] in metrics]
+        if all(row["low"] is None for row in shown):
+            users = max(row["users"] for row in shown)
+            table.add_row(group, f"{users:,}", "", "", "", "", "too few users to tell")
+            continue
         previous = ""
         for place, row in enumerate(sorted(shown, key=lambda row: _place(row, names, metrics))):
             model = "" if row["subject"] == previous else names[row["subject"]]

@@ -20,7 +20,13 @@ def heading(metric: str) -> str:
     """A metric's name for people: 'ndcg@10/1000' → 'NDCG@10', and '1,000 sampled' on a line below."""
     name, _, sampled = metric.partition("/")
     shown = {"mrr": "MRR", "gauc": "GAUC", "log_loss": "log loss"}.get(name, name.upper())
-    return f"{shown}\n{int(sampled):,} sampled" if sampled else shown
+    return f"{shown}\nsampled" if sampled else shown
+
+
+def shown_metrics(metrics: list[str]) -> list[str]:
+    """What fits a terminal: of NDCG the middle cut-off only; the artifact has all of them."""
+    ndcg = [metric for metric in metrics if metric.startswith("ndcg@")]
+    return [metric for metric in metrics if metric not in ndcg or metric == ndcg[len(ndcg) // 2]]
 
 
 def group_table(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
@@ -29,7 +35,7 @@ def group_table(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
     Args:
         aggregate: AGGREGATE table. names: subject → reference to show.
     """
-    metrics = aggregate["metric"].unique(maintain_order=True).to_list()
+    metrics = shown_metrics(aggregate["metric"].unique(maintain_order=True).to_list())
     table = Table(title=None, pad_edge=False)
     for name in ("group", "users", "model"):
         table.add_column(name, justify="right" if name == "users" else "left", no_wrap=name != "model")
@@ -73,7 +79,7 @@ def activity_sparklines(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> 
     known = [value for row in values.values() for value in row if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
     table = Table(title=None, pad_edge=False, box=None)
-    title = heading(metric).replace("\n", ", ")
+    title = heading(metric).replace("\n", " ")
     for name in ("model", f"{title}, least to most active users", "lowest", "highest"):
         table.add_column(name, justify="right" if name in ("lowest", "highest") else "left", no_wrap=name != "model")
     for subject, row in values.items():

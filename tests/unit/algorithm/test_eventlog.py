@@ -193,4 +193,9 @@ def test_what_a_user_had_before_is_no_negative_unless_it_may_come_again(repeats:
     )
     kept_out = log.never_negative(DEVICE).contains(np.zeros(4, dtype=np.int64), np.arange(4))
     assert kept_out.tolist() == [not repeats, not repeats, True, False]  # the future never is
-    assert log.never_negative(CLOUD).contains(np.zeros(4, dtype=np.int64), np.arange(4)).tolist() == [True, True, False, False]
+    assert log.never_negative(CLOUD).contains(np.zeros(4, dtype=np.int64), np.arange(4)).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
