@@ -2,7 +2,6 @@
 
 import importlib
 import io
-import os
 import sys
 from typing import Any
 
@@ -93,9 +92,6 @@ app.callback()(_root)
 
 def main() -> None:
     """Entry point of the console script."""
-    # Before torch loads: its threads sleep while they wait. Spinning ones take the core from each other wherever
-    # anything else runs on the machine (15 s against 6 s for one evaluation, with another job beside it).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # what a terminal's encoding does not have (θ, an id in another script) is escaped, not a traceback
