@@ -5,6 +5,7 @@ the models that share them.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,11 +17,36 @@ from dcclctl.algorithm.eventlog import EventLog
 from dcclctl.algorithm.metapatch import Basis, patched_logits
 from dcclctl.algorithm.sampling import Ints
 
-#: (events (B,), z1 (B, C, H1)) → logits (B, C): the head of one model
-HeadFunction = Callable[[Ints, Tensor], Tensor]
+#: (events (B,), candidates (B, C) or None for the whole catalogue, activations) → logits (B, C): the head of one model
+HeadFunction = Callable[[Ints, Int[Tensor, "B C"] | None, Tensor], Tensor]
 
-#: attention units held at once: small enough for the processor's cache, large enough for its matrix units
+#: numbers held at once: small enough for the processor's cache, large enough for its matrix units
 _UNITS = 1 << 20
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A model of the cloud, cut in two: what no device changes (`activations`), and its own head on top of it.
+
+    `activations` may have any shape whose first dimension is B; every head that is put on a backbone knows which.
+    """
+
+    @property
+    def head(self) -> HeadFunction:
+        """The cloud model's own head."""
+        ...
+
+    def lengths(self, events: Ints) -> Ints:
+        """(B,) length of what is read for each event; events of similar length are scored together."""
+        ...
+
+    def units(self, n_candidates: int, length: int) -> int:
+        """Numbers that are held at once for one event."""
+        ...
+
+    def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Tensor:
+        """What is below the head, for the candidates of every event (None: the whole catalogue)."""
+        ...
 
 
 @torch.no_grad()
@@ -53,9 +79,31 @@ def activations_of_many(
     return model.first_layer(query, interest, profile)
 
 
+class DinBackbone:
+    """DIN up to its first hidden layer: activations are (B, C, H1). No patch changes anything below."""
+
+    def __init__(self, model: Din, log: EventLog, limit: int) -> None:
+        """Args: limit is L, history length."""
+        self.model, self.log, self.limit = model, log, limit
+        self.embeddings = item_embeddings(model)
+
+    @property
+    def head(self) -> HeadFunction:
+        return cloud_head(self.model)
+
+    def lengths(self, events: Ints) -> Ints:
+        return self.log.history_lengths(events, self.limit)
+
+    def units(self, n_candidates: int, length: int) -> int:
+        return n_candidates * max(1, length) * self.model.sizes.attention_size
+
+    def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C H1"]:
+        return activations_of_many(self.model, self.log, events, candidates, self.limit, self.embeddings)
+
+
 def cloud_head(model: Din) -> HeadFunction:
     """The cloud model's own head."""
-    return lambda events, z1: model.logits(model.second_layer(z1))
+    return lambda events, candidates, z1: model.logits(model.second_layer(z1))
 
 
 def patched_head(model: Din, basis: Basis, codes: Float[Tensor, "U K"], log: EventLog) -> HeadFunction:
@@ -63,7 +111,7 @@ def patched_head(model: Din, basis: Basis, codes: Float[Tensor, "U K"], log: Eve
 
     basis = basis.to(model.out.weight.device)
 
-    def head(events: Ints, z1: Tensor) -> Tensor:
+    def head(events: Ints, candidates: Tensor | None, z1: Tensor) -> Tensor:
         own = codes[torch.from_numpy(log.user[events])].to(z1.device)
         return patched_logits(model, z1, basis.patch(own))
 
@@ -71,19 +119,17 @@ def patched_head(model: Din, basis: Basis, codes: Float[Tensor, "U K"], log: Eve
 
 
 def score(
-    model: Din,
+    backbone: Backbone,
     heads: list[HeadFunction],
-    log: EventLog,
     events: Ints,
     candidates_of: Callable[[Ints], Int[Tensor, "B C"] | None],
     n_candidates: int,
-    limit: int,
     batch_events: int,
 ) -> Iterator[tuple[Ints, Int[Tensor, "B C"] | None, list[Float[Tensor, "B C"]]]]:
     """Logits of every head for every event, in batches of events whose histories have similar lengths.
 
     Args:
-        heads: models that share the layers of `model` below the patches.
+        heads: models that share everything below the patches.
         candidates_of: rows of the log → their candidates, or None for the whole catalogue.
         n_candidates: C.
         batch_events: at most so many events at once.
@@ -91,22 +137,20 @@ def score(
     Yields:
         events (B,), their candidates, one (B, C) tensor of logits per head (on the CPU).
     """
-    embeddings = item_embeddings(model)
-    lengths = log.history_lengths(events, limit)
+    lengths = backbone.lengths(events)
     order = np.argsort(lengths, kind="stable")
     for begin in range(0, len(order), batch_events):
         batch = order[begin : begin + batch_events]
         rows = events[batch]
         candidates = candidates_of(rows)
         # lengths ascend, so the last event has the longest history
-        units = n_candidates * max(1, int(lengths[batch[-1]])) * model.sizes.attention_size
-        step = max(1, _UNITS // units)
+        step = max(1, _UNITS // backbone.units(n_candidates, int(lengths[batch[-1]])))
         parts: list[list[Tensor]] = [[] for _ in heads]
         with torch.no_grad():
             for at in range(0, len(rows), step):
                 part = rows[at : at + step]
                 own = None if candidates is None else candidates[at : at + step]
-                z1 = activations_of_many(model, log, part, own, limit, embeddings)
+                below = backbone.activations(part, own)
                 for head, logits in zip(heads, parts, strict=True):
-                    logits.append(head(part, z1).cpu())
+                    logits.append(head(part, own, below).cpu())
         yield rows, candidates, [torch.cat(logits) for logits in parts]

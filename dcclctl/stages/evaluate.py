@@ -9,10 +9,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.sampling import Ints, draw_negatives
-from dcclctl.algorithm.scoring import HeadFunction, cloud_head, patched_head, score
+from dcclctl.algorithm.scoring import HeadFunction, score
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import ArtifactError, DataError, UsageError
 from dcclctl.metrics.auc import user_auc
@@ -23,32 +22,12 @@ from dcclctl.metrics.ranking import hit_ratio, ndcg, ranks, reciprocal_rank
 from dcclctl.stages.compare import comparison, harms
 from dcclctl.stages.compute import OnProgress, settle
 from dcclctl.stages.handles import CloudModel, Dataset, PatchSet
+from dcclctl.stages.serve import ENCODER_SUFFIX, Subject, encoder_of, serve
 from dcclctl.store.store import Artifact, Store
 
 #: `--candidates auto` ranks everything up to so many (event, item) pairs: about a minute on two cores
 _AFFORDABLE_PAIRS = 20_000_000
 _SAMPLED = 1000
-ENCODER_SUFFIX = "+encoder"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One model to score.
-
-    Attributes:
-        artifact: a cloud model or patches. cloud: the cloud model underneath.
-        everyone_by_encoder: serve every user with U(0, u) (written cloud@3+encoder).
-    """
-
-    artifact: Artifact
-    cloud: CloudModel
-    patches: PatchSet | None = None
-    everyone_by_encoder: bool = False
-
-    @property
-    def name(self) -> str:
-        """A reference that is the same in every store: kind and the start of the id."""
-        return f"{self.artifact.kind}@{self.artifact.id[:8]}" + (ENCODER_SUFFIX if self.everyone_by_encoder else "")
 
 
 def subject_name(reference: str, store: Store) -> str:
@@ -239,7 +218,7 @@ def evaluate(
     log, block = dataset.log, Block.parse(config.on)
     for subject in subjects:
         if (config.unpatched == "encoder" and subject.patches is not None) or subject.everyone_by_encoder:
-            _encoder(subject)
+            encoder_of(subject)
     inputs = {"dataset": dataset.artifact.as_input()}
     inputs |= {f"subject-{at:02d}:{subject.name}": subject.artifact.as_input() for at, subject in enumerate(subjects)}
     with store.begin("evaluate", "evaluation", config.model_dump(mode="json"), config.seed, inputs, force) as work:
@@ -288,16 +267,6 @@ def evaluate(
     return artifact, False
 
 
-def _encoder(subject: Subject) -> Encoder:
-    encoder = subject.cloud.encoder()
-    if encoder is None:
-        raise UsageError(
-            f"{subject.cloud.artifact.ref} has no encoder U yet, so nobody can be served with U(0, u)",
-            "Distill first: dcclctl distill. Or use --unpatched cloud.",
-        )
-    return encoder
-
-
 def _score_all(
     subjects: list[Subject], ranking: Ranking, config: EvaluateConfig, on_progress: OnProgress
 ) -> tuple[dict[str, Tally], dict[str, npt.NDArray[np.str_]]]:
@@ -308,21 +277,12 @@ def _score_all(
     total, before = len(clouds) * len(ranking.events), 0
     for cloud_id in clouds:
         group = [subject for subject in subjects if subject.cloud.artifact.id == cloud_id]
-        model = group[0].cloud.module(config)
+        backbone = group[0].cloud.backbone(config)
         heads: list[HeadFunction] = []
         for subject in group:
-            head, served[subject.name] = serve(subject, config, ranking.log, model)
+            head, served[subject.name] = serve(subject, config, backbone)
             heads.append(head)
-        batches = score(
-            model,
-            heads,
-            ranking.log,
-            ranking.events,
-            ranking.candidates,
-            ranking.width,
-            group[0].cloud.history,
-            config.batch_events,
-        )
+        batches = score(backbone, heads, ranking.events, ranking.candidates, ranking.width, config.batch_events)
         for events, _, logits in batches:
             unseen = ranking.unseen(events)
             negatives = None if ranking.sampled else ranking.negatives(events, config.auc_negatives)
@@ -331,40 +291,6 @@ def _score_all(
             before += len(events)
             on_progress("evaluate", before, total, group[0].cloud.artifact.ref)
     return tallies, served
-
-
-def serve(
-    subject: Subject, config: EvaluateConfig, log: EventLog, model: torch.nn.Module
-) -> tuple[HeadFunction, npt.NDArray[np.str_]]:
-    """How a subject serves each user of the log.
-
-    Returns:
-        The head, and for every user 'patch', 'encoder' or 'cloud'.
-
-    Raises:
-        UsageError: the encoder is asked for and there is none.
-    """
-    by = np.full(log.n_users, "cloud", dtype="<U7")
-    if subject.patches is None and not subject.everyone_by_encoder:
-        return cloud_head(model), by  # type: ignore[arg-type]
-    if subject.patches is None:
-        basis = subject.cloud.basis()
-        codes, patched = (
-            torch.zeros(log.n_users, basis.size if basis else 0),
-            torch.zeros(log.n_users, dtype=torch.bool),
-        )
-    else:
-        basis = subject.patches.basis()
-        codes, patched = subject.patches.codes()
-    if subject.everyone_by_encoder or config.unpatched == "encoder":
-        encoder = _encoder(subject)
-        with torch.no_grad():
-            unpatched = ~patched
-            codes = torch.where(unpatched[:, None], encoder(torch.zeros_like(codes), log.profile), codes)
-        by[unpatched.numpy()] = "encoder"
-    by[patched.numpy()] = "patch"
-    assert basis is not None
-    return patched_head(model, basis, codes, log), by  # type: ignore[arg-type]
 
 
 def _per_user(

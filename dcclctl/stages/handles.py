@@ -18,6 +18,7 @@ from dcclctl.algorithm.din import Din, DinSizes
 from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import EventLog
 from dcclctl.algorithm.metapatch import Basis, PatchShape
+from dcclctl.algorithm.scoring import Backbone, DinBackbone
 from dcclctl.config import ComputeSection
 from dcclctl.errors import ArtifactError, DataError
 from dcclctl.stages.compute import torch_device
@@ -135,6 +136,10 @@ class CloudModel:
                 weight.copy_(weights[name])
         return model.to(torch_device(config))
 
+    def backbone(self, config: ComputeSection, log: EventLog | None = None) -> Backbone:
+        """What scores candidates, below any patch; on the dataset's own log unless another is given."""
+        return DinBackbone(self.module(config), log or self.dataset.log, self.history)
+
     @property
     def basis_id(self) -> str:
         """SHA-256 of the file that holds Θ; empty if the model has none yet."""
@@ -196,6 +201,11 @@ class PatchSet:
     @classmethod
     def load(cls, artifact: Artifact, store: Store) -> "PatchSet":
         return cls(artifact, CloudModel.load(store.find("cloud", artifact.inputs["cloud"].id), store))
+
+    @property
+    def family(self) -> str:
+        """What kind of function θ̂ is put into (see stages/serve.py)."""
+        return str(self.artifact.facts.get("family", "metapatch"))
 
     def basis(self) -> Basis:
         return read_basis(self.artifact)

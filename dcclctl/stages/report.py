@@ -9,7 +9,8 @@ from dcclctl.metrics.groups import LOWER_IS_BETTER, paired_differences
 from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
 from dcclctl.report.text import plain
 from dcclctl.stages.compare import comparison, harm_metric, harms, main_metrics
-from dcclctl.stages.evaluate import ENCODER_SUFFIX, display_names
+from dcclctl.stages.evaluate import display_names
+from dcclctl.stages.serve import ENCODER_SUFFIX
 from dcclctl.stages.train import SIZES
 from dcclctl.store.lineage import dotted
 from dcclctl.store.store import Artifact, Store

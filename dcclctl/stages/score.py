@@ -9,12 +9,11 @@ import torch
 
 from dcclctl.algorithm.eventlog import TEST
 from dcclctl.algorithm.sampling import Ints
-from dcclctl.algorithm.scoring import activations_of_many, cloud_head, item_embeddings
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import DataError, UsageError
 from dcclctl.stages.compute import settle
-from dcclctl.stages.evaluate import Subject, serve
 from dcclctl.stages.handles import Dataset
+from dcclctl.stages.serve import Subject, serve
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,13 @@ def score_user(subject: Subject, user_id: str, top: int, config: EvaluateConfig)
         ends[moment] = log.history_start[moment] + int((log.label[past] > 0).sum())
         log = replace(log, history_end=ends)
     seen = np.unique(log.item[past[log.label[past] > 0]])
-    model = subject.cloud.module(config)
-    head, served = serve(subject, config, log, model)
+    backbone = subject.cloud.backbone(config, log)
+    head, served = serve(subject, config, backbone)
     with torch.no_grad():
-        z1 = activations_of_many(model, log, moment, None, subject.cloud.history, item_embeddings(model))
-        logits = {"cloud": cloud_head(model)(moment, z1)[0].cpu().numpy()}
+        below = backbone.activations(moment, None)
+        logits = {"cloud": backbone.head(moment, None, below)[0].cpu().numpy()}
         if subject.patches is not None or subject.everyone_by_encoder:
-            logits["patched"] = head(moment, z1)[0].cpu().numpy()
+            logits["patched"] = head(moment, None, below)[0].cpu().numpy()
     allowed = np.ones(log.n_items, dtype=bool)
     if dataset.repeats == "first":
         allowed[seen] = False

@@ -12,7 +12,7 @@ from dcclctl.algorithm.din import Din, DinSizes
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, EventLog
 from dcclctl.algorithm.metapatch import DeviceRows, Head, PatchShape, fit_devices, learn_basis, new_basis
 from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of
-from dcclctl.algorithm.scoring import cloud_head, patched_head, score
+from dcclctl.algorithm.scoring import DinBackbone, cloud_head, patched_head, score
 
 HALF = 15  # items of a group: 0 … 14 are of the one, 15 … 29 of the other
 LIMIT = 8
@@ -34,7 +34,14 @@ def trained(log: EventLog, epochs: int = 12) -> Din:
 def all_scores(model: Din, log: EventLog, head=None) -> tuple[np.ndarray, torch.Tensor]:
     """Test events, and their logits for the whole catalogue."""
     parts = list(
-        score(model, [head or cloud_head(model)], log, log.events_in(TEST), lambda _: None, log.n_items, LIMIT, 500)
+        score(
+            DinBackbone(model, log, LIMIT),
+            [head or cloud_head(model)],
+            log.events_in(TEST),
+            lambda _: None,
+            log.n_items,
+            500,
+        )
     )
     return np.concatenate([rows for rows, _, _ in parts]), torch.cat([logits[0] for _, _, logits in parts])
 

@@ -30,7 +30,12 @@ def scored(world, candidates=None, batch_events=256, n_candidates=30):
 
     parts = list(
         scoring.score(
-            model, heads, log, log.events_in(2, 3), candidates_of, n_candidates, LIMIT, batch_events=batch_events
+            scoring.DinBackbone(model, log, LIMIT),
+            heads,
+            log.events_in(2, 3),
+            candidates_of,
+            n_candidates,
+            batch_events,
         )
     )
     events = np.concatenate([rows for rows, _, _ in parts])
@@ -93,7 +98,9 @@ def test_threads_change_nothing_but_the_last_digits(world, two_threads):
 def test_scoring_makes_no_gradients_and_leaves_the_callers_setting_alone(world):
     log, model, *_ = world
     heads = [scoring.cloud_head(model)]
-    for _, _, logits in scoring.score(model, heads, log, log.events_in(3), lambda rows: None, 30, LIMIT, 4):
+    for _, _, logits in scoring.score(
+        scoring.DinBackbone(model, log, LIMIT), heads, log.events_in(3), lambda rows: None, 30, 4
+    ):
         assert torch.is_grad_enabled()
         assert not logits[0].requires_grad
 
