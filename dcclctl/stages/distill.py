@@ -6,7 +6,7 @@ from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_enco
 from dcclctl.config import DistillConfig
 from dcclctl.stages.compute import OnProgress, settle, torch_device
 from dcclctl.stages.handles import PatchSet, write_basis
-from dcclctl.stages.train import fit_facts, fit_model
+from dcclctl.stages.models.din import fit_facts, fit_model
 from dcclctl.store.store import Artifact, Store
 
 

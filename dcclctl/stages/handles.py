@@ -18,10 +18,11 @@ from dcclctl.algorithm.din import Din, DinSizes
 from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import EventLog
 from dcclctl.algorithm.metapatch import Basis, PatchShape
-from dcclctl.algorithm.scoring import Backbone, DinBackbone
+from dcclctl.algorithm.scoring import Backbone
 from dcclctl.config import ComputeSection
-from dcclctl.errors import ArtifactError, DataError
+from dcclctl.errors import ArtifactError, DataError, UsageError
 from dcclctl.stages.compute import torch_device
+from dcclctl.stages.models import module_of
 from dcclctl.store.store import Artifact, Store, Work
 
 
@@ -128,7 +129,16 @@ class CloudModel:
         return int(self.settings["history"])
 
     def module(self, config: ComputeSection) -> Din:
-        """A fresh copy of f on the stage's device, in evaluation mode."""
+        """A fresh copy of f, a DIN, on the stage's device, in evaluation mode.
+
+        Raises:
+            UsageError: a model of another kind.
+        """
+        if self.settings["model"] != "din":
+            raise UsageError(
+                f"{self.artifact.ref} is a {self.settings['model']} model; this needs a DIN",
+                "Train one with: dcclctl train --model din",
+            )
         model = new_model(self.settings, self.dataset, torch.Generator().manual_seed(0))
         weights = self.artifact.read_tensors("model.safetensors")
         with torch.no_grad():
@@ -138,7 +148,7 @@ class CloudModel:
 
     def backbone(self, config: ComputeSection, log: EventLog | None = None) -> Backbone:
         """What scores candidates, below any patch; on the dataset's own log unless another is given."""
-        return DinBackbone(self.module(config), log or self.dataset.log, self.history)
+        return module_of(self.settings["model"]).backbone(self, config, log or self.dataset.log)
 
     @property
     def basis_id(self) -> str:

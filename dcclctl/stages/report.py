@@ -10,8 +10,8 @@ from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
 from dcclctl.report.text import plain
 from dcclctl.stages.compare import comparison, harm_metric, harms, main_metrics
 from dcclctl.stages.evaluate import display_names
+from dcclctl.stages.models import module_of
 from dcclctl.stages.serve import ENCODER_SUFFIX
-from dcclctl.stages.train import SIZES
 from dcclctl.store.lineage import dotted
 from dcclctl.store.store import Artifact, Store
 
@@ -205,7 +205,7 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
             words += [_SIDE_TABLES[kind], shlex.quote(plain(name))] if kind in _SIDE_TABLES else []
         words = [shlex.quote(plain(role.split(":", 1)[1])) for role in inputs if role.startswith("log:")] + words
     elif stage == "train" and "cloud" in inputs:
-        words, left_out = ["--continue", variable(inputs["cloud"].id)], set(SIZES)
+        words, left_out = ["--continue", variable(inputs["cloud"].id)], set(module_of(artifact.config["model"]).SIZES)
     elif stage == "train":
         words = ["--dataset", variable(inputs["dataset"].id)]
     elif stage == "patch":

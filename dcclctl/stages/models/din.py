@@ -1,0 +1,132 @@
+"""DIN, the model that MetaPatch and MoMoDistill are made for; `fit_model` also serves step 1 of distillation."""
+
+import numpy as np
+import torch
+
+from dcclctl.algorithm import training
+from dcclctl.algorithm.din import Din
+from dcclctl.algorithm.eventlog import Block, EventLog
+from dcclctl.algorithm.sampling import stream
+from dcclctl.algorithm.scoring import DinBackbone
+from dcclctl.config import ComputeSection, TrainConfig
+from dcclctl.errors import DataError
+from dcclctl.stages.compute import OnProgress, torch_device
+from dcclctl.stages.handles import CloudModel, Dataset, new_model
+from dcclctl.store.store import Work
+
+SIZES = ("model", "history", "item_size", "category_size", "profile_size", "attention_size", "hidden_sizes")
+
+
+def backbone(cloud: CloudModel, config: ComputeSection, log: EventLog) -> DinBackbone:
+    """DIN up to its first hidden layer."""
+    return DinBackbone(cloud.module(config), log, cloud.history)
+
+
+def fit(
+    dataset: Dataset, config: TrainConfig, work: Work, on_progress: OnProgress, parent: CloudModel | None
+) -> dict[str, object]:
+    """Train DIN and write its weights; see `fit_model` for what is raised."""
+    blocks = [Block.parse(text) for text in config.on]
+    settings = {name: value for name, value in config.model_dump(mode="json").items() if name in SIZES}
+    model = parent.module(config) if parent else new_model(settings, dataset, _generator(config.seed))
+    model.to(torch_device(config))
+    fit_settings = training.FitSettings(
+        history=config.history,
+        negatives=config.negatives,
+        epochs=config.epochs,
+        patience=config.patience,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        dropout=config.dropout,
+        seed=config.seed,
+        purpose="train/" + "+".join(config.on),
+    )
+    state = fit_model(model, dataset, blocks, fit_settings, work, on_progress, "train")
+    work.write_tensors("model.safetensors", state.best)
+    return {"parameters": sum(weight.numel() for weight in state.best.values()), **fit_facts(dataset, blocks, state)}
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(stream(seed, "train/weights"))
+
+
+def fit_facts(dataset: Dataset, blocks: list[Block], state: training.FitState) -> dict[str, object]:
+    """What a manifest says about a fit."""
+    events = dataset.log.events_in(*blocks)
+    best = min(state.history, key=lambda record: record["valid_loss"], default=None)
+    started_best = best is None or not best["valid_loss"] <= state.best_loss
+    return {
+        "trained_on_events": len(events),
+        "trained_on_users": len(np.unique(dataset.log.user[events])),
+        "epochs": state.history,
+        "best_epoch": 0 if started_best or best is None else int(best["epoch"]),
+        "best_valid_loss": state.best_loss,
+    }
+
+
+def fit_model(
+    model: Din,
+    dataset: Dataset,
+    blocks: list[Block],
+    settings: training.FitSettings,
+    work: Work,
+    on_progress: OnProgress,
+    what: str,
+    teacher: training.Teacher | None = None,
+) -> training.FitState:
+    """Train until finished, from the last checkpoint if there is one; the model is left with the best weights.
+
+    Raises:
+        DataError: no events in the blocks, or none in valid.
+    """
+    log = dataset.log
+    events = log.events_in(*blocks)
+    names = ", ".join(dict.fromkeys(("cloud", "device", "valid", "test")[block.period] for block in blocks))
+    if not len(events):
+        raise DataError(
+            f"{dataset.artifact.ref} has no events in {names}",
+            "Choose other periods with --on, or ingest with other --periods.",
+        )
+    valid = training.valid_samples(log, settings.negatives, settings.seed)
+    if not len(valid.events):
+        raise DataError(
+            f"{dataset.artifact.ref} has no valid events to choose the best epoch by", "Ingest with other --periods."
+        )
+    catalogue, excluded = log.catalogue(max(blocks)), log.never_negative(*blocks)
+    state = _resume(work)
+    if state is None:
+        state = training.start(model, training.evaluate_loss(model, log, valid, settings.history))
+
+    def on_step(epoch: int, done: int, total: int, loss: float, rate: float) -> None:
+        note = f"epoch {epoch}/{settings.epochs}  loss {loss:.4f}  {rate:,.0f} events/s"
+        on_progress(what, epoch - 1 + done / total, settings.epochs, note)
+
+    while not state.finished(settings):
+        state = training.train_epoch(model, log, events, catalogue, excluded, valid, settings, state, teacher, on_step)
+        work.record({"stage": what, **state.history[-1]})
+        _save(work, state)
+    training.restore(model, state.best)
+    return state
+
+
+def _save(work: Work, state: training.FitState) -> None:
+    tensors = {
+        f"{part}/{name}": tensor.cpu()
+        for part, group in (("weights", state.weights), ("best", state.best), ("moments", state.moments))
+        for name, tensor in group.items()
+    }
+    numbers = {"epoch": state.epoch, "steps": state.steps, "best_loss": state.best_loss}
+    work.checkpoint(tensors, numbers | {"epochs_since_best": state.epochs_since_best, "history": state.history})
+
+
+def _resume(work: Work) -> training.FitState | None:
+    saved = work.load_checkpoint()
+    if saved is None:
+        return None
+    tensors, numbers = saved
+
+    def part(prefix: str) -> dict[str, torch.Tensor]:
+        return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+    return training.FitState(weights=part("weights/"), best=part("best/"), moments=part("moments/"), **numbers)
