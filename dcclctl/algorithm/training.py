@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcclctl.algorithm.din import Din
@@ -78,7 +78,12 @@ class Adam:
     """
 
     def __init__(
-        self, model: Din, rate: float, weight_decay: float, moments: dict[str, Tensor] | None = None, steps: int = 0
+        self,
+        model: nn.Module,
+        rate: float,
+        weight_decay: float,
+        moments: dict[str, Tensor] | None = None,
+        steps: int = 0,
     ) -> None:
         self.model, self.rate, self.weight_decay, self.steps = model, rate, weight_decay, steps
         self.weights = dict(model.named_parameters())
@@ -94,7 +99,7 @@ class Adam:
         moments, names = self.moments, self.dense
         torch._fused_adam_(
             [self.weights[n] for n in names],
-            [_gradient(self.weights[n]) for n in names],
+            [gradient_of(self.weights[n]) for n in names],
             [moments[f"{n}.m"] for n in names],
             [moments[f"{n}.v"] for n in names],
             [],
@@ -230,18 +235,18 @@ def valid_samples(log: EventLog, negatives: int, seed: int) -> Samples:
     return sample(log, events, negatives, log.catalogue(VALID), log.never_negative(VALID), seed, "valid/negatives")
 
 
-def snapshot(model: Din) -> dict[str, Tensor]:
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
-def restore(model: Din, weights: dict[str, Tensor]) -> None:
+def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Copy weights by name into the model."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(weights[name])
 
 
-def start(model: Din, valid_loss: float) -> FitState:
+def start(model: nn.Module, valid_loss: float) -> FitState:
     """The state before the first epoch: the weights as they are, which also stand as the best so far."""
     weights = snapshot(model)
     moments = {f"{n}.{moment}": torch.zeros_like(w) for n, w in weights.items() for moment in "mv"}
@@ -286,7 +291,7 @@ def train_epoch(
         f"{settings.purpose}/negatives",
         state.epoch,
     )
-    generator = torch.Generator().manual_seed(_epoch_seed(settings, state.epoch))
+    generator = dropout_generator(settings, state.epoch)
     total, done, started = 0.0, 0, time.perf_counter()
     for positions in batches(log, samples, settings, state.epoch):
         rows: dict[str, Tensor] = {}
@@ -300,8 +305,8 @@ def train_epoch(
         candidates = samples.candidates[index]
         labels, weights = samples.labels[index].to(device), samples.weights[index].to(device)
         z1 = first_layer(model, log, samples.events[positions], candidates, settings.history, own_rows)
-        z2 = model.second_layer(_dropout(z1, settings.dropout, generator))
-        logits = model.logits(_dropout(z2, settings.dropout, generator))
+        z2 = model.second_layer(dropout(z1, settings.dropout, generator))
+        logits = model.logits(dropout(z2, settings.dropout, generator))
         loss = weighted_cross_entropy(logits, labels, weights)
         if teacher is not None and settings.beta > 0:
             with torch.no_grad():
@@ -311,50 +316,79 @@ def train_epoch(
             weight.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"the loss became {value} in epoch {state.epoch + 1} after {done} events",
-                "Lower --learning-rate (or --beta when distilling) and run the command again.",
-            )
-        optimiser.step(rows["items"], _gradient(rows["leaf"]))
+        check_loss(value, state.epoch + 1, done)
+        optimiser.step(rows["items"], gradient_of(rows["leaf"]))
         total, done = total + value * len(positions), done + len(positions)
         if on_step is not None:
             on_step(state.epoch + 1, done, len(events), total / done, done / (time.perf_counter() - started))
-    valid_loss = evaluate_loss(model, log, valid, settings.history)
-    if len(valid.events) and not math.isfinite(valid_loss):
+    valid_loss = evaluate_loss(model, log, valid, settings.history) if len(valid.events) else None
+    return after_epoch(model, state, optimiser, total / max(done, 1), valid_loss)
+
+
+def check_loss(value: float, epoch: int, done: int) -> None:
+    """Stop training that has diverged.
+
+    Args:
+        value: a step's loss. epoch: from 1. done: events of this epoch before the step.
+
+    Raises:
+        DivergedError: the loss is infinite or NaN.
+    """
+    if not math.isfinite(value):
+        raise DivergedError(
+            f"the loss became {value} in epoch {epoch} after {done} events",
+            "Lower --learning-rate (or --beta when distilling) and run the command again.",
+        )
+
+
+def after_epoch(
+    model: nn.Module, state: FitState, optimiser: Adam, train_loss: float, valid_loss: float | None
+) -> FitState:
+    """The state after an epoch, with the best weights so far.
+
+    Args:
+        model, optimiser: as the epoch left them. state: before the epoch; it is used up.
+        valid_loss: None without valid events: the newest epoch then counts as best.
+
+    Raises:
+        DivergedError: the valid loss or a weight is infinite or NaN.
+    """
+    if valid_loss is not None and not math.isfinite(valid_loss):
         raise DivergedError(f"the valid loss became {valid_loss}", "Lower --learning-rate and run the command again.")
-    better = not len(valid.events) or valid_loss < state.best_loss
+    better = valid_loss is None or valid_loss < state.best_loss
+    loss = math.nan if valid_loss is None else valid_loss
     weights_now = snapshot(model)
     if not all(bool(weight.isfinite().all()) for weight in weights_now.values()):
         raise DivergedError(
             f"a weight became infinite or NaN in epoch {state.epoch + 1}",
             "Lower --learning-rate and run the command again.",
         )
-    record = {"epoch": state.epoch + 1, "train_loss": total / max(done, 1), "valid_loss": valid_loss}
+    record = {"epoch": state.epoch + 1, "train_loss": train_loss, "valid_loss": loss}
     return FitState(
         epoch=state.epoch + 1,
         weights=weights_now,
         best={n: w.clone() for n, w in weights_now.items()} if better else state.best,
         moments=optimiser.moments,
         steps=optimiser.steps,
-        best_loss=valid_loss if better else state.best_loss,
+        best_loss=loss if better else state.best_loss,
         epochs_since_best=0 if better else state.epochs_since_best + 1,
         history=[*state.history, record],
     )
 
 
-def _gradient(weight: Tensor) -> Tensor:
+def gradient_of(weight: Tensor) -> Tensor:
     """The gradient, which every weight has: one that the loss does not reach is a bug, not a frozen weight."""
     if weight.grad is None:
         raise RuntimeError("a weight got no gradient")
     return weight.grad
 
 
-def _epoch_seed(settings: FitSettings, epoch: int) -> int:
-    return stream(settings.seed, f"{settings.purpose}/dropout/{epoch}")
+def dropout_generator(settings: FitSettings, epoch: int) -> torch.Generator:
+    """What an epoch's dropout masks are drawn from."""
+    return torch.Generator().manual_seed(stream(settings.seed, f"{settings.purpose}/dropout/{epoch}"))
 
 
-def _dropout(x: Float[Tensor, "..."], rate: float, generator: torch.Generator) -> Float[Tensor, "..."]:
+def dropout(x: Float[Tensor, "..."], rate: float, generator: torch.Generator) -> Float[Tensor, "..."]:
     """Inverted dropout from an explicit generator on the CPU, so that the mask does not depend on global state."""
     if rate == 0:
         return x

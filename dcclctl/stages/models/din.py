@@ -1,12 +1,16 @@
 """DIN, the model that MetaPatch and MoMoDistill are made for; `fit_model` also serves step 1 of distillation."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+from torch import nn
 
 from dcclctl.algorithm import training
 from dcclctl.algorithm.din import Din
 from dcclctl.algorithm.eventlog import Block, EventLog
-from dcclctl.algorithm.sampling import stream
+from dcclctl.algorithm.sampling import Ints, PairSet, stream
 from dcclctl.algorithm.scoring import DinBackbone
 from dcclctl.config import ComputeSection, TrainConfig
 from dcclctl.errors import DataError
@@ -80,6 +84,56 @@ def fit_model(
     Raises:
         DataError: no events in the blocks, or none in valid.
     """
+
+    def evaluate(valid: training.Samples) -> float:
+        return training.evaluate_loss(model, dataset.log, valid, settings.history)
+
+    def epoch(part: Pass, state: training.FitState, on_step: training.OnStep) -> training.FitState:
+        return training.train_epoch(
+            model,
+            dataset.log,
+            part.events,
+            part.catalogue,
+            part.excluded,
+            part.valid,
+            settings,
+            state,
+            teacher,
+            on_step,
+        )
+
+    return fit_epochs(model, dataset, blocks, settings, work, on_progress, what, evaluate, epoch)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What every epoch is made from: rows to train on, items that may be negatives, pairs that may not, valid samples."""
+
+    events: Ints
+    catalogue: Ints
+    excluded: PairSet
+    valid: training.Samples
+
+
+def fit_epochs(
+    model: nn.Module,
+    dataset: Dataset,
+    blocks: list[Block],
+    settings: training.FitSettings,
+    work: Work,
+    on_progress: OnProgress,
+    what: str,
+    evaluate: Callable[[training.Samples], float],
+    epoch: Callable[[Pass, training.FitState, training.OnStep], training.FitState],
+) -> training.FitState:
+    """Any model's epochs until finished, from the last checkpoint if there is one; the best weights stay in the model.
+
+    Args:
+        evaluate: valid samples → mean loss. epoch: what to train on, state → state after one more epoch.
+
+    Raises:
+        DataError: no events in the blocks, or none in valid.
+    """
     log = dataset.log
     events = log.events_in(*blocks)
     names = ", ".join(dict.fromkeys(("cloud", "device", "valid", "test")[block.period] for block in blocks))
@@ -94,23 +148,26 @@ def fit_model(
             f"{dataset.artifact.ref} has no valid events to choose the best epoch by", "Ingest with other --periods."
         )
     catalogue, excluded = log.catalogue(max(blocks)), log.never_negative(*blocks)
-    state = _resume(work)
+    state = resume_state(work)
     if state is None:
-        state = training.start(model, training.evaluate_loss(model, log, valid, settings.history))
+        state = training.start(model, evaluate(valid))
 
-    def on_step(epoch: int, done: int, total: int, loss: float, rate: float) -> None:
-        note = f"epoch {epoch}/{settings.epochs}  loss {loss:.4f}  {rate:,.0f} events/s"
-        on_progress(what, epoch - 1 + done / total, settings.epochs, note)
+    part = Pass(events, catalogue, excluded, valid)
+
+    def on_step(number: int, done: int, total: int, loss: float, rate: float) -> None:
+        note = f"epoch {number}/{settings.epochs}  loss {loss:.4f}  {rate:,.0f} events/s"
+        on_progress(what, number - 1 + done / total, settings.epochs, note)
 
     while not state.finished(settings):
-        state = training.train_epoch(model, log, events, catalogue, excluded, valid, settings, state, teacher, on_step)
+        state = epoch(part, state, on_step)
         work.record({"stage": what, **state.history[-1]})
-        _save(work, state)
+        save_state(work, state)
     training.restore(model, state.best)
     return state
 
 
-def _save(work: Work, state: training.FitState) -> None:
+def save_state(work: Work, state: training.FitState) -> None:
+    """Write the checkpoint that `resume_state` reads."""
     tensors = {
         f"{part}/{name}": tensor.cpu()
         for part, group in (("weights", state.weights), ("best", state.best), ("moments", state.moments))
@@ -120,7 +177,8 @@ def _save(work: Work, state: training.FitState) -> None:
     work.checkpoint(tensors, numbers | {"epochs_since_best": state.epochs_since_best, "history": state.history})
 
 
-def _resume(work: Work) -> training.FitState | None:
+def resume_state(work: Work) -> training.FitState | None:
+    """The state after the last finished epoch of an earlier run; None without one."""
     saved = work.load_checkpoint()
     if saved is None:
         return None
