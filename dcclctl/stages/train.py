@@ -39,7 +39,9 @@ def train(
     inputs = {"dataset": dataset.artifact.as_input()}
     kind = module_of(parent.settings["model"] if parent else config.model)
     if parent is not None:
-        config = TrainConfig(**config.model_dump() | {name: parent.settings[name] for name in kind.SIZES})
+        config = TrainConfig(
+            **config.model_dump(exclude_unset=True) | {name: parent.settings[name] for name in kind.SIZES}
+        )
         inputs["cloud"] = parent.artifact.as_input()
     if any(Block.parse(text).period > 1 for text in config.on):
         raise UsageError("--on: the cloud model trains on cloud and device only", "valid decides when to stop.")
