@@ -42,7 +42,8 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="[REF]...",
-            help="Cloud models, patches, or cloud@N+encoder (everybody served by U). "
+            help="Cloud models, patches, cloud@N+encoder (everybody served by U), or the placebos patches@N+mean "
+            "(everybody gets the mean patch) and patches@N+shuffled (each user gets another one's). "
             "[default: the newest patches and the cloud model under them, and the newest cloud]",
         ),
     ] = None,

@@ -21,7 +21,11 @@ def _option(name: str, *flags: str, metavar: str | None = None) -> Any:
 @app.command()
 def score(
     reference: Annotated[
-        str, typer.Argument(metavar="REF", help="Patches, a cloud model, or cloud@N+encoder. 'patches' is the newest.")
+        str,
+        typer.Argument(
+            metavar="REF",
+            help="Patches, a cloud model, cloud@N+encoder, or patches@N+mean. 'patches' is the newest.",
+        ),
     ],
     user: Annotated[str, typer.Option("--user", metavar="ID", help="The user's id in your log.")],
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Items to show.")] = 10,

@@ -22,7 +22,7 @@ from dcclctl.metrics.ranking import hit_ratio, ndcg, ranks, reciprocal_rank
 from dcclctl.stages.compare import comparison, harms
 from dcclctl.stages.compute import OnProgress, settle
 from dcclctl.stages.handles import CloudModel, Dataset, PatchSet
-from dcclctl.stages.serve import ENCODER_SUFFIX, Subject, encoder_of, serve
+from dcclctl.stages.serve import SUFFIXES, Subject, encoder_of, serve, split_suffix
 from dcclctl.store.store import Artifact, Store
 
 #: `--candidates auto` ranks everything up to so many (event, item) pairs: about a minute on two cores
@@ -32,9 +32,9 @@ _SAMPLED = 1000
 
 def subject_name(reference: str, store: Store) -> str:
     """A reference that is the same in every store: kind and the start of the id."""
-    plain = reference.removesuffix(ENCODER_SUFFIX)
+    plain, suffix = split_suffix(reference)
     artifact = store.resolve(plain)
-    return f"{artifact.kind}@{artifact.id[:8]}{reference[len(plain) :]}"
+    return f"{artifact.kind}@{artifact.id[:8]}{suffix}"
 
 
 def open_subjects(references: list[str], store: Store, against: str = "") -> list[Subject]:
@@ -53,15 +53,18 @@ def open_subjects(references: list[str], store: Store, against: str = "") -> lis
         references = [against, *references]
     subjects: list[Subject] = []
     for reference in references:
-        plain = reference.removesuffix(ENCODER_SUFFIX)
+        plain, suffix = split_suffix(reference)
         artifact = store.resolve(plain)
+        if suffix not in ("", *SUFFIXES.get(artifact.kind, ())) or artifact.kind not in SUFFIXES:
+            raise UsageError(
+                f"{reference} cannot be evaluated",
+                "Give cloud models, cloud@N+encoder, patches, patches@N+mean, or patches@N+shuffled.",
+            )
         if artifact.kind == "cloud":
-            subject = Subject(artifact, CloudModel.load(artifact, store), None, plain != reference)
-        elif artifact.kind == "patches" and plain == reference:
-            patches = PatchSet.load(artifact, store)
-            subject = Subject(artifact, patches.cloud, patches)
+            subject = Subject(artifact, CloudModel.load(artifact, store), None, suffix)
         else:
-            raise UsageError(f"{reference} cannot be evaluated", "Give cloud models, cloud@N+encoder, or patches.")
+            patches = PatchSet.load(artifact, store)
+            subject = Subject(artifact, patches.cloud, patches, suffix)
         if any(subject.name == other.name for other in subjects):
             raise UsageError(f"{reference} is named twice", "Name each model once.")
         first = subjects[0] if subjects else subject
@@ -355,5 +358,4 @@ def display_names(evaluation: Artifact, store: Store) -> Iterator[tuple[str, str
     for role, given in evaluation.inputs.items():
         if role.startswith("subject-"):
             name = role.split(":", 1)[1]
-            suffix = ENCODER_SUFFIX if name.endswith(ENCODER_SUFFIX) else ""
-            yield name, store.find(given.kind, given.id).ref + suffix
+            yield name, store.find(given.kind, given.id).ref + split_suffix(name)[1]

@@ -11,7 +11,7 @@ from dcclctl.report.text import plain
 from dcclctl.stages.compare import comparison, harm_metric, harms, main_metrics
 from dcclctl.stages.evaluate import display_names
 from dcclctl.stages.models import module_of
-from dcclctl.stages.serve import ENCODER_SUFFIX
+from dcclctl.stages.serve import ENCODER_SUFFIX, MEAN_SUFFIX, SHUFFLED_SUFFIX, split_suffix
 from dcclctl.store.lineage import dotted
 from dcclctl.store.store import Artifact, Store
 
@@ -86,10 +86,14 @@ def _cloud_role(cloud: Artifact, made: dict[str, Artifact]) -> str:
     return "frozen cloud model"
 
 
+#: suffix of a reference → what it does, in the table of models
+_PLACEBOS = {"": "patches", MEAN_SUFFIX: "everybody served by the mean patch", SHUFFLED_SUFFIX: "shuffled patches"}
+
+
 def _model(name: str, ref: str, artifact: Artifact, about: dict[str, object], made: dict[str, Artifact]) -> Model:
     cloud = made[artifact.inputs["cloud"].id] if artifact.kind == "patches" else artifact
     if artifact.kind == "patches":
-        role = f"patches on {cloud.ref}" + (", guarded" if artifact.config["guard"] else "")
+        role = f"{_PLACEBOS[split_suffix(name)[1]]} on {cloud.ref}" + (", guarded" if artifact.config["guard"] else "")
     else:
         role = "everybody served by its encoder" if name.endswith(ENCODER_SUFFIX) else _cloud_role(cloud, made)
     return Model(
@@ -214,7 +218,7 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
         words = ["--patches", variable(inputs["patches"].id)]
     else:
         subjects = {
-            role.split(":", 1)[1]: variable(given.id, ENCODER_SUFFIX if role.endswith(ENCODER_SUFFIX) else "")
+            role.split(":", 1)[1]: variable(given.id, split_suffix(role)[1])
             for role, given in inputs.items()
             if role.startswith("subject-")
         }

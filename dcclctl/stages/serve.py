@@ -1,4 +1,8 @@
-"""How a model serves each user: by the cloud model itself, by the user's own patch, or by the encoder's patch U(0, u)."""
+"""How a model serves each user: by the cloud model itself, by the user's own patch, or by the encoder's patch U(0, u).
+
+Placebos need no training: patches@3+mean serves everyone with the mean θ̂ of the patched users (does it matter that a
+patch is personal?), patches@3+shuffled serves every patched user with another one's θ̂ (does it matter whose it is?).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +14,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dcclctl.algorithm.encoder import Encoder
+from dcclctl.algorithm.sampling import permutation
 from dcclctl.algorithm.scoring import Backbone, DinBackbone, HeadFunction, patched_head
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import UsageError
 from dcclctl.stages.handles import CloudModel, PatchSet
 from dcclctl.store.store import Artifact
 
-ENCODER_SUFFIX = "+encoder"
+ENCODER_SUFFIX, MEAN_SUFFIX, SHUFFLED_SUFFIX = "+encoder", "+mean", "+shuffled"
+#: kind of artifact → what may stand after its reference
+SUFFIXES = {"cloud": (ENCODER_SUFFIX,), "patches": (MEAN_SUFFIX, SHUFFLED_SUFFIX)}
 
 
 @dataclass(frozen=True)
@@ -25,18 +32,29 @@ class Subject:
 
     Attributes:
         artifact: a cloud model or patches. cloud: the cloud model underneath.
-        everyone_by_encoder: serve every user with U(0, u) (written cloud@3+encoder).
+        suffix: "" or one of SUFFIXES, as written after the reference.
     """
 
     artifact: Artifact
     cloud: CloudModel
     patches: PatchSet | None = None
-    everyone_by_encoder: bool = False
+    suffix: str = ""
+
+    @property
+    def everyone_by_encoder(self) -> bool:
+        """Is every user served with U(0, u)?"""
+        return self.suffix == ENCODER_SUFFIX
 
     @property
     def name(self) -> str:
         """A reference that is the same in every store: kind and the start of the id."""
-        return f"{self.artifact.kind}@{self.artifact.id[:8]}" + (ENCODER_SUFFIX if self.everyone_by_encoder else "")
+        return f"{self.artifact.kind}@{self.artifact.id[:8]}{self.suffix}"
+
+
+def split_suffix(reference: str) -> tuple[str, str]:
+    """A reference without its suffix, and the suffix ("" if there is none): patches@3+mean → patches@3, +mean."""
+    suffix = next((s for group in SUFFIXES.values() for s in group if reference.endswith(s)), "")
+    return reference.removesuffix(suffix), suffix
 
 
 def encoder_of(subject: Subject) -> Encoder:
@@ -74,6 +92,38 @@ def _metapatch(patches: PatchSet, backbone: Backbone, codes: Float[Tensor, "U K"
     return patched_head(backbone.model, patches.basis(), codes, backbone.log)
 
 
+def _own_codes(subject: Subject, seed: int) -> tuple[Float[Tensor, "U K"], Tensor]:
+    """θ̂ of every user and who has one, after what the subject's suffix does to them.
+
+    Raises:
+        UsageError: a placebo of patches that are too few for it.
+    """
+    assert subject.patches is not None
+    codes, patched = subject.patches.codes()
+    if subject.suffix and int(patched.sum()) < (2 if subject.suffix == SHUFFLED_SUFFIX else 1):
+        raise UsageError(
+            f"{subject.artifact.ref} keeps {int(patched.sum())} patches, too few for {subject.suffix}",
+            "Patch more users, or without --guard.",
+        )
+    if subject.suffix == MEAN_SUFFIX:
+        return mean_code(codes, patched), torch.ones_like(patched)
+    return (shuffled_codes(codes, patched, seed) if subject.suffix == SHUFFLED_SUFFIX else codes), patched
+
+
+def mean_code(codes: Float[Tensor, "U K"], patched: Tensor) -> Float[Tensor, "U K"]:
+    """The mean θ̂ of the patched users, for every user."""
+    return codes[patched].mean(0).expand_as(codes)
+
+
+def shuffled_codes(codes: Float[Tensor, "U K"], patched: Tensor, seed: int) -> Float[Tensor, "U K"]:
+    """Every patched user gets the θ̂ of another: the users stand in a ring in a seeded order, each takes the next one's."""
+    users = np.flatnonzero(patched.numpy())
+    ring = torch.from_numpy(users[permutation(seed, "evaluate/shuffled-patches", users)])
+    shuffled = codes.clone()
+    shuffled[ring] = codes[ring.roll(-1)]
+    return shuffled
+
+
 def serve(subject: Subject, config: EvaluateConfig, backbone: Backbone) -> tuple[HeadFunction, npt.NDArray[np.str_]]:
     """How a subject serves each user of the log.
 
@@ -84,7 +134,7 @@ def serve(subject: Subject, config: EvaluateConfig, backbone: Backbone) -> tuple
         The head, and for every user 'patch', 'encoder' or 'cloud'.
 
     Raises:
-        UsageError: the encoder is asked for and there is none.
+        UsageError: the encoder is asked for and there is none; too few patches for a placebo.
     """
     log = subject.cloud.dataset.log
     by = np.full(log.n_users, "cloud", dtype="<U7")
@@ -97,7 +147,7 @@ def serve(subject: Subject, config: EvaluateConfig, backbone: Backbone) -> tuple
             torch.zeros(log.n_users, dtype=torch.bool),
         )
     else:
-        codes, patched = subject.patches.codes()
+        codes, patched = _own_codes(subject, config.seed)
     if subject.everyone_by_encoder or config.unpatched == "encoder":
         encoder = encoder_of(subject)
         with torch.no_grad():
