@@ -158,6 +158,15 @@ class DistillConfig(ComputeSection):
 
     beta: Annotated[float, Field(ge=0.0)] = Field(0.5, description="β: weight of the teachers against the labels.")
     on: LearningBlock = Field("device", description="Period (or part, e.g. device:2/3) whose events are distilled.")
+    teachers: Literal["patched", "unpatched", "shuffled", "guarded"] = Field(
+        "patched",
+        description="Who teaches a user's events: the user as served with the patches; the cloud model under them (unpatched); "
+        "another user's patch (shuffled, a placebo); or only patches that won on held-back events, labels alone elsewhere (guarded).",
+    )
+    evidence: bool = Field(
+        False,
+        description="Weigh β by n/(n+10) for each user, n: events that the user's patch learned from, 0 without one.",
+    )
     epochs: Positive = Field(2, description="Passes over the events for the cloud weights (step 1).")
     learning_rate: Rate = Field(0.001, description="Adam's step size for the cloud weights.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-5, description="L2 penalty on the embeddings in a batch.")

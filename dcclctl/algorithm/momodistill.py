@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,30 +20,68 @@ from torch.nn import functional as F
 from dcclctl.algorithm.din import Din
 from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import EventLog
-from dcclctl.algorithm.metapatch import Basis, Head, Patch, head_logits, patched_logits
+from dcclctl.algorithm.metapatch import Basis, Head, Patch, head_logits
 from dcclctl.algorithm.sampling import Ints, hashes, permutation, stream
+from dcclctl.algorithm.scoring import Backbone, DinBackbone, HeadFunction, events_at_once
 from dcclctl.algorithm.training import Samples, Teacher, bernoulli_kl, first_layer
 from dcclctl.errors import DivergedError
 
+#: events at which a patch is half trusted (see `trust_in`); as many as the patch's prior λ weighs
+EVIDENCE = 10
 
-def teacher_of(model: Din, basis: Basis, codes: Float[Tensor, "U K"], log: EventLog, limit: int) -> Teacher:
-    """Every user's own device model as the teacher of that user's samples; a zero code is the cloud model itself.
+
+def teacher_of(backbone: Backbone, head: HeadFunction) -> Teacher:
+    """A served model as the teacher: each event is taught by what its own user is served with.
 
     Args:
-        model: the cloud model that the patches were trained on, frozen.
-        codes: θ̂ of all users of the log, zero where a user has no patch.
-        limit: L, history length.
-    """
+        backbone: of the cloud model that the teachers are put on, frozen; any kind of model.
+        head: the teachers' head on it, e.g. `patched_head`, or `backbone.head` for the cloud model itself.
 
-    basis = basis.to(model.out.weight.device)
+    Returns:
+        The teacher, without gradients.
+    """
 
     @torch.no_grad()
     def teach(events: Ints, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
-        z1 = first_layer(model, log, events, candidates, limit)
-        own = codes[torch.from_numpy(log.user[events])].to(z1.device)
-        return patched_logits(model, z1, basis.patch(own))
+        if isinstance(backbone, DinBackbone):
+            # made for few candidates an event: several times as fast there as what rankings are made of
+            z1 = first_layer(backbone.model, backbone.log, events, candidates, backbone.limit)
+            return head(events, candidates, z1)
+        longest = int(backbone.lengths(events).max(initial=1))
+        step = events_at_once(backbone, candidates.shape[1], longest)
+        parts = []
+        for at in range(0, len(events), step):
+            some, own = events[at : at + step], candidates[at : at + step]
+            parts.append(head(some, own, backbone.activations(some, own)))
+        return torch.cat(parts)
 
     return teach
+
+
+def trust_in(
+    n_users: int,
+    users: Ints,
+    events: Ints,
+    passed: npt.NDArray[np.bool_] | None = None,
+    evidence: bool = False,
+) -> Float[Tensor, "U"]:
+    """How much each user's teacher counts, 0 to 1: the factor on β of the user's events.
+
+    Args:
+        n_users: U. users: (N,) users with a patch. events: (N,) what each of the patches learned from.
+        passed: (N,) did the patch pass the guard? With it, only those who passed teach, and nobody without a patch does.
+        evidence: weigh every teacher by n / (n + EVIDENCE), n = events that its patch learned from (0 without a patch).
+
+    Differs: the paper lets all device models teach alike.
+    """
+    n = np.zeros(n_users)
+    n[users] = events
+    trust = n / (n + EVIDENCE) if evidence else np.ones(n_users)
+    if passed is not None:
+        teaches = np.zeros(n_users, dtype=bool)
+        teaches[users[passed]] = True
+        trust = trust * teaches
+    return torch.from_numpy(trust).float()
 
 
 @dataclass(frozen=True)
@@ -66,6 +106,7 @@ def distill_basis(
     encoder: Encoder,
     settings: BasisSettings,
     on_epoch: Callable[[int, float], None] | None = None,
+    trust: Float[Tensor, "U"] | None = None,
 ) -> tuple[Basis, list[float]]:
     """Step 2: learn Θ and the encoder with the cloud weights frozen. The encoder is changed in place.
 
@@ -75,6 +116,7 @@ def distill_basis(
         codes: θ̂ of all users, zero where there is no patch.
         draw: epoch → the events with their negatives of that epoch.
         teacher: the device models' logits.
+        trust: factor on β for each user's events (see `trust_in`); None is 1 for everybody.
 
     Returns:
         The new basis, and the mean loss of each epoch (nats per candidate, CE + β·KL).
@@ -109,7 +151,10 @@ def distill_basis(
             logits = head_logits(head, z1, Patch.of(origin + own @ theta.T, basis.shape))
             weights = samples.weights[index].to(device)
             entropy = F.binary_cross_entropy_with_logits(logits, samples.labels[index].to(device), reduction="none")
-            loss = ((entropy + settings.beta * bernoulli_kl(wisdom, logits)) * weights).sum() / weights.sum()
+            divergence = bernoulli_kl(wisdom, logits)
+            if trust is not None:
+                divergence = divergence * trust[users].to(device).unsqueeze(1)
+            loss = ((entropy + settings.beta * divergence) * weights).sum() / weights.sum()
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()

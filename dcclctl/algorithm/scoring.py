@@ -118,6 +118,11 @@ def patched_head(model: Din, basis: Basis, codes: Float[Tensor, "U K"], log: Eve
     return head
 
 
+def events_at_once(backbone: Backbone, n_candidates: int, longest: int) -> int:
+    """How many events to score together; longest: length of the longest of their histories."""
+    return max(1, _UNITS // backbone.units(n_candidates, longest))
+
+
 def score(
     backbone: Backbone,
     heads: list[HeadFunction],
@@ -144,7 +149,7 @@ def score(
         rows = events[batch]
         candidates = candidates_of(rows)
         # lengths ascend, so the last event has the longest history
-        step = max(1, _UNITS // backbone.units(n_candidates, int(lengths[batch[-1]])))
+        step = events_at_once(backbone, n_candidates, int(lengths[batch[-1]]))
         parts: list[list[Tensor]] = [[] for _ in heads]
         with torch.no_grad():
             for at in range(0, len(rows), step):

@@ -264,6 +264,7 @@ def train_epoch(
     state: FitState,
     teacher: Teacher | None = None,
     on_step: OnStep | None = None,
+    trust: Float[Tensor, "U"] | None = None,
 ) -> FitState:
     """One pass over the events, then the valid loss; the model is left with the epoch's weights.
 
@@ -271,6 +272,7 @@ def train_epoch(
         events: (N,) rows to train on. catalogue: items that may be negatives. excluded: pairs that may not.
         valid: samples whose loss decides which epoch was best; if empty the newest epoch counts as best.
         teacher: with it the loss is CE + β·KL(teacher ‖ model), β = settings.beta.
+        trust: factor on β for each user's events; None is 1 for everybody.
 
     Returns:
         The state after the epoch; `state` itself is used up.
@@ -311,7 +313,11 @@ def train_epoch(
         if teacher is not None and settings.beta > 0:
             with torch.no_grad():
                 wisdom = teacher(samples.events[positions], candidates)
-            loss = loss + settings.beta * (bernoulli_kl(wisdom, logits) * weights).sum() / weights.sum()
+            divergence = bernoulli_kl(wisdom, logits) * weights
+            if trust is not None:
+                owners = torch.from_numpy(log.user[samples.events[positions]])
+                divergence = divergence * trust[owners].to(device).unsqueeze(1)
+            loss = loss + settings.beta * divergence.sum() / weights.sum()
         for weight in optimiser.weights.values():
             weight.grad = None
         loss.backward()  # type: ignore[no-untyped-call]

@@ -31,6 +31,14 @@ def distill(
     ] = None,
     beta: Annotated[float | None, _option("beta", metavar="β")] = None,
     on: Annotated[str | None, _option("on", metavar="PERIOD")] = None,
+    cloud: Annotated[
+        str | None,
+        typer.Option(
+            "--cloud", metavar="REF", help="Where the student starts. [default: the cloud model under the patches]"
+        ),
+    ] = None,
+    teachers: Annotated[str | None, _option("teachers", metavar="patched|unpatched|shuffled|guarded")] = None,
+    evidence: Annotated[bool | None, _option("evidence", "--evidence/--no-evidence")] = None,
     epochs: Annotated[int | None, _option("epochs", metavar="N")] = None,
     learning_rate: Annotated[float | None, _option("learning_rate", metavar="RATE")] = None,
     weight_decay: Annotated[float | None, _option("weight_decay", metavar="RATE")] = None,
@@ -53,19 +61,23 @@ def distill(
     """Teach the cloud model with the patched models.
 
     MoMoDistill: step 1 trains the cloud weights on the labels and, with weight β, on every user's own patched model. Step 2 freezes
-    them and trains the patch basis Θ and the encoder U, which serves users without a patch. The result is a new cloud
-    model; the start is the one that the patches belong to.
+    them and trains the patch basis Θ and the encoder U, which serves users without a patch (step 2 is left out for
+    patches of a kind that has no Θ). The result is a new cloud model; the start is the one that the patches belong to,
+    or --cloud: the teachers may stand on a newer, larger or quite another model than the student.
 
     \b
     Examples:
       dcclctl distill
       dcclctl distill --patches patches@1 --beta 0.5 --epochs 3
+      dcclctl distill --patches patches@2 --cloud cloud@1 --teachers guarded --evidence
     """
     settings = resolve(
         DistillConfig,
         config,
         beta=beta,
         on=on,
+        teachers=teachers,
+        evidence=evidence,
         epochs=epochs,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
@@ -80,7 +92,7 @@ def distill(
         seed=seed,
     )
     from dcclctl.stages.distill import distill as run
-    from dcclctl.stages.handles import PatchSet
+    from dcclctl.stages.handles import CloudModel, PatchSet
     from dcclctl.stages.track import record_of
     from dcclctl.store.store import Store
     from dcclctl.tracking import open_trackers
@@ -88,15 +100,23 @@ def distill(
     trackers = open_trackers(log)
     reporter = Reporter(as_json, quiet)
     place = Store(store, remark=reporter.remark)
-    teachers = PatchSet.load(place.resolve(patches or "patches@latest", "patches"), place)
+    given = PatchSet.load(place.resolve(patches or "patches@latest", "patches"), place)
+    start = CloudModel.load(place.resolve(cloud, "cloud"), place) if cloud else given.cloud
     with reporter.progress() as progress:
-        made, reused = run(teachers, settings, place, progress, force)
+        made, reused = run(given, settings, place, progress, force, start)
     for track in trackers:
         reporter.remark(track(record_of(made, place)))
     facts = made.facts
+    who = (
+        f"{given.cloud.artifact.ref} itself"
+        if settings.teachers == "unpatched"
+        else (f"{facts['teachers']:,} patched models of {given.artifact.ref}")
+    )
+    how = {"shuffled": ", each on another user's events,", "guarded": ", those that passed the guard,"}
+    trusted = f", mean weight {facts['mean_trust']:.2f}" if facts["mean_trust"] < 1 else ""
     reporter.line(
-        f"{facts['teachers']:,} patched models of {teachers.artifact.ref} taught {teachers.cloud.artifact.ref} "
-        f"on {facts['trained_on_events']:,} events of {settings.on} (β = {settings.beta:g}, round {facts['round']})"
+        f"{who}{how.get(settings.teachers, '')} taught {start.artifact.ref} on {facts['trained_on_events']:,} events "
+        f"of {settings.on} (β = {settings.beta:g}{trusted}, round {facts['round']})"
     )
     reporter.line(
         f"best valid loss {facts['best_valid_loss']:.4f} after epoch {facts['best_epoch']} of {len(facts['epochs'])}"
@@ -105,12 +125,14 @@ def distill(
     if facts["basis_losses"]:
         losses = facts["basis_losses"]
         reporter.line(f"Θ and encoder U: loss {losses[0]:.4f} → {losses[-1]:.4f} in {len(losses)} epochs")
+    if facts["no_basis"]:
+        reporter.line(f"no Θ and no encoder U: {facts['no_basis']}")
     reporter.finish(
         made.ref,
         made.id,
         reused,
-        patches=teachers.artifact.ref,
-        cloud=teachers.cloud.artifact.ref,
+        patches=given.artifact.ref,
+        cloud=start.artifact.ref,
         teachers=facts["teachers"],
         best_valid_loss=facts["best_valid_loss"],
         round=facts["round"],

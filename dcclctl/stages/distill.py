@@ -1,35 +1,57 @@
 """`distill`: cloud model + patches → better cloud model with a distilled basis Θ and the encoder U (MoMoDistill)."""
 
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from dcclctl.algorithm import training
+from dcclctl.algorithm.din import Din
 from dcclctl.algorithm.eventlog import Block
-from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of
-from dcclctl.config import DistillConfig
+from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of, trust_in
+from dcclctl.config import DistillConfig, EvaluateConfig
+from dcclctl.errors import ArtifactError
 from dcclctl.stages.compute import OnProgress, settle, torch_device
-from dcclctl.stages.handles import PatchSet, write_basis
+from dcclctl.stages.handles import CloudModel, PatchSet, write_basis
 from dcclctl.stages.models.din import fit_facts, fit_model
-from dcclctl.store.store import Artifact, Store
+from dcclctl.stages.serve import SHUFFLED_SUFFIX, Subject, serve
+from dcclctl.store.store import Artifact, Store, Work
 
 
 def distill(
-    patches: PatchSet, config: DistillConfig, store: Store, on_progress: OnProgress, force: bool = False
+    patches: PatchSet,
+    config: DistillConfig,
+    store: Store,
+    on_progress: OnProgress,
+    force: bool = False,
+    student: CloudModel | None = None,
 ) -> tuple[Artifact, bool]:
-    """Both steps of MoMoDistill; the cloud model that the patches belong to is the start of step 1.
+    """Both steps of MoMoDistill. Step 2 is for patches that are ϑ₀ + Θ·θ̂ (family metapatch); others leave it out.
 
     Args:
-        patches: the teachers. Users without a patch are taught by the cloud model itself.
+        patches: the teachers, of any family and on any kind of cloud model: a user is taught by what the user is served
+            with, so a user without a patch by the cloud model under the patches (see `DistillConfig.teachers`).
         config: settings. β = 0 leaves the labels alone.
         store: where the model goes.
         on_progress: see compute.OnProgress.
         force: compute even if the same model exists.
+        student: where step 1 starts, a DIN; None: the cloud model that the patches belong to.
 
     Returns:
-        The new cloud artifact (W_f, Θ, U), and whether it existed already.
+        The new cloud artifact (W_f, and after step 2 Θ and U), and whether it existed already.
 
     Raises:
+        UsageError: the student is no DIN; too few patches to shuffle. ArtifactError: a student of another dataset.
         DataError: the block has no events. DivergedError: NaN loss.
     """
     config = settle(config)
-    cloud, dataset, log = patches.cloud, patches.cloud.dataset, patches.cloud.dataset.log
+    cloud, dataset, log = student or patches.cloud, patches.cloud.dataset, patches.cloud.dataset.log
+    if cloud.dataset.artifact.id != dataset.artifact.id:
+        raise ArtifactError(
+            f"{cloud.artifact.ref} is of {cloud.dataset.artifact.ref}, but {patches.artifact.ref} of {dataset.artifact.ref}",
+            "Give patches and a cloud model of one dataset.",
+        )
     block = Block.parse(config.on)
     inputs = {
         "cloud": cloud.artifact.as_input(),
@@ -39,11 +61,8 @@ def distill(
     with store.begin("distill", "cloud", config.model_dump(mode="json"), config.seed, inputs, force) as work:
         if work.reused is not None:
             return work.reused, True
-        device = torch_device(config)
-        old, basis = cloud.module(config), patches.basis()
-        codes, patched = patches.codes()
-        teacher = teacher_of(old, basis, codes, log, cloud.history)
-        student = cloud.module(config)
+        model = cloud.module(config)
+        teacher, trust = _teacher(patches, config), _trust(patches, config)
         fit = training.FitSettings(
             history=cloud.history,
             negatives=config.negatives,
@@ -57,35 +76,105 @@ def distill(
             purpose=f"distill/{config.on}",
             beta=config.beta,
         )
-        state = fit_model(student, dataset, [block], fit, work, on_progress, "distill W", teacher)
-        events, catalogue, excluded = log.events_in(block), log.catalogue(block), log.never_negative(block)
-
-        def draw(epoch: int) -> training.Samples:
-            return training.sample(
-                log, events, config.negatives, catalogue, excluded, config.seed, "distill/basis-negatives", epoch
-            )
-
-        def on_epoch(epoch: int, loss: float) -> None:
-            work.record({"stage": "distill basis", "epoch": epoch, "loss": loss})
-            on_progress("distill Θ, U", epoch, config.basis_epochs, f"loss {loss:.4f}")
-
-        encoder = cloud.encoder() or new_encoder(basis.size, config.encoder_size, log.profile_sizes, config.seed)
-        encoder.to(device)
-        settings = BasisSettings(
-            config.basis_epochs, config.basis_learning_rate, config.beta, config.batch_size, config.seed
-        )
-        basis, basis_losses = distill_basis(
-            student, basis, codes, log, cloud.history, draw, teacher, encoder, settings, on_epoch
-        )
+        state = fit_model(model, dataset, [block], fit, work, on_progress, "distill W", teacher, trust)
         work.write_tensors("model.safetensors", state.best)
         work.write_json("model.json", cloud.settings)
-        write_basis(work, basis)
-        work.write_tensors("encoder.safetensors", {name: weight.cpu() for name, weight in encoder.state_dict().items()})
+        skipped = _why_no_basis(patches, cloud)
+        losses = [] if skipped else _second_step(patches, cloud, model, teacher, trust, config, work, on_progress)
         facts = {
             "id_map": dataset.id_map,
             "parameters": sum(weight.numel() for weight in state.best.values()),
-            "teachers": int(patched.sum()),
-            "basis_losses": basis_losses,
-            "round": int(cloud.artifact.facts.get("round", 0)) + 1,
+            "teachers": _patched_teachers(patches, config, trust),
+            "mean_trust": float(trust[torch.from_numpy(log.user[log.events_in(block)])].double().mean()),
+            "basis_losses": losses,
+            "no_basis": skipped,
+            "round": max(_rounds(cloud), _rounds(patches.cloud)) + 1,
         }
         return work.commit(facts | fit_facts(dataset, [block], state)), False
+
+
+def _rounds(cloud: CloudModel) -> int:
+    """Distillations that a cloud model has behind it."""
+    return int(cloud.artifact.facts.get("round", 0))
+
+
+def _teacher(patches: PatchSet, config: DistillConfig) -> training.Teacher:
+    """What teaches each user, without regard to how much it counts."""
+    backbone = patches.cloud.backbone(config)
+    if config.teachers == "unpatched":
+        return teacher_of(backbone, backbone.head)
+    suffix = SHUFFLED_SUFFIX if config.teachers == "shuffled" else ""
+    subject = Subject(patches.artifact, patches.cloud, patches, suffix)
+    head, _ = serve(subject, EvaluateConfig.model_validate({"seed": config.seed}), backbone)
+    return teacher_of(backbone, head)
+
+
+def _trust(patches: PatchSet, config: DistillConfig) -> Float[Tensor, "U"]:
+    """How much each user's teacher counts."""
+    users = patches.users
+    passed = None
+    if config.teachers == "guarded":
+        won = (pl.col("loss_after") < pl.col("loss_before")).fill_null(False)  # null: nothing held back, nothing proven
+        passed = users.select(won & pl.col("kept")).to_series().to_numpy()
+    return trust_in(
+        patches.cloud.dataset.log.n_users,
+        users["user_index"].to_numpy().astype(np.int64),
+        users["events"].to_numpy().astype(np.int64),
+        passed,
+        config.evidence,
+    )
+
+
+def _patched_teachers(patches: PatchSet, config: DistillConfig, trust: Float[Tensor, "U"]) -> int:
+    """Patches that taught."""
+    if config.teachers == "unpatched":
+        return 0
+    kept = patches.users.filter("kept")["user_index"].to_numpy().astype(np.int64)
+    return int((trust[torch.from_numpy(kept)] > 0).sum())
+
+
+def _why_no_basis(patches: PatchSet, cloud: CloudModel) -> str:
+    """Why step 2 is left out; empty if it is not."""
+    if patches.family != "metapatch":
+        return f"{patches.family} patches have no basis Θ"
+    sizes = patches.basis().shape.hidden_sizes
+    if sizes != tuple(cloud.settings["hidden_sizes"]):
+        return f"Θ is for hidden layers of {sizes[0]} and {sizes[1]} units, which the student does not have"
+    return ""
+
+
+def _second_step(
+    patches: PatchSet,
+    cloud: CloudModel,
+    model: Din,
+    teacher: training.Teacher,
+    trust: Float[Tensor, "U"],
+    config: DistillConfig,
+    work: Work,
+    on_progress: OnProgress,
+) -> list[float]:
+    """Θ and U on top of the new weights, written into the artifact; returns the mean loss of each epoch."""
+    log, block = cloud.dataset.log, Block.parse(config.on)
+    events, catalogue, excluded = log.events_in(block), log.catalogue(block), log.never_negative(block)
+
+    def draw(epoch: int) -> training.Samples:
+        return training.sample(
+            log, events, config.negatives, catalogue, excluded, config.seed, "distill/basis-negatives", epoch
+        )
+
+    def on_epoch(epoch: int, loss: float) -> None:
+        work.record({"stage": "distill basis", "epoch": epoch, "loss": loss})
+        on_progress("distill Θ, U", epoch, config.basis_epochs, f"loss {loss:.4f}")
+
+    basis, (codes, _) = patches.basis(), patches.codes()
+    encoder = patches.cloud.encoder() or new_encoder(basis.size, config.encoder_size, log.profile_sizes, config.seed)
+    encoder.to(torch_device(config))
+    settings = BasisSettings(
+        config.basis_epochs, config.basis_learning_rate, config.beta, config.batch_size, config.seed
+    )
+    basis, losses = distill_basis(
+        model, basis, codes, log, cloud.history, draw, teacher, encoder, settings, on_epoch, trust
+    )
+    write_basis(work, basis)
+    work.write_tensors("encoder.safetensors", {name: weight.cpu() for name, weight in encoder.state_dict().items()})
+    return losses

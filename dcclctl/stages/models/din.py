@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from dcclctl.algorithm import training
 from dcclctl.algorithm.din import Din
@@ -78,8 +79,12 @@ def fit_model(
     on_progress: OnProgress,
     what: str,
     teacher: training.Teacher | None = None,
+    trust: Float[Tensor, "U"] | None = None,
 ) -> training.FitState:
     """Train until finished, from the last checkpoint if there is one; the model is left with the best weights.
+
+    Args:
+        teacher, trust: see training.train_epoch.
 
     Raises:
         DataError: no events in the blocks, or none in valid.
@@ -100,6 +105,7 @@ def fit_model(
             state,
             teacher,
             on_step,
+            trust,
         )
 
     return fit_epochs(model, dataset, blocks, settings, work, on_progress, what, evaluate, epoch)

@@ -189,7 +189,8 @@ def test_the_encoder_serves_users_without_a_patch_whose_profile_tells(personal):
     """Step 2 on everybody's events; then U(0, u) helps whom the profile tells about, and cannot help the others much."""
     log = personal.log
     encoder = new_encoder(4, 8, log.profile_sizes, seed=0)
-    teacher = teacher_of(personal.model, personal.basis, personal.codes, log, LIMIT)
+    own = patched_head(personal.model, personal.basis, personal.codes, log)
+    teacher = teacher_of(DinBackbone(personal.model, log, LIMIT), own)
     basis, losses = distill_basis(
         personal.model,
         personal.basis,

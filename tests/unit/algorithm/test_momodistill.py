@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from dcclctl.algorithm import training
 from dcclctl.algorithm.eventlog import DEVICE
 from dcclctl.algorithm.metapatch import Patch, patched_logits
-from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of
+from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of, trust_in
 from dcclctl.algorithm.sampling import hashes
+from dcclctl.algorithm.scoring import DinBackbone, patched_head
 from dcclctl.algorithm.training import bernoulli_kl, first_layer
 from dcclctl.errors import DivergedError
 
@@ -27,6 +28,10 @@ def world():
     return log, model, basis_for(model), codes
 
 
+def device_models(model, basis, codes, log):
+    return teacher_of(DinBackbone(model, log, LIMIT), patched_head(model, basis, codes, log))
+
+
 def cloud_logits(model, log, samples):
     with torch.no_grad():
         z1 = first_layer(model, log, samples.events, samples.candidates, LIMIT)
@@ -37,9 +42,9 @@ def settings(**changes) -> BasisSettings:
     return dataclasses.replace(BasisSettings(epochs=3, learning_rate=0.01, beta=0.5, batch_size=16, seed=2), **changes)
 
 
-def distill(world, encoder, teacher=None, on_epoch=None, **changes):
+def distill(world, encoder, teacher=None, on_epoch=None, trust=None, **changes):
     log, model, basis, codes = world
-    teacher = teacher or teacher_of(model, basis, codes, log, LIMIT)
+    teacher = teacher or device_models(model, basis, codes, log)
     return distill_basis(
         model,
         basis,
@@ -51,6 +56,7 @@ def distill(world, encoder, teacher=None, on_epoch=None, **changes):
         encoder,
         settings(**changes),
         on_epoch,
+        trust,
     )
 
 
@@ -60,7 +66,7 @@ def distill(world, encoder, teacher=None, on_epoch=None, **changes):
 def test_a_teacher_is_the_users_own_device_model(world):
     log, model, basis, codes = world
     samples = samples_of(log)
-    taught = teacher_of(model, basis, codes, log, LIMIT)(samples.events, samples.candidates)
+    taught = device_models(model, basis, codes, log)(samples.events, samples.candidates)
     for row, event in enumerate(samples.events):
         z1 = first_layer(model, log, samples.events[row : row + 1], samples.candidates[row : row + 1], LIMIT)
         own = patched_logits(model, z1, basis.patch(codes[int(log.user[event])][None]))
@@ -71,7 +77,7 @@ def test_a_teacher_is_the_users_own_device_model(world):
 def test_without_a_patch_the_teacher_is_the_cloud_model_to_the_last_bit(world):
     log, model, basis, codes = world
     samples = samples_of(log)
-    taught = teacher_of(model, basis, codes, log, LIMIT)(samples.events, samples.candidates)
+    taught = device_models(model, basis, codes, log)(samples.events, samples.candidates)
     cloud = cloud_logits(model, log, samples)
     unpatched = torch.from_numpy(log.user[samples.events] < 3)
     assert torch.equal(taught[unpatched], cloud[unpatched])
@@ -81,8 +87,126 @@ def test_without_a_patch_the_teacher_is_the_cloud_model_to_the_last_bit(world):
 def test_a_teacher_equal_to_the_student_costs_nothing(world):
     log, model, basis, codes = world
     samples = samples_of(log)
-    taught = teacher_of(model, basis, torch.zeros_like(codes), log, LIMIT)(samples.events, samples.candidates)
+    taught = device_models(model, basis, torch.zeros_like(codes), log)(samples.events, samples.candidates)
     assert not bernoulli_kl(taught, cloud_logits(model, log, samples)).any()
+
+
+def test_a_teacher_of_another_kind_is_what_it_serves(world):
+    """Anything that scores candidates can teach; it is asked for as few events at a time as it wants."""
+    log, *_ = world
+    samples = samples_of(log)
+    asked = []
+
+    class Rows:
+        """Logits that name the event and the candidate; a few events at once."""
+
+        def head(self, events, candidates, below):
+            return below + candidates
+
+        def lengths(self, events):
+            return np.full(len(events), 7)
+
+        def units(self, n_candidates, length):
+            assert (n_candidates, length) == (samples.candidates.shape[1], 7)
+            return (1 << 20) // 6
+
+        def activations(self, events, candidates):
+            asked.append(len(events))
+            return 1000.0 * torch.from_numpy(events)[:, None] + 0 * candidates
+
+    taught = teacher_of(Rows(), Rows().head)(samples.events, samples.candidates)
+    assert torch.equal(taught, 1000.0 * torch.from_numpy(samples.events)[:, None] + samples.candidates)
+    assert max(asked) == 6 and sum(asked) == len(samples.events)
+
+
+def test_the_teachers_logits_are_those_that_are_ranked(world):
+    """The short way of a DIN gives what evaluate's way gives."""
+    log, model, basis, codes = world
+    samples, backbone = samples_of(log), DinBackbone(model, log, LIMIT)
+    head = patched_head(model, basis, codes, log)
+    ranked = head(samples.events, samples.candidates, backbone.activations(samples.events, samples.candidates))
+    torch.testing.assert_close(
+        teacher_of(backbone, head)(samples.events, samples.candidates), ranked.detach(), atol=1e-5, rtol=1e-5
+    )
+
+
+# Trust
+
+
+def test_everybody_is_trusted_alike_unless_told_otherwise():
+    assert torch.equal(trust_in(4, np.array([1, 3]), np.array([5, 30])), torch.ones(4))
+
+
+def test_evidence_is_a_share_of_events():
+    trust = trust_in(4, np.array([1, 3]), np.array([10, 30]), evidence=True)
+    torch.testing.assert_close(trust, torch.tensor([0.0, 0.5, 0.0, 0.75]))
+
+
+def test_only_those_who_passed_teach():
+    users, events, passed = np.array([1, 3, 4]), np.array([10, 30, 90]), np.array([True, False, True])
+    assert torch.equal(trust_in(6, users, events, passed), torch.tensor([0.0, 1, 0, 0, 1, 0]))
+    both = trust_in(6, users, events, passed, evidence=True)
+    torch.testing.assert_close(both, torch.tensor([0.0, 0.5, 0, 0, 0.9, 0]))
+
+
+def test_a_teacher_without_trust_is_not_heard(world):
+    """In both steps: trust 0 is β = 0, trust 1 is no trust given, and half of it is half of β."""
+    log, model, basis, codes = world
+    teacher, valid = device_models(model, basis, codes, log), no_samples(log)
+
+    def learned(beta, trust):
+        student, encoder = din(log, seed=1, scale=10), new_encoder(4, 5, log.profile_sizes, seed=1)
+        given = None if trust is None else torch.full((log.n_users,), trust)
+        state = training.train_epoch(
+            student,
+            log,
+            log.events_in(DEVICE),
+            log.catalogue(DEVICE),
+            log.positives_in(DEVICE),
+            valid,
+            fit_settings(beta=beta),
+            training.start(student, 0.0),
+            teacher,
+            trust=given,
+        )
+        theta, losses = distill(world, encoder, trust=given, beta=beta)
+        return state.weights["hidden_1.weight"], theta.theta, torch.tensor(losses)
+
+    for ours, same in ((learned(0.8, 0.0), learned(0.0, None)), (learned(0.8, 1.0), learned(0.8, None))):
+        assert all(torch.equal(a, b) for a, b in zip(ours, same, strict=True))
+    for a, b in zip(learned(0.8, 0.5), learned(0.4, None), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(learned(0.8, 1.0)[0], learned(0.0, None)[0])
+
+
+def test_trust_is_the_users_own(world):
+    """Teachers of some users are not heard: no lie of theirs changes anything."""
+    log, model, basis, codes = world
+    honest = device_models(model, basis, codes, log)
+    trust = (torch.arange(log.n_users) >= 6).float()
+
+    def liar(events, candidates):
+        lies = torch.from_numpy(log.user[events] < 6)[:, None]
+        return torch.where(lies, -20.0, honest(events, candidates))
+
+    results = []
+    for teacher in (honest, liar):
+        student = din(log, seed=1, scale=10)
+        state = training.train_epoch(
+            student,
+            log,
+            log.events_in(DEVICE),
+            log.catalogue(DEVICE),
+            log.positives_in(DEVICE),
+            no_samples(log),
+            fit_settings(beta=0.8),
+            training.start(student, 0.0),
+            teacher,
+            trust=trust,
+        )
+        encoder = new_encoder(4, 5, log.profile_sizes, seed=1)
+        results.append((state.weights["item_table"], distill(world, encoder, teacher, trust=trust)[0].theta))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 # Step 1
@@ -102,7 +226,7 @@ def test_teachers_stay_frozen_while_the_student_learns(world):
         no_samples(log),
         fit_settings(beta=0.5),
         training.start(student, 0.0),
-        teacher_of(model, basis, codes, log, LIMIT),
+        device_models(model, basis, codes, log),
     )
     assert frozen(*kept) == before
     assert all(weight.grad is None for weight in model.parameters())
@@ -160,7 +284,7 @@ def test_the_first_loss_is_that_of_the_cloud_model(world):
     _, losses = distill(world, encoder, epochs=1, batch_size=10**6, beta=0.7)
     samples = samples_of(log, epoch=0)
     logits = cloud_logits(model, log, samples)
-    taught = teacher_of(model, basis, codes, log, LIMIT)(samples.events, samples.candidates)
+    taught = device_models(model, basis, codes, log)(samples.events, samples.candidates)
     entropy = F.binary_cross_entropy_with_logits(logits, samples.labels, reduction="none")
     expected = ((entropy + 0.7 * bernoulli_kl(taught, logits)) * samples.weights).sum() / samples.weights.sum()
     assert losses[0] == pytest.approx(float(expected), rel=1e-5)
@@ -171,7 +295,7 @@ def test_two_steps_are_those_of_autograd_and_torchs_adam(world):
     log, model, basis, codes = world
     ours, theirs = (new_encoder(4, 5, log.profile_sizes, seed=1) for _ in range(2))
     samples = samples_of(log)
-    taught = teacher_of(model, basis, codes, log, LIMIT)(samples.events, samples.candidates)
+    taught = device_models(model, basis, codes, log)(samples.events, samples.candidates)
     learned, _ = distill_basis(
         model,
         basis,
@@ -179,7 +303,7 @@ def test_two_steps_are_those_of_autograd_and_torchs_adam(world):
         log,
         LIMIT,
         lambda epoch: samples,
-        lambda events, candidates: teacher_of(model, basis, codes, log, LIMIT)(events, candidates),
+        lambda events, candidates: device_models(model, basis, codes, log)(events, candidates),
         ours,
         settings(epochs=2, batch_size=10**6),
     )
