@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dcclctl.errors import UsageError
 
@@ -95,10 +95,21 @@ class IngestConfig(Section):
     max_reject: Fraction = Field(0.01, description="Fail if a larger share of the rows is rejected.")
 
 
+#: `train --model` → its defaults where they differ from those that stand in TrainConfig, which are din's
+MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
+    "bpr": {"item_size": 32, "learning_rate": 0.002, "weight_decay": 1e-4},
+}
+
+
 class TrainConfig(ComputeSection):
     """`dcclctl train`: dataset → cloud model."""
 
-    model: Literal["din"] = Field("din", description="The cloud model: din (Deep Interest Network).")
+    model: Literal["din", "popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "sasrec", "gru4rec"] = (
+        Field(
+            "din",
+            description="The cloud model: din (Deep Interest Network), or a baseline: popularity, recent, item-knn, ease, bpr, fm, neumf, sasrec, gru4rec.",
+        )
+    )
     on: list[LearningBlock] = Field(
         default=["cloud"],
         min_length=1,
@@ -119,6 +130,20 @@ class TrainConfig(ComputeSection):
     learning_rate: Rate = Field(0.002, description="Adam's step size.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-5, description="L2 penalty on the embeddings in a batch.")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.2, description="Dropout on the hidden layers.")
+    newest: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.1, description="recent: newest share of the training events that is counted."
+    )
+    neighbours: Positive = Field(100, description="item-knn: neighbours kept for each item.")
+    shrinkage: Annotated[float, Field(ge=0.0)] = Field(
+        10.0, description="item-knn: added below the fraction of the cosine, against chance pairs of rare items."
+    )
+    ridge: Annotated[float, Field(gt=0.0)] = Field(500.0, description="ease: λ, L2 penalty on the item weights.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_model(cls, given: Any) -> Any:
+        """Settings that are not given take the model's own defaults, where it has some."""
+        return MODEL_DEFAULTS.get(str(given.get("model")), {}) | given if isinstance(given, dict) else given
 
 
 class PatchConfig(ComputeSection):

@@ -127,7 +127,7 @@ class EventLog:
             item=item,
             label=label,
             period=period,
-            share=_shares(user, time, period, one_timeline),
+            share=shares(user, time, period, one_timeline),
             sequence=torch.from_numpy(item[label > 0].copy()),
             history_start=positives_before[user_start[user]],
             history_end=positives_before[moment_start],
@@ -204,7 +204,7 @@ class EventLog:
         return np.unique(self.item[self._up_to(block)])
 
 
-def _shares(user: Ints, time: Ints, period: Ints, one_timeline: bool) -> npt.NDArray[np.float64]:
+def shares(user: Ints, time: Ints, period: Ints, one_timeline: bool) -> npt.NDArray[np.float64]:
     """For each event, the share of its period's events that have an earlier time; equal times have equal shares."""
     owner = np.zeros_like(user) if one_timeline else user
     order = np.lexsort((time, owner, period))

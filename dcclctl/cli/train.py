@@ -35,7 +35,7 @@ def train(
         str | None,
         typer.Option("--continue", metavar="REF", help="Train this cloud model further (the incremental control)."),
     ] = None,
-    model: Annotated[str | None, _option("model", metavar="din")] = None,
+    model: Annotated[str | None, _option("model", metavar="NAME")] = None,
     on: Annotated[str | None, _option("on", metavar="PERIOD,…")] = None,
     history: Annotated[int | None, _option("history", metavar="L")] = None,
     item_size: Annotated[int | None, _option("item_size", metavar="N")] = None,
@@ -50,6 +50,10 @@ def train(
     learning_rate: Annotated[float | None, _option("learning_rate", metavar="RATE")] = None,
     weight_decay: Annotated[float | None, _option("weight_decay", metavar="RATE")] = None,
     dropout: Annotated[float | None, _option("dropout", metavar="FRACTION")] = None,
+    newest: Annotated[float | None, _option("newest", metavar="SHARE")] = None,
+    neighbours: Annotated[int | None, _option("neighbours", metavar="N")] = None,
+    shrinkage: Annotated[float | None, _option("shrinkage", metavar="NUMBER")] = None,
+    ridge: Annotated[float | None, _option("ridge", metavar="λ")] = None,
     device: Annotated[str | None, _option("device", metavar="auto|cpu|cuda|mps")] = None,
     threads: Annotated[int | None, _option("threads", metavar="N")] = None,
     seed: Annotated[int | None, _option("seed", metavar="N")] = None,
@@ -70,6 +74,7 @@ def train(
       dcclctl train
       dcclctl train --epochs 5 --seed 1 --threads 2
       dcclctl train --continue cloud@1 --on device
+      dcclctl train --model ease --on cloud,device
     """
     sizes = {
         "model": model,
@@ -97,6 +102,10 @@ def train(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         dropout=dropout,
+        newest=newest,
+        neighbours=neighbours,
+        shrinkage=shrinkage,
+        ridge=ridge,
         device=device,
         threads=threads,
         seed=seed,
@@ -120,13 +129,14 @@ def train(
     epochs_done = len(facts["epochs"])
     best = facts["best_epoch"]
     reporter.line(
-        f"din  {facts['parameters']:,} weights  trained on {facts['trained_on_events']:,} events of "
+        f"{made.config['model']}  {facts['parameters']:,} weights  trained on {facts['trained_on_events']:,} events of "
         f"{facts['trained_on_users']:,} users ({','.join(settings.on)} of {data.artifact.ref})"
     )
-    reporter.line(
-        f"best valid loss {facts['best_valid_loss']:.4f} after epoch {best} of {epochs_done}"
-        + ("  (no epoch was better than the start)" if best == 0 else "")
-    )
+    if epochs_done:
+        reporter.line(
+            f"best valid loss {facts['best_valid_loss']:.4f} after epoch {best} of {epochs_done}"
+            + ("  (no epoch was better than the start)" if best == 0 else "")
+        )
     reporter.finish(
         made.ref,
         made.id,

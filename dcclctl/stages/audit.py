@@ -20,6 +20,7 @@ from dcclctl.config import PERIODS
 from dcclctl.errors import ArtifactError
 from dcclctl.logs.split import iso, leave_one_out, per_user, shares_of
 from dcclctl.stages.handles import Dataset
+from dcclctl.stages.models import MODULES
 from dcclctl.store.store import Artifact, Store
 
 #: Stages that learn, and whether they also choose their best epoch by the valid period.
@@ -344,6 +345,12 @@ def _blocks(artifact: Artifact) -> list[Block]:
     return [Block.parse(text) for text in ([on] if isinstance(on, str) else on)]
 
 
+def _chose_by_valid(artifact: Artifact) -> bool:
+    """Was its best epoch chosen by the valid period? A model in closed form has none."""
+    closed = MODULES.get(artifact.config.get("model", "")) == "counts"
+    return LEARNING.get(artifact.manifest["stage"], False) and not closed
+
+
 def _text(blocks: Iterable[Block]) -> str:
     return ", ".join(
         dict.fromkeys(
@@ -409,7 +416,7 @@ def _judged(
                 f"{whom}{itself} learned from {_text(own)}, where {len(late):,} events are not before {_text([block])}"
             )
             findings.append(Finding("leak", judge.ref, f"{text}, e.g. {timeline.named(int(late[0]))}"))
-        if LEARNING.get(each.manifest["stage"]):
+        if _chose_by_valid(each):
             valid = timeline.rows(_VALID)
             if len(np.intersect1d(valid, target)) or len(timeline.not_before(valid, target)):
                 looked.append(each.ref)

@@ -41,6 +41,7 @@ def load_page(evaluations: list[Artifact], store: Store) -> Page:
                 cloud.facts["best_valid_loss"],
             )
             for cloud in clouds
+            if cloud.facts["epochs"]
         ],
         rounds=[
             Round(

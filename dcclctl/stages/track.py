@@ -23,7 +23,8 @@ def record_of(artifact: Artifact, store: Store) -> Record:
         figures.append((epoch["epoch"], {name: value for name, value in epoch.items() if name != "epoch"}))
     figures += [(at, {"basis_loss": loss}) for at, loss in enumerate(facts.get("basis_losses", []), 1)]
     if artifact.kind == "cloud":
-        figures.append((facts["best_epoch"], {"best_valid_loss": facts["best_valid_loss"]}))
+        if facts["epochs"]:  # a model in closed form has none
+            figures.append((facts["best_epoch"], {"best_valid_loss": facts["best_valid_loss"]}))
     else:
         names = dict(display_names(artifact, store))
         groups = (*GROUPS, "all")

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from dcclctl.store.store import Work
 
 #: `train --model` → module of this package
-MODULES: Mapping[str, str] = {"din": "din"}
+MODULES: Mapping[str, str] = {
+    "din": "din",
+    **dict.fromkeys(("popularity", "recent", "item-knn", "ease"), "counts"),
+    **dict.fromkeys(("bpr", "fm", "neumf"), "factors"),
+    **dict.fromkeys(("sasrec", "gru4rec"), "sequence"),
+}
 
 
 class ModelModule(Protocol):

@@ -1,0 +1,186 @@
+"""Item-kNN and EASE: a candidate's score is a sum over the items of the user's history, as it was before the event.
+
+Nothing is kept of a user, so users that training never saw are served from their history like all others. Where the
+history says nothing (two equal scores, or no history at all) the more popular item stands first.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcclctl.algorithm.baselines import identity_head
+from dcclctl.algorithm.eventlog import EventLog
+from dcclctl.algorithm.sampling import Ints
+from dcclctl.algorithm.scoring import HeadFunction
+
+#: numbers of a block of the co-occurrence matrix
+_BLOCK = 1 << 23
+#: what popularity may add to a score at most: it breaks ties and does no more
+_TIE = 1e-6
+
+
+def co_occurrences(users: Ints, items: Ints, n_items: int) -> Iterator[tuple[int, Float[Tensor, "R I"]]]:
+    """Rows of XᵀX, block by block: how many users have both items (on the diagonal: have the item).
+
+    Args:
+        users, items: (P,) distinct pairs, the ones of X (U, I).
+
+    Yields:
+        The block's first item, and its rows.
+    """
+    by_user, by_item = np.argsort(users, kind="stable"), np.argsort(items, kind="stable")
+    items_of_user, sorted_users = items[by_user], users[by_user]
+    owners, sorted_items = users[by_item], items[by_item]
+    step = max(1, _BLOCK // max(n_items, 1))
+    for first in range(0, n_items, step):
+        last = min(first + step, n_items)
+        part = slice(*np.searchsorted(sorted_items, [first, last]))
+        begins, ends = (np.searchsorted(sorted_users, owners[part], side) for side in ("left", "right"))
+        others = items_of_user[_ranges(begins, ends)]
+        cells = np.repeat(sorted_items[part] - first, ends - begins) * n_items + others
+        counts = np.bincount(cells, minlength=(last - first) * n_items).reshape(-1, n_items)
+        yield first, torch.from_numpy(counts).double()
+
+
+def _ranges(begins: Ints, ends: Ints) -> Ints:
+    """begins[0] … ends[0] − 1, begins[1] … ends[1] − 1, …"""
+    lengths = ends - begins
+    offsets = np.cumsum(lengths) - lengths
+    numbers: Ints = np.arange(int(lengths.sum())) + np.repeat(begins - offsets, lengths)
+    return numbers
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """For every item of a history the items that it speaks for: target[start[j] : start[j + 1]], with their similarity.
+
+    Attributes:
+        start: (I + 1,). target: (N,) items. value: (N,) similarities, above 0.
+    """
+
+    start: Int[Tensor, "Iplus1"]
+    target: Int[Tensor, "N"]
+    value: Float[Tensor, "N"]
+
+    def width(self, length: int) -> int:
+        """Numbers held at once for a history of some length, on average."""
+        return length * (1 + len(self.target) // max(1, len(self.start) - 1))
+
+    def scores(self, bags: Ints, items: Ints, n_bags: int) -> Float[Tensor, "B I"]:
+        """Sum of the similarities to the items of each bag."""
+        start, n_items = self.start.numpy(), len(self.start) - 1
+        begins, ends = start[items], start[items + 1]
+        at = _ranges(begins, ends)
+        cells = np.repeat(bags, ends - begins) * n_items + self.target.numpy()[at]
+        sums = np.bincount(cells, weights=self.value.numpy()[at], minlength=n_bags * n_items)
+        return torch.from_numpy(sums).view(n_bags, n_items).float()
+
+
+def item_knn(users: Ints, items: Ints, n_items: int, neighbours: int, shrinkage: float, itself: bool) -> Neighbours:
+    """Each item's nearest items by shrunk cosine: s_ij = n_ij / (√(n_i n_j) + shrinkage).
+
+    Source: Deshpande & Karypis, "Item-based top-N recommendation algorithms", TOIS 2004; the shrinkage as in
+    Ferrari Dacrema et al., "Are we really making much progress?", RecSys 2019 (arXiv 1907.06902).
+
+    Args:
+        users, items: (P,) distinct pairs to learn from.
+        neighbours: k, at most so many for each candidate i.
+        itself: may an item be its own neighbour? Only where users come back to what they had.
+    """
+    support = torch.from_numpy(np.bincount(items, minlength=n_items)).double()
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for first, counts in co_occurrences(users, items, n_items):
+        rows = torch.arange(first, first + len(counts))
+        below = (support[rows, None] * support).sqrt() + shrinkage
+        similarity = torch.where(counts > 0, counts / below, 0.0)
+        if not itself:
+            similarity[torch.arange(len(rows)), rows] = 0.0
+        value, near = similarity.topk(min(neighbours, n_items), dim=1)
+        i, slot = torch.nonzero(value > 0, as_tuple=True)
+        found.append((rows[i], near[i, slot], value[i, slot]))
+    target, source, value = (torch.cat(parts) for parts in zip(*found, strict=True))
+    order = torch.argsort(source * n_items + target)
+    start = torch.searchsorted(source[order], torch.arange(n_items + 1))
+    return Neighbours(start, target[order], value[order].float())
+
+
+@dataclass(frozen=True)
+class Ease:
+    """B of EASE: weights (I, I), the row is the item of the history; the diagonal is zero."""
+
+    weights: Float[Tensor, "I I"]
+
+    def width(self, length: int) -> int:
+        """Numbers held at once for a history of some length, beside the scores."""
+        return length
+
+    def scores(self, bags: Ints, items: Ints, n_bags: int) -> Float[Tensor, "B I"]:
+        """X B, for bags of distinct items in ascending order of the bag."""
+        offsets = torch.from_numpy(np.searchsorted(bags, np.arange(n_bags)))
+        device = self.weights.device
+        return F.embedding_bag(torch.from_numpy(items).to(device), self.weights, offsets.to(device), mode="sum")
+
+
+def ease(users: Ints, items: Ints, n_items: int, ridge: float) -> Ease:
+    """The linear autoencoder without self-similarity, in closed form: min ‖X − XB‖² + λ‖B‖² with diag(B) = 0.
+
+    P = (XᵀX + λI)⁻¹, B_ij = −P_ij / P_jj.
+
+    Source: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019 (arXiv 1905.03375), eq. 8.
+
+    Args:
+        users, items: (P,) distinct pairs, the ones of X. ridge: λ.
+    """
+    gram = torch.empty(n_items, n_items, dtype=torch.float64)
+    for first, counts in co_occurrences(users, items, n_items):
+        gram[first : first + len(counts)] = counts
+    gram.diagonal().add_(ridge)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    weights = inverse.div_(-inverse.diagonal().clone()).float()
+    weights.fill_diagonal_(0.0)
+    return Ease(weights)
+
+
+class FromHistory(Protocol):
+    """What scores the whole catalogue from the items of a history."""
+
+    def width(self, length: int) -> int: ...
+
+    def scores(self, bags: Ints, items: Ints, n_bags: int) -> Float[Tensor, "B I"]: ...
+
+
+class HistoryBackbone:
+    """Scores from all strictly earlier positive events of the event's user: activations are the logits (B, C)."""
+
+    def __init__(self, model: FromHistory, log: EventLog, popularity: Float[Tensor, "I"]) -> None:
+        """Args: popularity is each item's number of training events; it breaks ties."""
+        self.model, self.log = model, log
+        self.ties = _TIE * popularity / popularity.max().clamp(min=1)
+
+    @property
+    def head(self) -> HeadFunction:
+        return identity_head
+
+    def lengths(self, events: Ints) -> Ints:
+        return self.log.history_lengths(events, len(self.log.user))
+
+    def units(self, n_candidates: int, length: int) -> int:
+        return self.log.n_items + self.model.width(length)
+
+    def bags(self, events: Ints) -> tuple[Ints, Ints]:
+        """The distinct items of every history: position of the event in `events` (H,), ascending, and item (H,)."""
+        begins, ends = self.log.history_start[events], self.log.history_end[events]
+        bags = np.repeat(np.arange(len(events)), ends - begins)
+        items = self.log.sequence.numpy()[_ranges(begins, ends)]
+        keys = np.unique(bags * self.log.n_items + items)
+        return keys // self.log.n_items, keys % self.log.n_items
+
+    def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C"]:
+        scores = self.model.scores(*self.bags(events), len(events)) + self.ties
+        return scores if candidates is None else scores.gather(1, candidates.to(scores.device))
