@@ -1,0 +1,132 @@
+"""distill: who teaches, how much, and whom."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from world import DISTILL, PATCH, TRAIN, World, dcclctl, done, ingest
+
+from dcclctl.stages.handles import CloudModel, PatchSet
+from dcclctl.stages.serve import FAMILIES
+from dcclctl.store.store import Artifact, Store
+
+#: so much of the teachers that they are seen in the first epoch's loss
+HEAVY = ("--patches=patches@1", *DISTILL, "--beta=5")
+
+
+def made(shop: Path, *flags: str) -> Artifact:
+    return Store(shop).resolve(done("distill", *flags, store=shop)["ref"])
+
+
+def first_loss(artifact: Artifact) -> float:
+    return float(artifact.facts["epochs"][0]["train_loss"])
+
+
+def test_the_cloud_model_teaches_what_patches_of_zero_would(world: World, shop: Path) -> None:
+    zero = done("patch", "--cloud=cloud@1", *PATCH, "--guard", "--held-back=0", store=shop)["ref"]
+    unpatched, nothing = made(shop, *HEAVY, "--teachers=unpatched"), made(shop, *HEAVY, f"--patches={zero}")
+    assert first_loss(unpatched) == first_loss(nothing)
+    assert unpatched.facts["teachers"] == nothing.facts["teachers"] == 0
+    assert first_loss(unpatched) != first_loss(made(shop, *HEAVY))
+
+
+def test_shuffled_teachers_are_neither_ones_own_nor_the_cloud_model(world: World, shop: Path) -> None:
+    losses = {first_loss(made(shop, *HEAVY, f"--teachers={name}")) for name in ("patched", "unpatched", "shuffled")}
+    assert len(losses) == 3
+    assert made(shop, *HEAVY, "--teachers=shuffled").facts["teachers"] == world.artifact("patches@1").facts["kept"]
+
+
+def test_only_patches_that_won_teach_if_guarded(world: World, shop: Path) -> None:
+    table = world.patches().users
+    won = table.filter(pl.col("loss_after") < pl.col("loss_before"))["user_index"]
+    assert 0 < len(won) < table.height
+    artifact = made(shop, *HEAVY, "--teachers=guarded")
+    assert artifact.facts["teachers"] == len(won)
+    events = world.dataset().artifact.read_table("events.parquet").filter(pl.col("period") == 1)
+    assert artifact.facts["mean_trust"] == pytest.approx(events["user_index"].is_in(won.implode()).mean())
+
+
+def test_where_nothing_was_proven_labels_alone_count(world: World, shop: Path) -> None:
+    unproven = done("patch", "--cloud=cloud@1", *PATCH, "--held-back=0", store=shop)["ref"]
+    guarded = made(shop, *HEAVY, f"--patches={unproven}", "--teachers=guarded")
+    assert guarded.facts["teachers"] == guarded.facts["mean_trust"] == 0
+    assert first_loss(guarded) == first_loss(made(shop, *HEAVY, "--beta=0"))
+
+
+def test_evidence_weighs_by_the_events_a_patch_learned_from(world: World, shop: Path) -> None:
+    artifact = made(shop, *HEAVY, "--evidence")
+    table = world.patches().users
+    learned_from = dict(zip(table["user_index"], table["events"], strict=True))
+    events = world.dataset().artifact.read_table("events.parquet").filter(pl.col("period") == 1)
+    counts = np.array([learned_from.get(user, 0) for user in events["user_index"]])
+    assert artifact.facts["mean_trust"] == pytest.approx(float(np.mean(counts / (counts + 10))), rel=1e-5)
+    plain = first_loss(made(shop, *HEAVY))
+    assert first_loss(made(shop, *HEAVY, "--beta=0")) < first_loss(artifact) < plain
+    assert first_loss(made(shop, *HEAVY, "--no-evidence")) == plain
+
+
+def test_the_student_may_start_elsewhere(world: World, shop: Path) -> None:
+    """cloud@2 is taught by patches on cloud@1; no epoch is better than its start, so its weights stay."""
+    flags = (*HEAVY, "--cloud=cloud@2", "--learning-rate=3.0", "--beta=0")
+    artifact = made(shop, *flags)
+    assert artifact.inputs["cloud"].id == world.ids["distill"]
+    assert artifact.inputs["patches"].id == world.ids["patch"]
+    assert artifact.facts["round"] == 2
+    assert artifact.facts["best_epoch"] == 0
+    start = world.artifact("cloud@2").read_tensors("model.safetensors")
+    for name, weight in artifact.read_tensors("model.safetensors").items():
+        assert torch.equal(weight, start[name])
+    shown = dcclctl("distill", *flags, store=shop).stdout
+    assert "taught cloud@2" in shown
+    assert dcclctl("audit", artifact.ref, store=shop).exit_code == 0
+
+
+def test_a_student_of_other_layers_gets_no_basis(shop: Path) -> None:
+    small = done("train", *TRAIN, "--hidden-sizes=8,8", "--epochs=1", store=shop)["ref"]
+    flags = (*HEAVY, f"--cloud={small}")
+    artifact = made(shop, *flags)
+    assert "basis.safetensors" not in artifact.manifest["files"]
+    assert (
+        "no Θ and no encoder U: Θ is for hidden layers of 16 and 8 units"
+        in dcclctl("distill", *flags, store=shop).stdout
+    )
+
+
+def test_a_student_of_another_dataset_is_refused(shop: Path, tmp_path: Path) -> None:
+    other = ingest(tmp_path / "log", shop, "--split=per-user")["ref"]
+    student = done("train", *TRAIN, "--epochs=1", f"--dataset={other}", store=shop)["ref"]
+    result = dcclctl("distill", *HEAVY, f"--cloud={student}", store=shop)
+    assert result.exit_code == 3
+    assert other in result.stderr and "dataset@1" in result.stderr
+
+
+def test_patches_without_a_basis_teach_and_leave_none(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any family: what is served is what teaches. Here every candidate gets its user's number as its logit."""
+
+    def head_of(patches: PatchSet, backbone: Any, codes: torch.Tensor) -> Any:
+        return lambda events, candidates, below: (
+            0.01 * torch.from_numpy(backbone.log.user[events])[:, None].expand(-1, candidates.shape[1])
+        )
+
+    monkeypatch.setitem(FAMILIES, "numbers", head_of)
+    monkeypatch.setattr(PatchSet, "family", "numbers")
+    flags = (*HEAVY, "--beta=1000", "--epochs=30", "--learning-rate=0.05", "--dropout=0")
+    artifact = made(shop, *flags)
+    assert not {"basis.safetensors", "encoder.safetensors"} & set(artifact.manifest["files"])
+    assert artifact.facts["basis_losses"] == []
+    shown = dcclctl("distill", *flags, store=shop).stdout
+    assert "no Θ and no encoder U: numbers patches have no basis Θ" in shown
+    assert artifact.facts["epochs"][-1]["train_loss"] < 0.2 * first_loss(artifact)
+    cloud = CloudModel.load(artifact, Store(shop))
+    assert cloud.basis() is None and cloud.encoder() is None
+    monkeypatch.undo()
+    assert done("patch", f"--cloud={artifact.ref}", *PATCH, store=shop)["ref"] == "patches@2"
+
+
+def test_unknown_teachers(shop: Path) -> None:
+    result = dcclctl("distill", "--teachers=parents", store=shop)
+    assert result.exit_code == 2
+    assert "--teachers" in result.stderr and "guarded" in result.stderr
