@@ -91,6 +91,10 @@ class IngestConfig(Section):
         default_factory=lambda: ["60", "20", "10", "10"],
         description="Shares of events in cloud,device,valid,test; or the three cut times between them.",
     )
+    new_users: Fraction = Field(
+        0.0,
+        description="Share of users that lose all before test (per-user, leave-one-out: all of theirs becomes test).",
+    )
     head_fraction: Fraction = Field(0.2, description="Share of the most active users called head; the rest are tail.")
     max_reject: Fraction = Field(0.01, description="Fail if a larger share of the rows is rejected.")
 
@@ -217,6 +221,13 @@ class EvaluateConfig(ComputeSection):
     auc_negatives: Positive = Field(100, description="Sampled negatives per event for AUC, log loss and calibration.")
     unpatched: Literal["encoder", "cloud"] = Field(
         "cloud", description="Who scores a user without a patch: the cloud model, or the encoder's patch U(0, u)."
+    )
+    first_events: list[Count] = Field(
+        default_factory=list,
+        description="Only new users, each with a history of exactly its first K events; several K: one evaluation each.",
+    )
+    targets_after: Count = Field(
+        10, description="With --first-events: score what follows a user's first N events (at least the largest K)."
     )
     batch_events: Positive = Field(256, description="Events scored at once; changes memory and speed, not results.")
     against: str = Field("", description="Baseline that every other model is compared with, user by user.")

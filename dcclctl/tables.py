@@ -93,6 +93,19 @@ COMPARISON: Final = {
     "users_to_settle": ("Int64", "users that would settle an inconclusive row, if the difference is as it looks now"),
 }
 
+#: One row per (K of --first-events, subject, metric): new users served with their first K events.
+FIRST_EVENTS: Final = {
+    "first_events": ("Int32", "K: events in every history"),
+    "subject": ("String", "id-based name of the scored artifact"),
+    "metric": ("String", "name of the metric"),
+    "value": ("Float64", "unweighted mean over the new users"),
+    "users": ("Int64", "users that the mean is over"),
+    "difference": ("Float64", "value − the baseline's at the same K, paired by user; null of the baseline itself"),
+    "low": ("Float64", "lower end of its 95 % bootstrap interval"),
+    "high": ("Float64", "its upper end"),
+    "verdict": ("String", "better, worse or inconclusive, see COMPARISON"),
+}
+
 #: One row per (subject but the baseline, group, metric): whom the subject makes worse than the baseline.
 HARM: Final = {
     "subject": ("String", "id-based name of the scored artifact"),

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     import polars as pl
 
     from dcclctl.stages.gate import Rule
+    from dcclctl.stages.serve import Subject
     from dcclctl.store.store import Artifact, Store
+    from dcclctl.tracking import Tracker
 
 #: users named among those worse off; the artifact and --json hold more
 WORST_SHOWN = 5
@@ -52,6 +54,8 @@ def evaluate(
     candidates: Annotated[str | None, _option("candidates", metavar="all|N|auto")] = None,
     auc_negatives: Annotated[int | None, _option("auc_negatives", metavar="N")] = None,
     unpatched: Annotated[str | None, _option("unpatched", metavar="encoder|cloud")] = None,
+    first_events: Annotated[str | None, _option("first_events", metavar="0,1,3,5,10")] = None,
+    targets_after: Annotated[int | None, _option("targets_after", metavar="N")] = None,
     batch_events: Annotated[int | None, _option("batch_events", metavar="N")] = None,
     against: Annotated[str | None, _option("against", metavar="REF")] = None,
     gate: Annotated[
@@ -98,6 +102,7 @@ def evaluate(
       dcclctl evaluate cloud@1 patches@1 cloud@2 --k 10,50 --candidates all
       dcclctl evaluate cloud@2 patches@2 --unpatched encoder --on valid
       dcclctl evaluate cloud@1 patches@1 patches@2 --against cloud@1     # patches@2: with patch --guard
+      dcclctl evaluate cloud@2 cloud@2+encoder --against cloud@2 --first-events 0,1,3,5,10
       dcclctl evaluate cloud --against cloud@release --max-drop tail.ndcg@10=1% --junit gate.xml
     """
     settings = resolve(
@@ -108,12 +113,19 @@ def evaluate(
         candidates=candidates,
         auc_negatives=auc_negatives,
         unpatched=unpatched,
+        first_events=split_commas(first_events),
+        targets_after=targets_after,
         batch_events=batch_events,
         against=against,
         device=device,
         threads=threads,
         seed=seed,
     )
+    if settings.first_events and (gate or max_drop or junit or markdown):
+        raise UsageError(
+            "--first-events makes an evaluation for each K, and a gate judges one",
+            "Leave out --gate, --max-drop, --junit and --markdown.",
+        )
     from dcclctl.report.terminal import activity_sparklines, group_table
     from dcclctl.stages.evaluate import default_references, display_names, open_subjects
     from dcclctl.stages.evaluate import evaluate as run
@@ -127,6 +139,9 @@ def evaluate(
     rules = _rules(gate, max_drop, settings, place)
     _check_outputs(settings, rules, junit, markdown)
     subjects = open_subjects(references or default_references(place), place, settings.against)
+    if settings.first_events:
+        _first_events(subjects, settings, place, trackers, reporter, force)
+        return
     with reporter.progress() as progress:
         made, reused = run(subjects, settings, place, progress, force)
     for track in trackers:
@@ -169,6 +184,60 @@ def evaluate(
             f"allowed, and real",
             f"The figures are in {made.ref}; what else changed: dcclctl artifacts diff A B.",
         )
+
+
+def _first_events(
+    subjects: "list[Subject]",
+    settings: EvaluateConfig,
+    place: "Store",
+    trackers: "list[Tracker]",
+    reporter: Reporter,
+    force: bool,
+) -> None:
+    """One evaluation for each K, and all of them in one table."""
+    from dcclctl.report.comparison import first_events_table
+    from dcclctl.stages.cold import by_first_events, one_each
+    from dcclctl.stages.compare import main_metrics
+    from dcclctl.stages.evaluate import display_names, evaluate, subject_name
+    from dcclctl.stages.track import record_of
+
+    with reporter.progress() as progress:
+        runs = [evaluate(subjects, each, place, progress, force) for each in one_each(settings)]
+    made = [artifact for artifact, _ in runs]
+    for track in trackers:
+        for artifact in made:
+            reporter.remark(track(record_of(artifact, place)))
+    facts, names = made[0].facts, dict(display_names(made[0], place))
+    table = by_first_events(made)
+    ranked = "all items" if facts["candidates"] == "all" else f"{facts['candidates']:,} sampled items"
+    reporter.line(
+        f"{facts['on']} of {subjects[0].cloud.dataset.artifact.ref}: {facts['events']:,} events of {facts['users']:,} new "
+        f"users after their first {made[0].config['targets_after']}, each ranked among {ranked}"
+    )
+    against = subject_name(settings.against, place) if settings.against else ""
+    shown = main_metrics(table["metric"].unique(maintain_order=True).to_list())
+    reporter.table(first_events_table(table, names, against, shown))
+    if not reporter.as_json:
+        for artifact, reused in runs:
+            reporter.finish(artifact.ref, artifact.id, reused)
+        return
+    last, reused = runs[-1]
+    reporter.finish(
+        last.ref,
+        last.id,
+        reused,
+        evaluations=[
+            {"first_events": each.facts["first_events"], "ref": each.ref, "id": each.id, "reused": was_there}
+            for each, was_there in runs
+        ],
+        on=facts["on"],
+        candidates=facts["candidates"],
+        users=facts["users"],
+        events=facts["events"],
+        against=names.get(against, ""),
+        subjects=list(names.values()),
+        metrics=_rows(table, names),
+    )
 
 
 def _rules(gate: Path | None, max_drop: list[str] | None, settings: EvaluateConfig, place: "Store") -> "list[Rule]":

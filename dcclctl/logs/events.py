@@ -1,7 +1,7 @@
 """Row rules that look at more than one row: duplicates, conflicting labels, repeats, caps and minimum counts."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +94,23 @@ def select_events(log: Log, config: IngestConfig) -> Events:
         users, user_ids = _renumber(users, user_ids)
         items, item_ids = _renumber(items, item_ids)
     return Events(users, items, times, labels, rows, user_ids, item_ids, dropped, conflicts, heavy)
+
+
+def without(events: Events, keep: Flags, rule: str) -> Events:
+    """The events that stay, users and items without any renumbered away; what goes is counted under `rule`."""
+    users, user_ids = _renumber(events.users[keep], events.user_ids)
+    items, item_ids = _renumber(events.items[keep], events.item_ids)
+    return replace(
+        events,
+        users=users,
+        items=items,
+        times=events.times[keep],
+        labels=events.labels[keep],
+        rows=events.rows[keep],
+        user_ids=user_ids,
+        item_ids=item_ids,
+        dropped=events.dropped | {rule: int((~keep).sum())},
+    )
 
 
 def _nothing_left(what: str) -> DataError:

@@ -8,10 +8,8 @@ import polars as pl
 
 from dcclctl.logs.batch import Codes, Ints
 from dcclctl.logs.order import order_by
-from dcclctl.logs.split import Periods
+from dcclctl.logs.split import TEST, Periods
 from dcclctl.tables import ACTIVITY_GROUPS
-
-TEST = 3
 
 
 def user_groups(users: Codes, periods: Periods, count: int, head_fraction: float) -> pl.DataFrame:

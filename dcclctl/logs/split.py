@@ -1,5 +1,6 @@
 """Cut the events into the four periods cloud | device | valid | test."""
 
+import hashlib
 from fractions import Fraction
 
 import numpy as np
@@ -7,10 +8,12 @@ import numpy.typing as npt
 
 from dcclctl.config import PERIODS, IngestConfig
 from dcclctl.errors import DataError, UsageError
-from dcclctl.logs.batch import Codes, Ints
+from dcclctl.logs.batch import Codes, Flags, Ints
 from dcclctl.logs.times import number_to_us, parse_iso, unit_of
 
 Periods = npt.NDArray[np.int8]
+
+TEST = PERIODS.index("test")
 
 #: Share of what is neither test nor valid that becomes `device` in leave-one-out.
 DEVICE_SHARE = Fraction(3, 10)
@@ -143,3 +146,53 @@ def leave_one_out(users: Codes) -> Periods:
     periods[(from_end == 1) & (count >= 3)] = 2
     periods[(from_end == 0) & (count >= 2)] = 3
     return periods
+
+
+def new_users(user_ids: list[str], fraction: float, seed: int) -> Flags:
+    """(U,) who is to be new at the start of test: a hash of seed and id decides, so other users or logs change nothing.
+
+    Args:
+        user_ids: the outside ids. fraction: share of them that is chosen. seed: of the ingest.
+    """
+    if not fraction:
+        return np.zeros(len(user_ids), np.bool_)
+    below = Fraction(str(fraction)) * 2**64
+
+    def drawn(user_id: str) -> int:
+        digest = hashlib.sha256(f"{seed}/ingest/new-users/{user_id}".encode()).digest()
+        return int.from_bytes(digest[:8], "big")
+
+    return np.array([drawn(user_id) < below for user_id in user_ids], np.bool_)
+
+
+def make_new(users: Codes, periods: Periods, chosen: Flags, one_timeline: bool) -> tuple[Periods, Flags]:
+    """Take from the chosen users all that a model could have learned about them.
+
+    On one timeline their events before test go; who has none in test stays as before, for there would be nothing left
+    of such a user. Where periods are each user's own, all their events become test.
+
+    Args:
+        users, periods: of each event. chosen: (U,) from `new_users`. one_timeline: of a global split.
+
+    Returns:
+        The periods, and which events stay.
+
+    Raises:
+        DataError: a period is left without any event.
+    """
+    if one_timeline:
+        tested = np.zeros(len(chosen), np.bool_)
+        tested[users[periods == TEST]] = True
+        keep = ~((chosen & tested)[users] & (periods < TEST))
+        after = periods
+    else:
+        keep = np.ones(len(users), np.bool_)
+        after = np.where(chosen[users], np.int8(TEST), periods)
+    before, left = (np.bincount(each, minlength=len(PERIODS)) for each in (periods, after[keep]))
+    for number, name in enumerate(PERIODS):
+        if before[number] and not left[number]:
+            raise DataError(
+                f"--new-users leaves the period {name!r} without any event: nearly every user would be new",
+                "Choose a smaller share, e.g. --new-users 0.1",
+            )
+    return after, keep

@@ -111,6 +111,37 @@ def _place(row: "Mapping[str, Any]", names: "Mapping[str, str]", metrics: list[s
     return list(names).index(row["subject"]), metrics.index(row["metric"])
 
 
+def first_events_table(table: pl.DataFrame, names: "Mapping[str, str]", against: str, metrics: list[str]) -> Table:
+    """New users after K events: a section per metric, K down the rows, models across.
+
+    With a baseline its column holds its value, and the others' their difference to it at the same K.
+
+    Args:
+        table: FIRST_EVENTS table. names: subject → reference to show. against: name of the baseline, or empty.
+        metrics: those to show, in their order.
+    """
+    said = f": difference to {names[against]} at the same K in points (1/{POINTS}), 95 % interval" if against else ""
+    shown = Table(title=f"New users served with their first K events{said}", title_justify="left", pad_edge=False)
+    shown.add_column("metric", no_wrap=True)
+    shown.add_column("K", justify="right")
+    for subject, ref in names.items():
+        shown.add_column(Text(f"{ref}, value" if subject == against else ref), justify="right")
+    cells = {(row["metric"], row["first_events"], row["subject"]): row for row in table.to_dicts()}
+    for metric in metrics:
+        shown.add_section()
+        for place, first in enumerate(sorted(set(table["first_events"]))):
+            row = [_first_events_cell(cells[metric, first, subject], against) for subject in names]
+            shown.add_row(metric_name(metric) if place == 0 else "", str(first), *row)
+    return shown
+
+
+def _first_events_cell(row: "Mapping[str, Any]", against: str) -> Text:
+    if not against or row["subject"] == against:
+        return Text("–" if row["value"] is None else f"{row['value']:.4f}")
+    text = f"{points(row['difference'])} {interval(row['low'], row['high'])}"
+    return Text(text, style=_COLOURS.get(row["verdict"], ""))
+
+
 def harm_table(
     harm: pl.DataFrame, comparison: pl.DataFrame, names: "Mapping[str, str]", against: str, metric: str
 ) -> Table:

@@ -18,7 +18,7 @@ from dcclctl.algorithm.eventlog import TEST, VALID, Block
 from dcclctl.algorithm.sampling import Ints
 from dcclctl.config import PERIODS
 from dcclctl.errors import ArtifactError
-from dcclctl.logs.split import iso, leave_one_out, per_user, shares_of
+from dcclctl.logs.split import iso, leave_one_out, new_users, per_user, shares_of
 from dcclctl.stages.handles import Dataset
 from dcclctl.stages.models import MODULES
 from dcclctl.store.store import Artifact, Store
@@ -204,6 +204,22 @@ class Timeline:
         late: Ints = earlier[earlier >= first[self.user[earlier]]]
         return late
 
+    def late_of_new_users(self, rows: Ints, after: int) -> Ints:
+        """Those rows whose user has no event before test, and at least so many positive ones at earlier times."""
+        known = np.zeros(self.dataset.users.height, np.bool_)
+        known[self.user[self.period < TEST]] = True
+        late: Ints = rows[~known[self.user[rows]] & (self.positives_before()[rows] >= after)]
+        return late
+
+    def positives_before(self) -> Ints:
+        """(N,) for each event, how many positive events its user has at strictly earlier times."""
+        moments = np.unique(self.time, return_inverse=True)[1]
+        stride = int(moments.max(initial=0)) + 1
+        keys = self.user * stride + moments
+        positive = np.sort(keys[self.label > 0])
+        earlier: Ints = np.searchsorted(positive, keys) - np.searchsorted(positive, self.user * stride)
+        return earlier
+
     def findings(self) -> list[Finding]:
         """What is true of the dataset itself."""
         return [
@@ -277,6 +293,17 @@ class Timeline:
             again = per_user(users, shares_of(config["periods"]))
         else:
             again = leave_one_out(users)
+        made_new = new_users(self.dataset.users["user_id"].to_list(), config.get("new_users", 0.0), self.artifact.seed)
+        if self.one_timeline:
+            known = np.zeros(len(made_new), np.bool_)
+            known[self.user[self.period < TEST]] = True
+            tested = np.zeros(len(made_new), np.bool_)
+            tested[self.user[self.period == TEST]] = True
+            seen = np.flatnonzero((made_new & known & tested)[self.user] & (self.period < TEST))
+            if len(seen):
+                return [self._finding("an event before test is kept of a user that --new-users made new", seen)]
+        else:
+            again[made_new[self.user]] = TEST
         bad = np.flatnonzero(again != self.period)
         if len(bad):
             right = PERIODS[again[bad[0]]]
@@ -287,7 +314,13 @@ class Timeline:
         text = (
             f"the {facts['split']} split, made again, puts each of the {len(self.user):,} events in the period it is in"
         )
-        return [self._finding(text)]
+        findings = [self._finding(text)]
+        if made_new.any():
+            text = (
+                f"--new-users {config['new_users']:g}, drawn again: who of them has a test event has none before test"
+            )
+            findings.append(self._finding(text))
+        return findings
 
     def _copies(self) -> list[Finding]:
         """No event on two sides of a cut."""
@@ -310,12 +343,7 @@ class Timeline:
 
     def _histories(self) -> list[Finding]:
         """The history of an event is what its user did at a strictly earlier time, counted by a second way."""
-        log = self.dataset.log
-        moments = np.unique(self.time, return_inverse=True)[1]
-        stride = int(moments.max(initial=0)) + 1
-        keys = self.user * stride + moments
-        positive = np.sort(keys[self.label > 0])
-        earlier = np.searchsorted(positive, keys) - np.searchsorted(positive, self.user * stride)
+        log, earlier = self.dataset.log, self.positives_before()
         bad = np.flatnonzero(earlier != log.history_end - log.history_start)
         if len(bad):
             return [self._finding("a history is not made of strictly earlier events", bad)]
@@ -445,7 +473,10 @@ def _judged(
 def _scored(evaluation: Artifact, timeline: Timeline) -> list[Finding]:
     """Did it score exactly the events of its block, for every subject?"""
     block = Block.parse(evaluation.config["on"])
-    rows = timeline.rows(block)
+    rows, what = timeline.rows(block), _text([block])
+    if evaluation.config.get("first_events"):
+        after = evaluation.config["targets_after"]
+        rows, what = timeline.late_of_new_users(rows, after), f"{what} by new users after their first {after}"
     counts = np.bincount(timeline.user[rows], minlength=timeline.dataset.users.height)
     users = np.flatnonzero(counts)
     for (subject,), table in evaluation.read_table("per_user.parquet").group_by("subject", maintain_order=True):
@@ -453,9 +484,9 @@ def _scored(evaluation: Artifact, timeline: Timeline) -> list[Finding]:
         if not np.array_equal(scored["user_index"].to_numpy(), users) or not np.array_equal(
             scored["events"].to_numpy(), counts[users]
         ):
-            text = f"{subject} was not scored on the {len(rows):,} events of {_text([block])}"
+            text = f"{subject} was not scored on the {len(rows):,} events of {what}"
             return [Finding("leak", evaluation.ref, text)]
-    text = f"every model was scored on the same {len(rows):,} events of {_text([block])}, {len(users):,} users"
+    text = f"every model was scored on the same {len(rows):,} events of {what}, {len(users):,} users"
     return [Finding("proven", evaluation.ref, text)]
 
 

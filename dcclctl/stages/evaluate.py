@@ -19,6 +19,7 @@ from dcclctl.metrics.beyond import coverage, exposure, gini, novelty
 from dcclctl.metrics.calibration import expected_calibration_error, log_loss, reliability
 from dcclctl.metrics.groups import aggregate
 from dcclctl.metrics.ranking import hit_ratio, ndcg, ranks, reciprocal_rank
+from dcclctl.stages.cold import scored_events, seen_by_models
 from dcclctl.stages.compare import comparison, harms
 from dcclctl.stages.compute import OnProgress, settle
 from dcclctl.stages.handles import CloudModel, Dataset, PatchSet
@@ -108,7 +109,8 @@ class Ranking:
     def __init__(self, dataset: Dataset, block: Block, config: EvaluateConfig) -> None:
         log = dataset.log
         self.log, self.config = log, config
-        self.events = log.events_in(block)
+        self.seen = seen_by_models(log, config)
+        self.events = scored_events(dataset, log.events_in(block), config)
         self.observed = dataset.observed_labels
         self.catalogue = log.catalogue(block)
         self.in_catalogue = np.zeros(log.n_items, dtype=bool)
@@ -258,6 +260,7 @@ def evaluate(
                 "id_map": dataset.id_map,
                 "on": config.on,
                 "split": dataset.artifact.facts["split"],
+                "first_events": config.first_events[0] if config.first_events else None,
                 "events": len(ranking.events),
                 "users": tables[0].height,
                 "candidates": ranking.sampled or "all",
@@ -280,7 +283,7 @@ def _score_all(
     total, before = len(clouds) * len(ranking.events), 0
     for cloud_id in clouds:
         group = [subject for subject in subjects if subject.cloud.artifact.id == cloud_id]
-        backbone = group[0].cloud.backbone(config)
+        backbone = group[0].cloud.backbone(config, ranking.seen)
         heads: list[HeadFunction] = []
         for subject in group:
             head, served[subject.name] = serve(subject, config, backbone)

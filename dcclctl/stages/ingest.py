@@ -11,7 +11,7 @@ import polars as pl
 
 from dcclctl.config import PERIODS, IngestConfig
 from dcclctl.errors import UsageError
-from dcclctl.logs.events import Events, select_events
+from dcclctl.logs.events import Events, select_events, without
 from dcclctl.logs.formats import check_same_columns, detect_log, side_files
 from dcclctl.logs.groups import user_groups
 from dcclctl.logs.ids import lookalikes
@@ -20,7 +20,7 @@ from dcclctl.logs.quarantine import Quarantine
 from dcclctl.logs.reader import Log, LogReader, label_rule
 from dcclctl.logs.sides import SideTable, categories, profiles, read_side
 from dcclctl.logs.sources import Source, check_distinct, find_paths, identify
-from dcclctl.logs.split import Periods, iso, split
+from dcclctl.logs.split import TEST, Periods, iso, make_new, new_users, split
 from dcclctl.store.store import Artifact, Input, Store, Work
 from dcclctl.tables import GROUPS
 
@@ -135,6 +135,10 @@ def _write_tables(
     events = select_events(log, config)
     on_progress("splitting", 1, 3, "")
     periods, cuts = split(events.users, events.times, log.time_kind, config)
+    chosen = new_users(events.user_ids, config.new_users, config.seed)
+    periods, keep = make_new(events.users, periods, chosen, cuts is not None)
+    if not keep.all():
+        events, periods = without(events, keep, "new-users"), periods[keep]
     on_progress("writing", 2, 3, "")
     table = pl.DataFrame(
         {
@@ -160,7 +164,7 @@ def _write_tables(
     work.write_table("vocabulary.parquet", vocabulary)
     work.write_table("rejects.parquet", quarantine.table())
     rule = label_rule(config, layouts[0][1])
-    remarks = _remarks(log, events, layouts, rule is not None, config) + [
+    remarks = _remarks(log, events, periods, layouts, rule is not None, config) + [
         line for table in tables.values() for line in table.remarks
     ]
     return {
@@ -273,7 +277,12 @@ def _warnings(log: Log, events: Events, tables: dict[str, SideTable]) -> dict[st
 
 
 def _remarks(
-    log: Log, events: Events, layouts: list[tuple[Source, Layout]], labelled: bool, config: IngestConfig
+    log: Log,
+    events: Events,
+    periods: Periods,
+    layouts: list[tuple[Source, Layout]],
+    labelled: bool,
+    config: IngestConfig,
 ) -> list[str]:
     remarks = []
     roles = layouts[0][1].roles
@@ -289,6 +298,13 @@ def _remarks(
         remarks.append("the times are order numbers: only each user's order is known")
     if events.dropped["repeats"]:
         remarks.append(f"{events.dropped['repeats']} repeated events left out (--repeats keep would keep them)")
+    if config.new_users:
+        chosen = new_users(events.user_ids, config.new_users, config.seed)
+        known = np.zeros(len(chosen), np.bool_)
+        known[events.users[periods < TEST]] = True
+        remarks.append(
+            f"{int((chosen & ~known).sum())} users drawn by --new-users {config.new_users:g} have nothing before test"
+        )
     return remarks
 
 

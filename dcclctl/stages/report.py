@@ -145,7 +145,7 @@ def _part(evaluation: Artifact, store: Store, made: dict[str, Artifact]) -> Eval
     return EvaluationPart(
         ref=evaluation.ref,
         id=evaluation.id,
-        on=facts["on"],
+        on=facts["on"] + _first_events(facts.get("first_events")),
         dataset=made[evaluation.inputs["dataset"].id].ref,
         split=facts["split"],
         seed=evaluation.seed,
@@ -166,6 +166,11 @@ def _part(evaluation: Artifact, store: Store, made: dict[str, Artifact]) -> Eval
         reliability=evaluation.read_table("reliability.parquet"),
         gains=gains,
     )
+
+
+def _first_events(first: int | None) -> str:
+    """What to add to the period's name where only new users were scored (evaluate --first-events)."""
+    return "" if first is None else f", new users with a history of their first {first} events"
 
 
 def _step(artifact: Artifact, made: dict[str, Artifact]) -> Step:

@@ -1,0 +1,90 @@
+"""New users served with exactly their first K events: what a model, a patch or a memory knows after 0, 1, 3, … events.
+
+Each K is an evaluation of its own, so that report, audit and gate read it like any other. All of them score the same
+events of the same users against the same candidates; the log that the models look at is all that differs.
+"""
+
+from dataclasses import replace
+
+import polars as pl
+
+from dcclctl.algorithm.eventlog import EventLog
+from dcclctl.algorithm.sampling import Ints
+from dcclctl.config import EvaluateConfig
+from dcclctl.errors import DataError, UsageError
+from dcclctl.stages.handles import Dataset
+from dcclctl.store.store import Artifact
+
+
+def one_each(config: EvaluateConfig) -> list[EvaluateConfig]:
+    """The settings of one evaluation for each K, ascending; they agree on which events are scored."""
+    after = max(config.targets_after, *config.first_events)
+    return [
+        config.model_copy(update={"first_events": [first], "targets_after": after})
+        for first in sorted(set(config.first_events))
+    ]
+
+
+def seen_by_models(log: EventLog, config: EvaluateConfig) -> EventLog:
+    """The log that models are served from: itself, or with --first-events K every history cut to its first K events.
+
+    An event counts here if it is positive: histories are made of nothing else. Of events at one moment the log's own
+    order says which came first.
+
+    Raises:
+        UsageError: several K, or more events in the histories than are kept from being scored.
+    """
+    if not config.first_events:
+        return log
+    if len(config.first_events) > 1 or config.first_events[0] > config.targets_after:
+        raise UsageError(
+            f"one evaluation has one K, of at most --targets-after {config.targets_after} events",
+            "Make one for each K: dcclctl evaluate --first-events 0,3,10",
+        )
+    return replace(log, history_end=(log.history_start + config.first_events[0]).clip(max=log.history_end))
+
+
+def scored_events(dataset: Dataset, events: Ints, config: EvaluateConfig) -> Ints:
+    """Which of the block's events are scored: all, or with --first-events those of new users that come late enough.
+
+    Late enough is a strictly later moment than each of the user's first `targets_after` positive events.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not config.first_events:
+        return events
+    log = dataset.log
+    new = (dataset.users["group"] == "new").to_numpy()[log.user[events]]
+    late = log.history_end[events] - log.history_start[events] >= config.targets_after
+    chosen: Ints = events[new & late]
+    if not len(chosen):
+        raise DataError(
+            f"{dataset.artifact.ref} has no new user with more than {config.targets_after} events in {config.on}",
+            "Make some users new (dcclctl ingest --new-users 0.1), or score earlier events (--targets-after).",
+        )
+    return chosen
+
+
+def by_first_events(evaluations: list[Artifact]) -> pl.DataFrame:
+    """What every model achieves for every K, and its difference to the baseline at the same K.
+
+    Args:
+        evaluations: one for each K, of the same models.
+
+    Returns:
+        A FIRST_EVENTS table, see tables.py.
+    """
+    parts = []
+    for evaluation in evaluations:
+        figures = evaluation.read_table("aggregate.parquet").filter(pl.col("group") == "new").drop("group")
+        compared = ["subject", "metric", "difference", "low", "high", "verdict"]
+        if evaluation.config["against"]:
+            comparison = evaluation.read_table("comparison.parquet").filter(pl.col("group") == "new").select(compared)
+        else:
+            comparison = pl.DataFrame(
+                schema=dict(zip(compared, (pl.String, pl.String, *[pl.Float64] * 3, pl.String), strict=True))
+            )
+        joined = figures.join(comparison, on=["subject", "metric"], how="left", maintain_order="left")
+        parts.append(joined.select(pl.lit(evaluation.config["first_events"][0]).alias("first_events"), pl.all()))
+    return pl.concat(parts)
