@@ -6,9 +6,9 @@ history says nothing (two equal scores, or no history at all) the more popular i
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,11 +25,14 @@ _BLOCK = 1 << 23
 _TIE = 1e-6
 
 
-def co_occurrences(users: Ints, items: Ints, n_items: int) -> Iterator[tuple[int, Float[Tensor, "R I"]]]:
+def co_occurrences(
+    users: Ints, items: Ints, n_items: int, weights: npt.NDArray[np.float64] | None = None
+) -> Iterator[tuple[int, Float[Tensor, "R I"]]]:
     """Rows of XᵀX, block by block: how many users have both items (on the diagonal: have the item).
 
     Args:
         users, items: (P,) distinct pairs, the ones of X (U, I).
+        weights: (U,) what a user counts; 1 if not given.
 
     Yields:
         The block's first item, and its rows.
@@ -44,7 +47,8 @@ def co_occurrences(users: Ints, items: Ints, n_items: int) -> Iterator[tuple[int
         begins, ends = (np.searchsorted(sorted_users, owners[part], side) for side in ("left", "right"))
         others = items_of_user[_ranges(begins, ends)]
         cells = np.repeat(sorted_items[part] - first, ends - begins) * n_items + others
-        counts = np.bincount(cells, minlength=(last - first) * n_items).reshape(-1, n_items)
+        weight = None if weights is None else np.repeat(weights[owners[part]], ends - begins)
+        counts = np.bincount(cells, weight, minlength=(last - first) * n_items).reshape(-1, n_items)
         yield first, torch.from_numpy(counts).double()
 
 
@@ -147,18 +151,10 @@ def ease(users: Ints, items: Ints, n_items: int, ridge: float) -> Ease:
     return Ease(weights)
 
 
-class FromHistory(Protocol):
-    """What scores the whole catalogue from the items of a history."""
-
-    def width(self, length: int) -> int: ...
-
-    def scores(self, bags: Ints, items: Ints, n_bags: int) -> Float[Tensor, "B I"]: ...
-
-
 class HistoryBackbone:
     """Scores from all strictly earlier positive events of the event's user: activations are the logits (B, C)."""
 
-    def __init__(self, model: FromHistory, log: EventLog, popularity: Float[Tensor, "I"]) -> None:
+    def __init__(self, model: Neighbours | Ease, log: EventLog, popularity: Float[Tensor, "I"]) -> None:
         """Args: popularity is each item's number of training events; it breaks ties."""
         self.model, self.log = model, log
         self.ties = _TIE * popularity / popularity.max().clamp(min=1)

@@ -46,8 +46,8 @@ def log_odds(counts: Ints, negatives: int) -> Float[Tensor, "I"]:
 class PopularityBackbone:
     """One score an item: activations are the logits (B, C)."""
 
-    def __init__(self, logits: Float[Tensor, "I"]) -> None:
-        self.logits = logits
+    def __init__(self, logits: Float[Tensor, "I"], log: EventLog) -> None:
+        self.logits, self.log = logits, log
 
     @property
     def head(self) -> HeadFunction:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcclctl.algorithm.baselines.neighbours import Ease, FromHistory, HistoryBackbone, Neighbours, ease, item_knn
+from dcclctl.algorithm.baselines.neighbours import Ease, HistoryBackbone, Neighbours, ease, item_knn
 from dcclctl.algorithm.baselines.popularity import PopularityBackbone, item_counts, log_odds, newest_rows
 from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.sampling import Ints
@@ -87,9 +87,8 @@ def backbone(cloud: CloudModel, config: ComputeSection, log: EventLog) -> Backbo
     """Scores by popularity, or from an event's history."""
     tensors, device = cloud.artifact.read_tensors("model.safetensors"), torch_device(config)
     if "logits" in tensors:
-        return PopularityBackbone(tensors["logits"].to(device))
+        return PopularityBackbone(tensors["logits"].to(device), log)
     if "weights" in tensors:
-        model: FromHistory = Ease(tensors["weights"].to(device))
-        return HistoryBackbone(model, log, tensors["popularity"].to(device))
-    model = Neighbours(tensors["start"], tensors["target"], tensors["value"])
-    return HistoryBackbone(model, log, tensors["popularity"])
+        return HistoryBackbone(Ease(tensors["weights"].to(device)), log, tensors["popularity"].to(device))
+    near = Neighbours(tensors["start"], tensors["target"], tensors["value"])
+    return HistoryBackbone(near, log, tensors["popularity"])
