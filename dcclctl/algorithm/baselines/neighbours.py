@@ -21,6 +21,8 @@ from dcclctl.algorithm.scoring import HeadFunction
 
 #: numbers of a block of the co-occurrence matrix
 _BLOCK = 1 << 23
+#: a matrix of neighbours that is filled more than this is faster dense
+_DENSE = 0.04
 #: what popularity may add to a score at most: it breaks ties and does no more
 _TIE = 1e-6
 
@@ -72,6 +74,15 @@ class Neighbours:
     target: Int[Tensor, "N"]
     value: Float[Tensor, "N"]
 
+    def faster(self) -> "Neighbours | ItemWeights":
+        """The same as a dense matrix, where a large share of it is filled: rows are then added without any indices."""
+        n_items = len(self.start) - 1
+        if len(self.target) < _DENSE * n_items**2:
+            return self
+        weights = torch.zeros(n_items, n_items)
+        weights[torch.repeat_interleave(torch.arange(n_items), self.start.diff()), self.target] = self.value
+        return ItemWeights(weights)
+
     def width(self, length: int) -> int:
         """Numbers held at once for a history of some length, on average."""
         return length * (1 + len(self.target) // max(1, len(self.start) - 1))
@@ -115,8 +126,8 @@ def item_knn(users: Ints, items: Ints, n_items: int, neighbours: int, shrinkage:
 
 
 @dataclass(frozen=True)
-class Ease:
-    """B of EASE: weights (I, I), the row is the item of the history; the diagonal is zero."""
+class ItemWeights:
+    """Weights of all pairs of items, dense: the row is the item of the history, the column the candidate."""
 
     weights: Float[Tensor, "I I"]
 
@@ -131,7 +142,7 @@ class Ease:
         return F.embedding_bag(torch.from_numpy(items).to(device), self.weights, offsets.to(device), mode="sum")
 
 
-def ease(users: Ints, items: Ints, n_items: int, ridge: float) -> Ease:
+def ease(users: Ints, items: Ints, n_items: int, ridge: float) -> ItemWeights:
     """The linear autoencoder without self-similarity, in closed form: min ‖X − XB‖² + λ‖B‖² with diag(B) = 0.
 
     P = (XᵀX + λI)⁻¹, B_ij = −P_ij / P_jj.
@@ -148,13 +159,13 @@ def ease(users: Ints, items: Ints, n_items: int, ridge: float) -> Ease:
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     weights = inverse.div_(-inverse.diagonal().clone()).float()
     weights.fill_diagonal_(0.0)
-    return Ease(weights)
+    return ItemWeights(weights)
 
 
 class HistoryBackbone:
     """Scores from all strictly earlier positive events of the event's user: activations are the logits (B, C)."""
 
-    def __init__(self, model: Neighbours | Ease, log: EventLog, popularity: Float[Tensor, "I"]) -> None:
+    def __init__(self, model: Neighbours | ItemWeights, log: EventLog, popularity: Float[Tensor, "I"]) -> None:
         """Args: popularity is each item's number of training events; it breaks ties."""
         self.model, self.log = model, log
         self.ties = _TIE * popularity / popularity.max().clamp(min=1)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcclctl.algorithm.baselines.neighbours import Ease, HistoryBackbone, Neighbours, ease, item_knn
+from dcclctl.algorithm.baselines.neighbours import HistoryBackbone, ItemWeights, Neighbours, ease, item_knn
 from dcclctl.algorithm.baselines.popularity import PopularityBackbone, item_counts, log_odds, newest_rows
 from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.sampling import Ints
@@ -89,6 +89,6 @@ def backbone(cloud: CloudModel, config: ComputeSection, log: EventLog) -> Backbo
     if "logits" in tensors:
         return PopularityBackbone(tensors["logits"].to(device), log)
     if "weights" in tensors:
-        return HistoryBackbone(Ease(tensors["weights"].to(device)), log, tensors["popularity"].to(device))
+        return HistoryBackbone(ItemWeights(tensors["weights"].to(device)), log, tensors["popularity"].to(device))
     near = Neighbours(tensors["start"], tensors["target"], tensors["value"])
-    return HistoryBackbone(near, log, tensors["popularity"])
+    return HistoryBackbone(near.faster(), log, tensors["popularity"])

@@ -11,7 +11,14 @@ from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from dcclctl.algorithm.baselines import neighbours
-from dcclctl.algorithm.baselines.neighbours import HistoryBackbone, Neighbours, co_occurrences, ease, item_knn
+from dcclctl.algorithm.baselines.neighbours import (
+    HistoryBackbone,
+    ItemWeights,
+    Neighbours,
+    co_occurrences,
+    ease,
+    item_knn,
+)
 from dcclctl.algorithm.baselines.popularity import PopularityBackbone, item_counts, log_odds, newest_rows
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, EventLog
 from dcclctl.algorithm.scoring import Backbone, score
@@ -114,6 +121,17 @@ def test_nearest_neighbours_of_each_candidate_with_shrinkage() -> None:
     assert not np.array_equal(found > 0, found.T > 0)
 
 
+def test_many_neighbours_are_held_dense_with_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, users, items = pairs()
+    near = item_knn(users, items, N_ITEMS, 4, 1.0, itself=False)
+    bags, past = np.array([0, 0, 0, 2, 2, 3]), np.array([1, 4, 7, 0, 11, 5])
+    full = near.faster()
+    assert isinstance(full, ItemWeights)
+    assert full.scores(bags, past, 5).numpy() == pytest.approx(near.scores(bags, past, 5).numpy(), abs=1e-6)
+    monkeypatch.setattr(neighbours, "_DENSE", 0.9)
+    assert near.faster() is near
+
+
 def test_ease_is_a_ridge_regression_of_every_item_on_all_others() -> None:
     matrix, users, items = pairs(seed=2)
     weights = ease(users, items, N_ITEMS, ridge=3.0).weights.numpy()
@@ -133,7 +151,7 @@ def test_scores_are_sums_over_what_is_strictly_earlier() -> None:
     popularity = torch.tensor([1.0, 4.0, 2.0, 0.0, 3.0])
     histories: list[set[int]] = [set(), {0}, {0}, {0, 1, 2}, {0, 1, 2}, {0, 1, 2}, set()]
     expected = np.array([sum((weights[j].numpy() for j in sorted(past)), np.zeros(5)) for past in histories])
-    backbone = HistoryBackbone(neighbours.Ease(weights), log, popularity)
+    backbone = HistoryBackbone(ItemWeights(weights), log, popularity)
     events, found = all_logits(backbone, log, TEST)
     assert found == pytest.approx(expected, abs=2e-6)
     # without a history popularity decides, and no more than that
@@ -144,7 +162,7 @@ def test_scores_are_sums_over_what_is_strictly_earlier() -> None:
 
 def test_a_log_without_any_positive_event_has_histories_without_items() -> None:
     log = log_of([(0, 0, 0, 0, TEST), (0, 1, 1, 0, TEST)], 1, 3)
-    backbone = HistoryBackbone(neighbours.Ease(torch.ones(3, 3)), log, torch.zeros(3))
+    backbone = HistoryBackbone(ItemWeights(torch.ones(3, 3)), log, torch.zeros(3))
     assert all_logits(backbone, log, TEST)[1].tolist() == [[0.0] * 3] * 2
 
 
