@@ -150,6 +150,19 @@ class TrainConfig(ComputeSection):
         return MODEL_DEFAULTS.get(str(given.get("model")), {}) | given if isinstance(given, dict) else given
 
 
+class MemoryConfig(Section):
+    """`dcclctl memory`: dataset → what every device remembers, and what the cloud ships beside it."""
+
+    until: LearningBlock = Field(
+        "device", description="Last period (or part, e.g. device:2/3) that is remembered and counted."
+    )
+    size: Positive = Field(500, description="M: newest events that a device keeps, 4 bytes each.")
+    neighbours: Positive = Field(50, description="Nearest items by co-occurrence that come with every item.")
+    shrinkage: Annotated[float, Field(ge=0.0)] = Field(
+        10.0, description="Added to the denominator of the similarity: how little a shared user or two proves."
+    )
+
+
 class PatchConfig(ComputeSection):
     """`dcclctl patch`: cloud model × each user's own log → patches."""
 
@@ -159,7 +172,9 @@ class PatchConfig(ComputeSection):
     on: LearningBlock = Field(
         "device", description="Period (or part, e.g. device:2/3) whose events the devices learn from."
     )
-    method: Literal["metapatch"] = Field("metapatch", description="How a device learns: metapatch (exact).")
+    method: Literal["metapatch", "memory"] = Field(
+        "metapatch", description="How a device learns: metapatch (exact), or memory (conditioned on what it remembers)."
+    )
     patch_size: Positive = Field(16, description="K: numbers in a user's θ̂.")
     bottleneck: Positive = Field(8, description="Width of the bottleneck of each patch.")
     steps: Positive = Field(15, description="Gradient steps on a device.")
@@ -174,6 +189,17 @@ class PatchConfig(ComputeSection):
         0.2, description="Newest share of a user's events kept back to see whether the patch helps."
     )
     guard: bool = Field(False, description="Keep a user's patch only if it wins on that user's held-back events.")
+    personal: Literal["none", "encoder", "device"] = Field(
+        "none",
+        description="Method memory: whose θ̂ bends the patch: nobody's (the memory alone makes it personal), one encoded from profile "
+        "and memory, or that and one trained on the device.",
+    )
+    memory_hidden: Positive = Field(32, description="Method memory: hidden units of the patch.")
+    memory_epochs: Positive = Field(8, description="Method memory: passes over the events.")
+    memory_learning_rate: Rate = Field(0.003, description="Method memory: AdamW's step size.")
+    memory_weight_decay: Annotated[float, Field(ge=0.0)] = Field(
+        0.01, description="Method memory: AdamW's weight decay."
+    )
     shard_users: Positive = Field(
         2048, description="Users in a shard; a killed run resumes at the first missing shard."
     )
@@ -236,6 +262,7 @@ class EvaluateConfig(ComputeSection):
 SECTIONS: dict[str, type[Section]] = {
     "ingest": IngestConfig,
     "train": TrainConfig,
+    "memory": MemoryConfig,
     "patch": PatchConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,

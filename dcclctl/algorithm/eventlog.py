@@ -187,21 +187,27 @@ class EventLog:
         if self.repeats:
             return self.positives_in(*blocks)
         parts = sorted(block if isinstance(block, Block) else Block(block) for block in blocks)
-        had = (self.period < parts[0].period) | ((self.period == parts[0].period) & (self.share < parts[0].start))
-        rows = np.flatnonzero(had | ((self.label > 0) & self._up_to(parts[-1])))
+        rows = np.flatnonzero(self.before(parts[0]) | ((self.label > 0) & self.up_to(parts[-1])))
         return PairSet(self.user[rows], self.item[rows], self.n_items)
 
-    def _up_to(self, last: Block) -> npt.NDArray[np.bool_]:
+    def up_to(self, last: Block) -> npt.NDArray[np.bool_]:
         """(N,) events before the end of a block."""
         past: npt.NDArray[np.bool_] = (self.period < last.period) | (
             (self.period == last.period) & (self.share < last.end)
         )
         return past
 
+    def before(self, first: Block) -> npt.NDArray[np.bool_]:
+        """(N,) events before the start of a block."""
+        past: npt.NDArray[np.bool_] = (self.period < first.period) | (
+            (self.period == first.period) & (self.share < first.start)
+        )
+        return past
+
     def catalogue(self, last: "Block | int") -> Ints:
         """Items that had an event by the end of a block: what could be shown or sampled then."""
         block = last if isinstance(last, Block) else Block(last)
-        return np.unique(self.item[self._up_to(block)])
+        return np.unique(self.item[self.up_to(block)])
 
 
 def shares(user: Ints, time: Ints, period: Ints, one_timeline: bool) -> npt.NDArray[np.float64]:

@@ -31,6 +31,8 @@ class Backbone(Protocol):
     `activations` may have any shape whose first dimension is B; every head that is put on a backbone knows which.
     """
 
+    log: EventLog
+
     @property
     def head(self) -> HeadFunction:
         """The cloud model's own head."""

@@ -14,6 +14,7 @@ from dcclctl.errors import DcclError
 COMMANDS = {
     "ingest": "Read recommendation logs into a dataset.",
     "train": "Train the cloud model on everybody's log.",
+    "memory": "Keep what every device remembers of its user's log.",
     "patch": "Learn one small patch per user, on the user's own log.",
     "distill": "Teach the cloud model with the patched models.",
     "evaluate": "Score models side by side, by user activity.",

@@ -29,6 +29,12 @@ def patch(
     cloud: Annotated[
         str | None, typer.Option("--cloud", metavar="REF", help="Model to patch. [default: the newest cloud]")
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory", metavar="REF", help="Method memory: what devices remember. [default: the newest of the dataset]"
+        ),
+    ] = None,
     on: Annotated[str | None, _option("on", metavar="PERIOD")] = None,
     method: Annotated[str | None, _option("method", metavar="metapatch")] = None,
     guard: Annotated[
@@ -44,6 +50,11 @@ def patch(
     negatives: Annotated[int | None, _option("negatives", metavar="N")] = None,
     basis_epochs: Annotated[int | None, _option("basis_epochs", metavar="N")] = None,
     basis_learning_rate: Annotated[float | None, _option("basis_learning_rate", metavar="RATE")] = None,
+    personal: Annotated[str | None, _option("personal", metavar="none|encoder|device")] = None,
+    memory_hidden: Annotated[int | None, _option("memory_hidden", metavar="N")] = None,
+    memory_epochs: Annotated[int | None, _option("memory_epochs", metavar="N")] = None,
+    memory_learning_rate: Annotated[float | None, _option("memory_learning_rate", metavar="RATE")] = None,
+    memory_weight_decay: Annotated[float | None, _option("memory_weight_decay", metavar="RATE")] = None,
     shard_users: Annotated[int | None, _option("shard_users", metavar="N")] = None,
     batch_rows: Annotated[int | None, _option("batch_rows", metavar="N")] = None,
     device: Annotated[str | None, _option("device", metavar="auto|cpu|cuda|mps")] = None,
@@ -81,21 +92,27 @@ def patch(
         negatives=negatives,
         basis_epochs=basis_epochs,
         basis_learning_rate=basis_learning_rate,
+        personal=personal,
+        memory_hidden=memory_hidden,
+        memory_epochs=memory_epochs,
+        memory_learning_rate=memory_learning_rate,
+        memory_weight_decay=memory_weight_decay,
         shard_users=shard_users,
         batch_rows=batch_rows,
         device=device,
         threads=threads,
         seed=seed,
     )
-    from dcclctl.stages.handles import CloudModel
+    from dcclctl.stages.handles import CloudModel, open_memory
     from dcclctl.stages.patch import patch as run
     from dcclctl.store.store import Store
 
     reporter = Reporter(as_json, quiet)
     place = Store(store, remark=reporter.remark)
     model = CloudModel.load(place.resolve(cloud or "cloud@latest", "cloud"), place)
+    remembered = open_memory(memory, model.dataset, settings.method, place)
     with reporter.progress() as progress:
-        made, reused = run(model, settings, place, progress, force)
+        made, reused = run(model, settings, place, progress, force, remembered)
     facts = made.facts
     speed = made.run.get("users_per_second")
     reporter.line(

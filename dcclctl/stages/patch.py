@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -17,10 +18,11 @@ from dcclctl.algorithm import metapatch, training
 from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.metapatch import Basis, DeviceRows, Head, Patch, PatchShape
 from dcclctl.algorithm.sampling import Ints, stream
+from dcclctl.algorithm.sequence import KINDS
 from dcclctl.config import PatchConfig
 from dcclctl.errors import DataError, UsageError
 from dcclctl.stages.compute import OnProgress, settle, torch_device
-from dcclctl.stages.handles import CloudModel, Dataset, read_basis, shard_name, write_basis
+from dcclctl.stages.handles import CloudModel, Dataset, Memory, read_basis, shard_name, write_basis
 from dcclctl.store.store import Artifact, Input, Store, Work
 from dcclctl.tables import GROUPS
 
@@ -73,7 +75,12 @@ def chosen_users(dataset: Dataset, users: str) -> tuple[Ints, str]:
 
 
 def patch(
-    cloud: CloudModel, config: PatchConfig, store: Store, on_progress: OnProgress, force: bool = False
+    cloud: CloudModel,
+    config: PatchConfig,
+    store: Store,
+    on_progress: OnProgress,
+    force: bool = False,
+    memory: Memory | None = None,
 ) -> tuple[Artifact, bool]:
     """Learn θ̂ for every chosen user that has events in the block; Θ first if the cloud model has none yet.
 
@@ -83,6 +90,7 @@ def patch(
         store: where the patches go.
         on_progress: see compute.OnProgress.
         force: compute even if the same patches exist.
+        memory: what devices remember, for the method memory and no other.
 
     Returns:
         The patches artifact, and whether it existed already.
@@ -93,7 +101,7 @@ def patch(
     config = settle(config)
     dataset, log = cloud.dataset, cloud.dataset.log
     users, spec = chosen_users(dataset, config.users)
-    basis = cloud.basis()
+    basis = cloud.basis() if memory is None else None
     if basis is not None:
         config = config.model_copy(update={"patch_size": basis.size, "bottleneck": basis.shape.bottleneck})
     config = config.model_copy(update={"users": spec})
@@ -103,7 +111,7 @@ def patch(
     chosen[users] = True
     mine = events[chosen[log.user[events]]]
     active = np.unique(log.user[mine])
-    if not len(active):
+    if not len(active) and memory is None:  # a device that never trained may remember
         raise DataError(
             f"--users {spec}: none of the {len(users)} has an event in {config.on}, so there is nothing to learn from",
             "Users without one need no patch: evaluate serves them with the cloud model or, after distill, --unpatched encoder.",
@@ -111,10 +119,16 @@ def patch(
     inputs = {"cloud": cloud.artifact.as_input(), "dataset": dataset.artifact.as_input()}
     if spec.startswith("@sha256:"):
         inputs["users"] = Input("raw", spec.removeprefix("@sha256:"))
+    if memory is not None:
+        inputs["memory"] = memory.artifact.as_input()
     with store.begin("patch", "patches", config.model_dump(mode="json"), config.seed, inputs, force) as work:
         if work.reused is not None:
             return work.reused, True
-        devices = Devices(cloud, config, block, work, on_progress)
+        if memory is not None:
+            from dcclctl.stages.patch_memory import patch_with_memory
+
+            return patch_with_memory(cloud, memory, users, config, store, work, on_progress), False
+        devices = _fleet(cloud, config, block, work, on_progress)
         basis = devices.basis(basis, events)
         n_shards = math.ceil(len(active) / config.shard_users)
         started, computed = time.perf_counter(), 0
@@ -133,11 +147,37 @@ def patch(
         table = _users_table(work, dataset, n_shards)
         work.write_table("users.parquet", table)
         facts = {"id_map": dataset.id_map, "on": config.on, "patch_size": basis.size, "patch_weights": basis.shape.size}
-        return work.commit(facts | _summary(table, basis, len(users))), False
+        facts |= {"family": devices.family, **_summary(table, basis, len(users))}
+        return work.commit(facts), False
+
+
+class Fleet(Protocol):
+    """The devices of one run, on one kind of cloud model. `family` says how what they learn is served (stages/serve.py)."""
+
+    family: str
+
+    def basis(self, given: Basis | None, events: Ints) -> Any:
+        """The cloud's basis, or a new one learned from everybody's events of the block."""
+        ...
+
+    def fit_shard(self, shard: int, members: Ints, events: Ints, basis: Any) -> None:
+        """θ̂ of one shard's users → one file of the artifact."""
+        ...
+
+
+def _fleet(cloud: CloudModel, config: PatchConfig, block: Block, work: Work, on_progress: OnProgress) -> Fleet:
+    if cloud.settings["model"] in KINDS:
+        # here, because it packs users as this module does
+        from dcclctl.stages.patch_state import StateDevices
+
+        return StateDevices(cloud, config, block, work, on_progress)
+    return Devices(cloud, config, block, work, on_progress)
 
 
 class Devices:
-    """The fleet of one run: one frozen cloud model and what its users' devices do with it."""
+    """The fleet of one run: one frozen DIN and what its users' devices do with it."""
+
+    family = "metapatch"
 
     def __init__(
         self, cloud: CloudModel, config: PatchConfig, block: Block, work: Work, on_progress: OnProgress
@@ -215,9 +255,9 @@ class Devices:
         codes = torch.zeros(len(members), basis.size)
         losses = torch.full((len(members), 2), math.nan, dtype=torch.float64)
         kept = torch.ones(len(members), dtype=torch.bool)
-        for batch in _packed(counts, 1 + config.negatives, config.batch_rows):
+        for batch in packed(counts, 1 + config.negatives, config.batch_rows):
             rows, age = self._rows(events, first[batch], counts[batch])
-            held = _held_back(counts[batch], config.held_back)
+            held = held_back_of(counts[batch], config.held_back)
             fit = METHODS[config.method](self.head, basis, rows, config)
             index = torch.from_numpy(batch)
             if held.any():
@@ -271,7 +311,7 @@ class Devices:
         return (losses * weights).sum(1) / weights.double().sum(1)
 
 
-def _held_back(counts: Ints, fraction: float) -> Ints:
+def held_back_of(counts: Ints, fraction: float) -> Ints:
     """Newest events to hold back of each user: the share rounded, at least 1; none of users with fewer than 3 events."""
     if fraction == 0:
         return np.zeros_like(counts)
@@ -279,7 +319,7 @@ def _held_back(counts: Ints, fraction: float) -> Ints:
     return np.where(counts >= 3, np.minimum(held, counts - 1), 0)
 
 
-def _packed(counts: Ints, width: int, batch_rows: int) -> list[Ints]:
+def packed(counts: Ints, width: int, batch_rows: int) -> list[Ints]:
     """Users with similar numbers of events together, each batch at most `batch_rows` rows after padding (or one user)."""
     order = np.argsort(counts, kind="stable")
     batches, begin = [], 0

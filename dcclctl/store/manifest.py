@@ -21,9 +21,9 @@ FORMAT: Final = 1
 KINDS: Final = {
     "dataset": "dcclctl ingest LOG",
     "cloud": "dcclctl train",
+    "memory": "dcclctl memory",
     "patches": "dcclctl patch",
     "evaluation": "dcclctl evaluate",
-    "bundle": "dcclctl export",
 }
 #: Fields that are known before the work starts.
 HEAD: Final = ("stage", "kind", "config", "seed", "inputs")

@@ -76,7 +76,7 @@ def test_list_goes_on_past_a_damaged_manifest(store: Store) -> None:
 def test_list_of_a_wrong_kind(store: Store) -> None:
     result = run("list", "--kind", "models")
     assert result.exit_code == 2
-    assert "dataset, cloud, patches" in result.stderr
+    assert "one of dataset, cloud, " in result.stderr
 
 
 def test_show(store: Store) -> None:
@@ -100,6 +100,21 @@ def test_lineage(store: Store) -> None:
     ]
     document = run_json("lineage", "cloud@2")
     assert document["inputs"][0]["inputs"][0]["id"] == "a" * 64
+
+
+def test_lineage_gives_the_inputs_of_an_artifact_once(store: Store) -> None:
+    dataset, cloud = store.latest("dataset"), store.latest("cloud")
+    with store.begin("patch", "patches", {}, 0, {"cloud": cloud.as_input(), "dataset": dataset.as_input()}) as work:
+        patches = work.commit({})
+    assert run("lineage", "patches@1").stdout.splitlines() == [
+        f"patches@1 ({patches.id[:12]})",
+        f"├─ cloud: cloud@2 ({cloud.id[:12]})",
+        f"│  └─ dataset: dataset@1 ({dataset.id[:12]})",
+        f"│     └─ log:events.csv: sha256 {'a' * 64}",
+        f"└─ dataset: dataset@1 ({dataset.id[:12]}), as above",
+    ]
+    over, again = run_json("lineage", "patches@1")["inputs"]
+    assert (over["shown"], over["inputs"][0]["shown"], again["shown"], again["inputs"]) == (False, False, True, [])
 
 
 def test_text_from_outside_cannot_act_on_the_terminal(store: Store) -> None:

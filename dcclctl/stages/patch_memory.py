@@ -1,0 +1,252 @@
+"""`patch --method memory`: patches that are conditioned on what each device remembers.
+
+What the cloud ships (see algorithm/memorypatch.py) must be learned from events that the model beneath had not been
+trained on, with statistics that had not counted them. A fresh cloud model has been trained on the newest events, so its lineage is
+walked: every update that learned from part of the block gives its parent, which had not. Served is the patch on the
+fresh model.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dcclctl.algorithm import training
+from dcclctl.algorithm.eventlog import Block
+from dcclctl.algorithm.memory import count_statistics, features
+from dcclctl.algorithm.memorypatch import (
+    MemoryFit,
+    MemoryPatch,
+    MemoryRows,
+    category_shares,
+    fit_codes,
+    learn,
+    user_losses,
+)
+from dcclctl.algorithm.sampling import Ints, permutation, stream
+from dcclctl.config import PatchConfig
+from dcclctl.errors import UsageError
+from dcclctl.stages.compute import OnProgress
+from dcclctl.stages.handles import CloudModel, Memory, new_memory_patch, shard_name
+from dcclctl.stages.patch import held_back_of
+from dcclctl.store.store import Artifact, Store, Work
+
+_BATCH = 512
+#: rows that are learned from at most (events with their negatives); more changes the third digit only
+_ROWS = 1_500_000
+
+
+def lessons(cloud: CloudModel, block: Block, store: Store) -> list[tuple[CloudModel, Block]]:
+    """Which model to learn the patch with, for each part of the block: one that had not been trained on it.
+
+    Args:
+        cloud: the model that will be served. block: what devices learn from.
+
+    Returns:
+        (model, part of the block), oldest first; (cloud, block) if the cloud model has not seen the block at all.
+
+    Raises:
+        UsageError: it has, and no ancestor that had not is known.
+    """
+    found: list[tuple[CloudModel, Block]] = []
+    child = cloud
+    while "cloud" in child.artifact.inputs:
+        parent = CloudModel.load(store.find("cloud", child.artifact.inputs["cloud"].id), store)
+        on = child.artifact.config["on"]
+        for name in reversed([on] if isinstance(on, str) else on):
+            seen = Block.parse(name)
+            if seen.period == block.period and seen.start < block.end and seen.end > block.start:
+                found.insert(0, (parent, seen))
+        child = parent
+    root = [Block.parse(name) for name in child.artifact.config["on"]]
+    if any(seen.period == block.period and seen.start < block.end and seen.end > block.start for seen in root):
+        raise UsageError(
+            f"{child.artifact.ref}, where {cloud.artifact.ref} comes from, was trained on {', '.join(child.artifact.config['on'])} "
+            "at once: no model of this lineage had not seen what the patch would be learned from",
+            "Train in steps: dcclctl train --on cloud, then dcclctl train --continue REF --on device.",
+        )
+    return found or [(cloud, block)]
+
+
+class MemoryDevices:
+    """One run: rows of all parts of the block, and what is learned from them."""
+
+    def __init__(
+        self, taught: list[tuple[CloudModel, Block]], memory: Memory, config: PatchConfig, on_progress: OnProgress
+    ) -> None:
+        self.lessons, self.memory, self.config, self.on_progress = taught, memory, config, on_progress
+        self.log = memory.dataset.log
+
+    def rows(self) -> MemoryRows:
+        """Everybody's rows: the patch is learned from all users, whoever gets one."""
+        parts = []
+        for number, (model, block) in enumerate(self.lessons):
+            parts.append(self._rows_of(model, block, number))
+        return MemoryRows.join(parts)
+
+    @torch.no_grad()
+    def _rows_of(self, model: CloudModel, block: Block, number: int) -> MemoryRows:
+        log, config, memory = self.log, self.config, self.memory
+        events = log.events_in(block)
+        limit = _ROWS // (1 + config.negatives) // len(self.lessons)
+        if len(events) > limit:
+            order = permutation(config.seed, "memory/sample", events)
+            events = np.sort(events[order[:limit]])
+        sampled = training.sample(
+            log,
+            events,
+            config.negatives,
+            log.catalogue(block),
+            log.never_negative(block),
+            config.seed,
+            f"memory/negatives/{config.on}",
+            number,
+        )
+        statistics = count_statistics(
+            log, log.before(block), memory.size, memory.config["neighbours"], memory.config["shrinkage"], config.seed
+        )
+        backbone = model.backbone(config)
+        width = sampled.candidates.shape[1]
+        found = torch.empty(len(events), width, statistics.mean.shape[1])
+        logits = torch.empty(len(events), width)
+        order = np.argsort(backbone.lengths(events), kind="stable")
+        for at in range(0, len(order), _BATCH):
+            some = order[at : at + _BATCH]
+            index = torch.from_numpy(some)
+            candidates = sampled.candidates[index]
+            logits[index] = backbone.head(
+                events[some], candidates, backbone.activations(events[some], candidates)
+            ).cpu()
+            found[index] = features(log, events[some], candidates, statistics, memory.size)
+            self.on_progress(f"remember {model.artifact.ref}", min(at + _BATCH, len(order)), len(order), "")
+        shares = category_shares(log, events, memory.size) if self.personal else torch.zeros(len(events), 0)
+        return MemoryRows(events, found, logits, sampled.labels, sampled.weights, shares)
+
+    @property
+    def personal(self) -> bool:
+        """Is there a θ̂ at all?"""
+        return self.config.personal != "none"
+
+    def learn(self, rows: MemoryRows, what: str) -> MemoryPatch:
+        """Everything that the cloud ships, learned from the rows."""
+        config, log = self.config, self.log
+        patch = new_memory_patch(
+            log,
+            config.memory_hidden,
+            config.patch_size if self.personal else 0,
+            torch.Generator().manual_seed(stream(config.seed, "memory/weights")),
+        )
+        settings = MemoryFit(
+            config.memory_epochs, config.memory_learning_rate, config.memory_weight_decay, _BATCH, config.seed
+        )
+        learn(
+            patch,
+            rows,
+            log,
+            settings,
+            lambda epoch, loss: self.on_progress(what, epoch, config.memory_epochs, f"loss {loss:.4f}"),
+        )
+        return patch
+
+    def codes(self, patch: MemoryPatch, rows: MemoryRows, keep: Bool[Tensor, "B"]) -> Float[Tensor, "U K"]:
+        """θ̂ of every user, trained on the user's own rows; zeros without training on the device."""
+        config = self.config
+        if config.personal != "device":
+            return torch.zeros(self.log.n_users, patch.code_size)
+        return fit_codes(patch, rows, self.log, keep, config.steps, config.learning_rate, config.prior)
+
+
+def patch_with_memory(
+    cloud: CloudModel,
+    memory: Memory,
+    users: Ints,
+    config: PatchConfig,
+    store: Store,
+    work: Work,
+    on_progress: OnProgress,
+) -> Artifact:
+    """Learn what the cloud ships, train θ̂ of the chosen users if asked for, and commit.
+
+    Args:
+        cloud: the model that will be served. memory: what the devices hold. users: who gets a patch.
+        config: settings. work: an open patches artifact.
+
+    Raises:
+        UsageError: every model of the lineage has been trained on the block. DataError: the memory knows later events
+        than the cloud model may.
+    """
+    log = cloud.dataset.log
+    devices = MemoryDevices(lessons(cloud, Block.parse(config.on), store), memory, config, on_progress)
+    rows = devices.rows()
+    owners = log.user[rows.events]
+    counts = np.bincount(owners, minlength=log.n_users)
+    newest = torch.from_numpy(_newest(owners, held_back_of(counts, config.held_back)))
+    everything = torch.ones(len(owners), dtype=torch.bool)
+    losses = torch.full((log.n_users, 2), float("nan"), dtype=torch.float64)
+    if newest.any():
+        # learned without the newest events of every user, judged on them; what is shipped is learned from all
+        trial = devices.learn(rows.without(newest), "learn (held back)")
+        codes = devices.codes(trial, rows, ~newest)
+        losses = user_losses(trial, rows, log, codes, newest)
+    patch = devices.learn(rows, "learn")
+    codes = devices.codes(patch, rows, everything)
+    work.write_tensors("memory_patch.safetensors", {n: w.detach().clone() for n, w in patch.state_dict().items()})
+    chosen = torch.from_numpy(users)
+    work.write_tensors(shard_name(0), {"theta": codes[chosen]})
+    before, after = (losses[chosen, column].numpy() for column in (0, 1))
+    lost = ~np.isnan(after) & (after >= before)
+    table = pl.DataFrame(
+        {
+            "user_index": users.astype(np.int32),
+            "shard": np.zeros(len(users), dtype=np.int32),
+            "row": np.arange(len(users), dtype=np.int32),
+            "events": counts[users].astype(np.int32),
+            "loss_before": before,
+            "loss_after": after,
+            "kept": ~lost if config.guard else np.ones(len(users), dtype=bool),
+        }
+    ).with_columns(pl.col("loss_before", "loss_after").fill_nan(None))
+    ids = cloud.dataset.users.select("user_index", "user_id")
+    table = table.join(ids, on="user_index", how="left", maintain_order="left")
+    work.write_table(
+        "users.parquet",
+        table.select("user_index", "user_id", "shard", "row", "events", "loss_before", "loss_after", "kept"),
+    )
+    judged = table.drop_nulls("loss_after")
+    improved = int((judged["loss_after"] < judged["loss_before"]).sum())
+    return work.commit(
+        {
+            "id_map": cloud.dataset.id_map,
+            "on": config.on,
+            "family": "memory",
+            "learned_with": [f"{model.artifact.id} on {_name(block)}" for model, block in devices.lessons],
+            "patch_size": patch.code_size,
+            "patch_weights": sum(weight.numel() for weight in patch.parameters()),
+            "users": len(users),
+            "users_asked_for": len(users),
+            "users_without_events": int((counts[users] == 0).sum()),
+            "events": int(counts[users].sum()),
+            "bytes_per_user": 4 * patch.code_size + memory.artifact.facts["bytes_per_user_largest"],
+            "users_judged": judged.height,
+            "users_improved": improved,
+            "improved_share": improved / judged.height if judged.height else None,
+            "kept": int(table["kept"].sum()),
+        }
+    )
+
+
+def _name(block: Block) -> str:
+    whole = ("cloud", "device", "valid", "test")[block.period]
+    return whole if block.parts == 1 else f"{whole}:{block.part}/{block.parts}"
+
+
+def _newest(owners: Ints, held: Ints) -> npt.NDArray[np.bool_]:
+    """Which of the rows are among their user's newest `held`; a user's rows are in order of time."""
+    order = np.argsort(owners, kind="stable")
+    sorted_owners = owners[order]
+    ends = np.searchsorted(sorted_owners, sorted_owners, side="right")
+    newest = np.zeros(len(owners), dtype=bool)
+    newest[order] = ends - np.arange(len(owners)) <= held[sorted_owners]
+    return newest

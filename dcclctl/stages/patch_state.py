@@ -1,0 +1,174 @@
+"""Devices of a sequence model: patches after its state (see algorithm/statepatch.py), for `stages/patch.py`."""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dcclctl.algorithm import statepatch, training
+from dcclctl.algorithm.eventlog import Block
+from dcclctl.algorithm.sampling import Ints, stream
+from dcclctl.algorithm.sequence import SequenceBackbone
+from dcclctl.algorithm.statepatch import StateBasis, StatePatch, StateRows, StateShape
+from dcclctl.config import PatchConfig
+from dcclctl.errors import UsageError
+from dcclctl.stages.compute import OnProgress, torch_device
+from dcclctl.stages.handles import CloudModel, read_state_basis, shard_name, write_state_basis
+from dcclctl.stages.patch import held_back_of, packed
+from dcclctl.store.store import Work
+
+#: events whose states are computed at once
+_BATCH_EVENTS = 512
+
+
+class StateDevices:
+    """The fleet of one run: one frozen sequence model and what its users' devices do with it."""
+
+    family = "state"
+
+    def __init__(
+        self, cloud: CloudModel, config: PatchConfig, block: Block, work: Work, on_progress: OnProgress
+    ) -> None:
+        """
+        Raises:
+            UsageError: a way of learning that is for DIN alone.
+        """
+        if config.method != "metapatch":
+            raise UsageError(
+                f"--method {config.method}: {cloud.artifact.ref} is a {cloud.settings['model']} model",
+                "Sequence models carry --method metapatch only; the others need a DIN.",
+            )
+        backbone = cloud.backbone(config)
+        assert isinstance(backbone, SequenceBackbone)
+        self.config, self.work, self.on_progress, self.backbone = config, work, on_progress, backbone
+        self.log = cloud.dataset.log
+        self.device = torch_device(config)
+        self.catalogue = self.log.catalogue(block)
+        self.excluded = self.log.never_negative(block)
+
+    def samples(self, events: Ints, purpose: str, epoch: int = 0) -> training.Samples:
+        """Events of the block with their negatives."""
+        return training.sample(
+            self.log, events, self.config.negatives, self.catalogue, self.excluded, self.config.seed, purpose, epoch
+        )
+
+    def states(self, events: Ints) -> Float[Tensor, "E D"]:
+        """States before the events, computed for similarly long histories together."""
+        states = torch.empty(len(events), self.backbone.embeddings.shape[1], device=self.device)
+        order = np.argsort(self.backbone.lengths(events), kind="stable")
+        for at in range(0, len(order), _BATCH_EVENTS):
+            some = order[at : at + _BATCH_EVENTS]
+            states[torch.from_numpy(some).to(self.device)] = self.backbone.activations(events[some], None)
+        return states
+
+    def basis(self, given: object, events: Ints) -> StateBasis:
+        """A basis learned from everybody's events of the block (once, also over a kill).
+
+        Args:
+            given: the basis that the cloud model brings: none, a sequence model is not distilled.
+        """
+        assert given is None
+        if self.work.finished("basis.safetensors"):
+            return read_state_basis(self.work).to(self.device)
+        config = self.config
+        shape = StateShape(self.backbone.embeddings.shape[1], config.bottleneck)
+        origin = statepatch.new_basis(shape, config.patch_size, stream(config.seed, "patch/basis")).to(self.device)
+        states = self.states(events)
+
+        def rows_of(epoch: int, positions: Ints) -> StateRows:
+            samples = self.samples(events[positions], "basis/negatives", epoch)
+            return self._rows_of(samples, states[torch.from_numpy(positions).to(self.device)])
+
+        def on_epoch(epoch: int, loss: float) -> None:
+            self.work.record({"stage": "basis", "epoch": epoch, "loss": loss})
+            self.on_progress("learn Θ", epoch, config.basis_epochs, f"loss {loss:.4f}")
+
+        self.on_progress("learn Θ", 0, config.basis_epochs, "")
+        basis = statepatch.learn_basis(
+            origin,
+            events,
+            np.unique(self.log.user[events], return_inverse=True)[1],
+            rows_of,
+            config.basis_epochs,
+            config.basis_learning_rate,
+            config.prior,
+            config.seed,
+            on_epoch=on_epoch,
+        )
+        write_state_basis(self.work, basis.to(torch.device("cpu")))
+        return basis
+
+    def fit_shard(self, shard: int, members: Ints, events: Ints, basis: StateBasis) -> None:
+        """θ̂ of one shard's users → one file of the artifact."""
+        log, config = self.log, self.config
+        first = np.searchsorted(log.user[events], members)
+        counts = np.searchsorted(log.user[events], members, side="right") - first
+        codes = torch.zeros(len(members), basis.size)
+        losses = torch.full((len(members), 2), math.nan, dtype=torch.float64)
+        kept = torch.ones(len(members), dtype=torch.bool)
+        for batch in packed(counts, 1 + config.negatives, config.batch_rows):
+            rows = self._rows(events, first[batch], counts[batch])
+            held = held_back_of(counts[batch], config.held_back)
+            index = torch.from_numpy(batch)
+            if held.any():
+                # A patch learned without the newest events, judged on them. What is kept is learned from all events.
+                age = torch.from_numpy(counts[batch])[:, None] - 1 - torch.arange(rows.states.shape[1])
+                newest = (age < torch.from_numpy(held)[:, None]).unsqueeze(2).to(self.device)
+                trial = self._fit(rows.weighing(rows.weights * ~newest), basis)
+                judged = rows.weighing(rows.weights * newest)
+                before = _mean_loss(judged, basis.patch(torch.zeros_like(trial)))
+                losses[index] = torch.stack([before, _mean_loss(judged, basis.patch(trial))], dim=1).cpu()
+            if config.guard:
+                # false for NaN: nothing was held back, nothing is proven
+                kept[index] = losses[index, 1] < losses[index, 0]
+            codes[index] = self._fit(rows, basis).cpu() * kept[index].unsqueeze(1)
+        self.work.write_tensors(
+            shard_name(shard),
+            {
+                "theta": codes,
+                "user_index": torch.from_numpy(members),
+                "events": torch.from_numpy(counts),
+                "losses": losses,
+                "kept": kept,
+            },
+        )
+
+    def _fit(self, rows: StateRows, basis: StateBasis) -> Float[Tensor, "U K"]:
+        return statepatch.fit_devices(basis, rows, self.config.steps, self.config.learning_rate, self.config.prior)
+
+    def _rows(self, events: Ints, first: Ints, counts: Ints) -> StateRows:
+        """Padded events of some users, each user's oldest first."""
+        n = int(counts.max())
+        owner = np.repeat(np.arange(len(counts)), counts)
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+        own = events[first[owner] + place]
+        flat = self._rows_of(self.samples(own, "patch/negatives"), self.states(own))
+        slot = torch.from_numpy(owner).to(self.device), torch.from_numpy(place).to(self.device)
+
+        def padded(values: Tensor) -> Tensor:
+            """(E, 1, …) → (U, N, …)"""
+            places = values.new_zeros(len(counts), n, *values.shape[2:])
+            places[slot] = values[:, 0]
+            return places
+
+        return StateRows(
+            padded(flat.states), padded(flat.items), padded(flat.bias), padded(flat.labels), padded(flat.weights)
+        )
+
+    def _rows_of(self, samples: training.Samples, states: Float[Tensor, "E D"]) -> StateRows:
+        """Events as users with one event each: U = E, N = 1."""
+        candidates = samples.candidates.to(self.device)
+        return StateRows(
+            states.unsqueeze(1),
+            self.backbone.embeddings[candidates].unsqueeze(1),
+            self.backbone.model.item_bias.detach()[candidates].unsqueeze(1),
+            samples.labels.to(self.device).unsqueeze(1),
+            samples.weights.to(self.device).unsqueeze(1),
+        )
+
+
+def _mean_loss(rows: StateRows, patch: StatePatch) -> Float[Tensor, "U"]:
+    """Each user's mean cross-entropy over what counts; NaN where nothing does."""
+    return rows.losses(patch).double() / rows.weights.double().sum((1, 2))
