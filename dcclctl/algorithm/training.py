@@ -5,7 +5,7 @@ With a teacher the same loop is step 1 of MoMoDistill (see momodistill.py).
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,6 +70,11 @@ class FitState:
         return self.epoch >= settings.epochs or stopped
 
 
+def zero_moments(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adam's moments of weights that have not been trained yet."""
+    return {f"{name}.{moment}": torch.zeros_like(weight) for name, weight in weights.items() for moment in "mv"}
+
+
 class Adam:
     """Adam on dense weights, and lazily on the rows of the item table that a batch touches.
 
@@ -87,9 +92,7 @@ class Adam:
     ) -> None:
         self.model, self.rate, self.weight_decay, self.steps = model, rate, weight_decay, steps
         self.weights = dict(model.named_parameters())
-        self.moments = moments or {
-            f"{name}.{moment}": torch.zeros_like(weight) for name, weight in self.weights.items() for moment in "mv"
-        }
+        self.moments = moments or zero_moments(self.weights)
         self.dense = [name for name in self.weights if name != "item_table"]
 
     @torch.no_grad()
@@ -249,8 +252,8 @@ def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
 def start(model: nn.Module, valid_loss: float) -> FitState:
     """The state before the first epoch: the weights as they are, which also stand as the best so far."""
     weights = snapshot(model)
-    moments = {f"{n}.{moment}": torch.zeros_like(w) for n, w in weights.items() for moment in "mv"}
-    return FitState(0, weights, {n: w.clone() for n, w in weights.items()}, moments, 0, valid_loss, 0)
+    best = {name: weight.clone() for name, weight in weights.items()}
+    return FitState(0, weights, best, zero_moments(weights), 0, valid_loss, 0)
 
 
 def train_epoch(

@@ -50,7 +50,7 @@ app = typer.Typer(
 def list_artifacts(
     kind: Annotated[
         str | None,
-        typer.Option("--kind", metavar="KIND", help="Only dataset, cloud, patches, evaluation or bundle."),
+        typer.Option("--kind", metavar="KIND", help="Only dataset, cloud, patches or evaluation."),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
@@ -206,7 +206,7 @@ def _node_text(node: "Node") -> str:
         return f"sha256 {node.id}"
     if node.problem:
         return f"{node.kind} {node.id[:SHORT_ID]}, not to be had: {node.problem}"
-    return f"{node.ref} ({node.id[:SHORT_ID]})"
+    return f"{node.ref} ({node.id[:SHORT_ID]})" + (", as above" if node.shown else "")
 
 
 @app.command()

@@ -59,7 +59,7 @@ def score(
     reporter.finish(
         subject.artifact.ref,
         subject.artifact.id,
-        True,
+        False,
         user=found.user_id,
         group=found.group,
         events=found.events,

@@ -24,7 +24,8 @@ class Node:
         id: full id, or the raw file's SHA-256.
         ref: reference in this store; '' for a raw file, or if it is not to be had.
         problem: why it is not to be had; '' if it is.
-        inputs: what it was made from.
+        inputs: what it was made from; empty where the same artifact stands in the tree before, with all its inputs.
+        shown: does it?
     """
 
     role: str
@@ -33,19 +34,30 @@ class Node:
     ref: str = ""
     problem: str = ""
     inputs: tuple["Node", ...] = ()
+    shown: bool = False
 
 
-def lineage(store: Store, artifact: Artifact, role: str = "") -> Node:
-    """The tree of everything that an artifact was made from. Inputs that are gone or damaged stay in it, marked."""
-    inputs = tuple(_input_node(store, name, given) for name, given in sorted(artifact.inputs.items()))
+def lineage(store: Store, artifact: Artifact) -> Node:
+    """The tree of everything that an artifact was made from. Inputs that are gone or damaged stay in it, marked.
+
+    Every artifact has its inputs under it once, where it comes first: rounds would double the tree each.
+    """
+    return _node(store, artifact, "", set())
+
+
+def _node(store: Store, artifact: Artifact, role: str, shown: set[str]) -> Node:
+    if artifact.id in shown:
+        return Node(role, artifact.kind, artifact.id, artifact.ref, shown=True)
+    shown.add(artifact.id)
+    inputs = tuple(_input_node(store, name, given, shown) for name, given in sorted(artifact.inputs.items()))
     return Node(role, artifact.kind, artifact.id, artifact.ref, inputs=inputs)
 
 
-def _input_node(store: Store, role: str, given: Input) -> Node:
+def _input_node(store: Store, role: str, given: Input, shown: set[str]) -> Node:
     if given.kind == "raw":
         return Node(role, given.kind, given.id)
     try:
-        return lineage(store, store.find(given.kind, given.id), role)
+        return _node(store, store.find(given.kind, given.id), role, shown)
     except ArtifactError as error:
         return Node(role, given.kind, given.id, problem=error.what)
 

@@ -35,7 +35,18 @@ def fit(
     settings = {name: value for name, value in config.model_dump(mode="json").items() if name in SIZES}
     model = parent.module(config) if parent else new_model(settings, dataset, _generator(config.seed))
     model.to(torch_device(config))
-    fit_settings = training.FitSettings(
+    state = fit_model(model, dataset, blocks, fit_settings(config), work, on_progress, "train")
+    work.write_tensors("model.safetensors", state.best)
+    return {"parameters": sum(weight.numel() for weight in state.best.values()), **fit_facts(dataset, blocks, state)}
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(stream(seed, "train/weights"))
+
+
+def fit_settings(config: TrainConfig) -> training.FitSettings:
+    """What `train`'s settings say about how to descend, the same for every kind of model that does."""
+    return training.FitSettings(
         history=config.history,
         negatives=config.negatives,
         epochs=config.epochs,
@@ -47,13 +58,6 @@ def fit(
         seed=config.seed,
         purpose="train/" + "+".join(config.on),
     )
-    state = fit_model(model, dataset, blocks, fit_settings, work, on_progress, "train")
-    work.write_tensors("model.safetensors", state.best)
-    return {"parameters": sum(weight.numel() for weight in state.best.values()), **fit_facts(dataset, blocks, state)}
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(stream(seed, "train/weights"))
 
 
 def fit_facts(dataset: Dataset, blocks: list[Block], state: training.FitState) -> dict[str, object]:

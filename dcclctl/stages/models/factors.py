@@ -1,5 +1,6 @@
 """Factor models: bpr, fm, neumf. A user is a row of a table; users without training events keep a zero vector."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from dcclctl.config import ComputeSection, TrainConfig
 from dcclctl.errors import DataError
 from dcclctl.stages.compute import OnProgress, torch_device
 from dcclctl.stages.handles import CloudModel, Dataset
-from dcclctl.stages.models.din import Pass, fit_epochs, fit_facts
+from dcclctl.stages.models.din import Pass, fit_epochs, fit_facts, fit_settings
 from dcclctl.store.store import Work
 
 SIZES = ("model", "history", "item_size", "hidden_sizes")
@@ -67,28 +68,15 @@ def fit(
                     f"and {config.model} learns from positive ones only",
                     "Choose other periods with --on, or ingest with another --label.",
                 )
-    fit_settings = training.FitSettings(
-        history=_limit(model),
-        negatives=config.negatives,
-        epochs=config.epochs,
-        patience=config.patience,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        dropout=0.0,
-        seed=config.seed,
-        purpose="train/" + "+".join(config.on),
-    )
+    descent = replace(fit_settings(config), history=_limit(model), dropout=0.0)
 
     def evaluate(valid: training.Samples) -> float:
         return evaluate_loss(model, log, valid)
 
     def epoch(part: Pass, state: training.FitState, on_step: training.OnStep) -> training.FitState:
-        return train_epoch(
-            model, log, part.events, part.catalogue, part.excluded, part.valid, fit_settings, state, on_step
-        )
+        return train_epoch(model, log, part.events, part.catalogue, part.excluded, part.valid, descent, state, on_step)
 
-    state = fit_epochs(model, dataset, blocks, fit_settings, work, on_progress, "train", evaluate, epoch)
+    state = fit_epochs(model, dataset, blocks, descent, work, on_progress, "train", evaluate, epoch)
     work.write_tensors("model.safetensors", state.best)
     return {"parameters": sum(weight.numel() for weight in state.best.values()), **fit_facts(dataset, blocks, state)}
 

@@ -12,7 +12,7 @@ from dcclctl.config import ComputeSection, TrainConfig
 from dcclctl.errors import DataError
 from dcclctl.stages.compute import OnProgress, torch_device
 from dcclctl.stages.handles import CloudModel, Dataset
-from dcclctl.stages.models.din import Pass, fit_epochs, fit_facts
+from dcclctl.stages.models.din import Pass, fit_epochs, fit_facts, fit_settings
 from dcclctl.store.store import Work
 
 SIZES = ("model", "history", "item_size", "category_size")
@@ -43,18 +43,7 @@ def fit(
     model = module(parent, config) if parent else _new_model(config.model_dump(), dataset, seed)
     model.to(torch_device(config))
     log, moments = dataset.log, Moments(dataset.log)
-    settings = training.FitSettings(
-        history=config.history,
-        negatives=config.negatives,
-        epochs=config.epochs,
-        patience=config.patience,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        dropout=config.dropout,
-        seed=config.seed,
-        purpose="train/" + "+".join(config.on),
-    )
+    settings = fit_settings(config)
 
     def evaluate(valid: training.Samples) -> float:
         return sequence_training.evaluate_loss(model, moments, log, valid)

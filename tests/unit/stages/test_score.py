@@ -73,7 +73,7 @@ def test_marks_in_the_table(world: World) -> None:
 
 def test_json(world: World) -> None:
     found = done("score", "patches", "--user=u1", "--top=3", store=world.root)
-    assert (found["ref"], found["id"], found["reused"]) == ("patches@1", world.ids["patch"], True)
+    assert (found["ref"], found["id"], found["reused"]) == ("patches@1", world.ids["patch"], False)
     assert found["served_by"] == {"cloud": "cloud", "patched": "patch"}
     assert [len(rows) for rows in found["rankings"].values()] == [3, 3]
 
