@@ -17,6 +17,8 @@ from torch import Tensor
 from dcclctl.algorithm.din import Din, DinSizes
 from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import EventLog
+from dcclctl.algorithm.memory import Statistics
+from dcclctl.algorithm.memorypatch import MemoryPatch
 from dcclctl.algorithm.metapatch import Basis, PatchShape
 from dcclctl.algorithm.scoring import Backbone
 from dcclctl.algorithm.statepatch import StateBasis, StateShape
@@ -205,11 +207,65 @@ def new_model(settings: dict[str, Any], dataset: Dataset, generator: torch.Gener
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What the devices remember of one dataset, and the statistics that go with it."""
+
+    artifact: Artifact
+    dataset: Dataset
+
+    def __post_init__(self) -> None:
+        given = self.artifact.inputs["dataset"].id
+        if given != self.dataset.artifact.id:
+            raise _differ("the dataset", self.artifact, given, self.dataset.artifact, self.dataset.artifact.id)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.artifact.config
+
+    @property
+    def size(self) -> int:
+        """M."""
+        return int(self.config["size"])
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        return Statistics(**self.artifact.read_tensors("statistics.safetensors"))
+
+
+def open_memory(reference: str | None, dataset: Dataset, method: str, store: Store) -> Memory | None:
+    """The memory that a method of patching needs: the one named, else the newest of the dataset.
+
+    Raises:
+        UsageError: a memory is named for a method without one, or there is none yet.
+    """
+    if method != "memory":
+        if reference:
+            raise UsageError(f"--memory {reference}: --method {method} has none", "Use it with --method memory.")
+        return None
+    if reference:
+        return Memory(store.resolve(reference, "memory"), dataset)
+    for number in reversed(store.numbers("memory")):
+        artifact = store.load("memory", number)
+        if artifact.inputs["dataset"].id == dataset.artifact.id:
+            return Memory(artifact, dataset)
+    raise UsageError(
+        f"there is no memory of {dataset.artifact.ref} yet, and --method memory needs one",
+        f"Make it with: dcclctl memory --dataset {dataset.artifact.ref}",
+    )
+
+
+def new_memory_patch(log: EventLog, hidden_size: int, code_size: int, generator: torch.Generator) -> MemoryPatch:
+    """A memory-conditioned patch that gives the cloud model's logits until it is learned."""
+    return MemoryPatch(hidden_size, code_size, log.profile_sizes, log.n_categories, generator)
+
+
+@dataclass(frozen=True)
 class PatchSet:
     """θ̂ of the users that were patched, bound to one cloud model, one basis and one id map."""
 
     artifact: Artifact
     cloud: CloudModel
+    memory: Memory | None = None
 
     def __post_init__(self) -> None:
         facts, cloud = self.artifact.facts, self.cloud.artifact
@@ -222,7 +278,18 @@ class PatchSet:
 
     @classmethod
     def load(cls, artifact: Artifact, store: Store) -> "PatchSet":
-        return cls(artifact, CloudModel.load(store.find("cloud", artifact.inputs["cloud"].id), store))
+        cloud = CloudModel.load(store.find("cloud", artifact.inputs["cloud"].id), store)
+        remembered = artifact.inputs.get("memory")
+        memory = Memory(store.find("memory", remembered.id), cloud.dataset) if remembered else None
+        return cls(artifact, cloud, memory)
+
+    def memory_patch(self) -> MemoryPatch:
+        """What the cloud ships of a memory-conditioned patch."""
+        facts, config = self.artifact.facts, self.artifact.config
+        generator = torch.Generator().manual_seed(0)
+        patch = new_memory_patch(self.cloud.dataset.log, config["memory_hidden"], facts["patch_size"], generator)
+        patch.load_state_dict(self.artifact.read_tensors("memory_patch.safetensors"))
+        return patch.requires_grad_(False)
 
     @property
     def family(self) -> str:

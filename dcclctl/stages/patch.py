@@ -22,7 +22,7 @@ from dcclctl.algorithm.sequence import KINDS
 from dcclctl.config import PatchConfig
 from dcclctl.errors import DataError, UsageError
 from dcclctl.stages.compute import OnProgress, settle, torch_device
-from dcclctl.stages.handles import CloudModel, Dataset, read_basis, shard_name, write_basis
+from dcclctl.stages.handles import CloudModel, Dataset, Memory, read_basis, shard_name, write_basis
 from dcclctl.store.store import Artifact, Input, Store, Work
 from dcclctl.tables import GROUPS
 
@@ -75,7 +75,12 @@ def chosen_users(dataset: Dataset, users: str) -> tuple[Ints, str]:
 
 
 def patch(
-    cloud: CloudModel, config: PatchConfig, store: Store, on_progress: OnProgress, force: bool = False
+    cloud: CloudModel,
+    config: PatchConfig,
+    store: Store,
+    on_progress: OnProgress,
+    force: bool = False,
+    memory: Memory | None = None,
 ) -> tuple[Artifact, bool]:
     """Learn θ̂ for every chosen user that has events in the block; Θ first if the cloud model has none yet.
 
@@ -85,6 +90,7 @@ def patch(
         store: where the patches go.
         on_progress: see compute.OnProgress.
         force: compute even if the same patches exist.
+        memory: what devices remember, for the method memory and no other.
 
     Returns:
         The patches artifact, and whether it existed already.
@@ -95,7 +101,7 @@ def patch(
     config = settle(config)
     dataset, log = cloud.dataset, cloud.dataset.log
     users, spec = chosen_users(dataset, config.users)
-    basis = cloud.basis()
+    basis = cloud.basis() if memory is None else None
     if basis is not None:
         config = config.model_copy(update={"patch_size": basis.size, "bottleneck": basis.shape.bottleneck})
     config = config.model_copy(update={"users": spec})
@@ -105,7 +111,7 @@ def patch(
     chosen[users] = True
     mine = events[chosen[log.user[events]]]
     active = np.unique(log.user[mine])
-    if not len(active):
+    if not len(active) and memory is None:  # a device that never trained may remember
         raise DataError(
             f"--users {spec}: none of the {len(users)} has an event in {config.on}, so there is nothing to learn from",
             "Users without one need no patch: evaluate serves them with the cloud model or, after distill, --unpatched encoder.",
@@ -113,9 +119,15 @@ def patch(
     inputs = {"cloud": cloud.artifact.as_input(), "dataset": dataset.artifact.as_input()}
     if spec.startswith("@sha256:"):
         inputs["users"] = Input("raw", spec.removeprefix("@sha256:"))
+    if memory is not None:
+        inputs["memory"] = memory.artifact.as_input()
     with store.begin("patch", "patches", config.model_dump(mode="json"), config.seed, inputs, force) as work:
         if work.reused is not None:
             return work.reused, True
+        if memory is not None:
+            from dcclctl.stages.patch_memory import patch_with_memory
+
+            return patch_with_memory(cloud, memory, users, config, store, work, on_progress), False
         devices = _fleet(cloud, config, block, work, on_progress)
         basis = devices.basis(basis, events)
         n_shards = math.ceil(len(active) / config.shard_users)

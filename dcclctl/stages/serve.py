@@ -14,7 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dcclctl.algorithm.encoder import Encoder
-from dcclctl.algorithm.sampling import permutation
+from dcclctl.algorithm.eventlog import EventLog
+from dcclctl.algorithm.memory import features
+from dcclctl.algorithm.memorypatch import category_shares
+from dcclctl.algorithm.sampling import Ints, permutation
 from dcclctl.algorithm.scoring import Backbone, DinBackbone, HeadFunction, patched_head
 from dcclctl.algorithm.sequence import SequenceBackbone
 from dcclctl.algorithm.statepatch import state_head
@@ -100,6 +103,55 @@ def _state(patches: PatchSet, backbone: Backbone, codes: Float[Tensor, "U K"]) -
     return state_head(backbone, read_state_basis(patches.artifact), codes)
 
 
+def _serve_from_memory(subject: Subject, backbone: Backbone, seed: int) -> tuple[HeadFunction, npt.NDArray[np.str_]]:
+    """The memory-conditioned patch: it needs no θ̂, and the memory goes on with every event of the log.
+
+    Placebos: +shuffled lends every user the memory of another one, as it was at the end of the period before; +mean
+    gives everyone the mean θ̂.
+    """
+    patches = subject.patches
+    assert patches is not None and patches.memory is not None
+    memory, log = patches.memory, backbone.log
+    patch = patches.memory_patch()
+    codes, patched = patches.codes()
+    if subject.suffix == MEAN_SUFFIX and patched.any():
+        codes = mean_code(codes, patched)
+    lender = _lenders(log, seed) if subject.suffix == SHUFFLED_SUFFIX else None
+    statistics, size = memory.statistics, memory.size
+
+    def head(events: Ints, candidates: Tensor | None, below: Tensor) -> Tensor:
+        logits = backbone.head(events, candidates, below)
+        users = torch.from_numpy(log.user[events])
+        source = events if lender is None else lender(events)
+        found = features(log, source, candidates, statistics, size).to(logits.device)
+        known = category_shares(log, source, size) if patch.code_size else torch.zeros(len(events), 0)
+        own = patch.encode(codes[users], log.profile[users], known).to(logits.device)
+        remembers = torch.from_numpy(log.history_lengths(source, 1) > 0) & patched[users]
+        return torch.where(remembers.to(logits.device).unsqueeze(1), patch(found, logits, own), logits)
+
+    by = np.full(log.n_users, "cloud", dtype="<U7")
+    by[patched.numpy()] = "memory"
+    return head, by
+
+
+def _lenders(log: EventLog, seed: int) -> Callable[[Ints], Ints]:
+    """Rows whose history is lent: of the next user in a seeded ring, the last event of an earlier period (or the first)."""
+    users = np.unique(log.user)
+    ring = users[permutation(seed, "evaluate/shuffled-memories", users)]
+    other = np.zeros(log.n_users, dtype=np.int64)
+    other[ring] = np.roll(ring, -1)
+    keys = log.user * 4 + log.period  # ascending where periods are in order of each user's time
+    first = np.searchsorted(log.user, np.arange(log.n_users))
+
+    def lend(events: Ints) -> Ints:
+        whose = other[log.user[events]]
+        last = np.searchsorted(keys, whose * 4 + log.period[events]) - 1
+        rows: Ints = np.maximum(last, first[whose])
+        return rows
+
+    return lend
+
+
 def _own_codes(subject: Subject, seed: int) -> tuple[Float[Tensor, "U K"], Tensor]:
     """θ̂ of every user and who has one, after what the subject's suffix does to them.
 
@@ -139,12 +191,14 @@ def serve(subject: Subject, config: EvaluateConfig, backbone: Backbone) -> tuple
         subject: what to serve with. config: `unpatched` is used. backbone: of the subject's cloud model.
 
     Returns:
-        The head, and for every user 'patch', 'encoder' or 'cloud'.
+        The head, and for every user 'patch', 'memory', 'encoder' or 'cloud'.
 
     Raises:
         UsageError: the encoder is asked for and there is none; too few patches for a placebo.
     """
     log = subject.cloud.dataset.log
+    if subject.patches is not None and subject.patches.family == "memory":
+        return _serve_from_memory(subject, backbone, config.seed)
     by = np.full(log.n_users, "cloud", dtype="<U7")
     if subject.patches is None and not subject.everyone_by_encoder:
         return backbone.head, by
