@@ -144,7 +144,7 @@ class EventLog:
         """Row numbers of the events in the given blocks (or period codes), ascending."""
         wanted = np.zeros(len(self.user), dtype=bool)
         for block in blocks:
-            part = block if isinstance(block, Block) else Block(block)
+            part = _as_block(block)
             wanted |= (self.period == part.period) & (self.share >= part.start) & (self.share < part.end)
         return np.flatnonzero(wanted)
 
@@ -186,28 +186,31 @@ class EventLog:
         """
         if self.repeats:
             return self.positives_in(*blocks)
-        parts = sorted(block if isinstance(block, Block) else Block(block) for block in blocks)
+        parts = sorted(map(_as_block, blocks))
         rows = np.flatnonzero(self.before(parts[0]) | ((self.label > 0) & self.up_to(parts[-1])))
         return PairSet(self.user[rows], self.item[rows], self.n_items)
 
     def up_to(self, last: Block) -> npt.NDArray[np.bool_]:
         """(N,) events before the end of a block."""
-        past: npt.NDArray[np.bool_] = (self.period < last.period) | (
-            (self.period == last.period) & (self.share < last.end)
-        )
-        return past
+        return self._earlier(last.period, last.end)
 
     def before(self, first: Block) -> npt.NDArray[np.bool_]:
         """(N,) events before the start of a block."""
-        past: npt.NDArray[np.bool_] = (self.period < first.period) | (
-            (self.period == first.period) & (self.share < first.start)
-        )
+        return self._earlier(first.period, first.start)
+
+    def _earlier(self, period: int, share: float) -> npt.NDArray[np.bool_]:
+        """(N,) events of earlier periods, and of this one those that come before a share of it."""
+        past: npt.NDArray[np.bool_] = (self.period < period) | ((self.period == period) & (self.share < share))
         return past
 
     def catalogue(self, last: "Block | int") -> Ints:
         """Items that had an event by the end of a block: what could be shown or sampled then."""
-        block = last if isinstance(last, Block) else Block(last)
-        return np.unique(self.item[self.up_to(block)])
+        return np.unique(self.item[self.up_to(_as_block(last))])
+
+
+def _as_block(block: "Block | int") -> Block:
+    """A period code means the whole period."""
+    return block if isinstance(block, Block) else Block(block)
 
 
 def shares(user: Ints, time: Ints, period: Ints, one_timeline: bool) -> npt.NDArray[np.float64]:

@@ -50,7 +50,7 @@ app = typer.Typer(
 def list_artifacts(
     kind: Annotated[
         str | None,
-        typer.Option("--kind", metavar="KIND", help="Only dataset, cloud, patches or evaluation."),
+        typer.Option("--kind", metavar="KIND", help="Only dataset, cloud, memory, patches or evaluation."),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
