@@ -1,0 +1,251 @@
+"""Baselines through the commands: train, evaluate, score, audit, continue, and what they cannot do."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from world import NEW_USERS, World, dcclctl, done, ingest
+
+from dcclctl.config import MODEL_DEFAULTS, TrainConfig, resolve
+from dcclctl.errors import UsageError
+from dcclctl.stages.handles import CloudModel
+from dcclctl.stages.models import MODULES, counts
+from dcclctl.store.store import Artifact, Store
+
+CLOSED = ("popularity", "recent", "item-knn", "ease")
+FACTORS = ("bpr", "fm", "neumf")
+MODELS = (*CLOSED, *FACTORS)
+SMALL = ("--item-size=8", "--hidden-sizes=16,8", "--history=8", "--epochs=8", "--patience=0", "--threads=1")
+QUICK = (*SMALL, "--batch-size=128", "--learning-rate=0.03", "--ridge=20", "--neighbours=10")
+
+
+@pytest.fixture(scope="module")
+def baselines(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """A store with every baseline, and what train said of each."""
+    root = world.copy(tmp_path_factory.mktemp("baselines") / "store")
+    return root, {model: done("train", f"--model={model}", *QUICK, store=root) for model in MODELS}
+
+
+def artifact_of(baselines: tuple[Path, dict[str, dict[str, Any]]], model: str) -> Artifact:
+    return Store(baselines[0]).resolve(baselines[1][model]["ref"])
+
+
+def aggregates(store: Path, reference: str) -> dict[tuple[str, str, str], float]:
+    """(subject, group, metric) → value of an evaluation."""
+    table = Store(store).resolve(reference).read_table("aggregate.parquet")
+    return {(s, g, m): v for s, g, m, v in table.select("subject", "group", "metric", "value").iter_rows()}
+
+
+def test_every_kind_of_model_is_offered() -> None:
+    known = TrainConfig.model_json_schema()["properties"]["model"]["enum"]
+    assert set(known) == set(MODULES) >= set(MODELS)
+    for model in known:
+        assert model in (TrainConfig.model_fields["model"].description or "")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_facts_and_files(world: World, baselines: tuple[Path, dict[str, dict[str, Any]]], model: str) -> None:
+    artifact, made = artifact_of(baselines, model), baselines[1][model]
+    events = world.dataset().artifact.read_table("events.parquet").filter(pl.col("period") == 0)
+    facts, tensors = artifact.facts, artifact.read_tensors("model.safetensors")
+    assert facts["trained_on_events"] == events.height
+    assert facts["trained_on_users"] == events["user_index"].n_unique()
+    assert facts["parameters"] == made["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+    assert artifact.read_json("model.json")["model"] == model
+    if model in CLOSED:
+        assert (made["epochs"], made["best_epoch"], made["best_valid_loss"]) == (0, 0, None)
+    else:
+        assert made["epochs"] == len(facts["epochs"]) == 8
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_all_are_evaluated_and_better_than_chance(
+    baselines: tuple[Path, dict[str, dict[str, Any]]], model: str
+) -> None:
+    root, made = baselines
+    found = done("evaluate", made[model]["ref"], "--k=10", "--threads=1", store=root)
+    table = Store(root).resolve(found["ref"]).read_table("per_user.parquet")
+    new = table.filter(pl.col("group") == "new")
+    assert new.height == NEW_USERS and table["auc"].null_count() == 0
+    values = aggregates(root, found["ref"])
+    gauc = next(value for (_, group, metric), value in values.items() if (group, metric) == ("tail", "gauc"))
+    floor = 0.5 if model in ("popularity", "recent") else 0.55  # users differ in their taste, not in how popular it is
+    assert gauc > floor
+
+
+def test_popularity_counts_the_training_period(world: World, baselines: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    events = world.dataset().artifact.read_table("events.parquet").filter(pl.col("period") == 0)
+    expected = np.bincount(events["item_index"], minlength=80) + 1
+    logits = artifact_of(baselines, "popularity").read_tensors("model.safetensors")["logits"].double()
+    odds = logits.exp().numpy()
+    assert odds / odds.sum() == pytest.approx(expected / expected.sum(), rel=1e-5)
+    newest = events.sort("time_us").tail(events.height // 10)
+    counted = artifact_of(baselines, "recent").facts["counted_events"]
+    # a moment at the edge is counted whole
+    moment = events.filter(pl.col("time_us") == newest["time_us"][0]).height
+    assert newest.height <= counted <= newest.height + moment
+
+
+def test_recent_of_a_log_without_clock_times_takes_the_newest_of_each_user(tmp_path: Path) -> None:
+    lines = ["user_id,item_id,timestamp"]
+    lines += [f"u{user},{'new' if at == 17 else f'i{at % 3}'},{at}" for user in range(5) for at in range(20)]
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    flags = ("--time-unit=ordinal", "--split=leave-one-out", "--repeats=keep")
+    done("ingest", tmp_path / "log.csv", *flags, store=tmp_path / "store")
+    made = done(
+        "train", "--model=recent", "--on=cloud,device", "--newest=0.05", "--threads=1", store=tmp_path / "store"
+    )
+    artifact = Store(tmp_path / "store").resolve(made["ref"])
+    assert artifact.facts["counted_events"] == 5  # the 18th event of each user, a 'new'
+    dataset = CloudModel.load(artifact, Store(tmp_path / "store")).dataset
+    logits = artifact.read_tensors("model.safetensors")["logits"]
+    assert dataset.items["item_id"][int(logits.argmax())] == "new"
+    assert (logits == logits.max()).sum() == 1 and len(logits.unique()) == 2
+
+
+def test_an_item_is_its_own_neighbour_where_repeats_are_kept(world: World, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    ingest(tmp_path / "log", store, "--repeats=keep")
+    made = done("train", "--model=item-knn", "--threads=1", store=store)
+    assert own_neighbours(Store(store).resolve(made["ref"])) > 0
+    found = done("evaluate", made["ref"], "--k=10", "--threads=1", store=store)
+    assert found["ref"] == "evaluation@1"
+
+
+def own_neighbours(artifact: Artifact) -> int:
+    tensors = artifact.read_tensors("model.safetensors")
+    source = torch.repeat_interleave(torch.arange(len(tensors["start"]) - 1), tensors["start"].diff())
+    return int((source == tensors["target"]).sum())
+
+
+def test_an_item_is_not_its_own_neighbour_among_first_events(
+    baselines: tuple[Path, dict[str, dict[str, Any]]],
+) -> None:
+    assert own_neighbours(artifact_of(baselines, "item-knn")) == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_same_command_gives_the_same_artifact(
+    baselines: tuple[Path, dict[str, dict[str, Any]]], world: World, tmp_path: Path, model: str
+) -> None:
+    made = done("train", f"--model={model}", *QUICK, "--force", store=world.copy(tmp_path / "again"))
+    assert made["id"] == baselines[1][model]["id"]
+
+
+@pytest.mark.parametrize("model", ["popularity", "item-knn", "fm"])
+def test_score_explains_a_user_and_a_new_one(baselines: tuple[Path, dict[str, dict[str, Any]]], model: str) -> None:
+    root, made = baselines
+    for user in ("u1", "n2"):
+        found = done("score", made[model]["ref"], f"--user={user}", "--top=5", "--threads=1", store=root)
+        assert user in str(found)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_audit_accepts_them(baselines: tuple[Path, dict[str, dict[str, Any]]], model: str) -> None:
+    root, made = baselines
+    found = dcclctl("audit", made[model]["ref"], store=root)
+    assert found.exit_code == 0, found.output
+    found = done(
+        "audit", done("evaluate", made[model]["ref"], "--on=valid", "--threads=1", store=root)["ref"], store=root
+    )
+    looked = any("chose the best epoch" in remark["text"] for remark in found["remarks"])
+    assert looked == (model in FACTORS)
+
+
+def test_report_and_text_of_a_model_without_epochs(
+    baselines: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path
+) -> None:
+    root, made = baselines
+    text = dcclctl("train", "--model=ease", *QUICK, store=root)
+    assert text.exit_code == 0 and text.stdout.startswith("ease ") and "best valid loss" not in text.stdout
+    references = [made["ease"]["ref"], made["bpr"]["ref"]]
+    evaluation = done("evaluate", *references, "--threads=1", store=root)["ref"]
+    page = tmp_path / "page.html"
+    result = dcclctl("report", evaluation, "--output", page, store=root)
+    assert result.exit_code == 0, result.output
+    assert f"Loss of {references[1]}" in page.read_text() and f"Loss of {references[0]}" not in page.read_text()
+
+
+@pytest.mark.parametrize("model", CLOSED)
+def test_models_in_closed_form_are_not_continued(baselines: tuple[Path, dict[str, dict[str, Any]]], model: str) -> None:
+    root, made = baselines
+    result = dcclctl("train", f"--continue={made[model]['ref']}", "--on=device", "--threads=1", store=root)
+    assert result.exit_code == 2
+    assert f"--model {model} --on cloud,device" in result.stderr
+
+
+@pytest.mark.parametrize("model", FACTORS)
+def test_factor_models_continue_from_their_weights(
+    baselines: tuple[Path, dict[str, dict[str, Any]]], model: str
+) -> None:
+    root, made = baselines
+    arguments = (f"--continue={made[model]['ref']}", "--on=device", "--epochs=1", "--threads=1")
+    artifact = Store(root).resolve(done("train", *arguments, "--learning-rate=1e-30", store=root)["ref"])
+    parent = artifact_of(baselines, model)
+    assert artifact.read_json("model.json") == parent.read_json("model.json")
+    weights = artifact.read_tensors("model.safetensors")
+    for name, weight in parent.read_tensors("model.safetensors").items():
+        assert torch.equal(weight, weights[name]), name
+    artifact = Store(root).resolve(done("train", *arguments, store=root)["ref"])
+    assert artifact.config["model"] == model
+    for name, value in MODEL_DEFAULTS.get(model, {}).items():
+        if name not in (*parent.read_json("model.json"), "epochs"):
+            assert artifact.config[name] == value, name
+    assert done("audit", artifact.ref, store=root)["leaks"] == []
+
+
+@pytest.mark.parametrize("model", ["ease", "fm"])
+def test_patch_and_distill_say_that_they_need_another_model(
+    baselines: tuple[Path, dict[str, dict[str, Any]]], model: str
+) -> None:
+    root, made = baselines
+    result = dcclctl("patch", f"--cloud={made[model]['ref']}", "--threads=1", store=root)
+    assert result.exit_code == 2
+    assert model in result.stderr and "dcclctl train --model din" in result.stderr
+
+
+def test_ease_of_too_many_items_is_refused(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, "_EASE_ITEMS", 79)
+    result = dcclctl("train", "--model=ease", "--threads=1", store=shop)
+    assert result.exit_code == 2
+    assert "80 items" in result.stderr and "item-knn" in result.stderr
+    assert dcclctl("train", "--model=item-knn", "--threads=1", store=shop).exit_code == 0
+
+
+def test_nothing_positive_to_learn_from(tmp_path: Path) -> None:
+    lines = ["user_id,item_id,timestamp,rating"]
+    lines += [
+        f"u{user},i{at},{1_600_000_000 + 5000 * at + user},{5 if at > 5 else 1}"
+        for user in range(5)
+        for at in range(10)
+    ]
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    done("ingest", tmp_path / "log.csv", "--label=rating>=4", "--split=per-user", store=tmp_path / "store")
+    for model in ("popularity", "ease", "bpr"):
+        result = dcclctl("train", f"--model={model}", "--threads=1", store=tmp_path / "store")
+        assert result.exit_code == 3
+        assert "has no positive events in cloud" in result.stderr
+    assert dcclctl("train", "--model=fm", "--epochs=1", "--threads=1", store=tmp_path / "store").exit_code == 0
+
+
+@pytest.mark.parametrize("flag", ["--newest=0", "--newest=1.1", "--neighbours=0", "--shrinkage=-1", "--ridge=0"])
+def test_settings_out_of_range(flag: str) -> None:
+    result = dcclctl("train", "--model=recent", flag)
+    assert result.exit_code == 2 and flag.partition("=")[0] in result.stderr
+
+
+def test_a_model_has_defaults_of_its_own_which_file_and_flags_override(tmp_path: Path) -> None:
+    assert set(MODEL_DEFAULTS) <= set(MODULES)
+    for model, defaults in MODEL_DEFAULTS.items():
+        found = resolve(TrainConfig, model=model).model_dump()
+        assert {name: found[name] for name in defaults} == defaults
+    plain = resolve(TrainConfig)
+    assert plain.weight_decay == TrainConfig.model_fields["weight_decay"].default
+    (tmp_path / "settings.toml").write_text('[train]\nmodel = "bpr"\nlearning_rate = 0.5\n')
+    found = resolve(TrainConfig, tmp_path / "settings.toml", weight_decay=0.25)
+    assert (found.model, found.learning_rate, found.weight_decay) == ("bpr", 0.5, 0.25)
+    with pytest.raises(UsageError, match="learning"):
+        resolve(TrainConfig, model="bpr", learning_rate=-1.0)
