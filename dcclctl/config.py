@@ -9,8 +9,9 @@ Precedence: default < TOML file (`--config`) < flag. In TOML, `seed` may stand a
 
 import difflib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -32,7 +33,15 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    #: the setting, if there is one, that the defaults of others depend on
+    DECIDES: ClassVar[str] = ""
+
     seed: Count = Field(0, description="Seed of every random draw of this stage.")
+
+    @classmethod
+    def defaults(cls, config: Mapping[str, Any]) -> Self:
+        """What settings are where nothing is given but the one that decides about defaults."""
+        return cls(**({cls.DECIDES: config[cls.DECIDES]} if cls.DECIDES in config else {}))
 
 
 class ComputeSection(Section):
@@ -108,6 +117,8 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
 class TrainConfig(ComputeSection):
     """`dcclctl train`: dataset → cloud model."""
 
+    DECIDES: ClassVar[str] = "model"
+
     model: Literal["din", "popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "sasrec", "gru4rec"] = (
         Field(
             "din",
@@ -163,8 +174,17 @@ class MemoryConfig(Section):
     )
 
 
+#: `patch --method` → defaults that are its own
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "item-space": {"newton_steps": 5},
+    "fine-tune": {"learning_rate": 0.002},
+}
+
+
 class PatchConfig(ComputeSection):
     """`dcclctl patch`: cloud model × each user's own log → patches."""
+
+    DECIDES: ClassVar[str] = "method"
 
     users: str = Field(
         "all", description="Who gets a patch: tail, head, all, new, @FILE with one id a line, or ID,ID,…"
@@ -172,8 +192,21 @@ class PatchConfig(ComputeSection):
     on: LearningBlock = Field(
         "device", description="Period (or part, e.g. device:2/3) whose events the devices learn from."
     )
-    method: Literal["metapatch", "memory"] = Field(
-        "metapatch", description="How a device learns: metapatch (exact), or memory (conditioned on what it remembers)."
+    method: Literal[
+        "metapatch",
+        "linearised",
+        "random-basis",
+        "label-correction",
+        "similar-users",
+        "generated",
+        "item-space",
+        "fine-tune",
+        "memory",
+    ] = Field(
+        "metapatch",
+        description="How θ̂ is found: metapatch (exact), linearised (Newton steps), random-basis (Θ not learned), "
+        "label-correction, similar-users (their events too), generated (in the cloud, from the history and the profile); "
+        "or what else is personal: item-space (a direction among the items), fine-tune (the last layers), memory (what the device remembers).",
     )
     patch_size: Positive = Field(16, description="K: numbers in a user's θ̂.")
     bottleneck: Positive = Field(8, description="Width of the bottleneck of each patch.")
@@ -182,9 +215,19 @@ class PatchConfig(ComputeSection):
     prior: Annotated[float, Field(ge=0.0)] = Field(
         10.0, description="λ: weight of ‖θ̂‖² against the sum of a user's losses."
     )
+    newton_steps: Positive = Field(1, description="linearised, item-space: Newton steps on a device.")
+    generator_size: Positive = Field(32, description="generated: hidden units of the generator.")
+    generator_history: Positive = Field(50, description="generated: newest events that θ̂ is made from.")
+    similar_users: Positive = Field(5, description="similar-users: how many users lend their events.")
+    similar_events: Positive = Field(5, description="similar-users: newest events of each of them.")
+    similar_weight: Annotated[float, Field(ge=0.0)] = Field(
+        0.3, description="similar-users: weight of a lent event at similarity 1; an own event has 1."
+    )
     negatives: Positive = Field(4, description="Sampled negatives for each positive event.")
-    basis_epochs: Positive = Field(15, description="Passes of auto-decoding when the cloud model has no Θ yet.")
-    basis_learning_rate: Rate = Field(0.01, description="Adam's step size for Θ.")
+    basis_epochs: Positive = Field(
+        15, description="Passes of auto-decoding when the cloud model has no Θ yet; for M and the generator too."
+    )
+    basis_learning_rate: Rate = Field(0.01, description="Adam's step size for Θ, M and the generator.")
     held_back: Fraction = Field(
         0.2, description="Newest share of a user's events kept back to see whether the patch helps."
     )
@@ -206,6 +249,12 @@ class PatchConfig(ComputeSection):
     batch_rows: Positive = Field(
         8192, description="Padded rows held at once; the default suits a CPU's cache, a GPU is faster with more."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_method(cls, given: Any) -> Any:
+        """Settings that are not given take the method's own defaults, where it has some."""
+        return METHOD_DEFAULTS.get(str(given.get("method")), {}) | given if isinstance(given, dict) else given
 
 
 class DistillConfig(ComputeSection):

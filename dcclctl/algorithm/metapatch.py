@@ -223,13 +223,39 @@ def fit_devices(
     Source: Yao et al. 2021, eq. 3, with the sum over a user's events (so that λ weighs more for users with few).
     """
     codes = torch.zeros(len(rows.z1), basis.size, device=rows.z1.device) if start is None else start.clone()
-    first, second = torch.zeros_like(codes), torch.zeros_like(codes)
-    linear_2 = torch.addmm(head.bias_2, rows.z1.flatten(0, 1), head.weight_2.T).view(*rows.z1.shape[:2], -1)
-    for step in range(1, steps + 1):
+    linear_2 = second_linear(head, rows)
+
+    def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
         patch_gradient, _ = device_gradient(head, basis.patch(codes), rows, linear_2)
-        gradient = torch.addmm(2 * prior * codes, patch_gradient, basis.theta)
-        first.lerp_(gradient, 0.1)
-        second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        return torch.addmm(2 * prior * codes, patch_gradient, basis.theta)
+
+    return descend(gradient, codes, steps, learning_rate)
+
+
+def second_linear(head: Head, rows: DeviceRows) -> Float[Tensor, "U N H2"]:
+    """W₂·z₁ + b₂, which no step of a device changes."""
+    return torch.addmm(head.bias_2, rows.z1.flatten(0, 1), head.weight_2.T).view(*rows.z1.shape[:2], -1)
+
+
+def descend(
+    gradient: Callable[[Float[Tensor, "U K"]], Float[Tensor, "U K"]],
+    codes: Float[Tensor, "U K"],
+    steps: int,
+    learning_rate: float,
+) -> Float[Tensor, "U K"]:
+    """Adam on the numbers of U users, each user's on its own.
+
+    Args:
+        gradient: of the devices' losses. codes: where to start from; it is changed in place.
+
+    Raises:
+        DivergedError: a number became infinite or NaN.
+    """
+    first, second = torch.zeros_like(codes), torch.zeros_like(codes)
+    for step in range(1, steps + 1):
+        slope = gradient(codes)
+        first.lerp_(slope, 0.1)
+        second.mul_(0.999).addcmul_(slope, slope, value=0.001)
         rate = learning_rate / (1 - 0.9**step)
         codes -= rate * first / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
     if not codes.isfinite().all():
@@ -282,13 +308,52 @@ def learn_basis(
     Source: auto-decoding as in Park et al., DeepSDF, CVPR 2019.
     """
     device = head.weight_2.device
-    n_users = int(users.max(initial=-1)) + 1
     theta = basis.theta.clone().to(device).requires_grad_()
-    table = torch.zeros(n_users, basis.size, device=device, requires_grad=True)
-    share = torch.from_numpy(1.0 / np.bincount(users, minlength=n_users)[users]).float().to(device)
-    optimiser = torch.optim.Adam([theta, table], lr=learning_rate)
+    table = torch.zeros(int(users.max(initial=-1)) + 1, basis.size, device=device, requires_grad=True)
     origin = basis.origin.to(device)
     owners = torch.from_numpy(users).to(device)
+
+    def forward(rows: Ints, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            z1 = activations(events[rows], candidates)
+        codes = table[owners[torch.from_numpy(rows).to(device)]]
+        return head_logits(head, z1, Patch.of(origin + codes @ theta.T, basis.shape)), codes
+
+    learn_jointly(
+        theta, 1.0, [table], forward, events, users, draw, epochs, learning_rate, prior, seed, batch_size, on_epoch
+    )
+    return Basis(basis.shape, basis.origin, theta.detach().cpu()), table.detach().cpu()
+
+
+def learn_jointly(
+    columns: Float[Tensor, "P K"],
+    length: float,
+    others: list[Tensor],
+    forward: Callable[[Ints, Int[Tensor, "B C"]], tuple[Float[Tensor, "B C"], Float[Tensor, "B K"]]],
+    events: Ints,
+    users: Ints,
+    draw: Callable[[int], tuple[Int[Tensor, "E C"], Float[Tensor, "E C"], Float[Tensor, "E C"]]],
+    epochs: int,
+    learning_rate: float,
+    prior: float,
+    seed: int,
+    batch_size: int = 1024,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> None:
+    """Train what all users share together with what gives each user's numbers; both are changed in place.
+
+    Args:
+        columns: what all users share; its columns keep the length `length`.
+        others: what gives the users' numbers (a table of them, or a network).
+        forward: positions of events (B,), their candidates (B, C) → logits, and the users' numbers.
+        events, users, draw: see `learn_basis`.
+
+    Raises:
+        DivergedError: the loss became infinite or NaN.
+    """
+    device = columns.device
+    share = torch.from_numpy(1.0 / np.bincount(users)[users]).float().to(device)
+    optimiser = torch.optim.Adam([columns, *others], lr=learning_rate)
     for epoch in range(epochs):
         candidates, labels, weights = draw(epoch)
         order = permutation(seed, "basis/shuffle", events, epoch)
@@ -296,13 +361,9 @@ def learn_basis(
         for begin in range(0, len(order), batch_size):
             rows = order[begin : begin + batch_size]
             index = torch.from_numpy(rows)
-            with torch.no_grad():
-                z1 = activations(events[rows], candidates[index])
-            owner = owners[index.to(device)]
-            codes = table[owner]
-            patch = Patch.of(origin + codes @ theta.T, basis.shape)
+            logits, codes = forward(rows, candidates[index])
             losses = torch.nn.functional.binary_cross_entropy_with_logits(
-                head_logits(head, z1, patch), labels[index].to(device), reduction="none"
+                logits, labels[index].to(device), reduction="none"
             )
             data = (losses * weights[index].to(device)).sum()
             loss = (data + prior * (codes.square().sum(1) * share[index.to(device)]).sum()) / len(rows)
@@ -310,7 +371,7 @@ def learn_basis(
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             with torch.no_grad():
-                theta /= theta.norm(dim=0)
+                columns /= columns.norm(dim=0) / length
             total += float(data.detach())
         mean = total / float(weights.sum())
         if not math.isfinite(mean):
@@ -319,4 +380,3 @@ def learn_basis(
             )
         if on_epoch is not None:
             on_epoch(epoch + 1, mean)
-    return Basis(basis.shape, basis.origin, theta.detach().cpu()), table.detach().cpu()

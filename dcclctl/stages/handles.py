@@ -97,6 +97,10 @@ class Dataset:
         )
 
 
+#: what item-space patches share: M
+MAP_FILE = "item_map.safetensors"
+
+
 def write_basis(work: Work, basis: Basis) -> None:
     metadata = {"hidden_sizes": list(basis.shape.hidden_sizes), "bottleneck": basis.shape.bottleneck}
     work.write_tensors("basis.safetensors", {"origin": basis.origin, "theta": basis.theta}, metadata)
@@ -273,7 +277,7 @@ class PatchSet:
             raise _differ("the cloud model", self.artifact, self.artifact.inputs["cloud"].id, cloud, cloud.id)
         if facts["id_map"] != self.cloud.dataset.id_map:
             raise _differ("the id map", self.artifact, facts["id_map"], cloud, self.cloud.dataset.id_map)
-        if self.cloud.basis_id and self.cloud.basis_id != basis_id(self.artifact):
+        if self.cloud.basis_id and not self.own_basis and self.cloud.basis_id != basis_id(self.artifact):
             raise _differ("the basis Θ", self.artifact, basis_id(self.artifact), cloud, self.cloud.basis_id)
 
     @classmethod
@@ -295,6 +299,11 @@ class PatchSet:
     def family(self) -> str:
         """What kind of function θ̂ is put into (see stages/serve.py)."""
         return str(self.artifact.facts.get("family", "metapatch"))
+
+    @property
+    def own_basis(self) -> bool:
+        """Do the patches bring what their users share, whatever basis the cloud model has?"""
+        return bool(self.artifact.facts.get("own_basis", False))
 
     def basis(self) -> Basis:
         return read_basis(self.artifact)

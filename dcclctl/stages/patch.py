@@ -4,6 +4,8 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,30 +16,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcclctl.algorithm import metapatch, training
+from dcclctl.algorithm import devicemethods, training
+from dcclctl.algorithm.devicemethods import LocalRows, Space
 from dcclctl.algorithm.eventlog import Block, EventLog
-from dcclctl.algorithm.metapatch import Basis, DeviceRows, Head, Patch, PatchShape
-from dcclctl.algorithm.sampling import Ints, stream
+from dcclctl.algorithm.metapatch import Basis, Head
+from dcclctl.algorithm.sampling import Ints
+from dcclctl.algorithm.scoring import item_embeddings
 from dcclctl.algorithm.sequence import KINDS
 from dcclctl.config import PatchConfig
 from dcclctl.errors import DataError, UsageError
 from dcclctl.stages.compute import OnProgress, settle, torch_device
-from dcclctl.stages.handles import CloudModel, Dataset, Memory, read_basis, shard_name, write_basis
+from dcclctl.stages.handles import CloudModel, Dataset, Memory, shard_name
+from dcclctl.stages.patch_methods import METHODS, SIMILARITY_EVENTS, Lenders
 from dcclctl.store.store import Artifact, Input, Store, Work
 from dcclctl.tables import GROUPS
 
-#: (head, basis, rows, config) → θ̂ (U, K)
-Method = Callable[[Head, Basis, DeviceRows, PatchConfig], Float[Tensor, "U K"]]
-
-
-def _metapatch(head: Head, basis: Basis, rows: DeviceRows, config: PatchConfig) -> Float[Tensor, "U K"]:
-    return metapatch.fit_devices(head, basis, rows, config.steps, config.learning_rate, config.prior)
-
-
 #: events whose attention units are held at once, so that they stay in a CPU's cache: twice as fast as thousands
 _CACHED_EVENTS = 256
-
-METHODS: dict[str, Method] = {"metapatch": _metapatch}
 
 
 def chosen_users(dataset: Dataset, users: str) -> tuple[Ints, str]:
@@ -84,6 +79,8 @@ def patch(
 ) -> tuple[Artifact, bool]:
     """Learn θ̂ for every chosen user that has events in the block; Θ first if the cloud model has none yet.
 
+    A method that needs no local events (stages/patch_methods.py) gives θ̂ to every chosen user.
+
     Args:
         cloud: the frozen model.
         config: settings; sizes of the patch are the cloud's where it brings a basis.
@@ -110,8 +107,9 @@ def patch(
     chosen = np.zeros(log.n_users, dtype=bool)
     chosen[users] = True
     mine = events[chosen[log.user[events]]]
-    active = np.unique(log.user[mine])
-    if not len(active) and memory is None:  # a device that never trained may remember
+    local = memory is None and METHODS[config.method].local
+    active = np.unique(log.user[mine]) if local else users
+    if memory is None and not (len(active) and len(events)):  # a device that never trained may remember
         raise DataError(
             f"--users {spec}: none of the {len(users)} has an event in {config.on}, so there is nothing to learn from",
             "Users without one need no patch: evaluate serves them with the cloud model or, after distill, --unpatched encoder.",
@@ -129,13 +127,13 @@ def patch(
 
             return patch_with_memory(cloud, memory, users, config, store, work, on_progress), False
         devices = _fleet(cloud, config, block, work, on_progress)
-        basis = devices.basis(basis, events)
+        space = devices.basis(basis, events)
         n_shards = math.ceil(len(active) / config.shard_users)
         started, computed = time.perf_counter(), 0
         for shard in range(n_shards):
             members = active[shard * config.shard_users : (shard + 1) * config.shard_users]
             if not work.finished(shard_name(shard)):
-                devices.fit_shard(shard, members, mine, basis)
+                devices.fit_shard(shard, members, mine, space)
                 computed += len(members)
             rate = computed / max(time.perf_counter() - started, 1e-9)
             on_progress(
@@ -146,9 +144,14 @@ def patch(
             work.note_run(users_per_second=computed / seconds, fit_seconds=seconds)
         table = _users_table(work, dataset, n_shards)
         work.write_table("users.parquet", table)
-        facts = {"id_map": dataset.id_map, "on": config.on, "patch_size": basis.size, "patch_weights": basis.shape.size}
-        facts |= {"family": devices.family, **_summary(table, basis, len(users))}
-        return work.commit(facts), False
+        facts = {
+            "id_map": dataset.id_map,
+            "on": config.on,
+            "family": devices.family,
+            "own_basis": METHODS[config.method].own_basis,
+            "patch_size": space.size,
+        }
+        return work.commit(facts | _summary(table, space.size, len(users))), False
 
 
 class Fleet(Protocol):
@@ -157,12 +160,10 @@ class Fleet(Protocol):
     family: str
 
     def basis(self, given: Basis | None, events: Ints) -> Any:
-        """The cloud's basis, or a new one learned from everybody's events of the block."""
-        ...
+        """What all users share: the cloud's, or learned from everybody's events of the block."""
 
     def fit_shard(self, shard: int, members: Ints, events: Ints, basis: Any) -> None:
         """θ̂ of one shard's users → one file of the artifact."""
-        ...
 
 
 def _fleet(cloud: CloudModel, config: PatchConfig, block: Block, work: Work, on_progress: OnProgress) -> Fleet:
@@ -177,15 +178,17 @@ def _fleet(cloud: CloudModel, config: PatchConfig, block: Block, work: Work, on_
 class Devices:
     """The fleet of one run: one frozen DIN and what its users' devices do with it."""
 
-    family = "metapatch"
-
     def __init__(
         self, cloud: CloudModel, config: PatchConfig, block: Block, work: Work, on_progress: OnProgress
     ) -> None:
         self.cloud, self.config, self.block, self.work, self.on_progress = cloud, config, block, work, on_progress
+        self.method = METHODS[config.method]
+        self.family = self.method.family
         self.log: EventLog = cloud.dataset.log
         self.model = cloud.module(config)
-        self.head = Head.of(self.model)
+        self.head: Head = Head.of(self.model)
+        first, second = cloud.settings["hidden_sizes"]
+        self.hidden_sizes: tuple[int, int] = (first, second)
         self.device = torch_device(config)
         self.catalogue = self.log.catalogue(block)
         self.excluded = self.log.never_negative(block)
@@ -209,45 +212,46 @@ class Devices:
             z1[index.to(self.device)] = found
         return z1
 
-    def basis(self, given: Basis | None, events: Ints) -> Basis:
-        """The cloud's basis, or a new one learned from everybody's events of the block (once, also over a kill)."""
-        if given is None and self.work.finished("basis.safetensors"):
-            given = read_basis(self.work)
-        elif given is None:
-            config, settings = self.config, self.cloud.settings
-            first, second = settings["hidden_sizes"]
-            origin = metapatch.new_basis(
-                PatchShape((first, second), config.bottleneck), config.patch_size, stream(config.seed, "patch/basis")
-            )
-            users = np.unique(self.log.user[events], return_inverse=True)[1]
+    def basis(self, given: Basis | None, events: Ints) -> Space:
+        """What all users share: the cloud's, or learned from everybody's events of the block (once, also over a kill)."""
+        space: Space = self.method.prepare(self, given, events)
+        return space
 
-            def draw(epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-                drawn = self.samples(events, "basis/negatives", epoch)
-                return drawn.candidates, drawn.labels, drawn.weights
+    def owners(self, events: Ints) -> tuple[Ints, Ints]:
+        """The events, and their users numbered from 0 without gaps."""
+        return events, np.unique(self.log.user[events], return_inverse=True)[1]
 
-            def on_epoch(epoch: int, loss: float) -> None:
-                self.work.record({"stage": "basis", "epoch": epoch, "loss": loss})
-                self.on_progress("learn Θ", epoch, config.basis_epochs, f"loss {loss:.4f}")
+    def draws(self, events: Ints) -> devicemethods.Draw:
+        """Epoch → candidates, labels and weights of the events."""
 
-            self.on_progress("learn Θ", 0, config.basis_epochs, "")
-            given, _ = metapatch.learn_basis(
-                self.head,
-                origin,
-                events,
-                users,
-                draw,
-                self.activations,
-                config.basis_epochs,
-                config.basis_learning_rate,
-                config.prior,
-                config.seed,
-                on_epoch=on_epoch,
-            )
-        if not self.work.finished("basis.safetensors"):
-            write_basis(self.work, given)
-        return given.to(self.device)
+        def draw(epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+            drawn = self.samples(events, "basis/negatives", epoch)
+            return drawn.candidates, drawn.labels, drawn.weights
 
-    def fit_shard(self, shard: int, members: Ints, events: Ints, basis: Basis) -> None:
+        return draw
+
+    @cached_property
+    def lenders(self) -> Lenders:
+        """Who may lend events to similar users."""
+        histories = devicemethods.Histories(self.log, item_embeddings(self.model), SIMILARITY_EVENTS)
+        return Lenders(self.log, self.log.events_in(self.block), histories, self.known)
+
+    def on_epoch(self, what: str) -> Callable[[int, float], None]:
+        """Tells about the epochs of what all users share."""
+
+        def told(epoch: int, loss: float) -> None:
+            self.work.record({"stage": "basis", "epoch": epoch, "loss": loss})
+            self.on_progress(what, epoch, self.config.basis_epochs, f"loss {loss:.4f}")
+
+        self.on_progress(what, 0, self.config.basis_epochs, "")
+        return told
+
+    @cached_property
+    def known(self) -> tuple[Ints, Ints]:
+        """Where every user's positive events up to the end of the block start and end in `EventLog.sequence`."""
+        return devicemethods.known_sequences(self.log, self.block)
+
+    def fit_shard(self, shard: int, members: Ints, events: Ints, basis: Space) -> None:
         """θ̂ of one shard's users → one file of the artifact."""
         log, config = self.log, self.config
         first = np.searchsorted(log.user[events], members)
@@ -256,18 +260,20 @@ class Devices:
         losses = torch.full((len(members), 2), math.nan, dtype=torch.float64)
         kept = torch.ones(len(members), dtype=torch.bool)
         for batch in packed(counts, 1 + config.negatives, config.batch_rows):
-            rows, age = self._rows(events, first[batch], counts[batch])
+            rows, age = self._rows(members[batch], events, first[batch], counts[batch])
             held = held_back_of(counts[batch], config.held_back)
-            fit = METHODS[config.method](self.head, basis, rows, config)
+            fit = self.method.fit(self, basis, rows)
             index = torch.from_numpy(batch)
             if held.any():
                 # A patch learned without the newest events, judged on them. What is kept is learned from all events.
                 newest = age.to(self.device) < torch.from_numpy(held).to(self.device).unsqueeze(1)
-                past = DeviceRows(rows.z1, rows.labels, rows.weights * ~newest)
-                trial = METHODS[config.method](self.head, basis, past, config)
+                begin = first[batch] + counts[batch] - held
+                until = np.where(held > 0, log.history_end[events[np.minimum(begin, len(events) - 1)]], rows.until)
+                past = replace(rows, weights=rows.weights * ~newest, until=until)
+                trial = self.method.fit(self, basis, past)
                 judged = rows.weights * newest
-                before = self._loss(rows, judged, basis.patch(torch.zeros_like(trial)))
-                after = self._loss(rows, judged, basis.patch(trial))
+                before = _mean_loss(rows, judged, basis.logits(rows, torch.zeros_like(trial)))
+                after = _mean_loss(rows, judged, basis.logits(rows, trial))
                 losses[index] = torch.stack([before, after], dim=1).cpu()
             if config.guard:
                 kept[index] = (
@@ -285,7 +291,7 @@ class Devices:
             },
         )
 
-    def _rows(self, events: Ints, first: Ints, counts: Ints) -> tuple[DeviceRows, Tensor]:
+    def _rows(self, users: Ints, events: Ints, first: Ints, counts: Ints) -> tuple[LocalRows, Tensor]:
         """Padded rows of some users, and each row's age (0: the user's newest event; (U, N) int64)."""
         n, width = int(counts.max()), 1 + self.config.negatives
         owner = np.repeat(np.arange(len(counts)), counts)
@@ -296,19 +302,22 @@ class Devices:
         slot = torch.from_numpy(owner).to(self.device), torch.from_numpy(place).to(self.device)
         padded = torch.zeros(len(counts), n, width, z1.shape[-1], device=self.device)
         labels, weights = (torch.zeros(len(counts), n, width, device=self.device) for _ in range(2))
+        items = torch.zeros(len(counts), n, width, dtype=torch.int64)
         padded[slot] = z1
         labels[slot] = samples.labels.to(self.device)
         weights[slot] = samples.weights.to(self.device)
+        items[torch.from_numpy(owner), torch.from_numpy(place)] = samples.candidates
         age = torch.from_numpy(counts)[:, None] - 1 - torch.arange(n)
-        return DeviceRows(padded.flatten(1, 2), labels.flatten(1), weights.flatten(1)), age.repeat_interleave(
-            width, dim=1
+        rows = LocalRows(
+            padded.flatten(1, 2), labels.flatten(1), weights.flatten(1), users, items.flatten(1), self.known[1][users]
         )
+        return rows, age.repeat_interleave(width, dim=1)
 
-    def _loss(self, rows: DeviceRows, weights: Tensor, patch: Patch) -> Float[Tensor, "U"]:
-        """Each user's mean cross-entropy over the rows with weight; NaN where there are none."""
-        logits = metapatch.head_logits(self.head, rows.z1, patch)
-        losses = F.binary_cross_entropy_with_logits(logits, rows.labels, reduction="none").double()
-        return (losses * weights).sum(1) / weights.double().sum(1)
+
+def _mean_loss(rows: LocalRows, weights: Float[Tensor, "U N"], logits: Float[Tensor, "U N"]) -> Float[Tensor, "U"]:
+    """Each user's mean cross-entropy over the rows with weight; NaN where there are none."""
+    losses = F.binary_cross_entropy_with_logits(logits, rows.labels, reduction="none").double()
+    return (losses * weights).sum(1) / weights.double().sum(1)
 
 
 def held_back_of(counts: Ints, fraction: float) -> Ints:
@@ -355,16 +364,16 @@ def _users_table(work: Work, dataset: Dataset, n_shards: int) -> pl.DataFrame:
     return table.select("user_index", "user_id", "shard", "row", "events", "loss_before", "loss_after", "kept")
 
 
-def _summary(table: pl.DataFrame, basis: Basis, asked: int) -> dict[str, object]:
-    """Facts about the patched users for the manifest."""
+def _summary(table: pl.DataFrame, size: int, asked: int) -> dict[str, object]:
+    """Facts about the patched users for the manifest; size: K."""
     judged = table.drop_nulls("loss_after")
     improved = int((judged["loss_after"] < judged["loss_before"]).sum())
     return {
         "users": table.height,
         "users_asked_for": asked,
-        "users_without_events": asked - table.height,
+        "users_without_events": asked - int((table["events"] > 0).sum()),
         "events": int(table["events"].sum()),
-        "bytes_per_user": 4 * basis.size,
+        "bytes_per_user": 4 * size,
         "users_judged": judged.height,
         "users_improved": improved,
         "improved_share": improved / judged.height if judged.height else None,

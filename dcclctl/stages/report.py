@@ -232,8 +232,9 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
         if config["against"]:
             words += ["--against", subjects[config["against"]]]
         left_out = {"against"}
-    for name, field in SECTIONS[stage].model_fields.items():
-        default = field.get_default(call_default_factory=True)
+    defaults = SECTIONS[stage].defaults(config)
+    for name in SECTIONS[stage].model_fields:
+        default = getattr(defaults, name)
         value = config.get(name, default)
         same = list(value) == list(default) if isinstance(value, list) else value == default
         if not same and name not in left_out:

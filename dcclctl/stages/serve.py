@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dcclctl.algorithm.devicemethods import item_head, layer_head
 from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import EventLog
 from dcclctl.algorithm.memory import features
@@ -23,7 +24,7 @@ from dcclctl.algorithm.sequence import SequenceBackbone
 from dcclctl.algorithm.statepatch import state_head
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import UsageError
-from dcclctl.stages.handles import CloudModel, PatchSet, read_state_basis
+from dcclctl.stages.handles import MAP_FILE, CloudModel, PatchSet, read_state_basis
 from dcclctl.store.store import Artifact
 
 ENCODER_SUFFIX, MEAN_SUFFIX, SHUFFLED_SUFFIX = "+encoder", "+mean", "+shuffled"
@@ -66,8 +67,13 @@ def encoder_of(subject: Subject) -> Encoder:
     """The encoder U of the subject's cloud model.
 
     Raises:
-        UsageError: it has none yet.
+        UsageError: it has none yet, or its codes mean nothing to the subject's patches.
     """
+    if subject.patches is not None and subject.patches.own_basis:
+        raise UsageError(
+            f"{subject.artifact.ref} has a basis of its own, so the encoder U of its cloud model cannot serve with it",
+            "Use --unpatched cloud, or patches made with --method metapatch.",
+        )
     encoder = subject.cloud.encoder()
     if encoder is None:
         raise UsageError(
@@ -150,6 +156,19 @@ def _lenders(log: EventLog, seed: int) -> Callable[[Ints], Ints]:
         return rows
 
     return lend
+
+
+@family("item-space")
+def _item_space(patches: PatchSet, backbone: Backbone, codes: Float[Tensor, "U K"]) -> HeadFunction:
+    assert isinstance(backbone, DinBackbone)
+    map = patches.artifact.read_tensors(MAP_FILE)["map"]
+    return item_head(backbone.model, backbone.embeddings, codes @ map.T, backbone.log)
+
+
+@family("fine-tune")
+def _fine_tune(patches: PatchSet, backbone: Backbone, codes: Float[Tensor, "U K"]) -> HeadFunction:
+    assert isinstance(backbone, DinBackbone)
+    return layer_head(backbone.model, codes, backbone.log)
 
 
 def _own_codes(subject: Subject, seed: int) -> tuple[Float[Tensor, "U K"], Tensor]:
