@@ -224,3 +224,19 @@ def test_a_page_says_how_new_users_were_served(shop: Path, tmp_path: Path) -> No
     text = (tmp_path / "page.html").read_text()
     assert "new users with a history of their first 1 events" in text
     assert "--first-events 1 --targets-after 2" in text
+
+
+def test_a_memory_holds_the_first_events_and_nothing_else(shop: Path) -> None:
+    """Patches that are conditioned on the device's memory: an empty one is the cloud model, two events are not."""
+    fresh = done("train", "--continue=cloud@1", "--on=device", "--epochs=1", "--patience=0", "--threads=1", store=shop)
+    done("memory", store=shop)
+    patches = done("patch", f"--cloud={fresh['ref']}", "--method=memory", "--threads=1", store=shop)
+    models = (patches["ref"], fresh["ref"])
+    found = done("evaluate", *models, f"--against={fresh['ref']}", *FIRST, *EVALUATE, store=shop)
+    gained = {
+        row["first_events"]: row["difference"]
+        for row in found["metrics"]
+        if row["metric"] == "log_loss" and row["subject"] == models[0]
+    }
+    assert gained[0] == 0
+    assert gained[1] != 0 and gained[2] not in (0, gained[1])
