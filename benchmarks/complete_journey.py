@@ -38,7 +38,9 @@ def main() -> None:
     levels = ["department", "product_category", "product_type"]
     items = products.select(
         pl.col("product_id").cast(pl.String),
-        pl.concat_str([pl.col(level).fill_null("").str.replace_all(r"\|", "/") for level in levels], separator="|").alias("category"),
+        pl.concat_str(
+            [pl.col(level).fill_null("").str.replace_all(r"\|", "/") for level in levels], separator="|"
+        ).alias("category"),
         pl.col("product_type").alias("name"),
     )
     items.write_parquet(options.out / "products.parquet")

@@ -1,0 +1,360 @@
+"""What helps tail users, and what does not: where the tables of docs/results.md come from. `pipelines/paper.sh` runs it.
+
+    python benchmarks/science.py --out results/ [--logs ml-100k,grocery,…] [--chapters devices,memory,…] [--seeds 0,1,2]
+
+LOGS: ml-100k, grocery, amazon-beauty (folder --data or DCCL_DATA), journey-first, journey-repeats (folder --journey, made
+by benchmarks/complete_journey.py). Chapters:
+
+    devices    what each device method adds to the frozen cloud model on the next block (valid), with placebos
+    memory     memory-conditioned patches against the incremental control, on test, with placebos and ablations
+    clouds     distilled clouds against the incremental control, on test
+    baselines  what a reviewer would ask for, and the long window, against the incremental control, on test
+    cold       new users served with their first 0, 1, 3, 5, 10 events
+
+Everything goes through the command line, and what is in the store already is reused: a stopped run goes on. Each
+(log, chapter) gives a table OUT/<log>.<chapter>.md and the figures behind it as .json. Tail is the less active half.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from dcclctl.metrics.groups import paired_differences
+from dcclctl.metrics.significance import compare, holm
+
+HERE = Path(__file__).resolve().parent.parent
+LOGS = ("ml-100k", "grocery", "amazon-beauty", "journey-first", "journey-repeats")
+CHAPTERS = ("devices", "memory", "clouds", "baselines", "cold")
+#: one budget for the incremental control and for distillation
+BUDGET = ["--epochs", "2", "--learning-rate", "0.001"]
+#: weeks of 2017: cloud 1-30, device 31-40, valid 41-43, test 44-47
+WEEKS = "2017-07-24T04:00:00Z,2017-10-02T04:00:00Z,2017-10-23T04:00:00Z"
+METRICS = ("gauc", "hr@10", "ndcg@10")
+DEVICE_METHODS = (
+    "metapatch",
+    "linearised",
+    "random-basis",
+    "item-space",
+    "fine-tune",
+    "generated",
+    "similar-users",
+    "label-correction",
+)
+BASELINES = ("popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "gru4rec", "sasrec")
+
+
+def ingest_arguments(data: Path, journey: Path) -> dict[str, list[str]]:
+    """Arguments of `ingest` for every log."""
+    grocery, beauty = data / "grocery", data / "amazon-beauty"
+    cj = [str(journey / "purchases.parquet"), "--items", str(journey / "products.parquet")]
+    cj += ["--users", str(journey / "households.parquet"), "--map", "user=household_id,item=product_id,time=time"]
+    cj += ["--periods", WEEKS, "--min-item-events", "20"]
+    return {
+        "ml-100k": [str(data / "ml-100k" / "ml-100k.inter"), "--split", "per-user"],
+        "grocery": [str(grocery / "events.tsv"), "--items", str(grocery / "items.tsv")],
+        "amazon-beauty": [
+            *[str(beauty / "events.csv.gz"), "--items", str(beauty / "items.csv")],
+            *["--split", "leave-one-out"],
+        ],
+        "journey-first": [*cj, "--repeats", "first"],
+        "journey-repeats": [*cj, "--repeats", "keep"],
+    }
+
+
+class Runner:
+    """Runs commands on one store."""
+
+    def __init__(self, store: Path, threads: int, given: dict[str, str]) -> None:
+        self.store, self.threads, self.given = store, threads, given
+        self.costs: dict[str, dict[str, object]] = {}
+
+    def __call__(self, name: str, command: str, *arguments: str) -> str:
+        """The reference of what the command made; `name` is for the log and the costs."""
+        if name in self.given:
+            return self.given[name]
+        compute = ["--threads", str(self.threads)] if command not in ("ingest", "memory") else []
+        line = [sys.executable, "-m", "dcclctl", command, *arguments, *compute, "--store", str(self.store), "--json"]
+        started = time.perf_counter()
+        done = subprocess.run(line, cwd=HERE, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(line)}\n{done.stderr}")
+        document = json.loads(done.stdout.strip().splitlines()[-1])
+        seconds = time.perf_counter() - started
+        if not document["reused"]:
+            self.costs[name] = {"seconds": round(seconds, 1), "command": " ".join(line[3:])}
+        print(f"    {name}: {document['ref']} {seconds:.1f} s", flush=True)
+        return str(document["ref"])
+
+    def table(self, reference: str) -> pl.DataFrame:
+        """Per-user metrics of an evaluation, sampled ones under their plain names."""
+        kind, number = reference.split("@")
+        table = pl.read_parquet(self.store / kind / "v" / f"{int(number):06d}" / "per_user.parquet")
+        return table.rename({name: name.partition("/")[0] for name in table.columns if "/" in name} | {"auc": "gauc"})
+
+
+class Study:
+    """One log under one seed: the models that the chapters share, made when first asked for."""
+
+    def __init__(self, run: Runner, dataset: str, seed: int, candidates: str) -> None:
+        self.run, self.dataset, self.seed, self.candidates = run, dataset, seed, candidates
+
+    def made(self, name: str, command: str, *arguments: str) -> str:
+        return self.run(f"{name} {self.seed}", command, *arguments, "--seed", str(self.seed))
+
+    @property
+    def frozen(self) -> str:
+        return self.made("frozen", "train", "--dataset", self.dataset)
+
+    @property
+    def incremental(self) -> str:
+        on = ["--on", "device", "--patience", "0"]
+        return self.made("incremental", "train", "--continue", self.frozen, *on, *BUDGET)
+
+    def memory(self, *arguments: str) -> str:
+        return self.run("memory " + " ".join(arguments), "memory", "--dataset", self.dataset, *arguments)
+
+    def remembering(self, name: str, cloud: str, *arguments: str, memory: str = "") -> str:
+        """Memory-conditioned patches."""
+        chosen = ["--memory", memory or self.memory()]
+        return self.made(name, "patch", "--method", "memory", "--cloud", cloud, *chosen, *arguments)
+
+    def evaluated(self, chapter: str, models: dict[str, str], period: str, *arguments: str) -> pl.DataFrame:
+        """Per-user metrics of the models, named as in `models`, on one period."""
+        sampled = ["--on", period, "--candidates", self.candidates]
+        reference = self.made(f"evaluate {chapter}", "evaluate", *models.values(), *sampled, *arguments)
+        table = self.run.table(reference)
+        order = table["subject"].unique(maintain_order=True).to_list()
+        return table.with_columns(pl.col("subject").replace_strict(dict(zip(order, models, strict=True))))
+
+    # -- the chapters: model → reference, the first is what the others are compared with
+
+    def devices(self) -> pl.DataFrame:
+        models = {"frozen cloud": self.frozen}
+        for method in DEVICE_METHODS:
+            models[method] = self.made(method, "patch", "--method", method, "--cloud", self.frozen)
+        models["metapatch, mean (placebo)"] = models["metapatch"] + "+mean"
+        models["metapatch, shuffled (placebo)"] = models["metapatch"] + "+shuffled"
+        models["metapatch, guarded"] = self.made("guarded", "patch", "--cloud", self.frozen, "--guard")
+        models["incremental cloud"] = self.incremental
+        return self.evaluated("devices", models, "valid")
+
+    def memories(self) -> pl.DataFrame:
+        control = self.incremental
+        memory = self.remembering("memory patch", control)
+        short = self.remembering("memory of 20", control, memory=self.memory("--size", "20"))
+        models = {
+            "incremental cloud": control,
+            "frozen cloud": self.frozen,
+            "metapatch (paper)": self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen),
+            "memory patch": memory,
+            "memory patch, shuffled memories (placebo)": memory + "+shuffled",
+            "memory patch of the last 20 events": short,
+            "memory patch + θ̂ encoded": self.remembering("encoded", control, "--personal", "encoder"),
+            "memory patch + θ̂ trained": self.remembering("trained", control, "--personal", "device"),
+            "memory patch, guarded": self.remembering("memory guarded", control, "--guard"),
+        }
+        return self.evaluated("memory", models, "test")
+
+    def clouds(self) -> pl.DataFrame:
+        control = self.incremental
+        before = self.memory("--until", "cloud")
+        teachers = {
+            "metapatch": self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen),
+            "memory": self.remembering("memory teachers", self.frozen, memory=before),
+        }
+        models = {"incremental cloud": control}
+        for name, patches in teachers.items():
+            models[f"distilled from {name}"] = self.made(f"distill {name}", "distill", "--patches", patches, *BUDGET)
+        for kind in ("unpatched", "shuffled", "guarded"):
+            models[f"distilled from {kind} metapatch"] = self.made(
+                f"distill {kind}", "distill", "--patches", teachers["metapatch"], "--teachers", kind, *BUDGET
+            )
+        models["distilled from memory, by evidence"] = self.made(
+            "distill evidence", "distill", "--patches", teachers["memory"], "--evidence", *BUDGET
+        )
+        models["distilled from shuffled memory"] = self.made(
+            "distill shuffled memory", "distill", "--patches", teachers["memory"], "--teachers", "shuffled", *BUDGET
+        )
+        models["distilled from memory + memory patch"] = self.remembering(
+            "memory on distilled", models["distilled from memory"]
+        )
+        models["distilled from metapatch, U(0, u)"] = models["distilled from metapatch"] + "+encoder"
+        return self.evaluated("clouds", models, "test")
+
+    def baselines(self) -> pl.DataFrame:
+        both = ["--on", "cloud,device"]
+        models = {"incremental cloud": self.incremental}
+        for name in BASELINES:
+            models[name] = self.made(name, "train", "--dataset", self.dataset, "--model", name, *both)
+        models["DIN, L = 20, at once"] = self.made("din at once", "train", "--dataset", self.dataset, *both)
+        long = self.made("long", "train", "--dataset", self.dataset, "--history", "100")
+        on = ["--on", "device", "--patience", "0"]
+        models["DIN, L = 100, incremental"] = self.made("long incremental", "train", "--continue", long, *on, *BUDGET)
+        models["memory patch on DIN, L = 20"] = self.remembering("memory patch", self.incremental)
+        return self.evaluated("baselines", models, "test")
+
+    def cold(self) -> Iterator[tuple[int, pl.DataFrame]]:
+        control = self.incremental
+        metapatch = self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen)
+        distilled = self.made("distill metapatch", "distill", "--patches", metapatch, *BUDGET)
+        models = {
+            "incremental cloud": control,
+            "memory patch": self.remembering("memory patch", control),
+            "memory patch + θ̂ encoded": self.remembering("encoded", control, "--personal", "encoder"),
+            "distilled": distilled,
+            "distilled, U(0, u)": distilled + "+encoder",
+        }
+        for first in (0, 1, 3, 5, 10):
+            served = ["--first-events", str(first), "--targets-after", str(self.targets_after)]
+            yield first, self.evaluated(f"cold {first}", models, "test", *served)
+
+    #: events of a new user that are never scored, the same for every number of events served with
+    targets_after = 10
+
+
+def mean_over_seeds(tables: list[pl.DataFrame]) -> pl.DataFrame:
+    """Each user's metrics averaged over seeds; the group is tail for the less active half, head for the other, or new."""
+    keys = ["subject", "user_index", "user_id", "group", "activity_group"]
+    table = pl.concat(tables).group_by(keys, maintain_order=True).agg(pl.col(*METRICS).mean())
+    half = pl.when(pl.col("activity_group") < 10).then(pl.lit("tail")).otherwise(pl.lit("head"))
+    return table.with_columns(pl.when(pl.col("group") == "new").then(pl.lit("new")).otherwise(half).alias("group"))
+
+
+def figures_of(tables: list[pl.DataFrame]) -> list[dict[str, object]]:
+    """One record per model, group and metric: value, spread over seeds, difference to the first model, interval, p, users."""
+    joint, each = mean_over_seeds(tables), [mean_over_seeds([table]) for table in tables]
+    subjects = joint["subject"].unique(maintain_order=True).to_list()
+    records: list[dict[str, object]] = []
+
+    def values(table: pl.DataFrame, subject: str, group: str, metric: str) -> float | None:
+        own = table.filter((pl.col("subject") == subject) & ((pl.col("group") == group) | (group == "all")))
+        return own[metric].mean()  # type: ignore[return-value]
+
+    for subject in subjects:
+        found = None if subject == subjects[0] else compare(paired_differences(joint, subject, subjects[0]), seed=0)
+        worse = None if found is None else harmed(tables, subject, subjects[0])
+        for group in ("all", "tail", "head", "new"):
+            for metric in METRICS:
+                value = values(joint, subject, group, metric)
+                if value is None:
+                    continue
+                spread = [values(table, subject, group, metric) or 0.0 for table in each]
+                record = {"model": subject, "group": group, "metric": metric, "value": value}
+                record |= {"spread": (max(spread) - min(spread)) / 2, "seeds": len(tables)}
+                if found is not None:
+                    row = found.filter((pl.col("group") == group) & (pl.col("metric") == metric)).row(0, named=True)
+                    record |= {name: row[name] for name in ("users", "difference", "low", "high", "p_value")}
+                    record["harmed"] = worse[group] if worse and metric == "gauc" else None
+                records.append(record)
+    p_values = pl.Series([record.get("p_value") for record in records], dtype=pl.Float64).fill_null(float("nan"))
+    for record, corrected in zip(records, holm(p_values.to_numpy().copy()), strict=True):
+        record["p_holm"] = None if corrected != corrected else float(corrected)
+    return records
+
+
+def harmed(tables: list[pl.DataFrame], subject: str, control: str) -> dict[str, float]:
+    """Share of users that are worse off in GAUC under every seed.
+
+    A user with few test events is worse off in one seed by chance as often as not. What holds under all seeds still
+    counts the noise of the test events themselves, which the seeds share: read it as an upper bound.
+    """
+    signs = []
+    for table in tables:
+        own = mean_over_seeds([table])
+        difference = paired_differences(own, subject, control)
+        signs.append(difference.select("user_index", "group", (pl.col("gauc") < 0).cast(pl.Int8).alias("worse")))
+    joined = (
+        pl.concat(signs)
+        .drop_nulls("worse")
+        .group_by("user_index", "group", maintain_order=True)
+        .agg(pl.col("worse").min())
+    )
+    shares = {"all": float(joined["worse"].mean() or 0.0)}  # type: ignore[arg-type]
+    for group in ("tail", "head", "new"):
+        mine = joined.filter(pl.col("group") == group)
+        shares[group] = float(mine["worse"].mean() or 0.0) if mine.height else 0.0  # type: ignore[arg-type]
+    return shares
+
+
+def markdown(records: list[dict[str, object]]) -> str:
+    """A table: models down; value and difference of GAUC and HR@10 for all and tail, and GAUC of the head."""
+    by = {(r["model"], r["group"], r["metric"]): r for r in records}
+    models = list(dict.fromkeys(r["model"] for r in records))
+    groups = [g for g in ("all", "tail", "head", "new") if any(r["group"] == g for r in records)]
+    title = ["model", "GAUC", "HR@10", "NDCG@10"]
+    title += [f"{g}, {name}" for g in groups for name in ("Δ GAUC", "Δ HR@10")]
+    lines = ["| " + " | ".join(title) + " |", "|---" * len(title) + "|"]
+    for model in models:
+        first = [by[(model, "all", metric)] for metric in METRICS if (model, "all", metric) in by]
+        cells = [f"{100 * r['value']:.2f} ±{100 * r['spread']:.2f}" for r in first]  # type: ignore[operator]
+        for group in groups:
+            for metric in ("gauc", "hr@10"):
+                record = by.get((model, group, metric), {})
+                cells.append(cell(record))
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(record: dict[str, object]) -> str:
+    """+1.23 [0.90, 1.50], bold where the interval leaves out zero."""
+    if record.get("difference") is None:
+        return ""
+    text = f"{100 * record['difference']:+.2f}"  # type: ignore[operator]
+    if record.get("low") is None:
+        return text
+    low, high = 100 * record["low"], 100 * record["high"]  # type: ignore[operator]
+    return f"**{text}** [{low:+.2f}, {high:+.2f}]" if low > 0 or high < 0 else f"{text} [{low:+.2f}, {high:+.2f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--logs", default=",".join(LOGS))
+    parser.add_argument("--chapters", default=",".join(CHAPTERS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--candidates", default="300", help="per event; ml-100k is always ranked exactly")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("DCCL_DATA", HERE.parent / "shared" / "data")))
+    parser.add_argument("--journey", type=Path, default=Path("complete_journey"))
+    parser.add_argument(
+        "--given", type=Path, help='models that exist in the store: {"ml-100k": {"frozen 0": "cloud@1"}}'
+    )
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    arguments = ingest_arguments(options.data, options.journey.resolve())
+    given = json.loads(options.given.read_text()) if options.given else {}
+    for name in options.logs.split(","):
+        for chapter in options.chapters.split(","):
+            print(f"{name}, {chapter}", flush=True)
+            fresh = chapter == "cold"  # another dataset: a tenth of the users is new there
+            store = options.out / (f"{name}.new.store" if fresh else f"{name}.store")
+            run = Runner(store, options.threads, {} if fresh else given.get(name, {}))
+            more = ["--new-users", "0.15"] if fresh else []
+            dataset = run("ingest", "ingest", *arguments[name], *more)
+            candidates = "all" if name == "ml-100k" and chapter != "cold" else options.candidates
+            tables: dict[str, list[pl.DataFrame]] = {}
+            for seed in map(int, options.seeds.split(",")):
+                study = Study(run, dataset, seed, candidates)
+                if fresh:
+                    for first, table in study.cold():
+                        tables.setdefault(f"{chapter}.{first}", []).append(table)
+                else:
+                    made = study.memories() if chapter == "memory" else getattr(study, chapter)()
+                    tables.setdefault(chapter, []).append(made)
+                for part, found in tables.items():
+                    records = figures_of(found)
+                    (options.out / f"{name}.{part}.json").write_text(json.dumps(records, indent=1))
+                    (options.out / f"{name}.{part}.md").write_text(markdown(records))
+                (options.out / f"{name}.{chapter}.costs.{seed}.json").write_text(json.dumps(run.costs, indent=1))
+    print("see", options.out)
+
+
+if __name__ == "__main__":
+    main()
