@@ -51,7 +51,7 @@ def co_occurrences(
         cells = np.repeat(sorted_items[part] - first, ends - begins) * n_items + others
         weight = None if weights is None else np.repeat(weights[owners[part]], ends - begins)
         counts = np.bincount(cells, weight, minlength=(last - first) * n_items).reshape(-1, n_items)
-        yield first, torch.from_numpy(counts).double()
+        yield first, torch.from_numpy(counts).float()
 
 
 def _ranges(begins: Ints, ends: Ints) -> Ints:
@@ -108,12 +108,12 @@ def item_knn(users: Ints, items: Ints, n_items: int, neighbours: int, shrinkage:
         neighbours: k, at most so many for each candidate i.
         itself: may an item be its own neighbour? Only where users come back to what they had.
     """
-    support = torch.from_numpy(np.bincount(items, minlength=n_items)).double()
+    # an item without users has no pairs: what it is divided by does not matter, but may not be 0
+    roots = torch.from_numpy(np.bincount(items, minlength=n_items)).float().sqrt().clamp(min=1)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for first, counts in co_occurrences(users, items, n_items):
         rows = torch.arange(first, first + len(counts))
-        below = (support[rows, None] * support).sqrt() + shrinkage
-        similarity = torch.where(counts > 0, counts / below, 0.0)
+        similarity = counts.div_(torch.outer(roots[rows], roots).add_(shrinkage))
         if not itself:
             similarity[torch.arange(len(rows)), rows] = 0.0
         value, near = similarity.topk(min(neighbours, n_items), dim=1)
@@ -122,7 +122,7 @@ def item_knn(users: Ints, items: Ints, n_items: int, neighbours: int, shrinkage:
     target, source, value = (torch.cat(parts) for parts in zip(*found, strict=True))
     order = torch.argsort(source * n_items + target)
     start = torch.searchsorted(source[order], torch.arange(n_items + 1))
-    return Neighbours(start, target[order], value[order].float())
+    return Neighbours(start, target[order], value[order])
 
 
 @dataclass(frozen=True)
