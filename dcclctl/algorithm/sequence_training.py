@@ -59,6 +59,18 @@ def windows_of(moments: Moments, log: EventLog, events: Ints, limit: int) -> Win
     return Windows(starts, ends, window.reshape(-1).astype(np.int64), end - first)
 
 
+def served_windows(moments: Moments, log: EventLog, events: Ints, limit: int) -> Windows:
+    """One window for each history: the last L moments, as a model is served (see SequenceBackbone).
+
+    Args:
+        events: (B,) rows of the log. limit: L.
+    """
+    own, end = moments.before(log, events)
+    histories, window = np.unique(np.stack([np.maximum(own, end - limit), end]), axis=1, return_inverse=True)
+    window = window.reshape(-1).astype(np.int64)
+    return Windows(histories[0], histories[1], window, (histories[1] - histories[0])[window])
+
+
 def batches(windows: Windows, settings: FitSettings, epoch: int) -> Iterator[Ints]:
     """Positions of events, batch by batch: whole windows, shuffled, in buckets of similar length.
 
@@ -116,10 +128,10 @@ def candidate_logits(
 
 @torch.no_grad()
 def evaluate_loss(
-    model: SequenceModel, moments: Moments, log: EventLog, samples: Samples, batch_size: int = 4096
+    model: SequenceModel, moments: Moments, log: EventLog, samples: Samples, batch_size: int = 1024
 ) -> float:
-    """Mean cross-entropy of the samples, nats; NaN without samples."""
-    windows = windows_of(moments, log, samples.events, model.sizes.window)
+    """Mean cross-entropy of the samples as they are served, nats; NaN without samples."""
+    windows = served_windows(moments, log, samples.events, model.sizes.window)
     order = np.argsort(windows.end[windows.window] - windows.first[windows.window], kind="stable")
     total, weight = 0.0, 0.0
     for start in range(0, len(order), batch_size):
