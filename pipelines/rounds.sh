@@ -4,14 +4,16 @@
 # patches. After the last block comes valid.
 #
 #   pipelines/rounds.sh [ROUNDS]                       # newest dataset of the store; the bundled log if there is none
-#   DCCL_STORE=.dccl SEED=1 pipelines/rounds.sh 3
+#   DCCL_STORE=.dccl SEED=1 THREADS=1 pipelines/rounds.sh 3
 set -euo pipefail
 here="$(cd "$(dirname "$0")/.." && pwd)"
 rounds="${1:-3}"
 seed="${SEED:-0}"
+threads="${THREADS:-0}"  # 0: one per core
 export DCCL_STORE="${DCCL_STORE:-.dccl}"
 
-ref() { dcclctl "$@" --seed "$seed" --quiet; }
+ref() { dcclctl "$@" --seed "$seed" --threads "$threads" --quiet; }
+compare() { dcclctl evaluate "$@" --seed "$seed" --threads "$threads"; }
 
 # Nothing ingested yet: take the bundled log, so that the script runs as it stands.
 if ! dcclctl artifacts show dataset --quiet >/dev/null 2>&1; then
@@ -31,11 +33,11 @@ for ((t = 1; t <= rounds; t++)); do
   models=("$frozen" "$cloud" "$patches")
   if [ "$control" != "$frozen" ]; then models+=("$control"); fi
   if [ "$cloud" = "$frozen" ]; then models=("$frozen" "$patches"); fi
-  dcclctl evaluate "${models[@]}" --on "$next" --seed "$seed"
+  compare "${models[@]}" --on "$next"
   cloud=$(ref distill --patches "$patches" --on "$block" --epochs 2 --learning-rate 0.001)
   control=$(ref train --continue "$control" --on "$block" --epochs 2 --learning-rate 0.001 --patience 0)
 done
 
 printf '\nafter %d rounds: frozen %s, trained further %s, distilled %s\n' "$rounds" "$frozen" "$control" "$cloud"
-dcclctl evaluate "$frozen" "$control" "$cloud" --on test --seed "$seed"
+compare "$frozen" "$control" "$cloud" --on test
 dcclctl artifacts lineage "$cloud"

@@ -11,7 +11,7 @@ from dcclctl.algorithm.din import Din
 from dcclctl.algorithm.eventlog import Block
 from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of, trust_in
 from dcclctl.config import DistillConfig, EvaluateConfig
-from dcclctl.errors import ArtifactError
+from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.stages.compute import OnProgress, settle, torch_device
 from dcclctl.stages.handles import CloudModel, PatchSet, write_basis
 from dcclctl.stages.models.din import fit_facts, fit_model
@@ -42,17 +42,14 @@ def distill(
         The new cloud artifact (W_f, and after step 2 Θ and U), and whether it existed already.
 
     Raises:
-        UsageError: the student is no DIN; too few patches to shuffle. ArtifactError: a student of another dataset.
+        UsageError: the student is no DIN; too few patches to shuffle; a memory that has counted the events to be taught.
+        ArtifactError: a student of another dataset.
         DataError: the block has no events. DivergedError: NaN loss.
     """
     config = settle(config)
     cloud, dataset, log = student or patches.cloud, patches.cloud.dataset, patches.cloud.dataset.log
-    if cloud.dataset.artifact.id != dataset.artifact.id:
-        raise ArtifactError(
-            f"{cloud.artifact.ref} is of {cloud.dataset.artifact.ref}, but {patches.artifact.ref} of {dataset.artifact.ref}",
-            "Give patches and a cloud model of one dataset.",
-        )
     block = Block.parse(config.on)
+    _check(patches, cloud, block, config)
     inputs = {
         "cloud": cloud.artifact.as_input(),
         "dataset": dataset.artifact.as_input(),
@@ -91,6 +88,33 @@ def distill(
             "round": max(_rounds(cloud), _rounds(patches.cloud)) + 1,
         }
         return work.commit(facts | fit_facts(dataset, [block], state)), False
+
+
+def _check(patches: PatchSet, student: CloudModel, block: Block, config: DistillConfig) -> None:
+    """Refuse what cannot be taught, or would be taught by someone who knows the answers.
+
+    Raises:
+        UsageError, ArtifactError: see `distill`.
+    """
+    dataset = patches.cloud.dataset
+    if student.dataset.artifact.id != dataset.artifact.id:
+        raise ArtifactError(
+            f"{student.artifact.ref} is of {student.dataset.artifact.ref}, but {patches.artifact.ref} of {dataset.artifact.ref}",
+            "Give patches and a cloud model of one dataset.",
+        )
+    if student.settings["model"] != "din":
+        raise UsageError(
+            f"{student.artifact.ref} is a {student.settings['model']} model; only a DIN can be taught",
+            "Name the student: --cloud REF. The teachers may stay as they are.",
+        )
+    if patches.memory is not None and config.teachers != "unpatched":
+        until = patches.memory.artifact.facts["until"]
+        if dataset.log.up_to(Block.parse(until))[dataset.log.events_in(block)].any():
+            raise UsageError(
+                f"{patches.artifact.ref} remembers with {patches.memory.artifact.ref}, whose counts go on to the end of {until}: "
+                "they hold the very events that would be taught",
+                "Teach with a memory that ends before: dcclctl memory --until cloud, then patch and distill with that.",
+            )
 
 
 def _rounds(cloud: CloudModel) -> int:

@@ -130,3 +130,44 @@ def test_unknown_teachers(shop: Path) -> None:
     result = dcclctl("distill", "--teachers=parents", store=shop)
     assert result.exit_code == 2
     assert "--teachers" in result.stderr and "guarded" in result.stderr
+
+
+# Teachers of other kinds
+
+
+def test_devices_with_a_memory_teach_what_they_remember(shop: Path) -> None:
+    """The student has no memory, so its teachers say something else than the cloud model and than strangers' memories."""
+    done("memory", "--until=cloud", "--neighbours=5", store=shop)
+    taught_by = done("patch", "--cloud=cloud@1", "--method=memory", "--memory=memory@1", "--threads=1", store=shop)[
+        "ref"
+    ]
+    flags = (*HEAVY, f"--patches={taught_by}")
+    artifacts = [made(shop, *flags, f"--teachers={name}") for name in ("patched", "unpatched", "shuffled", "guarded")]
+    assert len({first_loss(artifact) for artifact in artifacts}) == 4
+    assert artifacts[0].facts["teachers"] > 0
+    assert artifacts[0].facts["no_basis"] == "memory patches have no basis Θ"
+    assert dcclctl("audit", artifacts[0].ref, store=shop).exit_code == 0
+
+
+def test_a_memory_that_has_counted_the_answers_does_not_teach(shop: Path) -> None:
+    done("memory", "--until=device", "--neighbours=5", store=shop)
+    patches = done("patch", "--cloud=cloud@1", "--method=memory", "--memory=memory@1", "--threads=1", store=shop)["ref"]
+    flags = (*HEAVY, f"--patches={patches}")
+    result = dcclctl("distill", *flags, store=shop)
+    assert result.exit_code == 2
+    assert "memory@1" in result.stderr and "dcclctl memory --until cloud" in result.stderr
+    assert made(shop, *flags, "--teachers=unpatched").facts["teachers"] == 0
+    made(shop, *flags, "--on=valid")
+
+
+def test_another_kind_of_model_teaches_a_din_and_is_not_taught(world: World, shop: Path) -> None:
+    sequence = done("train", "--model=sasrec", "--item-size=8", "--epochs=1", "--threads=1", store=shop)["ref"]
+    patches = done("patch", f"--cloud={sequence}", "--basis-epochs=1", "--threads=1", store=shop)["ref"]
+    flags = (f"--patches={patches}", *DISTILL, "--beta=5")
+    refused = dcclctl("distill", *flags, store=shop)
+    assert refused.exit_code == 2
+    assert f"{sequence} is a sasrec model" in refused.stderr and "--cloud REF" in refused.stderr
+    artifact = made(shop, *flags, "--cloud=cloud@1")
+    assert artifact.inputs["cloud"].id == world.ids["train"]
+    assert "state patches have no basis" in artifact.facts["no_basis"]
+    assert first_loss(artifact) != first_loss(made(shop, *flags, "--cloud=cloud@1", "--teachers=unpatched"))
