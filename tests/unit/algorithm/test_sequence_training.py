@@ -7,7 +7,7 @@ import pytest
 import torch
 from algorithm_worlds import fit_settings, log_of, random_log, samples_of
 from sklearn.metrics import log_loss
-from test_sequence_models import backbone_of, both, model_of
+from test_sequence import backbone_of, both, model_of
 
 from dcclctl.algorithm import sequence_training, training
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, EventLog

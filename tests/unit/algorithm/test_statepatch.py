@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from algorithm_worlds import frozen, normal, random_log
-from test_sequence_models import backbone_of, both
+from test_sequence import backbone_of, both
 from torch.nn import functional as F
 
 from dcclctl.algorithm import statepatch
