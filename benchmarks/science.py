@@ -7,6 +7,7 @@ by benchmarks/complete_journey.py). Chapters:
 
     devices    what each device method adds to the frozen cloud model on the next block (valid), with placebos
     memory     memory-conditioned patches against the incremental control, on test, with placebos and ablations
+    personal   variants of the memory-conditioned patch, on valid
     clouds     distilled clouds against the incremental control, on test
     baselines  what a reviewer would ask for, and the long window, against the incremental control, on test
     cold       new users served with their first 0, 1, 3, 5, 10 events
@@ -31,7 +32,7 @@ from dcclctl.metrics.significance import compare, holm
 
 HERE = Path(__file__).resolve().parent.parent
 LOGS = ("ml-100k", "grocery", "amazon-beauty", "journey-first", "journey-repeats")
-CHAPTERS = ("devices", "memory", "clouds", "baselines", "cold")
+CHAPTERS = ("devices", "memory", "personal", "clouds", "baselines", "cold")
 #: one budget for the incremental control and for distillation
 BUDGET = ["--epochs", "2", "--learning-rate", "0.001"]
 #: weeks of 2017: cloud 1-30, device 31-40, valid 41-43, test 44-47
@@ -47,6 +48,14 @@ DEVICE_METHODS = (
     "similar-users",
     "label-correction",
 )
+#: variants of the memory-conditioned patch, judged on valid
+PERSONAL = {
+    "θ̂ encoded": ["--personal", "encoder"],
+    "θ̂ encoded and trained, λ = 10": ["--personal", "device", "--prior", "10"],
+    "θ̂ encoded and trained, λ = 100, K = 8": ["--personal", "device", "--prior", "100", "--patch-size", "8"],
+    "64 hidden units": ["--memory-hidden", "64"],
+    "12 epochs": ["--memory-epochs", "12"],
+}
 BASELINES = ("popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "gru4rec", "sasrec")
 
 
@@ -156,11 +165,16 @@ class Study:
             "memory patch": memory,
             "memory patch, shuffled memories (placebo)": memory + "+shuffled",
             "memory patch of the last 20 events": short,
-            "memory patch + θ̂ encoded": self.remembering("encoded", control, "--personal", "encoder"),
-            "memory patch + θ̂ trained": self.remembering("trained", control, "--personal", "device"),
             "memory patch, guarded": self.remembering("memory guarded", control, "--guard"),
         }
         return self.evaluated("memory", models, "test")
+
+    def personal(self) -> pl.DataFrame:
+        control = self.incremental
+        models = {"incremental cloud": control, "memory patch": self.remembering("memory patch", control)}
+        for name, flags in PERSONAL.items():
+            models[f"memory patch, {name}"] = self.remembering(name, control, *flags)
+        return self.evaluated("personal", models, "valid")
 
     def clouds(self) -> pl.DataFrame:
         control = self.incremental
@@ -320,7 +334,7 @@ def main() -> None:
     parser.add_argument("--chapters", default=",".join(CHAPTERS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--candidates", default="300", help="per event; ml-100k is always ranked exactly")
+    parser.add_argument("--candidates", default="300", help="ranked for each event; all is exact and slow")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("DCCL_DATA", HERE.parent / "shared" / "data")))
     parser.add_argument("--journey", type=Path, default=Path("complete_journey"))
     parser.add_argument(
@@ -338,10 +352,9 @@ def main() -> None:
             run = Runner(store, options.threads, {} if fresh else given.get(name, {}))
             more = ["--new-users", "0.15"] if fresh else []
             dataset = run("ingest", "ingest", *arguments[name], *more)
-            candidates = "all" if name == "ml-100k" and chapter != "cold" else options.candidates
             tables: dict[str, list[pl.DataFrame]] = {}
             for seed in map(int, options.seeds.split(",")):
-                study = Study(run, dataset, seed, candidates)
+                study = Study(run, dataset, seed, options.candidates)
                 if fresh:
                     for first, table in study.cold():
                         tables.setdefault(f"{chapter}.{first}", []).append(table)

