@@ -46,7 +46,11 @@ def test_only_patches_that_won_teach_if_guarded(world: World, shop: Path) -> Non
     artifact = made(shop, *HEAVY, "--teachers=guarded")
     assert artifact.facts["teachers"] == len(won)
     events = world.dataset().artifact.read_table("events.parquet").filter(pl.col("period") == 1)
-    assert artifact.facts["mean_trust"] == pytest.approx(events["user_index"].is_in(won.implode()).mean())
+    share = events["user_index"].is_in(won.implode()).mean()
+    assert artifact.facts["mean_trust"] == pytest.approx(share)
+    shown = dcclctl("distill", *HEAVY, "--teachers=guarded", store=shop).stdout
+    assert f"{len(won)} patched models of patches@1, those that passed the guard, taught cloud@1" in shown
+    assert f"(β = 5, mean weight {share:.2f}, round 1)" in shown
 
 
 def test_where_nothing_was_proven_labels_alone_count(world: World, shop: Path) -> None:
