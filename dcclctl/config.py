@@ -111,6 +111,9 @@ class IngestConfig(Section):
 #: `train --model` → its defaults where they differ from those that stand in TrainConfig, which are din's
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "bpr": {"item_size": 32, "learning_rate": 0.002, "weight_decay": 1e-4},
+    # patient: both learn what is popular first, and for some epochs nothing else. history counts moments
+    "sasrec": {"history": 50, "negatives": 32, "epochs": 60, "patience": 5},
+    "gru4rec": {"history": 50, "negatives": 32, "epochs": 60, "patience": 5},
 }
 
 
