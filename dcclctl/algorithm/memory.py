@@ -114,7 +114,8 @@ def _neighbours(log: EventLog, rows: Ints, count: int, shrinkage: float) -> tupl
     count = min(count, max(log.n_items - 1, 1))
     near = torch.zeros(log.n_items, count, dtype=torch.int64)
     similarity = torch.zeros(log.n_items, count)
-    root = torch.from_numpy(np.sqrt(owners))
+    # an item without users has nothing to divide: by what does not matter, but it may not be 0
+    root = torch.from_numpy(np.sqrt(owners)).clamp(min=1)
     for first, shared in co_occurrences(users, items, log.n_items, 1 / np.log2(2 + degree)):
         here = torch.arange(len(shared))
         cosine = shared / (root[first : first + len(shared), None] * root + shrinkage)

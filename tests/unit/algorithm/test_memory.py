@@ -1,0 +1,281 @@
+"""What a device remembers: the batch's features against the device's own ring, and against figures made by hand."""
+
+from itertools import groupby
+from math import log, log1p, log2, sqrt
+
+import numpy as np
+import pytest
+import torch
+from algorithm_worlds import Row, log_of
+
+from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventLog
+from dcclctl.algorithm.memory import FEATURES, Ring, Statistics, count_statistics, features
+
+#: M: smaller than the histories, so that rings wrap
+SIZE = 6
+N_USERS, N_ITEMS, N_CATEGORIES = 9, 30, 5
+
+
+def random_rows(repeats: bool = True) -> list[Row]:
+    """Events with shared moments and negatives; without repeats each user has an item once."""
+    draw = np.random.default_rng(1)
+    rows: list[Row] = []
+    for user in range(N_USERS):
+        had: set[int] = set()
+        for time in np.sort(draw.integers(0, 30, 18 + user)):
+            item = int(draw.integers(N_ITEMS))
+            if repeats or item not in had:
+                period = int(np.searchsorted([16, 22, 26], time, side="right"))
+                rows.append((user, item, int(time), int(draw.random() < 0.8), period))
+            had.add(item)
+    return rows
+
+
+def categorised() -> dict[str, object]:
+    """0 to 3 categories an item, in no order."""
+    draw = np.random.default_rng(2)
+    codes = np.full((N_ITEMS, 3), N_CATEGORIES)
+    for item in range(N_ITEMS):
+        codes[item, : item % 4] = draw.choice(N_CATEGORIES, item % 4, replace=False)
+    return {"item_categories": torch.from_numpy(codes), "n_categories": N_CATEGORIES}
+
+
+def counted(world: EventLog, until: str = "device", neighbours: int = 4, shrinkage: float = 1.0) -> Statistics:
+    return count_statistics(world, world.up_to(Block.parse(until)), SIZE, neighbours, shrinkage, 3)
+
+
+def plain(n_items: int, category_share: list[float], similar: dict[tuple[int, int], float]) -> Statistics:
+    """Nothing taken off and nothing scaled, so that features are what their formulas say; items have equal shares."""
+    similarity = torch.zeros(n_items, n_items)
+    for (item, other), value in similar.items():
+        similarity[item, other] = value
+    return Statistics(
+        torch.full((n_items,), 1 / n_items),
+        torch.tensor(category_share),
+        torch.arange(n_items).expand(n_items, -1),
+        similarity,
+        torch.zeros(n_items, len(FEATURES)),
+        torch.ones(len(FEATURES)),
+    )
+
+
+# -- a batch and the devices say the same
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+@pytest.mark.parametrize("categories", [True, False])
+def test_a_batch_has_the_features_of_every_devices_ring(repeats: bool, categories: bool) -> None:
+    """A ring takes in the positive events of a moment only after all events of that moment were looked at."""
+    rows = random_rows(repeats)
+    world = log_of(rows, N_USERS, N_ITEMS, repeats=repeats, **(categorised() if categories else {}))
+    statistics = counted(world)
+    found = features(world, np.arange(len(rows)), None, statistics, SIZE)
+    everything, wrapped, row = torch.arange(N_ITEMS), 0, 0
+    for _, mine in groupby(rows, key=lambda each: each[0]):
+        ring = Ring(SIZE)
+        for _, moment in groupby(mine, key=lambda each: each[2]):
+            expected = ring.features(everything, world.item_categories, statistics)
+            for _, item, _, label, _ in list(moment):
+                torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
+                wrapped += ring.seen > SIZE
+                row += 1
+                if label:
+                    ring.observe(item)
+    assert row == len(rows)
+    assert wrapped > 30
+    chosen = torch.tensor([[3, 3, 7], [0, 29, 1]])
+    few = features(world, np.array([40, 100]), chosen, statistics, SIZE)
+    torch.testing.assert_close(few, torch.stack([found[40][chosen[0]], found[100][chosen[1]]]))
+
+
+def test_no_events_have_no_features() -> None:
+    world = log_of(random_rows(), N_USERS, N_ITEMS)
+    assert features(world, np.empty(0, np.int64), torch.empty(0, 4, dtype=torch.int64), counted(world), SIZE).shape == (
+        0,
+        4,
+        len(FEATURES),
+    )
+
+
+# -- figures made by hand
+
+
+def test_every_feature_by_hand() -> None:
+    """A ring of 4 items, newest first 2, 1, 1, 0 of a catalogue of 5.
+
+    Categories: item 0 in a, item 1 in a and b, item 2 in b, item 3 in a and b, item 4 in none.
+    """
+    a, b, none = 0, 1, 2
+    categories = torch.tensor([[a, none], [a, b], [b, none], [a, b], [none, none]])
+    statistics = plain(5, [0.5, 0.25, 0.25], {(3, 1): 0.6, (3, 2): 0.2, (1, 4): 0.9})
+    ring = Ring(4, [4, 0, 1, 1, 2])  # 4 is overwritten
+    first, second, third = ring.features(torch.tensor([1, 3, 4]), categories, statistics)
+    fresh = [1 / (1 + age / 20) for age in range(4)]
+    lift = {"a": log((3 + 1) / (4 * 0.5 + 1)), "b": log((3 + 1) / (4 * 0.25 + 1))}
+    size, both = log1p(4) / 5, log1p(3)
+    assert named(first) == pytest.approx(
+        {
+            "size": size,
+            "item count": log1p(2),
+            "item lift": log((2 + 1) / (4 / 5 + 1)),
+            "item recency": fresh[1],
+            "category count, mean": both,
+            "category count, largest": both,
+            "category lift, mean": (lift["a"] + lift["b"]) / 2,
+            "category lift, largest": lift["b"],
+            "category recency, mean": (fresh[1] + fresh[0]) / 2,
+            "category recency, largest": fresh[0],
+            "similarity, sum": 0.0,  # item 4 is forgotten
+            "similarity, largest": 0.0,
+            "similarity, recent": 0.0,
+        },
+        abs=1e-6,
+    )
+    assert named(second) == pytest.approx(
+        {
+            "size": size,
+            "item count": 0.0,
+            "item lift": log(1 / (4 / 5 + 1)),
+            "item recency": 0.0,
+            "category count, mean": both,
+            "category count, largest": both,
+            "category lift, mean": (lift["a"] + lift["b"]) / 2,
+            "category lift, largest": lift["b"],
+            "category recency, mean": (fresh[1] + fresh[0]) / 2,
+            "category recency, largest": fresh[0],
+            "similarity, sum": log1p(10 * 0.8),
+            "similarity, largest": 5 * 0.6,
+            "similarity, recent": 5 * (0.6 * fresh[1] + 0.2 * fresh[0]),
+        },
+        abs=1e-6,
+    )
+    nothing = dict.fromkeys(FEATURES, 0.0) | {"size": size, "item lift": log(1 / (4 / 5 + 1))}
+    assert named(third) == pytest.approx(nothing, abs=1e-6)
+
+
+def named(row: torch.Tensor) -> dict[str, float]:
+    return dict(zip(FEATURES, row.tolist(), strict=True))
+
+
+def test_an_empty_memory_says_nothing_of_anybody() -> None:
+    statistics = plain(5, [1.0], {(3, 0): 0.6})
+    found = Ring(4).features(torch.arange(5), torch.zeros(5, 1, dtype=torch.int64), statistics)
+    assert found.shape == (5, len(FEATURES))
+    assert not found.any()  # item 0, which stands in the empty places, neither
+    world = log_of([(0, 1, 1, 1, CLOUD)], 1, 5)
+    assert not features(world, np.array([0]), None, statistics, 4).any()
+
+
+# -- the reference is taken off
+
+
+def test_the_mean_over_the_reference_memories_is_taken_off() -> None:
+    """With fewer events than references all of the newest quarter are chosen: their features have mean 0 and spread 1."""
+    rows = random_rows()
+    world = log_of(rows, N_USERS, N_ITEMS, **categorised())
+    statistics = counted(world, "test")
+    order = np.lexsort((world.share, world.period))
+    found = features(world, order[-(len(rows) // 4) :], None, statistics, SIZE).double()
+    torch.testing.assert_close(
+        found[..., 1:].mean(0), torch.zeros(N_ITEMS, len(FEATURES) - 1).double(), atol=2e-3, rtol=0
+    )
+    spread = found.var(0, unbiased=False).mean(0).sqrt() * statistics.scale / (statistics.scale - 1e-2)
+    assert spread[1:].numpy() == pytest.approx(1, abs=2e-3)
+    # the size is not a matter of the item: it stays above 0 where anything is remembered
+    assert (statistics.mean[:, 0] == 0).all()
+    assert (found[:, 0, 0] > 0).tolist() == (world.history_lengths(order[-(len(rows) // 4) :], 1) > 0).tolist()
+
+
+# -- what is counted
+
+
+def test_similarity_is_the_weighted_shrunk_cosine() -> None:
+    rows = random_rows()
+    world = log_of(rows, N_USERS, N_ITEMS)
+    shrinkage = 2.5
+    statistics = counted(world, "device", N_ITEMS - 1, shrinkage)
+    has = np.zeros((N_USERS, N_ITEMS))
+    for user, item, _, label, period in rows:
+        if label and period <= DEVICE:
+            has[user, item] = 1
+    for i in range(N_ITEMS):
+        found = dict(zip(statistics.neighbours[i].tolist(), statistics.similarity[i].tolist(), strict=True))
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+        assert found.pop(i, 0.0) == 0  # nobody is their own neighbour
+        for j, value in found.items():
+            both = sum(1 / log2(2 + has[user].sum()) for user in range(N_USERS) if has[user, i] and has[user, j])
+            size = sqrt(has[:, i].sum() * has[:, j].sum())
+            assert value == pytest.approx(both / (size + shrinkage), rel=1e-5)
+    nearest = counted(world, "device", 3, shrinkage)
+    assert nearest.similarity.equal(statistics.similarity[:, :3])
+    assert nearest.bytes_per_candidate == 4 + 8 * 3 + 4 * len(FEATURES)
+
+
+def test_without_shrinkage_an_item_of_nobody_is_near_nothing() -> None:
+    rows = [(0, 1, 1, 1, CLOUD), (0, 2, 2, 1, CLOUD), (1, 1, 1, 1, CLOUD), (1, 0, 5, 1, TEST)]
+    world = log_of(rows, 2, 4)  # 0 comes later, 3 never
+    statistics = counted(world, "device", 3, 0.0)
+    assert statistics.similarity.isfinite().all()
+    assert statistics.similarity[[0, 3]].sum() == 0
+    assert statistics.similarity[1, 0] == pytest.approx(1 / log2(4) / sqrt(2))
+
+
+def test_later_events_and_negatives_change_nothing_that_is_counted() -> None:
+    rows = random_rows()
+    world = log_of(rows, N_USERS, N_ITEMS, **categorised())
+    known = [row for row in rows if row[4] <= DEVICE]
+    only = counted(log_of(known, N_USERS, N_ITEMS, **categorised()))
+    # what comes after the device period is another future, or is liked where it was not
+    other = [
+        row if row[4] <= DEVICE else (*row[:1], (row[1] + 7) % N_ITEMS, row[2], 1 - row[3], row[4]) for row in rows
+    ]
+    for later in (world, log_of(other, N_USERS, N_ITEMS, **categorised())):
+        for name, tensor in counted(later).tensors().items():
+            assert tensor.equal(only.tensors()[name]), name
+    assert not counted(world, "valid").item_share.equal(only.item_share)
+    # a negative event is in no count: only who stands for the reference may be another
+    disliked = [
+        (user, (item + 7) % N_ITEMS if not label else item, *rest, label, period)
+        for user, item, *rest, label, period in rows
+    ]
+    found = counted(log_of(disliked, N_USERS, N_ITEMS, **categorised()))
+    for name in ("item_share", "category_share", "neighbours", "similarity", "mean"):
+        assert found.tensors()[name].equal(only.tensors()[name]), name
+
+
+def test_shares_by_hand() -> None:
+    rows = [(0, 1, 1, 1, CLOUD), (0, 1, 2, 1, CLOUD), (0, 2, 3, 0, CLOUD), (1, 0, 1, 1, DEVICE), (1, 2, 9, 1, VALID)]
+    world = log_of(rows, 2, 3, item_categories=torch.tensor([[0, 1], [1, 2], [2, 2]]), n_categories=2)
+    statistics = counted(world)
+    assert statistics.item_share.tolist() == pytest.approx([1.5 / 4.5, 2.5 / 4.5, 0.5 / 4.5])
+    assert statistics.category_share[:2].tolist() == pytest.approx([1.5 / 4.5, 4 / 4.5])
+
+
+def test_what_comes_later_changes_no_feature() -> None:
+    rows = random_rows()
+    world = log_of(rows, N_USERS, N_ITEMS, **categorised())
+    early = np.flatnonzero(world.period <= DEVICE)
+    other = [row if row[4] <= DEVICE else (row[0], 3, row[2], 1, row[4]) for row in rows]
+    changed = log_of(other, N_USERS, N_ITEMS, **categorised())
+    statistics = counted(world)
+    assert features(world, early, None, statistics, SIZE).equal(features(changed, early, None, statistics, SIZE))
+    late = np.flatnonzero(world.period == TEST)
+    assert not features(world, late, None, statistics, SIZE).equal(features(changed, late, None, statistics, SIZE))
+
+
+# -- the ring
+
+
+def test_a_ring_overwrites_the_oldest_and_never_grows() -> None:
+    ring, held = Ring(3), []
+    assert (ring.newest_first().tolist(), ring.bytes) == ([], 8)
+    place = ring.items
+    for item in (5, 9, 5, 2**31 + 7, 0, 8, 1):
+        ring.observe(item)
+        held = [item, *held][:3]
+        assert ring.newest_first().tolist() == held
+        assert ring.bytes == 4 * len(held) + 8
+    assert ring.items is place
+    assert ring.items.nbytes == 12
+    assert ring.seen == 7
+    assert Ring(3, [1, 2]).newest_first().tolist() == [2, 1]
