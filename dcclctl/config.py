@@ -113,7 +113,7 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "bpr": {"item_size": 32, "learning_rate": 0.002, "weight_decay": 1e-4},
     # patient: both learn what is popular first, and for some epochs nothing else. history counts moments
     "sasrec": {"history": 50, "negatives": 32, "epochs": 60, "patience": 5},
-    "gru4rec": {"history": 50, "negatives": 32, "epochs": 60, "patience": 5},
+    "gru4rec": {"history": 50, "item_size": 64, "dropout": 0.4, "epochs": 60, "patience": 5},
 }
 
 

@@ -61,7 +61,8 @@ def test_the_incremental_control_starts_where_its_parent_ended(own: Path, model:
     for name in before:
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
     # its own settings, not din's, where none are given
-    assert (child.config["negatives"], child.config["history"]) == (32, 6)
+    assert (child.config["negatives"], child.config["dropout"]) == ((32, 0.2) if model == "sasrec" else (4, 0.4))
+    assert child.config["history"] == 6  # a size: the parent's
     moved = done("train", f"--continue=cloud@{model[0]}", *flags, "--learning-rate=0.01", store=own)
     assert moved["best_valid_loss"] <= parent.facts["best_valid_loss"]
     assert Store(own).resolve(moved["ref"]).inputs["cloud"].id == parent.id
