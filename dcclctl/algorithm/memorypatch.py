@@ -230,12 +230,17 @@ def fit_codes(
 def user_losses(
     patch: MemoryPatch, rows: MemoryRows, log: EventLog, codes: Float[Tensor, "U K"], judged: Bool[Tensor, "B"]
 ) -> Float[Tensor, "U two"]:
-    """Each user's mean cross-entropy over the judged events without and with the patch; NaN where there are none."""
+    """Each user's mean cross-entropy over the judged events without and with the patch; NaN where there are none.
+
+    As when it serves, an empty memory leaves the logits alone.
+    """
     users = torch.from_numpy(log.user[rows.events])
     own = patch.encode(codes[users], log.profile[users], rows.shares)
+    remembers = rows.features[..., 0] > 0  # the first feature is the size of the memory
+    patched = torch.where(remembers, patch(rows.features, rows.logits, own), rows.logits)
     weights = (rows.weights * judged.unsqueeze(1)).double()
     sums = []
-    for logits in (rows.logits, patch(rows.features, rows.logits, own)):
+    for logits in (rows.logits, patched):
         each = F.binary_cross_entropy_with_logits(logits, rows.labels, reduction="none").double()
         sums.append(torch.zeros(log.n_users, dtype=torch.float64).index_add_(0, users, (each * weights).sum(1)))
     counts = torch.zeros(log.n_users, dtype=torch.float64).index_add_(0, users, weights.sum(1))
