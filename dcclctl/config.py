@@ -11,7 +11,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -39,9 +39,10 @@ class Section(BaseModel):
     seed: Count = Field(0, description="Seed of every random draw of this stage.")
 
     @classmethod
-    def defaults(cls, config: Mapping[str, Any]) -> Self:
-        """What settings are where nothing is given but the one that decides about defaults."""
-        return cls(**({cls.DECIDES: config[cls.DECIDES]} if cls.DECIDES in config else {}))
+    def default_of(cls, name: str, config: Mapping[str, Any]) -> Any:
+        """What a setting is where nothing is given but the one that decides about defaults."""
+        decided = cls.DECIDES in config and name != cls.DECIDES
+        return getattr(cls(**({cls.DECIDES: config[cls.DECIDES]} if decided else {})), name)
 
 
 class ComputeSection(Section):

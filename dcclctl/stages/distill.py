@@ -191,7 +191,9 @@ def _second_step(
         on_progress("distill Θ, U", epoch, config.basis_epochs, f"loss {loss:.4f}")
 
     basis, (codes, _) = patches.basis(), patches.codes()
-    encoder = patches.cloud.encoder() or new_encoder(basis.size, config.encoder_size, log.profile_sizes, config.seed)
+    # an encoder makes codes for its own cloud model's Θ only
+    given = None if patches.own_basis else patches.cloud.encoder()
+    encoder = given or new_encoder(basis.size, config.encoder_size, log.profile_sizes, config.seed)
     encoder.to(torch_device(config))
     settings = BasisSettings(
         config.basis_epochs, config.basis_learning_rate, config.beta, config.batch_size, config.seed

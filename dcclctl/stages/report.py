@@ -232,9 +232,8 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
         if config["against"]:
             words += ["--against", subjects[config["against"]]]
         left_out = {"against"}
-    defaults = SECTIONS[stage].defaults(config)
     for name in SECTIONS[stage].model_fields:
-        default = getattr(defaults, name)
+        default = SECTIONS[stage].default_of(name, config)
         value = config.get(name, default)
         same = list(value) == list(default) if isinstance(value, list) else value == default
         if not same and name not in left_out:
