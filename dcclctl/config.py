@@ -111,7 +111,7 @@ class IngestConfig(Section):
 
 #: `train --model` → its defaults where they differ from those that stand in TrainConfig, which are din's
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
-    "bpr": {"item_size": 32, "learning_rate": 0.002, "weight_decay": 1e-4},
+    "bpr": {"item_size": 64, "learning_rate": 0.005, "weight_decay": 1e-4},
     # patient: both learn what is popular first, and for some epochs nothing else. history counts moments
     "sasrec": {"history": 50, "negatives": 32, "epochs": 60, "patience": 5},
     "gru4rec": {"history": 50, "item_size": 64, "dropout": 0.4, "epochs": 60, "patience": 5},
@@ -150,13 +150,13 @@ class TrainConfig(ComputeSection):
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-5, description="L2 penalty on the embeddings in a batch.")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.2, description="Dropout on the hidden layers.")
     newest: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.1, description="recent: newest share of the training events that is counted."
+        0.2, description="recent: newest share of the training events that is counted."
     )
-    neighbours: Positive = Field(100, description="item-knn: neighbours kept for each item.")
+    neighbours: Positive = Field(500, description="item-knn: neighbours kept for each item.")
     shrinkage: Annotated[float, Field(ge=0.0)] = Field(
-        10.0, description="item-knn: added below the fraction of the cosine, against chance pairs of rare items."
+        100.0, description="item-knn: added below the fraction of the cosine, against chance pairs of rare items."
     )
-    ridge: Annotated[float, Field(gt=0.0)] = Field(500.0, description="ease: λ, L2 penalty on the item weights.")
+    ridge: Annotated[float, Field(gt=0.0)] = Field(100.0, description="ease: λ, L2 penalty on the item weights.")
 
     @model_validator(mode="before")
     @classmethod

@@ -19,7 +19,7 @@ CLOSED = ("popularity", "recent", "item-knn", "ease")
 FACTORS = ("bpr", "fm", "neumf")
 MODELS = (*CLOSED, *FACTORS)
 SMALL = ("--item-size=8", "--hidden-sizes=16,8", "--history=8", "--epochs=8", "--patience=0", "--threads=1")
-QUICK = (*SMALL, "--batch-size=128", "--learning-rate=0.03", "--ridge=20", "--neighbours=10")
+QUICK = (*SMALL, "--batch-size=128", "--learning-rate=0.03", "--ridge=20", "--neighbours=10", "--newest=0.1")
 
 
 @pytest.fixture(scope="module")
