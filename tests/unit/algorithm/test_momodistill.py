@@ -100,6 +100,9 @@ def test_a_teacher_of_another_kind_is_what_it_serves(world):
     class Rows:
         """Logits that name the event and the candidate; a few events at once."""
 
+        def __init__(self, log):
+            self.log = log
+
         def head(self, events, candidates, below):
             return below + candidates
 
@@ -114,7 +117,7 @@ def test_a_teacher_of_another_kind_is_what_it_serves(world):
             asked.append(len(events))
             return 1000.0 * torch.from_numpy(events)[:, None] + 0 * candidates
 
-    taught = teacher_of(Rows(), Rows().head)(samples.events, samples.candidates)
+    taught = teacher_of(Rows(log), Rows(log).head)(samples.events, samples.candidates)
     assert torch.equal(taught, 1000.0 * torch.from_numpy(samples.events)[:, None] + samples.candidates)
     assert max(asked) == 6 and sum(asked) == len(samples.events)
 
