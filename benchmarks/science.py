@@ -33,10 +33,12 @@ from dcclctl.metrics.significance import compare, holm
 HERE = Path(__file__).resolve().parent.parent
 LOGS = ("ml-100k", "grocery", "amazon-beauty", "journey-first", "journey-repeats")
 CHAPTERS = ("devices", "memory", "personal", "clouds", "baselines", "cold")
-#: one budget for the incremental control and for distillation
-BUDGET = ["--epochs", "2", "--learning-rate", "0.001"]
+#: one budget for the incremental control and for distillation: the best of 3 × 3 for the control, on valid of two logs
+BUDGET = ["--epochs", "3", "--learning-rate", "0.002"]
+ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"
 #: weeks of 2017: cloud 1-30, device 31-40, valid 41-43, test 44-47
 WEEKS = "2017-07-24T04:00:00Z,2017-10-02T04:00:00Z,2017-10-23T04:00:00Z"
+MORE_NEGATIVES = ["--on", "device", "--patience", "0", *BUDGET, "--negatives", "24"]
 METRICS = ("gauc", "hr@10", "ndcg@10")
 DEVICE_METHODS = (
     "metapatch",
@@ -121,10 +123,18 @@ class Study:
     def frozen(self) -> str:
         return self.made("frozen", "train", "--dataset", self.dataset)
 
+    def further(self, name: str, start: str, on: str) -> str:
+        return self.made(name, "train", "--continue", start, "--on", on, "--patience", "0", *BUDGET)
+
+    @property
+    def once(self) -> str:
+        """The frozen model trained further on all of the device period at once."""
+        return self.further("once", self.frozen, "device")
+
     @property
     def incremental(self) -> str:
-        on = ["--on", "device", "--patience", "0"]
-        return self.made("incremental", "train", "--continue", self.frozen, *on, *BUDGET)
+        """The same in two steps of half the period, as a cloud that is kept fresh; patches that need one go on top of it."""
+        return self.further("step 2", self.further("step 1", self.frozen, "device:1/2"), "device:2/2")
 
     def memory(self, *arguments: str) -> str:
         return self.run("memory " + " ".join(arguments), "memory", "--dataset", self.dataset, *arguments)
@@ -151,7 +161,7 @@ class Study:
         models["metapatch, mean (placebo)"] = models["metapatch"] + "+mean"
         models["metapatch, shuffled (placebo)"] = models["metapatch"] + "+shuffled"
         models["metapatch, guarded"] = self.made("guarded", "patch", "--cloud", self.frozen, "--guard")
-        models["incremental cloud"] = self.incremental
+        models[ONCE] = self.once
         return self.evaluated("devices", models, "valid")
 
     def memories(self) -> pl.DataFrame:
@@ -159,7 +169,8 @@ class Study:
         memory = self.remembering("memory patch", control)
         short = self.remembering("memory of 20", control, memory=self.memory("--size", "20"))
         models = {
-            "incremental cloud": control,
+            TWICE: control,
+            ONCE: self.once,
             "frozen cloud": self.frozen,
             "metapatch (paper)": self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen),
             "memory patch": memory,
@@ -171,19 +182,18 @@ class Study:
 
     def personal(self) -> pl.DataFrame:
         control = self.incremental
-        models = {"incremental cloud": control, "memory patch": self.remembering("memory patch", control)}
+        models = {TWICE: control, "memory patch": self.remembering("memory patch", control)}
         for name, flags in PERSONAL.items():
             models[f"memory patch, {name}"] = self.remembering(name, control, *flags)
         return self.evaluated("personal", models, "valid")
 
     def clouds(self) -> pl.DataFrame:
-        control = self.incremental
         before = self.memory("--until", "cloud")
         teachers = {
             "metapatch": self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen),
             "memory": self.remembering("memory teachers", self.frozen, memory=before),
         }
-        models = {"incremental cloud": control}
+        models = {ONCE: self.once}
         for name, patches in teachers.items():
             models[f"distilled from {name}"] = self.made(f"distill {name}", "distill", "--patches", patches, *BUDGET)
         for kind in ("unpatched", "shuffled", "guarded"):
@@ -204,13 +214,16 @@ class Study:
 
     def baselines(self) -> pl.DataFrame:
         both = ["--on", "cloud,device"]
-        models = {"incremental cloud": self.incremental}
+        models = {TWICE: self.incremental, ONCE: self.once}
         for name in BASELINES:
             models[name] = self.made(name, "train", "--dataset", self.dataset, "--model", name, *both)
-        models["DIN, L = 20, at once"] = self.made("din at once", "train", "--dataset", self.dataset, *both)
+        models["DIN, L = 20, cloud and device from scratch"] = self.made(
+            "din at once", "train", "--dataset", self.dataset, *both
+        )
         long = self.made("long", "train", "--dataset", self.dataset, "--history", "100")
-        on = ["--on", "device", "--patience", "0"]
-        models["DIN, L = 100, incremental"] = self.made("long incremental", "train", "--continue", long, *on, *BUDGET)
+        models["DIN, L = 100, at once"] = self.further("long once", long, "device")
+        more = self.made("more negatives", "train", "--continue", self.frozen, *MORE_NEGATIVES)
+        models["incremental cloud, 24 negatives"] = more
         models["memory patch on DIN, L = 20"] = self.remembering("memory patch", self.incremental)
         return self.evaluated("baselines", models, "test")
 
@@ -219,7 +232,7 @@ class Study:
         metapatch = self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen)
         distilled = self.made("distill metapatch", "distill", "--patches", metapatch, *BUDGET)
         models = {
-            "incremental cloud": control,
+            TWICE: control,
             "memory patch": self.remembering("memory patch", control),
             "memory patch + θ̂ encoded": self.remembering("encoded", control, "--personal", "encoder"),
             "distilled": distilled,
@@ -241,10 +254,12 @@ def mean_over_seeds(tables: list[pl.DataFrame]) -> pl.DataFrame:
     return table.with_columns(pl.when(pl.col("group") == "new").then(pl.lit("new")).otherwise(half).alias("group"))
 
 
-def figures_of(tables: list[pl.DataFrame]) -> list[dict[str, object]]:
-    """One record per model, group and metric: value, spread over seeds, difference to the first model, interval, p, users."""
+def figures_of(tables: list[pl.DataFrame], against: str = "") -> list[dict[str, object]]:
+    """One record per model, group and metric: value, spread over seeds, difference to the first model (or to another one),
+    interval, p, users."""
     joint, each = mean_over_seeds(tables), [mean_over_seeds([table]) for table in tables]
     subjects = joint["subject"].unique(maintain_order=True).to_list()
+    subjects.sort(key=lambda name: name != against)  # stable: the reference first
     records: list[dict[str, object]] = []
 
     def values(table: pl.DataFrame, subject: str, group: str, metric: str) -> float | None:
@@ -365,6 +380,10 @@ def main() -> None:
                     records = figures_of(found)
                     (options.out / f"{name}.{part}.json").write_text(json.dumps(records, indent=1))
                     (options.out / f"{name}.{part}.md").write_text(markdown(records))
+                    if TWICE in found[0]["subject"] and ONCE in found[0]["subject"]:
+                        other = figures_of(found, ONCE)
+                        (options.out / f"{name}.{part}.once.json").write_text(json.dumps(other, indent=1))
+                        (options.out / f"{name}.{part}.once.md").write_text(markdown(other))
                 (options.out / f"{name}.{chapter}.costs.{seed}.json").write_text(json.dumps(run.costs, indent=1))
     print("see", options.out)
 
