@@ -83,13 +83,13 @@ class Runner:
     """Runs commands on one store."""
 
     def __init__(self, store: Path, threads: int, given: dict[str, str]) -> None:
-        self.store, self.threads, self.given = store, threads, given
+        self.store, self.threads, self.made = store, threads, dict(given)
         self.costs: dict[str, dict[str, object]] = {}
 
     def __call__(self, name: str, command: str, *arguments: str) -> str:
         """The reference of what the command made; `name` is for the log and the costs."""
-        if name in self.given:
-            return self.given[name]
+        if name in self.made:
+            return self.made[name]
         compute = ["--threads", str(self.threads)] if command not in ("ingest", "memory") else []
         line = [sys.executable, "-m", "dcclctl", command, *arguments, *compute, "--store", str(self.store), "--json"]
         started = time.perf_counter()
@@ -101,7 +101,8 @@ class Runner:
         if not document["reused"]:
             self.costs[name] = {"seconds": round(seconds, 1), "command": " ".join(line[3:])}
         print(f"    {name}: {document['ref']} {seconds:.1f} s", flush=True)
-        return str(document["ref"])
+        self.made[name] = str(document["ref"])
+        return self.made[name]
 
     def table(self, reference: str) -> pl.DataFrame:
         """Per-user metrics of an evaluation, sampled ones under their plain names."""
@@ -288,6 +289,23 @@ def figures_of(tables: list[pl.DataFrame], against: str = "") -> list[dict[str, 
     return records
 
 
+def activity_of(tables: list[pl.DataFrame]) -> list[dict[str, object]]:
+    """Difference in GAUC to the first model by activity group, 1 the least active of 20, in points with its interval."""
+    joint = mean_over_seeds(tables)
+    subjects = joint["subject"].unique(maintain_order=True).to_list()
+    names = tuple(f"activity-{number:02d}" for number in range(20))
+    records: list[dict[str, object]] = []
+    for subject in [name for name in subjects[1:] if name in (ONCE, "metapatch (paper)", "memory patch")]:
+        found = compare(paired_differences(joint, subject, subjects[0]), names, seed=0).filter(
+            pl.col("metric") == "gauc"
+        )
+        for number, row in enumerate(found.iter_rows(named=True), 1):
+            if row["low"] is not None:
+                points = {name: 100 * row[name] for name in ("difference", "low", "high")}
+                records.append({"model": subject, "group": number, "users": row["users"], **points})
+    return records
+
+
 def harmed(tables: list[pl.DataFrame], subject: str, control: str) -> dict[str, float]:
     """Share of users that are worse off in GAUC under every seed.
 
@@ -380,6 +398,8 @@ def main() -> None:
                     records = figures_of(found)
                     (options.out / f"{name}.{part}.json").write_text(json.dumps(records, indent=1))
                     (options.out / f"{name}.{part}.md").write_text(markdown(records))
+                    if part == "memory":
+                        (options.out / f"{name}.memory.activity.json").write_text(json.dumps(activity_of(found)))
                     if TWICE in found[0]["subject"] and ONCE in found[0]["subject"]:
                         other = figures_of(found, ONCE)
                         (options.out / f"{name}.{part}.once.json").write_text(json.dumps(other, indent=1))
