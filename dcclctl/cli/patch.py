@@ -133,7 +133,8 @@ def patch(
         + f", {facts['bytes_per_user']} bytes per user"
     )
     if facts["users_without_events"]:
-        reporter.line(f"{facts['users_without_events']:,} of the chosen users have no event there and get no patch")
+        served = "are served by what they remember" if remembered else "get no patch"
+        reporter.line(f"{facts['users_without_events']:,} of the chosen users have no event there and {served}")
     if facts["users_judged"]:
         reporter.line(
             f"own held-back loss improved for {facts['improved_share']:.1%} of the {facts['users_judged']:,} users "

@@ -24,7 +24,9 @@ from dcclctl.stages.models import MODULES
 from dcclctl.store.store import Artifact, Store
 
 #: Stages that learn, and whether they also choose their best epoch by the valid period.
-LEARNING = {"train": True, "distill": True, "patch": False}
+LEARNING = {"train": True, "distill": True, "patch": False, "memory": False}
+#: Kinds that stand between the events and a judgement.
+_LEARNED = ("cloud", "patches", "memory")
 _VALID = Block(VALID)
 _TEST = Block(TEST)
 
@@ -79,12 +81,18 @@ def audit(artifact: Artifact, store: Store) -> list[Finding]:
         timeline_of = timelines.get(_dataset_id(each))
         if timeline_of is None or each.kind == "dataset":
             continue
-        if each.kind in ("cloud", "patches") and each.manifest["stage"] not in LEARNING:
+        if each.kind in _LEARNED and each.manifest["stage"] not in LEARNING:
             text = f"was made by {each.manifest['stage']!r}, so what it learned from is not known"
             findings.append(Finding("leak", each.ref, text))
         if each.manifest["stage"] in LEARNING:
-            findings += _learned(each, timeline_of)
-            findings += _judged(each, each, _TEST, family, timeline_of)
+            if each.kind == "memory":
+                findings += _remembered(each, timeline_of)
+            else:
+                findings += _learned(each, timeline_of)
+            findings += _fresh_to_its_teachers(each, family, timeline_of)
+            # a memory may not even know the valid period: settings are chosen there (stages/memory.py)
+            first = _VALID if each.kind == "memory" else _TEST
+            findings += _judged(each, each, first, family, timeline_of)
         if each.kind == "evaluation":
             findings += _scored(each, timeline_of)
             block = Block.parse(each.config["on"])
@@ -127,10 +135,10 @@ def _dataset_id(artifact: Artifact) -> str:
 
 
 def _ancestors(artifact: Artifact, family: dict[str, Artifact]) -> list[Artifact]:
-    """The artifact and every model it was made from, each once, the oldest first."""
+    """The artifact and every model and memory it was made from, each once, the oldest first."""
     found: dict[str, Artifact] = {}
     for given in artifact.inputs.values():
-        if given.kind in ("cloud", "patches"):
+        if given.kind in _LEARNED:
             found |= {each.id: each for each in _ancestors(family[given.id], family)}
     return [*found.values(), artifact]
 
@@ -367,10 +375,20 @@ class Timeline:
 
 def _blocks(artifact: Artifact) -> list[Block]:
     """What a trained artifact itself learned from, by its configuration; [] for other artifacts."""
-    if artifact.manifest["stage"] not in LEARNING:
+    if artifact.manifest["stage"] not in LEARNING or artifact.kind == "memory":
         return []
     on = artifact.config["on"]
     return [Block.parse(text) for text in ([on] if isinstance(on, str) else on)]
+
+
+def _rows(artifact: Artifact, timeline: Timeline) -> tuple[Ints, str]:
+    """The events that an artifact itself learned from or counted, by its configuration, and their name."""
+    if artifact.kind == "memory":
+        until = Block.parse(artifact.config["until"])
+        earlier = [Block(period) for period in range(until.period)]
+        return np.flatnonzero(timeline.dataset.log.up_to(until)), _text([*earlier, until])
+    blocks = _blocks(artifact)
+    return timeline.rows(*blocks), _text(blocks)
 
 
 def _chose_by_valid(artifact: Artifact) -> bool:
@@ -412,6 +430,59 @@ def _learned(artifact: Artifact, timeline: Timeline) -> list[Finding]:
     return [Finding("proven", artifact.ref, f"learned from the {len(rows):,} events of {_text(blocks)}{users}")]
 
 
+def _remembered(memory: Artifact, timeline: Timeline) -> list[Finding]:
+    """Are every device's items and everybody's counts those of the events up to the memory's end, and no others?"""
+    rows, what = _rows(memory, timeline)
+    rows = rows[timeline.label[rows] > 0]
+    log, size = timeline.dataset.log, memory.config["size"]
+    table = memory.read_table("memory.parquet")
+    held = dict(table.select("user_index", "items").iter_rows())
+    bounds = np.searchsorted(timeline.user[rows], np.arange(log.n_users + 1))
+    for user in range(log.n_users):
+        own = timeline.item[rows[bounds[user] : bounds[user + 1]]]
+        if held.get(user, []) != own[::-1][:size].tolist():
+            name = timeline.dataset.users["user_id"][user]
+            text = f"what the device of user {name!r} remembers is not the user's newest {size:,} items of {what}"
+            return [Finding("leak", memory.ref, text)]
+    counts = np.bincount(timeline.item[rows], minlength=log.n_items)
+    share = memory.read_tensors("statistics.safetensors")["item_share"].numpy().astype(np.float64)
+    expected = (counts + 0.5) / (counts.sum() + 0.5 * log.n_items)
+    wrong = np.flatnonzero(~np.isclose(share, expected, rtol=1e-5, atol=0))
+    if len(wrong):
+        name = timeline.dataset.items["item_id"][int(wrong[0])]
+        text = (
+            f"its statistics were not counted over {what}: the share of item {name!r} is {share[wrong[0]]:.3g}, "
+            f"but {counts[wrong[0]]:,} of the {counts.sum():,} positive events make {expected[wrong[0]]:.3g}"
+        )
+        return [Finding("leak", memory.ref, text)]
+    text = f"remembers and counts the {len(rows):,} positive events of {what}: {len(held):,} devices looked at"
+    return [Finding("proven", memory.ref, text)]
+
+
+def _fresh_to_its_teachers(patches: Artifact, family: dict[str, Artifact], timeline: Timeline) -> list[Finding]:
+    """Patches that the cloud learned with other models (facts `learned_with`): had those not been trained on the events?"""
+    findings = []
+    for text in patches.facts.get("learned_with", []):
+        id, _, name = text.partition(" on ")
+        block = Block.parse(name)
+        if id not in family:
+            said = f"was learned from {_text([block])} with the cloud model {id[:12]}, which is not in its lineage"
+            findings.append(Finding("leak", patches.ref, said))
+            continue
+        known = [_rows(each, timeline)[0] for each in _ancestors(family[id], family)]
+        shared = np.intersect1d(np.concatenate(known), timeline.rows(block))
+        if len(shared):
+            said = (
+                f"was learned from {_text([block])} with {family[id].ref}, which had been trained on {len(shared):,} of "
+                f"those events, e.g. {timeline.named(int(shared[0]))}"
+            )
+            findings.append(Finding("leak", patches.ref, said))
+        else:
+            said = f"was learned from {_text([block])} with {family[id].ref}, which had not been trained on any of it"
+            findings.append(Finding("proven", patches.ref, said))
+    return findings
+
+
 def _judged(
     judge: Artifact, subject: Artifact, block: Block, family: dict[str, Artifact], timeline: Timeline
 ) -> list[Finding]:
@@ -424,25 +495,20 @@ def _judged(
     """
     target = timeline.rows(block)
     findings: list[Finding] = []
-    learned: list[Block] = []
+    learned: dict[str, Ints] = {}
     looked: list[str] = []
     whom = "" if judge is subject else f"{subject.ref}: "
     for each in _ancestors(subject, family):
-        own = _blocks(each)
-        learned += own
+        rows, what = _rows(each, timeline)
+        learned[what] = rows
         itself = "it" if each is subject and judge is subject else each.ref
-        rows = timeline.rows(*own)
         shared = np.intersect1d(rows, target)
         late = timeline.not_before(rows, target)
         if len(shared):
-            text = (
-                f"{whom}{itself} learned from {_text(own)}, and {len(shared):,} of those events are in {_text([block])}"
-            )
+            text = f"{whom}{itself} learned from {what}, and {len(shared):,} of those events are in {_text([block])}"
             findings.append(Finding("leak", judge.ref, f"{text}, e.g. {timeline.named(int(shared[0]))}"))
         elif len(late):
-            text = (
-                f"{whom}{itself} learned from {_text(own)}, where {len(late):,} events are not before {_text([block])}"
-            )
+            text = f"{whom}{itself} learned from {what}, where {len(late):,} events are not before {_text([block])}"
             findings.append(Finding("leak", judge.ref, f"{text}, e.g. {timeline.named(int(late[0]))}"))
         if _chose_by_valid(each):
             valid = timeline.rows(_VALID)
@@ -450,16 +516,15 @@ def _judged(
                 looked.append(each.ref)
     if findings:
         return findings
-    rows = timeline.rows(*dict.fromkeys(learned))
+    rows = np.unique(np.concatenate(list(learned.values())))
     if len(rows) and len(target):
         if timeline.one_timeline:
             last, first = int(timeline.time[rows].max()), int(timeline.time[target].min())
             how = f"the last at {timeline.shown(last)}, before {_text([block])} begins at {timeline.shown(first)}"
         else:
             how = f"each before all of {_text([block])} of the same user ({len(target):,} events)"
-        text = (
-            f"{whom}all that it and its ancestors learned from ({_text(learned)}: {len(rows):,} events) is over: {how}"
-        )
+        names = ", ".join(dict.fromkeys(name for what in learned for name in what.split(", ")))
+        text = f"{whom}all that it and its ancestors learned from ({names}: {len(rows):,} events) is over: {how}"
         findings.append(Finding("proven", judge.ref, text))
     if looked:
         text = (

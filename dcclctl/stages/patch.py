@@ -109,7 +109,7 @@ def patch(
     mine = events[chosen[log.user[events]]]
     local = memory is None and METHODS[config.method].local
     active = np.unique(log.user[mine]) if local else users
-    if memory is None and not (len(active) and len(events)):  # a device that never trained may remember
+    if not (len(active) and len(events)):
         raise DataError(
             f"--users {spec}: none of the {len(users)} has an event in {config.on}, so there is nothing to learn from",
             "Users without one need no patch: evaluate serves them with the cloud model or, after distill, --unpatched encoder.",

@@ -6,6 +6,8 @@ walked: every update that learned from part of the block gives its parent, which
 fresh model.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -30,44 +32,83 @@ from dcclctl.config import PatchConfig
 from dcclctl.errors import UsageError
 from dcclctl.stages.compute import OnProgress
 from dcclctl.stages.handles import CloudModel, Memory, new_memory_patch, shard_name
+from dcclctl.stages.models import MODULES
 from dcclctl.stages.patch import held_back_of
 from dcclctl.store.store import Artifact, Store, Work
 
 _BATCH = 512
 #: rows that are learned from at most (events with their negatives); more changes the third digit only
 _ROWS = 1_500_000
+#: parts of the block that are learned from with models of their own, at most: the statistics are counted for each
+_PARTS = 60
 
 
 def lessons(cloud: CloudModel, block: Block, store: Store) -> list[tuple[CloudModel, Block]]:
-    """Which model to learn the patch with, for each part of the block: one that had not been trained on it.
+    """Which model to learn the patch with, for each part of the block: the newest that had not been trained on it.
 
     Args:
         cloud: the model that will be served. block: what devices learn from.
 
     Returns:
-        (model, part of the block), oldest first; (cloud, block) if the cloud model has not seen the block at all.
+        (model, part of the block), oldest part first; the parts are the whole block. (cloud, block) if the cloud model
+        has not seen the block at all.
 
     Raises:
-        UsageError: it has, and no ancestor that had not is known.
+        UsageError: no model of the lineage had not seen some part, or the block is cut in too many ways.
     """
-    found: list[tuple[CloudModel, Block]] = []
-    child = cloud
-    while "cloud" in child.artifact.inputs:
-        parent = CloudModel.load(store.find("cloud", child.artifact.inputs["cloud"].id), store)
-        on = child.artifact.config["on"]
-        for name in reversed([on] if isinstance(on, str) else on):
-            seen = Block.parse(name)
-            if seen.period == block.period and seen.start < block.end and seen.end > block.start:
-                found.insert(0, (parent, seen))
-        child = parent
-    root = [Block.parse(name) for name in child.artifact.config["on"]]
-    if any(seen.period == block.period and seen.start < block.end and seen.end > block.start for seen in root):
+    lineage = [cloud]
+    while "cloud" in lineage[0].artifact.inputs:
+        lineage.insert(0, CloudModel.load(store.find("cloud", lineage[0].artifact.inputs["cloud"].id), store))
+    seen = [{other for other in _learned_from(model.artifact, store) if _overlap(other, block)} for model in lineage]
+    # the model that is served has learned from all that its ancestors have
+    parts = math.lcm(block.parts, *(other.parts for other in seen[-1]))
+    many = parts // block.parts
+    if many > _PARTS:
+        cuts = ", ".join(_name(other) for other in sorted(seen[-1]))
         raise UsageError(
-            f"{child.artifact.ref}, where {cloud.artifact.ref} comes from, was trained on {', '.join(child.artifact.config['on'])} "
-            "at once: no model of this lineage had not seen what the patch would be learned from",
-            "Train in steps: dcclctl train --on cloud, then dcclctl train --continue REF --on device.",
+            f"{cloud.artifact.ref} was trained on {cuts}, which cut {_name(block)} into {many:,} parts",
+            "Use successive blocks of one length, such as device:1/3, device:2/3, device:3/3.",
         )
-    return found or [(cloud, block)]
+    taught = []
+    for number in range((block.part - 1) * many + 1, block.part * many + 1):
+        part = Block(block.period, number, parts)
+        knowing = [any(_overlap(other, part) for other in blocks) for blocks in seen]
+        first = knowing.index(True) if True in knowing else len(lineage)
+        if first == 0:
+            raise _all_know(cloud, lineage[0], part)
+        taught.append((lineage[first - 1], part))
+    return taught
+
+
+def _learned_from(artifact: Artifact, store: Store) -> set[Block]:
+    """What a cloud model or patches, and everything that they were made from, learned from or counted."""
+    if artifact.kind == "memory":
+        until = Block.parse(artifact.config["until"])
+        whole = {Block(period) for period in range(until.period)}
+        return whole | {Block(until.period, part + 1, until.parts) for part in range(until.part)}
+    on = artifact.config["on"]
+    found = {Block.parse(name) for name in ([on] if isinstance(on, str) else on)}
+    for given in artifact.inputs.values():
+        if given.kind in ("cloud", "patches", "memory"):
+            found |= _learned_from(store.find(given.kind, given.id), store)
+    return found
+
+
+def _overlap(one: Block, other: Block) -> bool:
+    return one.period == other.period and one.start < other.end and other.start < one.end
+
+
+def _all_know(cloud: CloudModel, root: CloudModel, part: Block) -> UsageError:
+    on = ", ".join(root.artifact.config["on"])
+    comes = "" if root.artifact.id == cloud.artifact.id else f", where {cloud.artifact.ref} comes from,"
+    model = root.settings["model"]
+    return UsageError(
+        f"{root.artifact.ref}{comes} was trained on {on} at once: no model of this lineage had not seen {_name(part)}, "
+        "which the patch would be learned from",
+        f"Patch a model that ends before it: dcclctl train --model {model} --on cloud"
+        if MODULES[model] == "counts"
+        else "Train in steps: dcclctl train --on cloud, then dcclctl train --continue REF --on device.",
+    )
 
 
 class MemoryDevices:
@@ -171,18 +212,19 @@ def patch_with_memory(
 
     Args:
         cloud: the model that will be served. memory: what the devices hold. users: who gets a patch.
-        config: settings. work: an open patches artifact.
+        config: settings. store: where the cloud model's ancestors are. work: an open patches artifact.
 
     Raises:
-        UsageError: every model of the lineage has been trained on the block. DataError: the memory knows later events
-        than the cloud model may.
+        UsageError: every model of the lineage has been trained on the block (see `lessons`).
     """
     log = cloud.dataset.log
-    devices = MemoryDevices(lessons(cloud, Block.parse(config.on), store), memory, config, on_progress)
+    block = Block.parse(config.on)
+    devices = MemoryDevices(lessons(cloud, block, store), memory, config, on_progress)
     rows = devices.rows()
     owners = log.user[rows.events]
-    counts = np.bincount(owners, minlength=log.n_users)
-    newest = torch.from_numpy(_newest(owners, held_back_of(counts, config.held_back)))
+    counts = np.bincount(log.user[log.events_in(block)], minlength=log.n_users)
+    read = np.bincount(owners, minlength=log.n_users)  # fewer, where there are more than _ROWS
+    newest = torch.from_numpy(_newest(owners, held_back_of(read, config.held_back)))
     everything = torch.ones(len(owners), dtype=torch.bool)
     losses = torch.full((log.n_users, 2), float("nan"), dtype=torch.float64)
     if newest.any():
@@ -221,6 +263,7 @@ def patch_with_memory(
             "id_map": cloud.dataset.id_map,
             "on": config.on,
             "family": "memory",
+            "own_basis": True,  # whatever Θ and U the cloud model has, they are nothing to these patches
             "learned_with": [f"{model.artifact.id} on {_name(block)}" for model, block in devices.lessons],
             "patch_size": patch.code_size,
             "patch_weights": sum(weight.numel() for weight in patch.parameters()),
@@ -228,6 +271,7 @@ def patch_with_memory(
             "users_asked_for": len(users),
             "users_without_events": int((counts[users] == 0).sum()),
             "events": int(counts[users].sum()),
+            "events_read": int(read[users].sum()),
             "bytes_per_user": 4 * patch.code_size + memory.artifact.facts["bytes_per_user_largest"],
             "users_judged": judged.height,
             "users_improved": improved,
