@@ -67,7 +67,10 @@ class MemoryPatch(nn.Module):
     def encode(
         self, codes: Float[Tensor, "B K"], profile: Int[Tensor, "B F"], shares: Float[Tensor, "B G"]
     ) -> Float[Tensor, "B K"]:
-        """U(θ̂, u, s) = W₂·θ̂ + tanh(W₃·u + W₄·s), s the shares of the categories in the memory; 0 without memory and profile."""
+        """U(θ̂, u, s) = W₂·θ̂ + tanh(W₃·u + W₄·s), s the shares of the categories in the memory.
+
+        A profile that is missing has a weight of its own, as every other one.
+        """
         if not self.code_size:
             return codes
         known = self.profile[profile + self.offsets].sum(1) + shares @ self.summary

@@ -65,7 +65,7 @@ def memory(
     facts = made.facts
     reporter.line(
         f"{facts['users']:,} devices remember {facts['events']:,} events up to {facts['until']} ({log.artifact.ref}); "
-        f"{facts['full']:,} are full and have forgotten some"
+        f"{facts['full']:,} are full"
     )
     reporter.line(
         f"{facts['bytes_per_user_mean']:,.0f} bytes on a device, {facts['bytes_per_user_largest']:,} at most; "

@@ -126,14 +126,16 @@ def _serve_from_memory(subject: Subject, backbone: Backbone, seed: int) -> tuple
     statistics, size = memory.statistics, memory.size
 
     def head(events: Ints, candidates: Tensor | None, below: Tensor) -> Tensor:
-        logits = backbone.head(events, candidates, below)
+        # on the processor, where the memories are; an accelerator only computes what the cloud model does
+        cloud = backbone.head(events, candidates, below)
+        logits = cloud.cpu()
         users = torch.from_numpy(log.user[events])
         source = events if lender is None else lender(events)
-        found = features(log, source, candidates, statistics, size).to(logits.device)
+        found = features(log, source, candidates, statistics, size)
         known = category_shares(log, source, size) if patch.code_size else torch.zeros(len(events), 0)
-        own = patch.encode(codes[users], log.profile[users], known).to(logits.device)
+        own = patch.encode(codes[users], log.profile[users], known)
         remembers = torch.from_numpy(log.history_lengths(source, 1) > 0) & patched[users]
-        return torch.where(remembers.to(logits.device).unsqueeze(1), patch(found, logits, own), logits)
+        return torch.where(remembers.unsqueeze(1), patch(found, logits, own), logits).to(cloud.device)
 
     by = np.full(log.n_users, "cloud", dtype="<U7")
     by[patched.numpy()] = "memory"
