@@ -137,10 +137,16 @@ def test_a_changed_byte_is_found(own: Path) -> None:
 # -- the command line of patches
 
 
-def test_what_cannot_be_patched_says_what_to_run(own: Path, tmp_path: Path, world: World) -> None:
-    bare = world.copy(tmp_path / "bare")
-    result = dcclctl("patch", "--cloud=cloud@1", *PATCHED, store=bare)
-    assert result.exit_code == 2 and "dcclctl memory --dataset dataset@1" in result.stderr
+def test_where_nothing_is_remembered_yet_a_memory_is_made(shop: Path) -> None:
+    result = dcclctl("patch", "--cloud=cloud@1", *PATCHED, store=shop)
+    assert result.exit_code == 0 and "memory@1" in result.stdout
+    made = Store(shop).resolve("patches@2").inputs["memory"]
+    assert made == Store(shop).resolve("memory@1").as_input()
+    done("patch", "--cloud=cloud@1", "--users=tail", *PATCHED, store=shop)
+    assert Store(shop).numbers("memory") == [1]  # the second time there is one
+
+
+def test_a_memory_goes_with_its_own_dataset_and_method_only(own: Path, tmp_path: Path) -> None:
     result = dcclctl("patch", "--memory=memory@1", *PATCH, store=own)
     assert result.exit_code == 2 and "--method metapatch has none" in result.stderr
     ingest(tmp_path / "log", own, "--split=per-user")
