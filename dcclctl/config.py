@@ -181,7 +181,7 @@ class MemoryConfig(Section):
 #: `patch --method` → defaults that are its own
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "item-space": {"newton_steps": 5},
-    "fine-tune": {"learning_rate": 0.002},
+    "fine-tune": {"learning_rate": 0.005, "prior": 1.0},
 }
 
 
