@@ -145,7 +145,7 @@ def prepare(name: str, data: Path | None, folder: Path, threads: int) -> Bench:
     store = Store(folder)
     dataset = ingested(name, data, store)
     cloud = CloudModel(train(dataset, TrainConfig(epochs=1, threads=threads), store, quiet)[0], dataset)
-    config = settle(PatchConfig(held_back=0, basis_epochs=1, threads=threads))
+    config = settle(PatchConfig(method="metapatch", held_back=0, basis_epochs=1, threads=threads))
     events = dataset.log.events_in(DEVICE)
     with store.begin("patch", "patches", {}, 0, {}) as work:
         devices = Devices(cloud, config, Block(DEVICE), work, quiet)

@@ -82,9 +82,9 @@ def one_seed(run: Runner, name: str, seed: int, only: str) -> dict[str, pl.DataF
     s = ["--seed", str(seed)]
     frozen = run("train", "train", "--dataset", only, *s)
     incremental = run("incremental", "train", "--continue", frozen, "--on", "device", "--patience", "0", *BUDGET, *s)
-    patched = run("patch", "patch", "--cloud", frozen, *s)
-    distilled = run("distill", "distill", "--patches", patched, *BUDGET, *s)
-    again = run("patch distilled", "patch", "--cloud", distilled, "--on", "valid", *s)
+    patched = run("patch", "patch", "--method", "metapatch", "--cloud", frozen, *s)
+    distilled = run("distill", "distill", "--patches", patched, "--beta", "0.5", *BUDGET, *s)
+    again = run("patch distilled", "patch", "--method", "metapatch", "--cloud", distilled, "--on", "valid", *s)
     tables = {}
     sampled = ["--candidates", "300"] if name in LARGE else ["--candidates", "all"]
     for period, names in (

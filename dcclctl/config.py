@@ -197,6 +197,7 @@ class PatchConfig(ComputeSection):
         "device", description="Period (or part, e.g. device:2/3) whose events the devices learn from."
     )
     method: Literal[
+        "memory",
         "metapatch",
         "linearised",
         "random-basis",
@@ -205,12 +206,12 @@ class PatchConfig(ComputeSection):
         "generated",
         "item-space",
         "fine-tune",
-        "memory",
     ] = Field(
-        "metapatch",
-        description="How θ̂ is found: metapatch (exact), linearised (Newton steps), random-basis (Θ not learned), "
+        "memory",
+        description="What makes a patch personal: memory (what the device remembers; the one that proved worth having); or a θ̂ and "
+        "how it is found: metapatch (the paper's, exact), linearised (Newton steps), random-basis (Θ not learned), "
         "label-correction, similar-users (their events too), generated (in the cloud, from the history and the profile); "
-        "or what else is personal: item-space (a direction among the items), fine-tune (the last layers), memory (what the device remembers).",
+        "or item-space (a direction among the items), fine-tune (the last layers).",
     )
     patch_size: Positive = Field(16, description="K: numbers in a user's θ̂.")
     bottleneck: Positive = Field(8, description="Width of the bottleneck of each patch.")
@@ -264,7 +265,7 @@ class PatchConfig(ComputeSection):
 class DistillConfig(ComputeSection):
     """`dcclctl distill`: cloud model + patches → better cloud model."""
 
-    beta: Annotated[float, Field(ge=0.0)] = Field(0.5, description="β: weight of the teachers against the labels.")
+    beta: Annotated[float, Field(ge=0.0)] = Field(0.1, description="β: weight of the teachers against the labels.")
     on: LearningBlock = Field("device", description="Period (or part, e.g. device:2/3) whose events are distilled.")
     teachers: Literal["patched", "unpatched", "shuffled", "guarded"] = Field(
         "patched",
@@ -275,8 +276,8 @@ class DistillConfig(ComputeSection):
         False,
         description="Weigh β by n/(n+10) for each user, n: events that the user's patch learned from, 0 without one.",
     )
-    epochs: Positive = Field(2, description="Passes over the events for the cloud weights (step 1).")
-    learning_rate: Rate = Field(0.001, description="Adam's step size for the cloud weights.")
+    epochs: Positive = Field(3, description="Passes over the events for the cloud weights (step 1).")
+    learning_rate: Rate = Field(0.002, description="Adam's step size for the cloud weights.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-5, description="L2 penalty on the embeddings in a batch.")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.2, description="Dropout on the hidden layers in step 1.")
     basis_epochs: Count = Field(5, description="Passes for Θ and the encoder U (step 2); 0 leaves both as they are.")

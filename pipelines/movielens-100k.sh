@@ -30,11 +30,13 @@ ref() { dcclctl "$@" --seed "$seed" --quiet; }
 # timeline is cut. Trends then leak between users; the table says so.
 dcclctl ingest "$folder/ml-100k.inter" --split per-user
 cloud=$(ref train)
-control=$(ref train --continue "$cloud" --on device --epochs 2 --learning-rate 0.001 --patience 0)
-dcclctl patch --cloud "$cloud" --seed "$seed"
-patches=$(ref patch --cloud "$cloud")
-distilled=$(ref distill --patches "$patches" --epochs 2 --learning-rate 0.001)
+control=$(ref train --continue "$cloud" --on device --epochs 3 --learning-rate 0.002 --patience 0)
+dcclctl patch --method metapatch --cloud "$cloud" --seed "$seed"
+patches=$(ref patch --method metapatch --cloud "$cloud")
+distilled=$(ref distill --patches "$patches")
+dcclctl memory
+memories=$(ref patch --cloud "$control")
 
 # The benefit of a patch is short-lived: look at the block right after what it learned from, and one block later.
-dcclctl evaluate "$cloud" "$control" "$patches" "$distilled" --on valid
-dcclctl evaluate "$cloud" "$control" "$patches" "$distilled" --on test
+dcclctl evaluate "$cloud" "$control" "$patches" "$distilled" "$memories" --on valid
+dcclctl evaluate "$cloud" "$control" "$patches" "$distilled" "$memories" --on test

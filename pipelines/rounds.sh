@@ -29,13 +29,13 @@ for ((t = 1; t <= rounds; t++)); do
   block="device:$t/$rounds"
   if ((t < rounds)); then next="device:$((t + 1))/$rounds"; else next="valid"; fi
   printf '\nround %d of %d: patch on %s, test on %s\n' "$t" "$rounds" "$block" "$next"
-  patches=$(ref patch --cloud "$cloud" --on "$block")
+  patches=$(ref patch --method metapatch --cloud "$cloud" --on "$block")
   models=("$frozen" "$cloud" "$patches")
   if [ "$control" != "$frozen" ]; then models+=("$control"); fi
   if [ "$cloud" = "$frozen" ]; then models=("$frozen" "$patches"); fi
   compare "${models[@]}" --on "$next"
-  cloud=$(ref distill --patches "$patches" --on "$block" --epochs 2 --learning-rate 0.001)
-  control=$(ref train --continue "$control" --on "$block" --epochs 2 --learning-rate 0.001 --patience 0)
+  cloud=$(ref distill --patches "$patches" --on "$block" --epochs 3 --learning-rate 0.002)
+  control=$(ref train --continue "$control" --on "$block" --epochs 3 --learning-rate 0.002 --patience 0)
 done
 
 printf '\nafter %d rounds: frozen %s, trained further %s, distilled %s\n' "$rounds" "$frozen" "$control" "$cloud"

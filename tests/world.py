@@ -28,7 +28,7 @@ SIZES = ("--item-size=8", "--category-size=4", "--profile-size=2", "--attention-
 TRAIN = (*SIZES, "--history=8", "--epochs=3", "--batch-size=128", "--learning-rate=0.01", "--threads=1")
 #: a weak prior and long steps, so that patches differ from the cloud model by more than rounding
 PATCH = (
-    *("--patch-size=4", "--bottleneck=2", "--basis-epochs=2", "--shard-users=20"),
+    *("--method=metapatch", "--patch-size=4", "--bottleneck=2", "--basis-epochs=2", "--shard-users=20"),
     *("--prior=0.05", "--learning-rate=0.2", "--threads=1"),
 )
 DISTILL = ("--epochs=1", "--basis-epochs=1", "--encoder-size=4", "--batch-size=128", "--threads=1")

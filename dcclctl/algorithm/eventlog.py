@@ -179,16 +179,30 @@ class EventLog:
     def never_negative(self, *blocks: "Block | int") -> PairSet:
         """(user, item) pairs that may not be drawn as negatives for events of the given blocks.
 
-        What is positive in the blocks themselves; and in a log that keeps first events only, also what the user had
-        before, liked or not: it cannot be the user's next event, so it is no candidate when the model is used, and as a negative it
-        would teach that the user dislikes what the user has. Never what is positive later. In a log with repeats, what
-        the user had before stays a candidate: to leave it out would give the label away to counts of the item.
+        In a log that keeps first events only: what is positive in the blocks, and what the user had before, liked or
+        not: it cannot be the user's next event, so it is no candidate when the model is used, and as a negative it
+        would teach that the user dislikes what the user has. Never what is positive later.
+
+        In a log with repeats: only what is positive at the same moment (the rest of the basket). What the user had
+        before stays a candidate, and what the user has at another moment of the block too: to leave either out would
+        give the label away to whatever counts what the user had, as items that were had would come as positives only.
         """
         if self.repeats:
-            return self.positives_in(*blocks)
+            rows = self.events_in(*blocks)
+            rows = rows[self.label[rows] > 0]
+            return PairSet(self.history_end[rows], self.item[rows], self.n_items, by_moment=True)
         parts = sorted(map(_as_block, blocks))
         rows = np.flatnonzero(self.before(parts[0]) | ((self.label > 0) & self.up_to(parts[-1])))
         return PairSet(self.user[rows], self.item[rows], self.n_items)
+
+    def owners(self, events: Ints, pairs: PairSet) -> Ints:
+        """(B,) what the pairs are keyed by, for each event: its user, or its moment.
+
+        `history_end` numbers the moments: it counts everybody's positive events before, so a moment with a positive event
+        shares it with no other such moment of anybody.
+        """
+        owners: Ints = self.history_end[events] if pairs.by_moment else self.user[events]
+        return owners
 
     def up_to(self, last: Block) -> npt.NDArray[np.bool_]:
         """(N,) events before the end of a block."""

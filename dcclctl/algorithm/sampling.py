@@ -57,13 +57,14 @@ class PairSet:
     """A set of (user, item) pairs with fast membership for whole arrays.
 
     Args:
-        users: (N,) user indices.
+        users: (N,) user indices; or, with `by_moment`, numbers of the moments that the pairs belong to.
         items: (N,) item indices.
         n_items: number of items, larger than any item index.
+        by_moment: does a pair hold at one moment of the user only? See EventLog.never_negative and EventLog.owners.
     """
 
-    def __init__(self, users: Ints, items: Ints, n_items: int) -> None:
-        self.n_items = n_items
+    def __init__(self, users: Ints, items: Ints, n_items: int, by_moment: bool = False) -> None:
+        self.n_items, self.by_moment = n_items, by_moment
         self._keys = np.unique(users.astype(np.int64) * n_items + items)
 
     def contains(self, users: Ints, items: Ints) -> npt.NDArray[np.bool_]:
@@ -91,7 +92,7 @@ def draw_negatives(
     Args:
         seed, purpose, round: name the draw (see module); `round` is the epoch.
         keys: (B,) one number an event.
-        users: (B,) the events' users.
+        users: (B,) the events' users, or whatever the excluded pairs are keyed by (EventLog.owners).
         count: negatives per event.
         catalogue: (I',) items that may be drawn.
         excluded: pairs that must not be drawn.

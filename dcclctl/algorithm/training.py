@@ -150,7 +150,7 @@ def sample(
     round: int = 0,
 ) -> Samples:
     """Each event with `negatives` sampled items that are not positive for its user in the same block."""
-    drawn = draw_negatives(seed, purpose, events, log.user[events], negatives, catalogue, excluded, round)
+    drawn = draw_negatives(seed, purpose, events, log.owners(events, excluded), negatives, catalogue, excluded, round)
     own = log.label[events]
     labels = np.zeros((len(events), 1 + negatives), dtype=np.float32)
     labels[:, 0] = own

@@ -14,7 +14,7 @@ from dcclctl.cli.options import (
     StoreOption,
     setting,
 )
-from dcclctl.config import PatchConfig, resolve
+from dcclctl.config import MemoryConfig, PatchConfig, resolve
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -74,13 +74,14 @@ def patch(
 ) -> None:
     """Learn one small patch per user, on the user's own log.
 
-    The cloud model stays frozen. If it has no patch basis Θ yet, Θ is learned first, from everybody's events of the
-    period. A run that is stopped continues at the first missing shard of users.
+    The cloud model stays frozen. By default a patch is conditioned on what the user's device remembers (dcclctl memory; made
+    on the way if there is none). --method metapatch is the paper's patch: each device learns K numbers θ̂; if the cloud
+    model has no basis Θ yet, Θ is learned first, from everybody's events of the period.
 
     \b
     Examples:
       dcclctl patch --users tail
-      dcclctl patch --cloud cloud@2 --users @users.txt --guard
+      dcclctl patch --cloud cloud@2 --method metapatch --users @users.txt --guard
     """
     settings = resolve(
         PatchConfig,
@@ -115,7 +116,8 @@ def patch(
         threads=threads,
         seed=seed,
     )
-    from dcclctl.stages.handles import CloudModel, open_memory
+    from dcclctl.stages.handles import CloudModel, Memory, open_memory
+    from dcclctl.stages.memory import remember
     from dcclctl.stages.patch import patch as run
     from dcclctl.store.store import Store
 
@@ -123,6 +125,13 @@ def patch(
     place = Store(store, remark=reporter.remark)
     model = CloudModel.load(place.resolve(cloud or "cloud@latest", "cloud"), place)
     remembered = open_memory(memory, model.dataset, settings.method, place)
+    if remembered is None and settings.method == "memory":
+        filled, _ = remember(model.dataset, resolve(MemoryConfig, config), place)
+        remembered = Memory(filled, model.dataset)
+        reporter.line(
+            f"{filled.ref}: what {filled.facts['users']:,} devices remember up to {filled.facts['until']}; there was none of "
+            f"{model.dataset.artifact.ref} yet (dcclctl memory makes one of another size)"
+        )
     with reporter.progress() as progress:
         made, reused = run(model, settings, place, progress, force, remembered)
     facts = made.facts

@@ -131,7 +131,8 @@ class Ranking:
     def negatives(self, events: Ints, count: int) -> Ints:
         """(B, count): the first ones are the same whatever the count is."""
         log, seed = self.log, self.config.seed
-        return draw_negatives(seed, "evaluate", events, log.user[events], count, self.catalogue, self.excluded)
+        owners = log.owners(events, self.excluded)
+        return draw_negatives(seed, "evaluate", events, owners, count, self.catalogue, self.excluded)
 
     def candidates(self, events: Ints) -> Tensor | None:
         """The event's own item, then the sampled ones; None for the whole catalogue."""
@@ -192,7 +193,7 @@ class Ranking:
         if self.sampled:
             return None
         items = np.arange(self.log.n_items)[None, :]
-        users = self.log.user[events][:, None]
+        users = self.log.owners(events, self.excluded)[:, None]
         return (
             ~self.excluded.contains(np.broadcast_to(users, (len(events), self.log.n_items)), items) & self.in_catalogue
         )

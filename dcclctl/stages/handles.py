@@ -237,10 +237,10 @@ class Memory:
 
 
 def open_memory(reference: str | None, dataset: Dataset, method: str, store: Store) -> Memory | None:
-    """The memory that a method of patching needs: the one named, else the newest of the dataset.
+    """The memory that a method of patching needs: the one named, else the newest of the dataset; None if there is none yet.
 
     Raises:
-        UsageError: a memory is named for a method without one, or there is none yet.
+        UsageError: a memory is named for a method without one.
     """
     if method != "memory":
         if reference:
@@ -252,10 +252,7 @@ def open_memory(reference: str | None, dataset: Dataset, method: str, store: Sto
         artifact = store.load("memory", number)
         if artifact.inputs["dataset"].id == dataset.artifact.id:
             return Memory(artifact, dataset)
-    raise UsageError(
-        f"there is no memory of {dataset.artifact.ref} yet, and --method memory needs one",
-        f"Make it with: dcclctl memory --dataset {dataset.artifact.ref}",
-    )
+    return None
 
 
 def new_memory_patch(log: EventLog, hidden_size: int, code_size: int, generator: torch.Generator) -> MemoryPatch:

@@ -51,7 +51,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done("train", *train, "--epochs=1", "--learning-rate=0.00001", store=root)
     for number, alias in ((1, "release"), (2, "hardly-trained")):
         assert dcclctl("artifacts", "tag", f"cloud@{number}", alias, store=root).exit_code == 0
-    patch = ("--patch-size=4", "--bottleneck=2", "--basis-epochs=10", "--basis-learning-rate=0.02", "--threads=1")
+    patch = (
+        "--method=metapatch",
+        "--patch-size=4",
+        "--bottleneck=2",
+        "--basis-epochs=10",
+        "--basis-learning-rate=0.02",
+        "--threads=1",
+    )
     done("patch", "--cloud=cloud@release", *patch, "--prior=0.1", "--learning-rate=0.1", store=root)
     place = Store(root)
     good = place.resolve("patches@1")
@@ -227,7 +234,14 @@ def test_the_baseline_is_in_the_id_and_its_number_is_not(store: Path, tmp_path: 
 
 
 def test_the_guard_shows_lift_and_harm_before_and_after(store: Path) -> None:
-    patch = ("--patch-size=4", "--bottleneck=2", "--basis-epochs=10", "--basis-learning-rate=0.02", "--threads=1")
+    patch = (
+        "--method=metapatch",
+        "--patch-size=4",
+        "--bottleneck=2",
+        "--basis-epochs=10",
+        "--basis-learning-rate=0.02",
+        "--threads=1",
+    )
     guarded = done(
         "patch", "--cloud=cloud@release", *patch, "--prior=0.1", "--learning-rate=0.1", "--guard", store=store
     )

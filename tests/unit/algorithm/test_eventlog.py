@@ -6,6 +6,7 @@ import torch
 from algorithm_worlds import log_of, random_log
 
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventLog
+from dcclctl.algorithm.sampling import draw_negatives
 from dcclctl.errors import UsageError
 
 #: user 0 has two events in one moment, a negative, and more positives than a short history holds; user 1 is new
@@ -191,11 +192,36 @@ def test_what_a_user_had_before_is_no_negative_unless_it_may_come_again(repeats:
         profile_sizes=(1,),
         repeats=repeats,
     )
-    kept_out = log.never_negative(DEVICE).contains(np.zeros(4, dtype=np.int64), np.arange(4))
-    assert kept_out.tolist() == [not repeats, not repeats, True, False]  # the future never is
-    assert log.never_negative(CLOUD).contains(np.zeros(4, dtype=np.int64), np.arange(4)).tolist() == [
-        True,
-        True,
-        False,
-        False,
-    ]
+
+    def kept_out(block: int, event: int) -> list[bool]:
+        pairs = log.never_negative(block)
+        return pairs.contains(log.owners(np.full(4, event), pairs), np.arange(4)).tolist()
+
+    assert kept_out(DEVICE, 2) == [not repeats, not repeats, True, False]  # the future never is
+    # with repeats, what the user has at another moment of the block may well be a negative
+    assert kept_out(CLOUD, 0) == [True, not repeats, False, False]
+    assert kept_out(CLOUD, 1) == [not repeats, True, False, False]
+
+
+def test_with_repeats_only_the_rest_of_the_basket_is_no_negative() -> None:
+    # two users; baskets {0, 1} and {1, 2} of the first, {3} of the second, whose negative event has no basket
+    log = EventLog.build(
+        user=np.array([0, 0, 0, 0, 1, 1]),
+        item=np.array([0, 1, 1, 2, 3, 0]),
+        time=np.array([5, 5, 9, 9, 5, 7]),
+        label=np.array([1, 1, 1, 1, 1, 0]),
+        period=np.full(6, DEVICE),
+        item_categories=torch.zeros(4, 1, dtype=torch.int64),
+        n_categories=1,
+        profile=torch.zeros(2, 1, dtype=torch.int64),
+        profile_sizes=(1,),
+        repeats=True,
+    )
+    pairs = log.never_negative(DEVICE)
+    assert pairs.by_moment
+    every = np.arange(6)
+    found = pairs.contains(log.owners(every, pairs)[:, None], np.arange(4)[None, :])
+    baskets = [{0, 1}, {0, 1}, {1, 2}, {1, 2}, {3}, set()]
+    assert [set(np.flatnonzero(row)) for row in found] == baskets
+    drawn = draw_negatives(0, "n", every, log.owners(every, pairs), 200, np.arange(4), pairs)
+    assert [set(row) for row in drawn] == [{0, 1, 2, 3} - basket for basket in baskets]

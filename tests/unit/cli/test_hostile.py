@@ -46,7 +46,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "items.jsonl").write_text("\n".join(json.dumps(row) for row in items))
     done("ingest", folder / "log.jsonl", "--items", folder / "items.jsonl", store=folder / "store")
     done("train", *TRAIN, "--epochs=1", store=folder / "store")
-    done("patch", "--threads=1", "--basis-epochs=1", store=folder / "store")
+    done("patch", "--method=metapatch", "--threads=1", "--basis-epochs=1", store=folder / "store")
     return folder / "store"
 
 

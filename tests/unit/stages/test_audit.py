@@ -169,7 +169,7 @@ def test_patches_trained_on_the_test_period(shop: Path) -> None:
     """The command line refuses it; a program that calls the stage need not."""
     store = Store(shop)
     cloud = CloudModel.load(store.resolve("cloud@1"), store)
-    config = PatchConfig(patch_size=4, bottleneck=2, basis_epochs=1, threads=1, on="device")
+    config = PatchConfig(method="metapatch", patch_size=4, bottleneck=2, basis_epochs=1, threads=1, on="device")
     made, _ = patch(cloud, config.model_copy(update={"on": "test"}), store, quiet_progress)
     said = leak_of(made.ref, store)
     assert said.startswith(f"{made.ref}: it learned from test, and ")

@@ -202,7 +202,7 @@ def test_patch_and_distill_say_that_they_need_another_model(
     baselines: tuple[Path, dict[str, dict[str, Any]]], model: str
 ) -> None:
     root, made = baselines
-    result = dcclctl("patch", f"--cloud={made[model]['ref']}", "--threads=1", store=root)
+    result = dcclctl("patch", "--method=metapatch", f"--cloud={made[model]['ref']}", "--threads=1", store=root)
     assert result.exit_code == 2
     assert model in result.stderr and "dcclctl train --model din" in result.stderr
 

@@ -74,7 +74,7 @@ def test_teachers_matter_only_with_beta(world: World, shop: Path) -> None:
 
 
 def test_a_second_round_takes_the_encoder_over(world: World, shop: Path) -> None:
-    done("patch", "--cloud=cloud@2", "--threads=1", store=shop)
+    done("patch", "--method=metapatch", "--cloud=cloud@2", "--threads=1", store=shop)
     made = done("distill", *DISTILL, "--basis-epochs=0", store=shop)
     artifact = Store(shop).resolve(made["ref"])
     assert artifact.facts["round"] == 2

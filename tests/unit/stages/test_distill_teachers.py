@@ -166,7 +166,9 @@ def test_a_memory_that_has_counted_the_answers_does_not_teach(shop: Path) -> Non
 
 def test_another_kind_of_model_teaches_a_din_and_is_not_taught(world: World, shop: Path) -> None:
     sequence = done("train", "--model=sasrec", "--item-size=8", "--epochs=1", "--threads=1", store=shop)["ref"]
-    patches = done("patch", f"--cloud={sequence}", "--basis-epochs=1", "--threads=1", store=shop)["ref"]
+    patches = done("patch", "--method=metapatch", f"--cloud={sequence}", "--basis-epochs=1", "--threads=1", store=shop)[
+        "ref"
+    ]
     flags = (f"--patches={patches}", *DISTILL, "--beta=5")
     refused = dcclctl("distill", *flags, store=shop)
     assert refused.exit_code == 2

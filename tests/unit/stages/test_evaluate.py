@@ -103,16 +103,19 @@ class PlainLog:
         return earlier[-limit:]
 
     def candidates(self, event: dict[str, Any]) -> list[int]:
-        """Items that could be shown beside the event's own: those known by the end of the test period, less the user's."""
-        theirs = {
-            other["item_index"]
-            for other in self.events
-            if other["user_index"] == event["user_index"]
-            and (
-                (other["label"] and other["period"] == event["period"])
-                or (self.repeats == "first" and other["period"] < event["period"])
-            )
-        }
+        """Items that could be shown beside the event's own: those known by the end of the test period, less the user's.
+
+        The user's are, with repeats, the rest of the basket; else all of the period and what the user had before.
+        """
+        mine = [other for other in self.events if other["user_index"] == event["user_index"]]
+        if self.repeats == "keep":
+            theirs = {other["item_index"] for other in mine if other["label"] and other["time_us"] == event["time_us"]}
+        else:
+            theirs = {
+                other["item_index"]
+                for other in mine
+                if other["period"] < event["period"] or (other["label"] and other["period"] == event["period"])
+            }
         return [item for item in sorted({other["item_index"] for other in self.events}) if item not in theirs]
 
     def drawn(self, event: dict[str, Any], count: int) -> list[int]:
@@ -278,7 +281,7 @@ def test_another_seed_draws_other_candidates(shop: Path) -> None:
 
 
 def test_users_without_a_patch_are_counted(world: World, shop: Path) -> None:
-    done("patch", "--users=u1,u2,u3", "--cloud=cloud@2", "--threads=1", store=shop)
+    done("patch", "--method=metapatch", "--users=u1,u2,u3", "--cloud=cloud@2", "--threads=1", store=shop)
     place = Store(shop)
     by = {}
     for unpatched in ("cloud", "encoder"):
@@ -454,7 +457,7 @@ def test_beyond_accuracy(world: World) -> None:
 
 
 def test_distilled_twice_serves_by_the_newer_encoder(shop: Path) -> None:
-    done("patch", "--cloud=cloud@2", "--threads=1", store=shop)
+    done("patch", "--method=metapatch", "--cloud=cloud@2", "--threads=1", store=shop)
     made = done("distill", *DISTILL, store=shop)
     assert made["round"] == 2
     assert done("evaluate", f"{made['ref']}+encoder", *EVALUATE, store=shop)["users"] == 47

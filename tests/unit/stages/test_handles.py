@@ -51,7 +51,7 @@ def test_patches_of_another_id_map(world: World) -> None:
 
 
 def test_patches_of_another_basis(shop: Path) -> None:
-    done("patch", "--cloud=cloud@2", "--threads=1", store=shop)
+    done("patch", "--method=metapatch", "--cloud=cloud@2", "--threads=1", store=shop)
     place = Store(shop)
     made = place.resolve("patches")
     PatchSet.load(made, place)

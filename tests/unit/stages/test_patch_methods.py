@@ -5,7 +5,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from world import DISTILL, EVALUATE, PATCH, World, dcclctl, done
+from world import DISTILL, EVALUATE, World, dcclctl, done
+from world import PATCH as METAPATCH
 
 from dcclctl.config import METHOD_DEFAULTS, PatchConfig
 from dcclctl.errors import UsageError
@@ -17,6 +18,8 @@ from dcclctl.store.store import Store
 OTHERS = [name for name in METHODS if name != "metapatch"]
 #: numbers of each user's code in the tiny shop: hidden layers of 16 and 8 units, K = 4
 SIZES = dict.fromkeys(METHODS, 4) | {"label-correction": 5, "fine-tune": 16 * 8 + 8 + 8 + 1}
+#: sizes and steps without a method
+PATCH = METAPATCH[1:]
 #: as PATCH, but a device step that suits hundreds of numbers too
 MILD = (*PATCH[:-2], "--learning-rate=0.05", "--threads=1")
 

@@ -148,7 +148,7 @@ def test_no_guard_on_the_command_line_wins_over_the_file(shop: Path, tmp_path: P
 
 
 def test_a_cloud_with_a_basis_brings_its_sizes(world: World, shop: Path) -> None:
-    made = done("patch", "--cloud=cloud@2", "--threads=1", store=shop)
+    made = done("patch", "--method=metapatch", "--cloud=cloud@2", "--threads=1", store=shop)
     artifact = Store(shop).resolve(made["ref"])
     assert (artifact.config["patch_size"], artifact.config["bottleneck"]) == (4, 2)
     files = (artifact.manifest["files"], world.artifact("cloud@2").manifest["files"])

@@ -129,7 +129,7 @@ def test_another_split_of_the_same_log(tmp_path: Path) -> None:
         store = tmp_path / split
         ingest(tmp_path / "log", store, f"--split={split}")
         done("train", *TRAIN, "--epochs=1", store=store)
-        done("patch", "--threads=1", "--basis-epochs=1", store=store)
+        done("patch", "--method=metapatch", "--threads=1", "--basis-epochs=1", store=store)
         done("distill", *DISTILL, store=store)
         shown = dcclctl("evaluate", "--threads=1", store=store)
         assert shown.exit_code == 0
@@ -140,6 +140,6 @@ def test_a_log_without_categories_and_profiles(tmp_path: Path, world: World) -> 
     done("ingest", world.log, store=tmp_path)
     done("train", *TRAIN, "--epochs=1", store=tmp_path)
     assert "category_table" not in Store(tmp_path).resolve("cloud").read_tensors("model.safetensors")
-    done("patch", "--threads=1", "--basis-epochs=1", store=tmp_path)
+    done("patch", "--method=metapatch", "--threads=1", "--basis-epochs=1", store=tmp_path)
     done("distill", *DISTILL, store=tmp_path)
     assert done("evaluate", "--unpatched=cloud", "--threads=1", store=tmp_path)["users"] > 0
