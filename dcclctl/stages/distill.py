@@ -113,7 +113,7 @@ def _check(patches: PatchSet, student: CloudModel, block: Block, config: Distill
             raise UsageError(
                 f"{patches.artifact.ref} remembers with {patches.memory.artifact.ref}, whose counts go on to the end of {until}: "
                 "they hold the very events that would be taught",
-                "Teach with a memory that ends before: dcclctl memory --until cloud, then patch and distill with that.",
+                "Teach the paper's way: dcclctl patch --method metapatch. Or with a memory that ends before: dcclctl memory --until cloud.",
             )
 
 
