@@ -248,6 +248,10 @@ class PatchConfig(ComputeSection):
     memory_weight_decay: Annotated[float, Field(ge=0.0)] = Field(
         0.01, description="Method memory: AdamW's weight decay."
     )
+    memory_floor: Fraction = Field(
+        0.01,
+        description="Method memory: who remembers less than this share of what the patch was learned from is served by the cloud model.",
+    )
     shard_users: Positive = Field(
         2048, description="Users in a shard; a killed run resumes at the first missing shard."
     )

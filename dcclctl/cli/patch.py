@@ -61,6 +61,7 @@ def patch(
     memory_epochs: Annotated[int | None, _option("memory_epochs", metavar="N")] = None,
     memory_learning_rate: Annotated[float | None, _option("memory_learning_rate", metavar="RATE")] = None,
     memory_weight_decay: Annotated[float | None, _option("memory_weight_decay", metavar="RATE")] = None,
+    memory_floor: Annotated[float | None, _option("memory_floor", metavar="SHARE")] = None,
     shard_users: Annotated[int | None, _option("shard_users", metavar="N")] = None,
     batch_rows: Annotated[int | None, _option("batch_rows", metavar="N")] = None,
     device: Annotated[str | None, _option("device", metavar="auto|cpu|cuda|mps")] = None,
@@ -110,6 +111,7 @@ def patch(
         memory_epochs=memory_epochs,
         memory_learning_rate=memory_learning_rate,
         memory_weight_decay=memory_weight_decay,
+        memory_floor=memory_floor,
         shard_users=shard_users,
         batch_rows=batch_rows,
         device=device,
@@ -149,6 +151,8 @@ def patch(
             f"own held-back loss improved for {facts['improved_share']:.1%} of the {facts['users_judged']:,} users "
             "that have events to hold back"
         )
+    if facts.get("smallest_memory", 1) > 1:
+        reporter.line(f"who remembers fewer than {facts['smallest_memory']:,} events is served by the cloud model")
     if settings.guard:
         reporter.line(f"the guard kept {facts['kept']:,} patches and switched {facts['users'] - facts['kept']:,} off")
     reporter.finish(

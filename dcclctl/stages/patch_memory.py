@@ -235,6 +235,9 @@ def patch_with_memory(
     patch = devices.learn(rows, "learn")
     codes = devices.codes(patch, rows, everything)
     work.write_tensors("memory_patch.safetensors", {n: w.detach().clone() for n, w in patch.state_dict().items()})
+    # What it makes of a handful of events was hardly learned where everybody remembers dozens: it is not used there.
+    sizes = np.maximum(log.history_lengths(rows.events, memory.size), 1)
+    smallest = int(np.quantile(sizes, config.memory_floor, method="lower")) if config.memory_floor else 1
     chosen = torch.from_numpy(users)
     work.write_tensors(shard_name(0), {"theta": codes[chosen]})
     before, after = (losses[chosen, column].numpy() for column in (0, 1))
@@ -265,6 +268,7 @@ def patch_with_memory(
             "family": "memory",
             "own_basis": True,  # whatever Θ and U the cloud model has, they are nothing to these patches
             "learned_with": [f"{model.artifact.id} on {_name(block)}" for model, block in devices.lessons],
+            "smallest_memory": smallest,
             "patch_size": patch.code_size,
             "patch_weights": sum(weight.numel() for weight in patch.parameters()),
             "users": len(users),

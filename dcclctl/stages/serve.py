@@ -124,6 +124,7 @@ def _serve_from_memory(subject: Subject, backbone: Backbone, seed: int) -> tuple
         codes = mean_code(codes, patched)
     lender = _lenders(log, seed) if subject.suffix == SHUFFLED_SUFFIX else None
     statistics, size = memory.statistics, memory.size
+    smallest = int(patches.artifact.facts["smallest_memory"])
 
     def head(events: Ints, candidates: Tensor | None, below: Tensor) -> Tensor:
         # on the processor, where the memories are; an accelerator only computes what the cloud model does
@@ -134,7 +135,7 @@ def _serve_from_memory(subject: Subject, backbone: Backbone, seed: int) -> tuple
         found = features(log, source, candidates, statistics, size)
         known = category_shares(log, source, size) if patch.code_size else torch.zeros(len(events), 0)
         own = patch.encode(codes[users], log.profile[users], known)
-        remembers = torch.from_numpy(log.history_lengths(source, 1) > 0) & patched[users]
+        remembers = torch.from_numpy(log.history_lengths(source, smallest) >= smallest) & patched[users]
         return torch.where(remembers.unsqueeze(1), patch(found, logits, own), logits).to(cloud.device)
 
     by = np.full(log.n_users, "cloud", dtype="<U7")

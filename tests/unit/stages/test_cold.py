@@ -230,7 +230,7 @@ def test_a_memory_holds_the_first_events_and_nothing_else(shop: Path) -> None:
     """Patches that are conditioned on the device's memory: an empty one is the cloud model, two events are not."""
     fresh = done("train", "--continue=cloud@1", "--on=device", "--epochs=1", "--patience=0", "--threads=1", store=shop)
     done("memory", store=shop)
-    patches = done("patch", f"--cloud={fresh['ref']}", "--method=memory", "--threads=1", store=shop)
+    patches = done("patch", f"--cloud={fresh['ref']}", "--memory-floor=0", "--threads=1", store=shop)
     models = (patches["ref"], fresh["ref"])
     found = done("evaluate", *models, f"--against={fresh['ref']}", *FIRST, *EVALUATE, store=shop)
     gained = {

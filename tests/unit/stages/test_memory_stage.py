@@ -198,6 +198,23 @@ def test_who_is_not_chosen_or_remembers_nothing_is_served_by_the_cloud_model(rem
     assert below[empty & chosen].equal(found[empty & chosen])
 
 
+def test_who_remembers_less_than_was_learned_from_is_served_by_the_cloud_model(own: Path) -> None:
+    made = done("patch", "--memory-floor=0.6", *FRESH, store=own)["ref"]
+    facts = Store(own).resolve(made).facts
+    subject = subject_of(own, made)
+    log = subject.cloud.dataset.log
+    device = log.events_in(DEVICE)
+    sizes = np.maximum(log.history_lengths(device, 8), 1)
+    assert facts["smallest_memory"] == np.sort(sizes)[int(0.6 * (len(sizes) - 1))] > 1
+    shown = dcclctl("patch", "--memory-floor=0.6", *FRESH, store=own).stdout
+    assert f"who remembers fewer than {facts['smallest_memory']} events is served by the cloud model" in shown
+    events = np.flatnonzero(log.period <= TEST)
+    below, found = logits_of(subject, events)
+    few = log.history_lengths(events, 8) < facts["smallest_memory"]
+    assert 20 < few.sum() < len(events) - 20
+    assert (below == found).all(1).numpy().tolist() == few.tolist()
+
+
 def test_placebos_and_the_guard(own: Path) -> None:
     plain = done(
         "patch", "--users=all", *FRESH, "--personal=device", "--patch-size=3", "--learning-rate=0.3", store=own
