@@ -74,9 +74,11 @@ def _root(
 ) -> None:
     """Device-Cloud Collaborative Learning on recommendation logs.
 
-    The five stages, in order; each takes the newest artifacts unless told otherwise:
+    The stages, in order; each takes the newest artifacts unless told otherwise:
 
-    dcclctl ingest LOG && dcclctl train && dcclctl patch && dcclctl distill && dcclctl evaluate
+    dcclctl ingest LOG && dcclctl train && dcclctl patch && dcclctl evaluate
+
+    The paper's loop: dcclctl patch --method metapatch && dcclctl distill
     """
 
 

@@ -216,12 +216,16 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
         words = [shlex.quote(plain(role.split(":", 1)[1])) for role in inputs if role.startswith("log:")] + words
     elif stage == "train" and "cloud" in inputs:
         words, left_out = ["--continue", variable(inputs["cloud"].id)], set(module_of(artifact.config["model"]).SIZES)
-    elif stage == "train":
+    elif stage in ("train", "memory"):
         words = ["--dataset", variable(inputs["dataset"].id)]
     elif stage == "patch":
         words = ["--cloud", variable(inputs["cloud"].id)]
+        if "memory" in inputs:
+            words += ["--memory", variable(inputs["memory"].id)]
     elif stage == "distill":
         words = ["--patches", variable(inputs["patches"].id)]
+        if inputs["cloud"].id != made[inputs["patches"].id].inputs["cloud"].id:  # a student of its own
+            words += ["--cloud", variable(inputs["cloud"].id)]
     else:
         subjects = {
             role.split(":", 1)[1]: variable(given.id, split_suffix(role)[1])

@@ -1,6 +1,7 @@
 """The command line that makes an artifact again, from its manifest."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from dcclctl.config import SECTIONS
 from dcclctl.stages.report import command_of
 from dcclctl.store.store import Artifact
 
-IDS = {"dataset": "da" * 32, "cloud": "c0" * 32, "patches": "9a" * 32}
+IDS = {"dataset": "da" * 32, "cloud": "c0" * 32, "patches": "9a" * 32, "memory": "3e" * 32}
 
 
 def artifact(stage: str, kind: str, inputs: dict[str, tuple[str, str]], number: int = 1, **config: Any) -> Artifact:
@@ -32,7 +33,9 @@ def artifact(stage: str, kind: str, inputs: dict[str, tuple[str, str]], number: 
 DATASET = artifact("ingest", "dataset", {"log:a.csv": ("raw", "ab" * 32)}, 4)
 CLOUD = artifact("train", "cloud", {"dataset": ("dataset", DATASET.id)}, 2)
 PATCHES = artifact("patch", "patches", {"cloud": ("cloud", CLOUD.id), "dataset": ("dataset", DATASET.id)}, 3)
-MADE = {each.id: each for each in (DATASET, CLOUD, PATCHES)}
+MEMORY = artifact("memory", "memory", {"dataset": ("dataset", DATASET.id)}, 5, size=100)
+STUDENT = replace(artifact("train", "cloud", {"dataset": ("dataset", DATASET.id)}, 8), id="57" * 32)
+MADE = {each.id: each for each in (DATASET, CLOUD, PATCHES, MEMORY, STUDENT)}
 
 
 @pytest.mark.parametrize(
@@ -41,6 +44,15 @@ MADE = {each.id: each for each in (DATASET, CLOUD, PATCHES)}
         (DATASET, "dataset_4=$(dcclctl ingest a.csv --quiet)"),
         (CLOUD, 'cloud_2=$(dcclctl train --dataset "${dataset_4}" --quiet)'),
         (PATCHES, 'patches_3=$(dcclctl patch --cloud "${cloud_2}" --quiet)'),
+        (MEMORY, 'memory_5=$(dcclctl memory --dataset "${dataset_4}" --size 100 --quiet)'),
+        (
+            artifact("patch", "patches", {"cloud": ("cloud", CLOUD.id), "memory": ("memory", MEMORY.id)}, 6),
+            'patches_6=$(dcclctl patch --cloud "${cloud_2}" --memory "${memory_5}" --quiet)',
+        ),
+        (
+            artifact("distill", "cloud", {"patches": ("patches", PATCHES.id), "cloud": ("cloud", STUDENT.id)}, 7),
+            'cloud_7=$(dcclctl distill --patches "${patches_3}" --cloud "${cloud_8}" --quiet)',
+        ),
         (
             artifact(
                 "ingest",
