@@ -3,7 +3,7 @@
     python benchmarks/science.py --out results/ [--logs ml-100k,grocery,…] [--chapters devices,memory,…] [--seeds 0,1,2]
 
 LOGS: ml-100k, grocery, amazon-beauty (folder --data or DCCL_DATA), journey-first, journey-repeats (folder --journey, made
-by benchmarks/complete_journey.py). Chapters:
+by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in the default). Chapters:
 
     devices    what each device method adds to the frozen cloud model on the next block (valid), with placebos
     memory     memory-conditioned patches against the incremental control, on test, with placebos and ablations
@@ -32,6 +32,7 @@ from dcclctl.metrics.significance import compare, holm
 
 HERE = Path(__file__).resolve().parent.parent
 LOGS = ("ml-100k", "grocery", "amazon-beauty", "journey-first", "journey-repeats")
+SAMPLE = HERE / "sample_data"
 CHAPTERS = ("devices", "memory", "personal", "clouds", "baselines", "cold")
 #: one budget for the incremental control and for distillation: the best of 3 × 3 for the control, on valid of two logs
 BUDGET = ["--epochs", "3", "--learning-rate", "0.002"]
@@ -76,6 +77,10 @@ def ingest_arguments(data: Path, journey: Path) -> dict[str, list[str]]:
         ],
         "journey-first": [*cj, "--repeats", "first"],
         "journey-repeats": [*cj, "--repeats", "keep"],
+        "sample-repeats": [
+            *[str(SAMPLE / "purchases.csv.gz"), "--items", str(SAMPLE / "products.csv.gz"), "--repeats", "keep"],
+            *["--users", str(SAMPLE / "households.csv.gz"), "--map", "user=household_id,item=product_id,time=time"],
+        ],
     }
 
 

@@ -89,12 +89,14 @@ def _cloud_role(cloud: Artifact, made: dict[str, Artifact]) -> str:
 
 #: suffix of a reference → what it does, in the table of models
 _PLACEBOS = {"": "patches", MEAN_SUFFIX: "everybody served by the mean patch", SHUFFLED_SUFFIX: "shuffled patches"}
+_OF_MEMORY = _PLACEBOS | {"": "memory patches", SHUFFLED_SUFFIX: "memory patches with shuffled memories"}
 
 
 def _model(name: str, ref: str, artifact: Artifact, about: dict[str, object], made: dict[str, Artifact]) -> Model:
     cloud = made[artifact.inputs["cloud"].id] if artifact.kind == "patches" else artifact
     if artifact.kind == "patches":
-        role = f"{_PLACEBOS[split_suffix(name)[1]]} on {cloud.ref}" + (", guarded" if artifact.config["guard"] else "")
+        kinds = _OF_MEMORY if "memory" in artifact.inputs else _PLACEBOS
+        role = f"{kinds[split_suffix(name)[1]]} on {cloud.ref}" + (", guarded" if artifact.config["guard"] else "")
     else:
         role = "everybody served by its encoder" if name.endswith(ENCODER_SUFFIX) else _cloud_role(cloud, made)
     return Model(

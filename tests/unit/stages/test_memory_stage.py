@@ -215,6 +215,15 @@ def test_who_remembers_less_than_was_learned_from_is_served_by_the_cloud_model(o
     assert (below == found).all(1).numpy().tolist() == few.tolist()
 
 
+def test_the_report_says_what_they_are_and_how_to_make_them(own: Path, tmp_path: Path) -> None:
+    done("evaluate", "cloud@3", "patches@2", "patches@2+shuffled", "--against=cloud@3", "--threads=1", store=own)
+    done("report", "-o", tmp_path / "page.html", store=own)
+    page = (tmp_path / "page.html").read_text()
+    assert "memory patches on cloud@3" in page
+    assert "memory patches with shuffled memories on cloud@3" in page
+    assert "dcclctl memory --dataset" in page and "--memory " in page
+
+
 def test_placebos_and_the_guard(own: Path) -> None:
     plain = done(
         "patch", "--users=all", *FRESH, "--personal=device", "--patch-size=3", "--learning-rate=0.3", store=own
