@@ -53,6 +53,11 @@ class Block:
             )
         return block
 
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        whole = PERIOD_NAMES[self.period]
+        return whole if self.parts == 1 else f"{whole}:{self.part}/{self.parts}"
+
     @property
     def start(self) -> float:
         return (self.part - 1) / self.parts

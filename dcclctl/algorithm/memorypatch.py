@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from dcclctl.algorithm.eventlog import EventLog
 from dcclctl.algorithm.memory import FEATURES
+from dcclctl.algorithm.metapatch import descend
 from dcclctl.algorithm.sampling import Ints, permutation
 from dcclctl.errors import DivergedError
 
@@ -215,18 +216,13 @@ def fit_codes(
     offset = patch(rows.features, rows.logits, start)
     slopes = patch.units(rows.features, rows.logits) @ patch.basis @ patch.code  # (B, C, K)
     weights = rows.weights * keep.unsqueeze(1)
-    codes = torch.zeros(log.n_users, patch.code_size)
-    first, second = torch.zeros_like(codes), torch.zeros_like(codes)
-    for step in range(1, steps + 1):
+
+    def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
         logits = offset + (slopes @ codes[users].unsqueeze(-1)).squeeze(-1)
         residual = (torch.sigmoid(logits) - rows.labels) * weights
-        gradient = (2 * prior * codes).index_add_(0, users, (residual.unsqueeze(1) @ slopes).squeeze(1))
-        first.lerp_(gradient, 0.1)
-        second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        codes -= learning_rate / (1 - 0.9**step) * first / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
-    if not codes.isfinite().all():
-        raise DivergedError("θ̂ became infinite or NaN", "Lower --learning-rate and run the command again.")
-    return codes
+        return (2 * prior * codes).index_add_(0, users, (residual.unsqueeze(1) @ slopes).squeeze(1))
+
+    return descend(gradient, torch.zeros(log.n_users, patch.code_size), steps, learning_rate)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from dcclctl.algorithm.metapatch import descend
 from dcclctl.algorithm.sampling import Ints, permutation
 from dcclctl.algorithm.sequence import SequenceBackbone
 from dcclctl.errors import DivergedError
@@ -163,17 +164,11 @@ def fit_devices(
 
     Source: Yao et al. 2021, eq. 3, with the sum over a user's events (so that λ weighs more for users with few).
     """
-    codes = torch.zeros(len(rows.states), basis.size, device=rows.states.device)
-    first, second = torch.zeros_like(codes), torch.zeros_like(codes)
-    for step in range(1, steps + 1):
-        gradient = torch.addmm(2 * prior * codes, device_gradient(rows, basis.patch(codes)), basis.theta)
-        first.lerp_(gradient, 0.1)
-        second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        rate = learning_rate / (1 - 0.9**step)
-        codes -= rate * first / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
-    if not codes.isfinite().all():
-        raise DivergedError("θ̂ became infinite or NaN", "Lower --learning-rate and run the command again.")
-    return codes
+
+    def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
+        return torch.addmm(2 * prior * codes, device_gradient(rows, basis.patch(codes)), basis.theta)
+
+    return descend(gradient, torch.zeros(len(rows.states), basis.size, device=rows.states.device), steps, learning_rate)
 
 
 def learn_basis(

@@ -151,7 +151,7 @@ def patch(
             "own_basis": METHODS[config.method].own_basis,
             "patch_size": space.size,
         }
-        return work.commit(facts | _summary(table, space.size, len(users))), False
+        return work.commit(facts | summary(table, space.size, len(users))), False
 
 
 class Fleet(Protocol):
@@ -345,26 +345,35 @@ def _users_table(work: Work, dataset: Dataset, n_shards: int) -> pl.DataFrame:
     parts = []
     for shard in range(n_shards):
         saved = work.read_tensors(shard_name(shard))
-        parts.append(
-            pl.DataFrame(
-                {
-                    "user_index": saved["user_index"].numpy().astype(np.int32),
-                    "shard": np.full(len(saved["theta"]), shard, dtype=np.int32),
-                    "row": np.arange(len(saved["theta"]), dtype=np.int32),
-                    "events": saved["events"].numpy().astype(np.int32),
-                    "loss_before": saved["losses"][:, 0].numpy(),
-                    "loss_after": saved["losses"][:, 1].numpy(),
-                    "kept": saved["kept"].numpy(),
-                }
-            )
-        )
-    table = pl.concat(parts).with_columns(pl.col("loss_before", "loss_after").fill_nan(None))
+        parts.append(shard_table(shard, saved["user_index"], saved["events"], saved["losses"], saved["kept"]))
+    return with_ids(pl.concat(parts), dataset)
+
+
+def shard_table(
+    shard: int, users: Tensor, events: Tensor, losses: Float[Tensor, "U two"], kept: Tensor
+) -> pl.DataFrame:
+    """What is known of the users of one shard, in the order of its rows; NaN losses are null."""
+    return pl.DataFrame(
+        {
+            "user_index": users.numpy().astype(np.int32),
+            "shard": np.full(len(users), shard, dtype=np.int32),
+            "row": np.arange(len(users), dtype=np.int32),
+            "events": events.numpy().astype(np.int32),
+            "loss_before": losses[:, 0].numpy(),
+            "loss_after": losses[:, 1].numpy(),
+            "kept": kept.numpy(),
+        }
+    ).with_columns(pl.col("loss_before", "loss_after").fill_nan(None))
+
+
+def with_ids(table: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """The users' outside ids beside their numbers."""
     ids = dataset.users.select("user_index", "user_id")
     table = table.join(ids, on="user_index", how="left", maintain_order="left")
     return table.select("user_index", "user_id", "shard", "row", "events", "loss_before", "loss_after", "kept")
 
 
-def _summary(table: pl.DataFrame, size: int, asked: int) -> dict[str, object]:
+def summary(table: pl.DataFrame, size: int, asked: int) -> dict[str, object]:
     """Facts about the patched users for the manifest; size: K."""
     judged = table.drop_nulls("loss_after")
     improved = int((judged["loss_after"] < judged["loss_before"]).sum())

@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -33,7 +32,7 @@ from dcclctl.errors import UsageError
 from dcclctl.stages.compute import OnProgress
 from dcclctl.stages.handles import CloudModel, Memory, new_memory_patch, shard_name
 from dcclctl.stages.models import MODULES
-from dcclctl.stages.patch import held_back_of
+from dcclctl.stages.patch import held_back_of, shard_table, summary, with_ids
 from dcclctl.store.store import Artifact, Store, Work
 
 _BATCH = 512
@@ -64,9 +63,9 @@ def lessons(cloud: CloudModel, block: Block, store: Store) -> list[tuple[CloudMo
     parts = math.lcm(block.parts, *(other.parts for other in seen[-1]))
     many = parts // block.parts
     if many > _PARTS:
-        cuts = ", ".join(_name(other) for other in sorted(seen[-1]))
+        cuts = ", ".join(str(other) for other in sorted(seen[-1]))
         raise UsageError(
-            f"{cloud.artifact.ref} was trained on {cuts}, which cut {_name(block)} into {many:,} parts",
+            f"{cloud.artifact.ref} was trained on {cuts}, which cut {block} into {many:,} parts",
             "Use successive blocks of one length, such as device:1/3, device:2/3, device:3/3.",
         )
     taught = []
@@ -103,7 +102,7 @@ def _all_know(cloud: CloudModel, root: CloudModel, part: Block) -> UsageError:
     comes = "" if root.artifact.id == cloud.artifact.id else f", where {cloud.artifact.ref} comes from,"
     model = root.settings["model"]
     return UsageError(
-        f"{root.artifact.ref}{comes} was trained on {on} at once: no model of this lineage had not seen {_name(part)}, "
+        f"{root.artifact.ref}{comes} was trained on {on} at once: no model of this lineage had not seen {part}, "
         "which the patch would be learned from",
         f"Patch a model that ends before it: dcclctl train --model {model} --on cloud"
         if MODULES[model] == "counts"
@@ -240,54 +239,26 @@ def patch_with_memory(
     smallest = int(np.quantile(sizes, config.memory_floor, method="lower")) if config.memory_floor else 1
     chosen = torch.from_numpy(users)
     work.write_tensors(shard_name(0), {"theta": codes[chosen]})
-    before, after = (losses[chosen, column].numpy() for column in (0, 1))
-    lost = ~np.isnan(after) & (after >= before)
-    table = pl.DataFrame(
-        {
-            "user_index": users.astype(np.int32),
-            "shard": np.zeros(len(users), dtype=np.int32),
-            "row": np.arange(len(users), dtype=np.int32),
-            "events": counts[users].astype(np.int32),
-            "loss_before": before,
-            "loss_after": after,
-            "kept": ~lost if config.guard else np.ones(len(users), dtype=bool),
-        }
-    ).with_columns(pl.col("loss_before", "loss_after").fill_nan(None))
-    ids = cloud.dataset.users.select("user_index", "user_id")
-    table = table.join(ids, on="user_index", how="left", maintain_order="left")
-    work.write_table(
-        "users.parquet",
-        table.select("user_index", "user_id", "shard", "row", "events", "loss_before", "loss_after", "kept"),
-    )
-    judged = table.drop_nulls("loss_after")
-    improved = int((judged["loss_after"] < judged["loss_before"]).sum())
+    mine = losses[chosen]
+    lost = mine[:, 1] >= mine[:, 0]  # false for NaN: nothing was held back
+    kept = ~lost if config.guard else torch.ones_like(lost)
+    table = with_ids(shard_table(0, chosen, torch.from_numpy(counts)[chosen], mine, kept), cloud.dataset)
+    work.write_table("users.parquet", table)
     return work.commit(
         {
             "id_map": cloud.dataset.id_map,
             "on": config.on,
             "family": "memory",
             "own_basis": True,  # whatever Θ and U the cloud model has, they are nothing to these patches
-            "learned_with": [f"{model.artifact.id} on {_name(block)}" for model, block in devices.lessons],
+            "learned_with": [f"{model.artifact.id} on {block}" for model, block in devices.lessons],
             "smallest_memory": smallest,
             "patch_size": patch.code_size,
             "patch_weights": sum(weight.numel() for weight in patch.parameters()),
-            "users": len(users),
-            "users_asked_for": len(users),
-            "users_without_events": int((counts[users] == 0).sum()),
-            "events": int(counts[users].sum()),
+            **summary(table, patch.code_size, len(users)),
             "events_read": int(read[users].sum()),
             "bytes_per_user": 4 * patch.code_size + memory.artifact.facts["bytes_per_user_largest"],
-            "users_judged": judged.height,
-            "users_improved": improved,
-            "improved_share": improved / judged.height if judged.height else None,
-            "kept": int(table["kept"].sum()),
         }
     )
-
-
-def _name(block: Block) -> str:
-    whole = ("cloud", "device", "valid", "test")[block.period]
-    return whole if block.parts == 1 else f"{whole}:{block.part}/{block.parts}"
 
 
 def _newest(owners: Ints, held: Ints) -> npt.NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dcclctl.algorithm import training
 from dcclctl.algorithm.din import Din
-from dcclctl.algorithm.eventlog import Block, EventLog
+from dcclctl.algorithm.eventlog import PERIOD_NAMES, Block, EventLog
 from dcclctl.algorithm.sampling import Ints, PairSet, stream
 from dcclctl.algorithm.scoring import DinBackbone
 from dcclctl.config import ComputeSection, TrainConfig
@@ -146,7 +146,7 @@ def fit_epochs(
     """
     log = dataset.log
     events = log.events_in(*blocks)
-    names = ", ".join(dict.fromkeys(("cloud", "device", "valid", "test")[block.period] for block in blocks))
+    names = ", ".join(dict.fromkeys(PERIOD_NAMES[block.period] for block in blocks))
     if not len(events):
         raise DataError(
             f"{dataset.artifact.ref} has no events in {names}",
