@@ -248,6 +248,11 @@ class PatchConfig(ComputeSection):
     memory_weight_decay: Annotated[float, Field(ge=0.0)] = Field(
         0.01, description="Method memory: AdamW's weight decay."
     )
+    memory_short: Fraction = Field(
+        0.5,
+        description="Method memory: share of the events that the patch is learned from a second time, with a memory cut to a few "
+        "events, as a new device has.",
+    )
     memory_floor: Fraction = Field(
         0.01,
         description="Method memory: who remembers less than this share of what the patch was learned from is served by the cloud model.",

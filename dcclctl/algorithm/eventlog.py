@@ -5,7 +5,7 @@ one day in a log that knows days only, never see each other, so the order of row
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -174,6 +174,16 @@ class EventLog:
         if len(self.sequence) == 0:
             return torch.zeros_like(at), mask
         return torch.where(mask, self.sequence[at.clamp(min=0)], 0), mask
+
+    def shortened(self, events: Ints, keep: Ints) -> "EventLog":
+        """The same log, in which each of some events has only the newest of its history.
+
+        Args:
+            events: (B,) row numbers. keep: (B,) how many events of its history each keeps.
+        """
+        starts = self.history_start.copy()
+        starts[events] = np.maximum(starts[events], self.history_end[events] - keep)
+        return replace(self, history_start=starts)
 
     def positives_in(self, *blocks: "Block | int") -> PairSet:
         """(user, item) pairs that are positive in the given blocks."""

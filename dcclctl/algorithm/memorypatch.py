@@ -95,12 +95,13 @@ class MemoryRows:
     """Events with everything that the patch reads, computed once.
 
     Attributes:
-        events: (B,) rows of the log. features: (B, C, F). logits, labels, weights: (B, C); logits are those of an f
+        events: (B,) rows of the log. held: (B,) how many events the memory holds. features: (B, C, F). logits, labels, weights: (B, C); logits are those of an f
             that has not been trained on these events. shares: (B, G + 1) see
             `category_shares`; (B, 0) where nobody has a θ̂.
     """
 
     events: Ints
+    held: Ints
     features: Float[Tensor, "B C F"]
     logits: Float[Tensor, "B C"]
     labels: Float[Tensor, "B C"]
@@ -110,18 +111,20 @@ class MemoryRows:
     def pick(self, index: Tensor) -> "MemoryRows":
         """Some of the events, in the order given."""
         tensors = (self.features, self.logits, self.labels, self.weights, self.shares)
-        return MemoryRows(self.events[index.numpy()], *(tensor[index] for tensor in tensors))
+        rows = index.numpy()
+        return MemoryRows(self.events[rows], self.held[rows], *(tensor[index] for tensor in tensors))
 
-    def without(self, left_out: Bool[Tensor, "B"]) -> "MemoryRows":
-        """All events but some."""
-        return self.pick(torch.nonzero(~left_out).squeeze(1))
+    def where(self, wanted: Bool[Tensor, "B"]) -> "MemoryRows":
+        """Those events for which `wanted` is true."""
+        return self.pick(torch.nonzero(wanted).squeeze(1))
 
     @classmethod
     def join(cls, parts: list["MemoryRows"]) -> "MemoryRows":
         """One after the other."""
         names = ("features", "logits", "labels", "weights", "shares")
         joined = (torch.cat([getattr(part, name) for part in parts]) for name in names)
-        return cls(np.concatenate([part.events for part in parts]), *joined)
+        events, held = (np.concatenate([getattr(part, name) for part in parts]) for name in ("events", "held"))
+        return cls(events, held, *joined)
 
 
 def category_shares(log: EventLog, events: Ints, size: int) -> Float[Tensor, "B G"]:
@@ -235,7 +238,7 @@ def user_losses(
     """
     users = torch.from_numpy(log.user[rows.events])
     own = patch.encode(codes[users], log.profile[users], rows.shares)
-    remembers = rows.features[..., 0] > 0  # the first feature is the size of the memory
+    remembers = torch.from_numpy(rows.held > 0).unsqueeze(1)
     patched = torch.where(remembers, patch(rows.features, rows.logits, own), rows.logits)
     weights = (rows.weights * judged.unsqueeze(1)).double()
     sums = []

@@ -48,6 +48,11 @@ def hashes(seed: int, purpose: str, *keys: Ints | int) -> Hashes:
     return np.asarray(state)
 
 
+def uniforms(seed: int, purpose: str, *keys: Ints | int) -> npt.NDArray[np.float64]:
+    """One number of [0, 1) for every element of the broadcast keys."""
+    return (hashes(seed, purpose, *keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def permutation(seed: int, purpose: str, keys: Ints, *more: int) -> Ints:
     """Order of `keys` (N,) shuffled by their own hashes."""
     return np.argsort(hashes(seed, purpose, *more, keys), kind="stable")

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dcclctl.algorithm import training
-from dcclctl.algorithm.eventlog import Block
-from dcclctl.algorithm.memory import count_statistics, features
+from dcclctl.algorithm.eventlog import Block, EventLog
+from dcclctl.algorithm.memory import Statistics, count_statistics, features
 from dcclctl.algorithm.memorypatch import (
     MemoryFit,
     MemoryPatch,
@@ -26,7 +26,7 @@ from dcclctl.algorithm.memorypatch import (
     learn,
     user_losses,
 )
-from dcclctl.algorithm.sampling import Ints, permutation, stream
+from dcclctl.algorithm.sampling import Ints, permutation, stream, uniforms
 from dcclctl.config import PatchConfig
 from dcclctl.errors import UsageError
 from dcclctl.stages.compute import OnProgress
@@ -119,21 +119,53 @@ class MemoryDevices:
         self.lessons, self.memory, self.config, self.on_progress = taught, memory, config, on_progress
         self.log = memory.dataset.log
 
-    def rows(self) -> MemoryRows:
-        """Everybody's rows: the patch is learned from all users, whoever gets one."""
-        parts = []
+    def rows(self) -> tuple[MemoryRows, MemoryRows]:
+        """Everybody's rows: the patch is learned from all users, whoever gets one.
+
+        Returns:
+            A row for each event; and, for some of the events, another one in which cloud model and memory know only
+            the newest few of what came before, as those of a new device do.
+        """
+        whole, short = [], []
         for number, (model, block) in enumerate(self.lessons):
-            parts.append(self._rows_of(model, block, number))
-        return MemoryRows.join(parts)
+            events = self._events_of(block)
+            log, memory = self.log, self.memory
+            statistics = count_statistics(
+                log,
+                log.before(block),
+                memory.size,
+                memory.config["neighbours"],
+                memory.config["shrinkage"],
+                self.config.seed,
+            )
+            whole.append(self._rows_of(model, block, number, events, log, statistics))
+            some, lengths = self._shortened(events)
+            short.append(self._rows_of(model, block, number, some, log.shortened(some, lengths), statistics))
+        return MemoryRows.join(whole), MemoryRows.join(short)
+
+    def _events_of(self, block: Block) -> Ints:
+        """What is learned from of a part of the block: all of it up to a limit, a sample beyond."""
+        events = self.log.events_in(block)
+        limit = _ROWS // (1 + self.config.negatives) // len(self.lessons)
+        if len(events) <= limit:
+            return events
+        return np.sort(events[permutation(self.config.seed, "memory/sample", events)[:limit]])
+
+    def _shortened(self, events: Ints) -> tuple[Ints, Ints]:
+        """Events that are learned from a second time, and how much each of them then knows: as often 1 as 2-3 or 4-7."""
+        seed = self.config.seed
+        held = self.log.history_lengths(events, self.memory.size)
+        chosen = (uniforms(seed, "memory/short", events) < self.config.memory_short) & (held > 0)
+        some, most = events[chosen], held[chosen]
+        lengths = np.floor((most + 1.0) ** uniforms(seed, "memory/length", some)).astype(np.int64)
+        return some, np.minimum(lengths, most)
 
     @torch.no_grad()
-    def _rows_of(self, model: CloudModel, block: Block, number: int) -> MemoryRows:
-        log, config, memory = self.log, self.config, self.memory
-        events = log.events_in(block)
-        limit = _ROWS // (1 + config.negatives) // len(self.lessons)
-        if len(events) > limit:
-            order = permutation(config.seed, "memory/sample", events)
-            events = np.sort(events[order[:limit]])
+    def _rows_of(
+        self, model: CloudModel, block: Block, number: int, events: Ints, log: EventLog, statistics: Statistics
+    ) -> MemoryRows:
+        """Rows of some events of a part of the block, as a log gives their histories."""
+        config, memory = self.config, self.memory
         sampled = training.sample(
             log,
             events,
@@ -144,10 +176,7 @@ class MemoryDevices:
             f"memory/negatives/{config.on}",
             number,
         )
-        statistics = count_statistics(
-            log, log.before(block), memory.size, memory.config["neighbours"], memory.config["shrinkage"], config.seed
-        )
-        backbone = model.backbone(config)
+        backbone = model.backbone(config, log)
         width = sampled.candidates.shape[1]
         found = torch.empty(len(events), width, statistics.mean.shape[1])
         logits = torch.empty(len(events), width)
@@ -162,7 +191,8 @@ class MemoryDevices:
             found[index] = features(log, events[some], candidates, statistics, memory.size)
             self.on_progress(f"remember {model.artifact.ref}", min(at + _BATCH, len(order)), len(order), "")
         shares = category_shares(log, events, memory.size) if self.personal else torch.zeros(len(events), 0)
-        return MemoryRows(events, found, logits, sampled.labels, sampled.weights, shares)
+        held = log.history_lengths(events, memory.size)
+        return MemoryRows(events, held, found, logits, sampled.labels, sampled.weights, shares)
 
     @property
     def personal(self) -> bool:
@@ -219,7 +249,7 @@ def patch_with_memory(
     log = cloud.dataset.log
     block = Block.parse(config.on)
     devices = MemoryDevices(lessons(cloud, block, store), memory, config, on_progress)
-    rows = devices.rows()
+    rows, short = devices.rows()
     owners = log.user[rows.events]
     counts = np.bincount(log.user[log.events_in(block)], minlength=log.n_users)
     read = np.bincount(owners, minlength=log.n_users)  # fewer, where there are more than _ROWS
@@ -228,14 +258,16 @@ def patch_with_memory(
     losses = torch.full((log.n_users, 2), float("nan"), dtype=torch.float64)
     if newest.any():
         # learned without the newest events of every user, judged on them; what is shipped is learned from all
-        trial = devices.learn(rows.without(newest), "learn (held back)")
+        known = torch.from_numpy(~np.isin(short.events, rows.events[newest.numpy()]))
+        trial = devices.learn(MemoryRows.join([rows.where(~newest), short.where(known)]), "learn (held back)")
         codes = devices.codes(trial, rows, ~newest)
         losses = user_losses(trial, rows, log, codes, newest)
-    patch = devices.learn(rows, "learn")
+    learned = MemoryRows.join([rows, short])
+    patch = devices.learn(learned, "learn")
     codes = devices.codes(patch, rows, everything)
     work.write_tensors("memory_patch.safetensors", {n: w.detach().clone() for n, w in patch.state_dict().items()})
-    # What it makes of a handful of events was hardly learned where everybody remembers dozens: it is not used there.
-    sizes = np.maximum(log.history_lengths(rows.events, memory.size), 1)
+    # What it makes of fewer events than it was learned from is not known: there the cloud model serves.
+    sizes = np.maximum(learned.held, 1)
     smallest = int(np.quantile(sizes, config.memory_floor, method="lower")) if config.memory_floor else 1
     chosen = torch.from_numpy(users)
     work.write_tensors(shard_name(0), {"theta": codes[chosen]})

@@ -58,12 +58,18 @@ def shop(loyalty: float, seed: int = 0, repeats: bool = True) -> EventLog:
 
 
 def rows_of(
-    log: EventLog, period: int, negatives: int = 4, excluded: PairSet | None = None, lent: bool = False
+    log: EventLog,
+    period: int,
+    negatives: int = 4,
+    excluded: PairSet | None = None,
+    lent: bool = False,
+    keep: int = SIZE,
 ) -> MemoryRows:
     """Rows as the devices make them, on a cloud model that knows nothing.
 
     Args:
         excluded: what may not be drawn; the log's own rule if not given. lent: with the memories of other users.
+        keep: events that each memory keeps, the newest.
     """
     block = Block(period)
     events = log.events_in(block)
@@ -72,9 +78,12 @@ def rows_of(
     )
     statistics = count_statistics(log, log.before(block), SIZE, 5, 1.0, 2)
     whose = events[np.argsort((log.user[events] + 1) % N_USERS, kind="stable")] if lent else events
+    log = log.shortened(whose, np.full(len(whose), keep))
     found = features(log, whose, samples.candidates, statistics, SIZE)
     logits = torch.full(samples.labels.shape, -math.log(negatives))
-    return MemoryRows(events, found, logits, samples.labels, samples.weights, category_shares(log, whose, SIZE))
+    shares = category_shares(log, whose, SIZE)
+    held = log.history_lengths(whose, SIZE)
+    return MemoryRows(events, held, found, logits, samples.labels, samples.weights, shares)
 
 
 def new_patch(log: EventLog, code_size: int = 0, seed: int = 0) -> MemoryPatch:
@@ -91,6 +100,12 @@ def gauc(log: EventLog, patch: MemoryPatch, rows: MemoryRows) -> float:
     own, others = logits[:, :1], logits[:, 1:]
     right = ((own > others).double() + 0.5 * (own == others).double()).mean(1)
     return float(np.mean([right[users == user].mean() for user in users.unique()]))
+
+
+@torch.no_grad()
+def log_loss(log: EventLog, patch: MemoryPatch, rows: MemoryRows) -> float:
+    logits = patch(rows.features, rows.logits, torch.zeros(len(rows.events), 0))
+    return float(F.binary_cross_entropy_with_logits(logits, rows.labels))
 
 
 # -- what it starts as
@@ -175,6 +190,22 @@ def test_users_who_come_back_are_learned_and_strangers_memories_are_not() -> Non
     assert gauc(log, other, on_test) < own - 0.15
 
 
+def test_what_a_short_memory_says_has_to_be_learned_from_short_ones() -> None:
+    """Everybody remembers 18 events or more when the patch is learned; then somebody comes who has had one or two."""
+    log = shop(0.6)
+    rows = rows_of(log, DEVICE)
+    short = [rows_of(log, DEVICE, keep=keep) for keep in (1, 2, 4)]
+    found = {}
+    for name, taught in (("long", rows), ("short too", MemoryRows.join([rows, *short]))):
+        patch = new_patch(log)
+        learn(patch, taught, log, FIT)
+        found[name] = [log_loss(log, patch, rows_of(log, TEST, keep=keep)) for keep in (1, 2, SIZE)]
+    nothing = log_loss(log, new_patch(log), rows_of(log, TEST, keep=1))
+    assert found["long"][0] > nothing > found["short too"][0]
+    assert found["long"][1] > found["short too"][1]
+    assert found["short too"][2] < found["long"][2] + 0.01
+
+
 def test_learning_is_the_same_bits_twice_and_another_seed_another_patch() -> None:
     log = shop(0.5)
     rows = rows_of(log, DEVICE)
@@ -239,8 +270,7 @@ def test_losses_are_those_of_what_is_served() -> None:
     """Mean cross-entropy of each user's judged events; where nothing is remembered, the cloud model's on both sides."""
     log = shop(0.8)
     rows = rows_of(log, DEVICE).pick(torch.arange(40))
-    rows.features[3] = 0.0
-    rows.features[4, :, 0] = 0.0
+    rows.held[3:5] = 0
     patch = filled(new_patch(log, 2)).requires_grad_(False)
     judged = torch.arange(40) % 3 == 0
     codes = normal(N_USERS, 2, seed=9)
@@ -254,7 +284,7 @@ def test_losses_are_those_of_what_is_served() -> None:
         index = torch.from_numpy(mine)
         code = patch.encode(codes[[user]].expand(len(mine), -1), log.profile[[user] * len(mine)], rows.shares[index])
         after = patch(rows.features[index], rows.logits[index], code)
-        after = torch.where(rows.features[index, :, 0] > 0, after, rows.logits[index])
+        after = torch.where(torch.from_numpy(rows.held[mine] > 0)[:, None], after, rows.logits[index])
         expected = [
             F.binary_cross_entropy_with_logits(logits, rows.labels[index]).item()
             for logits in (rows.logits[index], after)

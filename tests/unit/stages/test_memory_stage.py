@@ -1,5 +1,6 @@
 """Memories and memory-conditioned patches through the commands, and what the audit says of them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from tampered import rewrite
 from world import EVALUATE, PATCH, TRAIN, World, dcclctl, done, ingest, quiet_progress
 
-from dcclctl.algorithm.eventlog import DEVICE, TEST, Block, EventLog
-from dcclctl.algorithm.memory import FEATURES, features
+from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
+from dcclctl.algorithm.memory import FEATURES, count_statistics, features
+from dcclctl.algorithm.memorypatch import MemoryPatch, MemoryRows, learn
 from dcclctl.algorithm.sampling import Ints, PairSet
+from dcclctl.algorithm.training import sample
 from dcclctl.config import EvaluateConfig, MemoryConfig, PatchConfig
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.stages import patch_memory
@@ -21,7 +24,7 @@ from dcclctl.stages.evaluate import open_subjects
 from dcclctl.stages.handles import CloudModel, Dataset, Memory, PatchSet
 from dcclctl.stages.memory import remember
 from dcclctl.stages.patch import patch
-from dcclctl.stages.patch_memory import lessons
+from dcclctl.stages.patch_memory import MemoryDevices, lessons
 from dcclctl.stages.serve import Subject, serve
 from dcclctl.store.store import Artifact, Store
 
@@ -199,20 +202,23 @@ def test_who_is_not_chosen_or_remembers_nothing_is_served_by_the_cloud_model(rem
 
 
 def test_who_remembers_less_than_was_learned_from_is_served_by_the_cloud_model(own: Path) -> None:
-    made = done("patch", "--memory-floor=0.6", *FRESH, store=own)["ref"]
-    facts = Store(own).resolve(made).facts
-    subject = subject_of(own, made)
+    plain = done("patch", "--memory-short=0", "--memory-floor=0.6", *FRESH, store=own)["ref"]
+    facts = Store(own).resolve(plain).facts
+    subject = subject_of(own, plain)
     log = subject.cloud.dataset.log
     device = log.events_in(DEVICE)
     sizes = np.maximum(log.history_lengths(device, 8), 1)
     assert facts["smallest_memory"] == np.sort(sizes)[int(0.6 * (len(sizes) - 1))] > 1
-    shown = dcclctl("patch", "--memory-floor=0.6", *FRESH, store=own).stdout
+    shown = dcclctl("patch", "--memory-short=0", "--memory-floor=0.6", *FRESH, store=own).stdout
     assert f"who remembers fewer than {facts['smallest_memory']} events is served by the cloud model" in shown
     events = np.flatnonzero(log.period <= TEST)
     below, found = logits_of(subject, events)
     few = log.history_lengths(events, 8) < facts["smallest_memory"]
     assert 20 < few.sum() < len(events) - 20
     assert (below == found).all(1).numpy().tolist() == few.tolist()
+    # whoever was learned from with a short memory lowers the floor
+    taught = done("patch", "--memory-short=1", "--memory-floor=0.3", *FRESH, store=own)["ref"]
+    assert Store(own).resolve(taught).facts["smallest_memory"] < np.sort(sizes)[int(0.3 * (len(sizes) - 1))]
 
 
 def test_the_report_says_what_they_are_and_how_to_make_them(own: Path, tmp_path: Path) -> None:
@@ -382,6 +388,86 @@ def test_more_events_than_are_read(own: Path, monkeypatch: pytest.MonkeyPatch) -
     events = len(Dataset(Store(own).resolve("dataset@1")).log.events_in(DEVICE))
     assert made.facts["events_read"] == 300 // 5 < made.facts["events"] == events
     assert dcclctl("audit", made.ref, store=own).exit_code == 0
+
+
+def devices_of(root: Path, **settings: Any) -> MemoryDevices:
+    store = Store(root)
+    cloud, config = cloud_of(store, "cloud@3"), PatchConfig(device="cpu", threads=1, **settings)
+    memory = Memory(store.resolve("memory@1"), cloud.dataset)
+    return MemoryDevices(lessons(cloud, Block(DEVICE), store), memory, config, lambda *_: None)
+
+
+def test_some_events_are_learned_from_with_a_short_memory_too(remembering: Path) -> None:
+    """In those rows cloud model and memory know the newest K events and nothing else, K from 1 to all, small ones often."""
+    devices = devices_of(remembering, memory_short=0.5)
+    whole, short = devices.rows()
+    log = devices.log
+    device = log.events_in(DEVICE)
+    assert whole.events.tolist() == device.tolist()
+    assert whole.held.tolist() == log.history_lengths(device, 8).tolist()
+    assert set(short.events) < set(device)
+    most = log.history_lengths(short.events, 8)
+    assert 0.4 < len(short.events) / (whole.held > 0).sum() < 0.6
+    assert (short.held >= 1).all() and (short.held <= most).all()
+    assert {1, 2, 8} <= set(short.held.tolist())
+    long = most == 8
+    assert 0.2 < (short.held[long] == 1).mean() < 0.45  # log 2 / log 9 = 0.32
+    # by hand: a log in which nothing but the K newest events of the user stands before the event
+    model, memory = devices.lessons[0][0], devices.memory
+    statistics = count_statistics(log, log.before(Block(DEVICE)), memory.size, 5, memory.config["shrinkage"], 0)
+    for row in np.flatnonzero(short.held < most)[:20]:
+        event, held = int(short.events[row]), int(short.held[row])
+        cut = replace(
+            log, history_start=np.where(np.arange(len(log.user)) == event, log.history_end - held, log.history_start)
+        )
+        one = np.array([event])
+        candidates = sampled_of(devices, one)
+        assert features(cut, one, candidates, statistics, memory.size).allclose(short.features[[row]], atol=1e-5)
+        below = model.backbone(devices.config, cut)
+        assert below.head(one, candidates, below.activations(one, candidates)).allclose(short.logits[[row]], atol=1e-5)
+
+
+def sampled_of(devices: MemoryDevices, events: Ints) -> torch.Tensor:
+    log, config = devices.log, devices.config
+    block = Block(DEVICE)
+    return sample(
+        log,
+        events,
+        config.negatives,
+        log.catalogue(block),
+        log.never_negative(block),
+        config.seed,
+        "memory/negatives/device",
+        0,
+    ).candidates
+
+
+def test_none_are_shortened_if_not_asked_for_or_where_there_is_nothing_to_shorten(remembering: Path) -> None:
+    assert not len(devices_of(remembering, memory_short=0.0).rows()[1].events)
+    every = devices_of(remembering, memory_short=1.0)
+    events = every.log.events_in(CLOUD)
+    some, keep = every._shortened(events)
+    assert some.tolist() == events[every.log.history_lengths(events, 1) > 0].tolist()
+    assert len(some) < len(events) and (keep > 0).all()
+
+
+def test_what_is_held_back_is_not_learned_from_in_short_either(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught: list[Ints] = []
+
+    def spy(patch: MemoryPatch, rows: MemoryRows, *more: Any) -> list[float]:
+        taught.append(rows.events)
+        return learn(patch, rows, *more)
+
+    monkeypatch.setattr(patch_memory, "learn", spy)
+    done("patch", "--memory-short=1", "--held-back=0.3", *FRESH, store=own)
+    trial, final = taught
+    log = cloud_of(Store(own), "cloud@3").dataset.log
+    assert set(final) == set(log.events_in(DEVICE))
+    held = np.setdiff1d(final, trial)
+    assert len(held) > 10
+    for user in np.unique(log.user[held]):
+        mine = np.unique(final[log.user[final] == user])
+        assert set(np.intersect1d(mine, held)) == set(mine[-len(np.intersect1d(mine, held)) :])
 
 
 # -- nothing gives the label away
