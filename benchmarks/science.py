@@ -166,7 +166,10 @@ class Study:
             models[method] = self.made(method, "patch", "--method", method, "--cloud", self.frozen)
         models["metapatch, mean (placebo)"] = models["metapatch"] + "+mean"
         models["metapatch, shuffled (placebo)"] = models["metapatch"] + "+shuffled"
-        models["metapatch, guarded"] = self.made("guarded", "patch", "--cloud", self.frozen, "--guard")
+        models["metapatch, guarded"] = self.made(
+            "metapatch guarded", "patch", "--method", "metapatch", "--cloud", self.frozen, "--guard"
+        )
+        models["memory patch"] = self.remembering("memory on frozen", self.frozen)
         models[ONCE] = self.once
         return self.evaluated("devices", models, "valid")
 
