@@ -10,6 +10,7 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     personal   variants of the memory-conditioned patch, on valid
     clouds     distilled clouds against the incremental control, on test
     baselines  what a reviewer would ask for, and the long window, against the incremental control, on test
+    harm       how many users the memory patch makes worse, with noise taken off: valid and test side by side
     cold       new users served with their first 0, 1, 3, 5, 10 events
 
 Everything goes through the command line, and what is in the store already is reused: a stopped run goes on. Each
@@ -18,6 +19,7 @@ Everything goes through the command line, and what is in the store already is re
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,6 +27,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from dcclctl.metrics.groups import paired_differences
@@ -33,7 +36,7 @@ from dcclctl.metrics.significance import compare, holm
 HERE = Path(__file__).resolve().parent.parent
 LOGS = ("ml-100k", "grocery", "amazon-beauty", "journey-first", "journey-repeats")
 SAMPLE = HERE / "sample_data"
-CHAPTERS = ("devices", "memory", "personal", "clouds", "baselines", "cold")
+CHAPTERS = ("devices", "memory", "harm", "personal", "clouds", "baselines", "cold")
 #: one budget for the incremental control and for distillation: the best of 3 × 3 for the control, on valid of two logs
 BUDGET = ["--epochs", "3", "--learning-rate", "0.002"]
 ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"
@@ -189,6 +192,12 @@ class Study:
         }
         return self.evaluated("memory", models, "test")
 
+    def harm(self) -> dict[str, pl.DataFrame]:
+        """The same models on two blocks that share no event, neither of which was learned from."""
+        models = {TWICE: self.incremental, ONCE: self.once}
+        models["memory patch"] = self.remembering("memory patch", self.incremental)
+        return {period: self.evaluated(f"harm {period}", models, period) for period in ("valid", "test")}
+
     def personal(self) -> pl.DataFrame:
         control = self.incremental
         models = {TWICE: control, "memory patch": self.remembering("memory patch", control)}
@@ -314,6 +323,67 @@ def activity_of(tables: list[pl.DataFrame]) -> list[dict[str, object]]:
     return records
 
 
+def lasting_harm(blocks: list[dict[str, pl.DataFrame]], control: str, resamples: int = 1000) -> list[dict[str, object]]:
+    """How many users are worse off for more than a block, for the memory patch and for the other control.
+
+    A user's difference on a block is d = δ_u + noise. The noises of two blocks share no test event, so the covariance
+    of the two differences over the users is the variance σ² of the lasting δ_u, and their mean is its mean μ. If δ is
+    about normal, Φ(−μ/σ) of the users have δ_u < 0. Beside it, free of that assumption: how many are worse off under every
+    seed on valid, on test, on both, and on both if the two had nothing to do with each other. Intervals by bootstrap over users.
+    """
+    records: list[dict[str, object]] = []
+    for subject in [name for name in blocks[0]["test"]["subject"].unique(maintain_order=True) if name != control]:
+        parts = {}
+        for period in ("valid", "test"):
+            joint = mean_over_seeds([seed[period] for seed in blocks])
+            mean = paired_differences(joint, subject, control).select("user_index", "group", "gauc")
+            signs = [
+                paired_differences(mean_over_seeds([seed[period]]), subject, control).select("user_index", worse="gauc")
+                for seed in blocks
+            ]
+            every = pl.concat(signs).group_by("user_index").agg((pl.col("worse") < 0).all())
+            parts[period] = mean.join(every, on="user_index").drop_nulls()
+        both = parts["valid"].join(parts["test"].drop("group"), on="user_index", suffix="_test").sort("user_index")
+        for group in ("all", "tail", "head"):
+            own = both if group == "all" else both.filter(pl.col("group") == group)
+            first, second = (100 * own[name].to_numpy() for name in ("gauc", "gauc_test"))
+            worse, worse_test = own["worse"].to_numpy(), own["worse_test"].to_numpy()
+            draws = np.random.default_rng(0).integers(0, own.height, (resamples, own.height))
+            estimates = [below_zero(first[at], second[at]) for at in (np.arange(own.height), *draws)]
+            low, high = np.quantile(estimates[1:], [0.025, 0.975])
+            found = {"valid": worse.mean(), "test": worse_test.mean(), "both": (worse & worse_test).mean()}
+            found |= {"by chance": worse.mean() * worse_test.mean(), "estimate": estimates[0], "low": low, "high": high}
+            sizes = {
+                "users": own.height,
+                "mean": (first.mean() + second.mean()) / 2,
+                "spread": spread_of(first, second),
+            }
+            records.append({"model": subject, "group": group, **sizes, **{k: float(v) for k, v in found.items()}})
+    return records
+
+
+def spread_of(first: np.ndarray, second: np.ndarray) -> float:
+    """σ: standard deviation over the users of what the two blocks have in common."""
+    return math.sqrt(max(float(np.mean((first - first.mean()) * (second - second.mean()))), 0.0))
+
+
+def below_zero(first: np.ndarray, second: np.ndarray) -> float:
+    """Φ(−μ/σ): the share of users whose lasting difference is below zero; all or nothing where σ is 0."""
+    mean, spread = (first.mean() + second.mean()) / 2, spread_of(first, second)
+    return 0.5 * math.erfc(mean / (spread * math.sqrt(2))) if spread else float(mean < 0)
+
+
+def harm_table(records: list[dict[str, object]]) -> str:
+    """Shares of users, in per cent."""
+    title = ["model", "users", "worse on valid", "on test", "on both", "both, by chance", "lasting harm, estimated"]
+    lines = ["| " + " | ".join(title) + " |", "|---" * len(title) + "|"]
+    for r in records:
+        shares = [f"{100 * r[name]:.1f}" for name in ("valid", "test", "both", "by chance")]  # type: ignore[operator]
+        estimate = f"{100 * r['estimate']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"  # type: ignore[operator]
+        lines.append(f"| {r['model']}, {r['group']} | {r['users']:,} | " + " | ".join(shares) + f" | {estimate} |")
+    return "\n".join(lines) + "\n"
+
+
 def harmed(tables: list[pl.DataFrame], subject: str, control: str) -> dict[str, float]:
     """Share of users that are worse off in GAUC under every seed.
 
@@ -394,9 +464,15 @@ def main() -> None:
             more = ["--new-users", "0.15"] if fresh else []
             dataset = run("ingest", "ingest", *arguments[name], *more)
             tables: dict[str, list[pl.DataFrame]] = {}
+            blocks: list[dict[str, pl.DataFrame]] = []
             for seed in map(int, options.seeds.split(",")):
                 study = Study(run, dataset, seed, options.candidates)
-                if fresh:
+                if chapter == "harm":
+                    blocks.append(study.harm())
+                    lasting = lasting_harm(blocks, TWICE)
+                    (options.out / f"{name}.harm.json").write_text(json.dumps(lasting, indent=1))
+                    (options.out / f"{name}.harm.md").write_text(harm_table(lasting))
+                elif fresh:
                     for first, table in study.cold():
                         tables.setdefault(f"{chapter}.{first}", []).append(table)
                 else:
