@@ -188,7 +188,6 @@ class Study:
             "memory patch": memory,
             "memory patch, shuffled memories (placebo)": memory + "+shuffled",
             "memory patch of the last 20 events": short,
-            "memory patch, guarded": self.remembering("memory guarded", control, "--guard"),
         }
         return self.evaluated("memory", models, "test")
 
