@@ -8,6 +8,7 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     devices    what each device method adds to the frozen cloud model on the next block (valid), with placebos
     memory     memory-conditioned patches against the incremental control, on test, with placebos and ablations
     personal   variants of the memory-conditioned patch, on valid
+    stronger   the incremental control with six times the negatives, and the memory patch on it, on test
     clouds     distilled clouds against the incremental control, on test
     baselines  what a reviewer would ask for, and the long window, against the incremental control, on test
     harm       how many users the memory patch makes worse, with noise taken off: valid and test side by side
@@ -36,13 +37,17 @@ from dcclctl.metrics.significance import compare, holm
 HERE = Path(__file__).resolve().parent.parent
 LOGS = ("ml-100k", "grocery", "amazon-beauty", "journey-first", "journey-repeats")
 SAMPLE = HERE / "sample_data"
-CHAPTERS = ("devices", "memory", "harm", "personal", "clouds", "baselines", "cold")
+CHAPTERS = ("devices", "memory", "harm", "personal", "stronger", "clouds", "baselines", "cold")
 #: one budget for the incremental control and for distillation: the best of 3 × 3 for the control, on valid of two logs
 BUDGET = ["--epochs", "3", "--learning-rate", "0.002"]
 ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"
+#: the same with six times the negatives
+ONCE_24, TWICE_24 = f"{ONCE}, 24 negatives", f"{TWICE}, 24 negatives"
 #: weeks of 2017: cloud 1-30, device 31-40, valid 41-43, test 44-47
 WEEKS = "2017-07-24T04:00:00Z,2017-10-02T04:00:00Z,2017-10-23T04:00:00Z"
-MORE_NEGATIVES = ["--on", "device", "--patience", "0", *BUDGET, "--negatives", "24"]
+MORE_NEGATIVES = ["--negatives", "24"]
+#: of memory teachers, who teach on 24 negatives: the best of 0.3, 1 and 3 on valid of ml-100k and amazon-beauty
+MEMORY_BETA = "0.3"
 METRICS = ("gauc", "hr@10", "ndcg@10")
 DEVICE_METHODS = (
     "metapatch",
@@ -132,8 +137,8 @@ class Study:
     def frozen(self) -> str:
         return self.made("frozen", "train", "--dataset", self.dataset)
 
-    def further(self, name: str, start: str, on: str) -> str:
-        return self.made(name, "train", "--continue", start, "--on", on, "--patience", "0", *BUDGET)
+    def further(self, name: str, start: str, on: str, *arguments: str) -> str:
+        return self.made(name, "train", "--continue", start, "--on", on, "--patience", "0", *BUDGET, *arguments)
 
     @property
     def once(self) -> str:
@@ -144,6 +149,17 @@ class Study:
     def incremental(self) -> str:
         """The same in two steps of half the period, as a cloud that is kept fresh; patches that need one go on top of it."""
         return self.further("step 2", self.further("step 1", self.frozen, "device:1/2"), "device:2/2")
+
+    @property
+    def once_more(self) -> str:
+        """`once` with more negatives."""
+        return self.further("more negatives", self.frozen, "device", *MORE_NEGATIVES)
+
+    @property
+    def incremental_more(self) -> str:
+        """`incremental` with more negatives."""
+        first = self.further("step 1, more negatives", self.frozen, "device:1/2", *MORE_NEGATIVES)
+        return self.further("step 2, more negatives", first, "device:2/2", *MORE_NEGATIVES)
 
     def memory(self, *arguments: str) -> str:
         return self.run("memory " + " ".join(arguments), "memory", "--dataset", self.dataset, *arguments)
@@ -204,29 +220,30 @@ class Study:
             models[f"memory patch, {name}"] = self.remembering(name, control, *flags)
         return self.evaluated("personal", models, "valid")
 
+    def stronger(self) -> pl.DataFrame:
+        """Control and patch where the control is trained with six times the negatives."""
+        models = {ONCE_24: self.once_more, TWICE_24: self.incremental_more, ONCE: self.once, TWICE: self.incremental}
+        models["memory patch"] = self.remembering("memory patch", self.incremental)
+        models["memory patch, on 24 negatives"] = self.remembering("memory on more", self.incremental_more)
+        return self.evaluated("stronger", models, "test")
+
     def clouds(self) -> pl.DataFrame:
-        before = self.memory("--until", "cloud")
-        teachers = {
-            "metapatch": self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen),
-            "memory": self.remembering("memory teachers", self.frozen, memory=before),
-        }
-        models = {ONCE: self.once}
-        for name, patches in teachers.items():
-            models[f"distilled from {name}"] = self.made(f"distill {name}", "distill", "--patches", patches, *BUDGET)
-        for kind in ("unpatched", "shuffled", "guarded"):
-            models[f"distilled from {kind} metapatch"] = self.made(
-                f"distill {kind}", "distill", "--patches", teachers["metapatch"], "--teachers", kind, *BUDGET
+        paper = self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen)
+        memory = self.remembering("memory teachers", self.frozen, memory=self.memory("--until", "cloud"))
+        few = [*BUDGET, "--basis-epochs", "0"]
+        many = [*BUDGET, *MORE_NEGATIVES, "--beta", MEMORY_BETA]
+        models = {ONCE_24: self.once_more, ONCE: self.once, "memory teachers themselves": memory}
+        for name, teachers, patches, flags in (
+            ("metapatch", "patched", paper, few),
+            ("shuffled metapatch (placebo)", "shuffled", paper, few),
+            ("the unpatched model (placebo)", "unpatched", paper, few),
+            ("memory, 24 negatives", "patched", memory, many),
+            ("shuffled memories, 24 negatives (placebo)", "shuffled", memory, many),
+            ("the unpatched model, 24 negatives (placebo)", "unpatched", memory, many),
+        ):
+            models[f"distilled from {name}"] = self.made(
+                f"distill {name}", "distill", "--patches", patches, "--teachers", teachers, *flags
             )
-        models["distilled from memory, by evidence"] = self.made(
-            "distill evidence", "distill", "--patches", teachers["memory"], "--evidence", *BUDGET
-        )
-        models["distilled from shuffled memory"] = self.made(
-            "distill shuffled memory", "distill", "--patches", teachers["memory"], "--teachers", "shuffled", *BUDGET
-        )
-        models["distilled from memory + memory patch"] = self.remembering(
-            "memory on distilled", models["distilled from memory"]
-        )
-        models["distilled from metapatch, U(0, u)"] = models["distilled from metapatch"] + "+encoder"
         return self.evaluated("clouds", models, "test")
 
     def baselines(self) -> pl.DataFrame:
@@ -239,8 +256,7 @@ class Study:
         )
         long = self.made("long", "train", "--dataset", self.dataset, "--history", "100")
         models["DIN, L = 100, at once"] = self.further("long once", long, "device")
-        more = self.made("more negatives", "train", "--continue", self.frozen, *MORE_NEGATIVES)
-        models["incremental cloud, 24 negatives"] = more
+        models[ONCE_24] = self.once_more
         models["memory patch on DIN, L = 20"] = self.remembering("memory patch", self.incremental)
         return self.evaluated("baselines", models, "test")
 
@@ -251,7 +267,6 @@ class Study:
         models = {
             TWICE: control,
             "memory patch": self.remembering("memory patch", control),
-            "memory patch + θ̂ encoded": self.remembering("encoded", control, "--personal", "encoder"),
             "distilled": distilled,
             "distilled, U(0, u)": distilled + "+encoder",
         }
@@ -483,10 +498,11 @@ def main() -> None:
                     (options.out / f"{name}.{part}.md").write_text(markdown(records))
                     if part == "memory":
                         (options.out / f"{name}.memory.activity.json").write_text(json.dumps(activity_of(found)))
-                    if TWICE in found[0]["subject"] and ONCE in found[0]["subject"]:
-                        other = figures_of(found, ONCE)
-                        (options.out / f"{name}.{part}.once.json").write_text(json.dumps(other, indent=1))
-                        (options.out / f"{name}.{part}.once.md").write_text(markdown(other))
+                    for short, other in (("once", ONCE), ("more", ONCE_24)):
+                        if other in found[0]["subject"].unique(maintain_order=True)[1:]:
+                            against = figures_of(found, other)
+                            (options.out / f"{name}.{part}.{short}.json").write_text(json.dumps(against, indent=1))
+                            (options.out / f"{name}.{part}.{short}.md").write_text(markdown(against))
                 (options.out / f"{name}.{chapter}.costs.{seed}.json").write_text(json.dumps(run.costs, indent=1))
     print("see", options.out)
 
