@@ -12,6 +12,7 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     clouds     distilled clouds against the incremental control, on test
     baselines  what a reviewer would ask for, and the long window, against the incremental control, on test
     harm       how many users the memory patch makes worse, with noise taken off: valid and test side by side
+    sasrec     SASRec kept fresh, and the memory patch on it, on test
     cold       new users served with their first 0, 1, 3, 5, 10 events
 
 Everything goes through the command line, and what is in the store already is reused: a stopped run goes on. Each
@@ -37,7 +38,7 @@ from dcclctl.metrics.significance import compare, holm
 HERE = Path(__file__).resolve().parent.parent
 LOGS = ("ml-100k", "grocery", "amazon-beauty", "journey-first", "journey-repeats")
 SAMPLE = HERE / "sample_data"
-CHAPTERS = ("devices", "memory", "harm", "personal", "stronger", "clouds", "baselines", "cold")
+CHAPTERS = ("devices", "memory", "harm", "personal", "stronger", "clouds", "baselines", "sasrec", "cold")
 #: one budget for the incremental control and for distillation: the best of 3 × 3 for the control, on valid of two logs
 BUDGET = ["--epochs", "3", "--learning-rate", "0.002"]
 ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"
@@ -259,6 +260,20 @@ class Study:
         models[ONCE_24] = self.once_more
         models["memory patch on DIN, L = 20"] = self.remembering("memory patch", self.incremental)
         return self.evaluated("baselines", models, "test")
+
+    def sasrec(self) -> pl.DataFrame:
+        """Does the memory add to a model that is better than DIN to begin with?"""
+        frozen = self.made("sasrec on cloud", "train", "--dataset", self.dataset, "--model", "sasrec")
+        first = self.further("sasrec step 1", frozen, "device:1/2")
+        fresh = self.further("sasrec step 2", first, "device:2/2")
+        models = {
+            "SASRec, in two steps": fresh,
+            "SASRec, at once": self.further("sasrec once", frozen, "device"),
+            "memory patch on SASRec": self.remembering("memory on sasrec", fresh),
+            "DIN, in two steps": self.incremental,
+            "memory patch on DIN": self.remembering("memory patch", self.incremental),
+        }
+        return self.evaluated("sasrec", models, "test")
 
     def cold(self) -> Iterator[tuple[int, pl.DataFrame]]:
         control = self.incremental
