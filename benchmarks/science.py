@@ -10,6 +10,7 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     personal   variants of the memory-conditioned patch, on valid
     stronger   the incremental control with six times the negatives, and the memory patch on it, on test
     clouds     distilled clouds against the incremental control, on test
+    rounds     three rounds of memory teachers against one, each beside its control, on test
     baselines  what a reviewer would ask for, and the long window, against the incremental control, on test
     harm       how many users the memory patch makes worse, with noise taken off: valid and test side by side
     sasrec     SASRec kept fresh, and the memory patch on it, on test
@@ -38,7 +39,7 @@ from dcclctl.metrics.significance import compare, holm
 HERE = Path(__file__).resolve().parent.parent
 LOGS = ("ml-100k", "grocery", "amazon-beauty", "journey-first", "journey-repeats")
 SAMPLE = HERE / "sample_data"
-CHAPTERS = ("devices", "memory", "harm", "personal", "stronger", "clouds", "baselines", "sasrec", "cold")
+CHAPTERS = ("devices", "memory", "harm", "personal", "stronger", "clouds", "rounds", "baselines", "sasrec", "cold")
 #: one budget for the incremental control and for distillation: the best of 3 × 3 for the control, on valid of two logs
 BUDGET = ["--epochs", "3", "--learning-rate", "0.002"]
 ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"
@@ -246,6 +247,31 @@ class Study:
                 f"distill {name}", "distill", "--patches", patches, "--teachers", teachers, *flags
             )
         return self.evaluated("clouds", models, "test")
+
+    def rounds(self) -> pl.DataFrame:
+        """Three rounds over thirds of the device period against one over all of it, each beside the control that learns as often.
+
+        A round's teachers are the cloud model before it with memories that end before it, learned on the round's own events.
+        """
+        student = control = self.frozen
+        for number in (1, 2, 3):
+            block, until = f"device:{number}/3", "cloud" if number == 1 else f"device:{number - 1}/3"
+            chosen = ["--memory", self.memory("--until", until), "--on", block]
+            teachers = self.made(f"round {number} patches", "patch", "--method", "memory", "--cloud", student, *chosen)
+            flags = ["--on", block, *BUDGET, *MORE_NEGATIVES, "--beta", MEMORY_BETA]
+            student = self.made(f"round {number} distilled", "distill", "--patches", teachers, *flags)
+            control = self.further(f"round {number} control", control, block, *MORE_NEGATIVES)
+        one = self.remembering("memory teachers", self.frozen, memory=self.memory("--until", "cloud"))
+        many = [*BUDGET, *MORE_NEGATIVES, "--beta", MEMORY_BETA]
+        models = {
+            "control, three rounds": control,
+            "distilled, three rounds": student,
+            "control, one round": self.once_more,
+            "distilled, one round": self.made(
+                "distill memory, 24 negatives", "distill", "--patches", one, "--teachers", "patched", *many
+            ),
+        }
+        return self.evaluated("rounds", models, "test")
 
     def baselines(self) -> pl.DataFrame:
         both = ["--on", "cloud,device"]
@@ -513,7 +539,8 @@ def main() -> None:
                     (options.out / f"{name}.{part}.md").write_text(markdown(records))
                     if part == "memory":
                         (options.out / f"{name}.memory.activity.json").write_text(json.dumps(activity_of(found)))
-                    for short, other in (("once", ONCE), ("more", ONCE_24)):
+                    others = (("once", ONCE), ("more", ONCE_24), ("one", "distilled, one round"))
+                    for short, other in others:
                         if other in found[0]["subject"].unique(maintain_order=True)[1:]:
                             against = figures_of(found, other)
                             (options.out / f"{name}.{part}.{short}.json").write_text(json.dumps(against, indent=1))
