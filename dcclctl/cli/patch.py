@@ -120,6 +120,7 @@ def patch(
         threads=threads,
         seed=seed,
     )
+    from dcclctl.stages.compute import settle
     from dcclctl.stages.handles import CloudModel, Memory, open_memory
     from dcclctl.stages.memory import remember
     from dcclctl.stages.patch import patch as run
@@ -130,6 +131,7 @@ def patch(
     model = CloudModel.load(place.resolve(cloud or "cloud@latest", "cloud"), place)
     remembered = open_memory(memory, model.dataset, settings.method, place)
     if remembered is None and settings.method == "memory":
+        settings = settle(settings)  # whoever asks for a device that is not there gets no memory either
         filled, _ = remember(model.dataset, resolve(MemoryConfig, config), place)
         remembered = Memory(filled, model.dataset)
         reporter.line(

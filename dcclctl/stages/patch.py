@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,6 +28,7 @@ from dcclctl.errors import DataError, UsageError
 from dcclctl.stages.compute import OnProgress, settle, torch_device
 from dcclctl.stages.handles import CloudModel, Dataset, Memory, shard_name
 from dcclctl.stages.patch_methods import METHODS, SIMILARITY_EVENTS, Lenders
+from dcclctl.stages.patch_state import StateDevices
 from dcclctl.store.store import Artifact, Input, Store, Work
 from dcclctl.tables import GROUPS
 
@@ -133,7 +134,7 @@ def patch(
         for shard in range(n_shards):
             members = active[shard * config.shard_users : (shard + 1) * config.shard_users]
             if not work.finished(shard_name(shard)):
-                devices.fit_shard(shard, members, mine, space)
+                work.write_tensors(shard_name(shard), _fit_shard(devices, log, config, members, mine, space))
                 computed += len(members)
             rate = computed / max(time.perf_counter() - started, 1e-9)
             on_progress(
@@ -162,15 +163,60 @@ class Fleet(Protocol):
     def basis(self, given: Basis | None, events: Ints) -> Any:
         """What all users share: the cloud's, or learned from everybody's events of the block."""
 
-    def fit_shard(self, shard: int, members: Ints, events: Ints, basis: Any) -> None:
-        """θ̂ of one shard's users → one file of the artifact."""
+    def rows(self, users: Ints, events: Ints, first: Ints, counts: Ints) -> Any:
+        """What some users learn from: events[first : first + counts] of each, padded to the largest count."""
+
+    def fit(self, basis: Any, rows: Any) -> Float[Tensor, "U K"]:
+        """θ̂ of the rows' users."""
+
+    def before(self, rows: Any, newest: Bool[Tensor, "U N"], until: Ints) -> Any:
+        """The rows without each user's newest events.
+
+        Args:
+            newest: which. until: (U,) where they begin in `EventLog.sequence`; −1 where there are none.
+        """
+
+    def mean_losses(
+        self, basis: Any, rows: Any, newest: Bool[Tensor, "U N"], codes: Float[Tensor, "U K"]
+    ) -> Float[Tensor, "U"]:
+        """Each user's mean cross-entropy over the newest events as served with θ̂; NaN where there are none."""
+
+
+def _fit_shard(
+    fleet: Fleet, log: EventLog, config: PatchConfig, members: Ints, events: Ints, basis: Any
+) -> dict[str, Tensor]:
+    """θ̂ of one shard's users and whether it helps them: what one file of the artifact holds."""
+    first = np.searchsorted(log.user[events], members)
+    counts = np.searchsorted(log.user[events], members, side="right") - first
+    codes = torch.zeros(len(members), basis.size)
+    losses = torch.full((len(members), 2), math.nan, dtype=torch.float64)
+    for batch in packed(counts, 1 + config.negatives, config.batch_rows):
+        rows = fleet.rows(members[batch], events, first[batch], counts[batch])
+        index = torch.from_numpy(batch)
+        codes[index] = fleet.fit(basis, rows).cpu()
+        held = held_back_of(counts[batch], config.held_back)
+        if held.any():
+            # A patch learned without the newest events, judged on them. What is kept is learned from all events.
+            age = counts[batch][:, None] - 1 - np.arange(counts[batch].max())
+            newest = torch.from_numpy(age < held[:, None])
+            begin = np.minimum(first[batch] + counts[batch] - held, len(events) - 1)
+            until = np.where(held > 0, log.history_end[events[begin]], -1)
+            trial = fleet.fit(basis, fleet.before(rows, newest, until))
+            both = [fleet.mean_losses(basis, rows, newest, code) for code in (torch.zeros_like(trial), trial)]
+            losses[index] = torch.stack(both, dim=1).cpu()
+    # false for NaN: nothing was held back, nothing is proven
+    kept = losses[:, 1] < losses[:, 0] if config.guard else torch.ones(len(members), dtype=torch.bool)
+    return {
+        "theta": codes * kept.unsqueeze(1),
+        "user_index": torch.from_numpy(members),
+        "events": torch.from_numpy(counts),
+        "losses": losses,
+        "kept": kept,
+    }
 
 
 def _fleet(cloud: CloudModel, config: PatchConfig, block: Block, work: Work, on_progress: OnProgress) -> Fleet:
     if cloud.settings["model"] in KINDS:
-        # here, because it packs users as this module does
-        from dcclctl.stages.patch_state import StateDevices
-
         return StateDevices(cloud, config, block, work, on_progress)
     return Devices(cloud, config, block, work, on_progress)
 
@@ -251,48 +297,28 @@ class Devices:
         """Where every user's positive events up to the end of the block start and end in `EventLog.sequence`."""
         return devicemethods.known_sequences(self.log, self.block)
 
-    def fit_shard(self, shard: int, members: Ints, events: Ints, basis: Space) -> None:
-        """θ̂ of one shard's users → one file of the artifact."""
-        log, config = self.log, self.config
-        first = np.searchsorted(log.user[events], members)
-        counts = np.searchsorted(log.user[events], members, side="right") - first
-        codes = torch.zeros(len(members), basis.size)
-        losses = torch.full((len(members), 2), math.nan, dtype=torch.float64)
-        kept = torch.ones(len(members), dtype=torch.bool)
-        for batch in packed(counts, 1 + config.negatives, config.batch_rows):
-            rows, age = self._rows(members[batch], events, first[batch], counts[batch])
-            held = held_back_of(counts[batch], config.held_back)
-            fit = self.method.fit(self, basis, rows)
-            index = torch.from_numpy(batch)
-            if held.any():
-                # A patch learned without the newest events, judged on them. What is kept is learned from all events.
-                newest = age.to(self.device) < torch.from_numpy(held).to(self.device).unsqueeze(1)
-                begin = first[batch] + counts[batch] - held
-                until = np.where(held > 0, log.history_end[events[np.minimum(begin, len(events) - 1)]], rows.until)
-                past = replace(rows, weights=rows.weights * ~newest, until=until)
-                trial = self.method.fit(self, basis, past)
-                judged = rows.weights * newest
-                before = _mean_loss(rows, judged, basis.logits(rows, torch.zeros_like(trial)))
-                after = _mean_loss(rows, judged, basis.logits(rows, trial))
-                losses[index] = torch.stack([before, after], dim=1).cpu()
-            if config.guard:
-                kept[index] = (
-                    losses[index, 1] < losses[index, 0]
-                )  # false for NaN: nothing was held back, nothing is proven
-            codes[index] = fit.cpu() * kept[index].unsqueeze(1)
-        self.work.write_tensors(
-            shard_name(shard),
-            {
-                "theta": codes,
-                "user_index": torch.from_numpy(members),
-                "events": torch.from_numpy(counts),
-                "losses": losses,
-                "kept": kept,
-            },
-        )
+    def fit(self, basis: Space, rows: LocalRows) -> Float[Tensor, "U K"]:
+        """θ̂ of the rows' users."""
+        return self.method.fit(self, basis, rows)
 
-    def _rows(self, users: Ints, events: Ints, first: Ints, counts: Ints) -> tuple[LocalRows, Tensor]:
-        """Padded rows of some users, and each row's age (0: the user's newest event; (U, N) int64)."""
+    def before(self, rows: LocalRows, newest: Bool[Tensor, "U N"], until: Ints) -> LocalRows:
+        """The rows without the newest events of every user; what the method looks up of a user ends there too."""
+        return replace(rows, weights=rows.weights * ~self._each(newest), until=np.where(until >= 0, until, rows.until))
+
+    def mean_losses(
+        self, basis: Space, rows: LocalRows, newest: Bool[Tensor, "U N"], codes: Float[Tensor, "U K"]
+    ) -> Float[Tensor, "U"]:
+        """Each user's mean cross-entropy over the newest events; NaN where there are none."""
+        weights = rows.weights * self._each(newest)
+        losses = F.binary_cross_entropy_with_logits(basis.logits(rows, codes), rows.labels, reduction="none").double()
+        return (losses * weights).sum(1) / weights.double().sum(1)
+
+    def _each(self, events: Bool[Tensor, "U N"]) -> Bool[Tensor, "U NC"]:
+        """The same for every candidate of the events."""
+        return events.to(self.device).repeat_interleave(1 + self.config.negatives, dim=1)
+
+    def rows(self, users: Ints, events: Ints, first: Ints, counts: Ints) -> LocalRows:
+        """Padded rows of some users, oldest event first: the candidates of one event after those of another."""
         n, width = int(counts.max()), 1 + self.config.negatives
         owner = np.repeat(np.arange(len(counts)), counts)
         place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -307,17 +333,9 @@ class Devices:
         labels[slot] = samples.labels.to(self.device)
         weights[slot] = samples.weights.to(self.device)
         items[torch.from_numpy(owner), torch.from_numpy(place)] = samples.candidates
-        age = torch.from_numpy(counts)[:, None] - 1 - torch.arange(n)
-        rows = LocalRows(
+        return LocalRows(
             padded.flatten(1, 2), labels.flatten(1), weights.flatten(1), users, items.flatten(1), self.known[1][users]
         )
-        return rows, age.repeat_interleave(width, dim=1)
-
-
-def _mean_loss(rows: LocalRows, weights: Float[Tensor, "U N"], logits: Float[Tensor, "U N"]) -> Float[Tensor, "U"]:
-    """Each user's mean cross-entropy over the rows with weight; NaN where there are none."""
-    losses = F.binary_cross_entropy_with_logits(logits, rows.labels, reduction="none").double()
-    return (losses * weights).sum(1) / weights.double().sum(1)
 
 
 def held_back_of(counts: Ints, fraction: float) -> Ints:

@@ -1,22 +1,19 @@
 """Devices of a sequence model: patches after its state (see algorithm/statepatch.py), for `stages/patch.py`."""
 
-import math
-
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dcclctl.algorithm import statepatch, training
 from dcclctl.algorithm.eventlog import Block
 from dcclctl.algorithm.sampling import Ints, stream
 from dcclctl.algorithm.sequence import SequenceBackbone
-from dcclctl.algorithm.statepatch import StateBasis, StatePatch, StateRows, StateShape
+from dcclctl.algorithm.statepatch import StateBasis, StateRows, StateShape
 from dcclctl.config import PatchConfig
 from dcclctl.errors import UsageError
 from dcclctl.stages.compute import OnProgress, torch_device
-from dcclctl.stages.handles import CloudModel, read_state_basis, shard_name, write_state_basis
-from dcclctl.stages.patch import held_back_of, packed
+from dcclctl.stages.handles import CloudModel, read_state_basis, write_state_basis
 from dcclctl.store.store import Work
 
 #: events whose states are computed at once
@@ -100,45 +97,22 @@ class StateDevices:
         write_state_basis(self.work, basis.to(torch.device("cpu")))
         return basis
 
-    def fit_shard(self, shard: int, members: Ints, events: Ints, basis: StateBasis) -> None:
-        """θ̂ of one shard's users → one file of the artifact."""
-        log, config = self.log, self.config
-        first = np.searchsorted(log.user[events], members)
-        counts = np.searchsorted(log.user[events], members, side="right") - first
-        codes = torch.zeros(len(members), basis.size)
-        losses = torch.full((len(members), 2), math.nan, dtype=torch.float64)
-        kept = torch.ones(len(members), dtype=torch.bool)
-        for batch in packed(counts, 1 + config.negatives, config.batch_rows):
-            rows = self._rows(events, first[batch], counts[batch])
-            held = held_back_of(counts[batch], config.held_back)
-            index = torch.from_numpy(batch)
-            if held.any():
-                # A patch learned without the newest events, judged on them. What is kept is learned from all events.
-                age = torch.from_numpy(counts[batch])[:, None] - 1 - torch.arange(rows.states.shape[1])
-                newest = (age < torch.from_numpy(held)[:, None]).unsqueeze(2).to(self.device)
-                trial = self._fit(rows.weighing(rows.weights * ~newest), basis)
-                judged = rows.weighing(rows.weights * newest)
-                before = _mean_loss(judged, basis.patch(torch.zeros_like(trial)))
-                losses[index] = torch.stack([before, _mean_loss(judged, basis.patch(trial))], dim=1).cpu()
-            if config.guard:
-                # false for NaN: nothing was held back, nothing is proven
-                kept[index] = losses[index, 1] < losses[index, 0]
-            codes[index] = self._fit(rows, basis).cpu() * kept[index].unsqueeze(1)
-        self.work.write_tensors(
-            shard_name(shard),
-            {
-                "theta": codes,
-                "user_index": torch.from_numpy(members),
-                "events": torch.from_numpy(counts),
-                "losses": losses,
-                "kept": kept,
-            },
-        )
-
-    def _fit(self, rows: StateRows, basis: StateBasis) -> Float[Tensor, "U K"]:
+    def fit(self, basis: StateBasis, rows: StateRows) -> Float[Tensor, "U K"]:
+        """θ̂ of the rows' users."""
         return statepatch.fit_devices(basis, rows, self.config.steps, self.config.learning_rate, self.config.prior)
 
-    def _rows(self, events: Ints, first: Ints, counts: Ints) -> StateRows:
+    def before(self, rows: StateRows, newest: Bool[Tensor, "U N"], until: Ints) -> StateRows:
+        """The rows without each user's newest events."""
+        return rows.weighing(rows.weights * ~newest.to(self.device).unsqueeze(2))
+
+    def mean_losses(
+        self, basis: StateBasis, rows: StateRows, newest: Bool[Tensor, "U N"], codes: Float[Tensor, "U K"]
+    ) -> Float[Tensor, "U"]:
+        """Each user's mean cross-entropy over the newest events; NaN where there are none."""
+        judged = rows.weighing(rows.weights * newest.to(self.device).unsqueeze(2))
+        return judged.losses(basis.patch(codes)).double() / judged.weights.double().sum((1, 2))
+
+    def rows(self, users: Ints, events: Ints, first: Ints, counts: Ints) -> StateRows:
         """Padded events of some users, each user's oldest first."""
         n = int(counts.max())
         owner = np.repeat(np.arange(len(counts)), counts)
@@ -167,8 +141,3 @@ class StateDevices:
             samples.labels.to(self.device).unsqueeze(1),
             samples.weights.to(self.device).unsqueeze(1),
         )
-
-
-def _mean_loss(rows: StateRows, patch: StatePatch) -> Float[Tensor, "U"]:
-    """Each user's mean cross-entropy over what counts; NaN where nothing does."""
-    return rows.losses(patch).double() / rows.weights.double().sum((1, 2))

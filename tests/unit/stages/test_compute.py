@@ -39,6 +39,7 @@ def test_a_device_that_is_not_there(world: World) -> None:
     for command in (["train"], ["patch"], ["distill"], ["evaluate"], ["score", "patches", "--user=u1"]):
         result = dcclctl(*command, "--device=mps", store=world.root)
         assert result.exit_code == 2 and "Available: cpu" in result.stderr
+    assert not world.store.numbers("memory")
 
 
 def test_the_manifest_names_device_and_threads(world: World) -> None:

@@ -1,6 +1,7 @@
 """train, patch and evaluate with SASRec and GRU4Rec: the same commands, the same artifacts."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -8,8 +9,11 @@ import pytest
 import torch
 from world import PATCH, World, dcclctl, done
 
+from dcclctl.algorithm import statepatch
+from dcclctl.algorithm.sampling import Ints
 from dcclctl.algorithm.sequence import SequenceBackbone
 from dcclctl.config import EvaluateConfig
+from dcclctl.stages import patch
 from dcclctl.stages.handles import CloudModel, PatchSet, read_state_basis
 from dcclctl.stages.serve import Subject, serve
 from dcclctl.store.store import Store
@@ -152,21 +156,19 @@ def test_score_explains_a_user(own: Path) -> None:
 
 
 def test_a_killed_patch_run_learns_no_second_basis(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dcclctl.stages import patch_state
+    real, calls = patch._fit_shard, []
 
-    real, calls = patch_state.StateDevices.fit_shard, []
-
-    def stop_at_second(self: object, shard: int, *rest: object) -> None:
-        calls.append(shard)
-        if calls == [0, 1]:
+    def stop_at_second(fleet: Any, log: Any, config: Any, members: Ints, *rest: Any) -> dict[str, torch.Tensor]:
+        calls.append(int(members[0]))
+        if len(calls) == 2:
             raise KeyboardInterrupt
-        real(self, shard, *rest)  # type: ignore[arg-type]
+        return real(fleet, log, config, members, *rest)
 
-    monkeypatch.setattr(patch_state.StateDevices, "fit_shard", stop_at_second)
+    monkeypatch.setattr(patch, "_fit_shard", stop_at_second)
     flags = ("--cloud=cloud@s", *PATCH, "--shard-users=21")
     assert dcclctl("patch", *flags, store=own).exit_code == 130
-    monkeypatch.setattr(patch_state.statepatch, "learn_basis", None)  # a call would fail
+    monkeypatch.setattr(statepatch, "learn_basis", None)  # a call would fail
     made = done("patch", *flags, store=own)
-    assert calls[:3] == [0, 1, 1]
+    assert calls[0] < calls[1] == calls[2]
     bases = [Store(own).resolve(ref).read_tensors("basis.safetensors")["theta"] for ref in (made["ref"], "patches@p")]
     assert torch.equal(*bases)
