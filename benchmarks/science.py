@@ -482,6 +482,28 @@ def markdown(records: list[dict[str, object]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def cold_table(found: dict[str, list[dict[str, object]]]) -> str:
+    """New users: every number of first events down; the first model's values and the others' differences to it across.
+
+    Args:
+        found: "cold.K" → records of `figures_of`.
+    """
+    lines: list[str] = []
+    for part, records in found.items():
+        by = {(r["model"], r["metric"]): r for r in records if r["group"] == "new"}
+        models = list(dict.fromkeys(model for model, _ in by))
+        if not lines:
+            title = ["K", "users", *(f"{models[0]}, {name}" for name in ("GAUC", "HR@10"))]
+            title += [f"{model}, {name}" for model in models[1:] for name in ("Δ GAUC", "Δ HR@10")]
+            lines += ["| " + " | ".join(title) + " |", "|---" * len(title) + "|"]
+        base = [by[(models[0], metric)] for metric in ("gauc", "hr@10")]
+        cells = [part.rpartition(".")[2], str(by[(models[1], "gauc")]["users"])]
+        cells += [f"{100 * r['value']:.2f}" for r in base]  # type: ignore[operator]
+        cells += [cell(by[(model, metric)]) for model in models[1:] for metric in ("gauc", "hr@10")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def cell(record: dict[str, object]) -> str:
     """+1.23 [0.90, 1.50], bold where the interval leaves out zero."""
     if record.get("difference") is None:
@@ -545,6 +567,9 @@ def main() -> None:
                             against = figures_of(found, other)
                             (options.out / f"{name}.{part}.{short}.json").write_text(json.dumps(against, indent=1))
                             (options.out / f"{name}.{part}.{short}.md").write_text(markdown(against))
+                if fresh:
+                    table = cold_table({part: figures_of(found) for part, found in tables.items()})
+                    (options.out / f"{name}.cold.md").write_text(table)
                 (options.out / f"{name}.{chapter}.costs.{seed}.json").write_text(json.dumps(run.costs, indent=1))
     print("see", options.out)
 
