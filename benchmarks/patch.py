@@ -36,16 +36,6 @@ TARGETS = {"ml-100k": 15.0, "amazon-beauty": 40.0}
 TOLERANCE = 1e-4
 
 
-class Memory:
-    """Stands where a stage writes its files, and keeps the tensors instead."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-
-    def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
-        self.tensors = tensors
-
-
 class DeviceModel(nn.Module):
     """f^(m): the frozen cloud model with one user's patch, generated from θ̂."""
 
@@ -108,11 +98,11 @@ class Bench:
 
     def batched(self, users: np.ndarray) -> Tensor:
         """As `dcclctl patch` fits a shard."""
-        memory = Memory()
-        self.devices.work = memory
-        own = self.events[np.isin(self.devices.log.user[self.events], users)]
-        self.devices.fit_shard(0, users, own, self.basis)
-        return memory.tensors["theta"]
+        from dcclctl.stages.patch import fit_shard
+
+        log = self.devices.log
+        own = self.events[np.isin(log.user[self.events], users)]
+        return fit_shard(self.devices, log, self.devices.config, users, own, self.basis)["theta"]
 
     def one_by_one(self, users: np.ndarray, cache: bool) -> Tensor:
         """As a plain loop does."""
@@ -145,7 +135,7 @@ def prepare(name: str, data: Path | None, folder: Path, threads: int) -> Bench:
     store = Store(folder)
     dataset = ingested(name, data, store)
     cloud = CloudModel(train(dataset, TrainConfig(epochs=1, threads=threads), store, quiet)[0], dataset)
-    config = settle(PatchConfig(method="metapatch", held_back=0, basis_epochs=1, threads=threads))
+    config = settle(PatchConfig(method="metapatch", negatives=4, held_back=0, basis_epochs=1, threads=threads))
     events = dataset.log.events_in(DEVICE)
     with store.begin("patch", "patches", {}, 0, {}) as work:
         devices = Devices(cloud, config, Block(DEVICE), work, quiet)

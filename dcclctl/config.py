@@ -228,7 +228,11 @@ class PatchConfig(ComputeSection):
     similar_weight: Annotated[float, Field(ge=0.0)] = Field(
         0.3, description="similar-users: weight of a lent event at similarity 1; an own event has 1."
     )
-    negatives: Positive = Field(4, description="Sampled negatives for each positive event.")
+    negatives: Count = Field(
+        0,
+        description="Sampled negatives for each positive event; 0: as many as the cloud model was trained with, so that a "
+        "patched logit means what the cloud model's does.",
+    )
     basis_epochs: Positive = Field(
         15, description="Passes of auto-decoding when the cloud model has no Θ yet; for M and the generator too."
     )

@@ -102,7 +102,8 @@ def patch(
     basis = cloud.basis() if memory is None else None
     if basis is not None:
         config = config.model_copy(update={"patch_size": basis.size, "bottleneck": basis.shape.bottleneck})
-    config = config.model_copy(update={"users": spec})
+    negatives = config.negatives or int(cloud.artifact.config["negatives"])
+    config = config.model_copy(update={"users": spec, "negatives": negatives})
     block = Block.parse(config.on)
     events = log.events_in(block)
     chosen = np.zeros(log.n_users, dtype=bool)
@@ -134,7 +135,7 @@ def patch(
         for shard in range(n_shards):
             members = active[shard * config.shard_users : (shard + 1) * config.shard_users]
             if not work.finished(shard_name(shard)):
-                work.write_tensors(shard_name(shard), _fit_shard(devices, log, config, members, mine, space))
+                work.write_tensors(shard_name(shard), fit_shard(devices, log, config, members, mine, space))
                 computed += len(members)
             rate = computed / max(time.perf_counter() - started, 1e-9)
             on_progress(
@@ -182,7 +183,7 @@ class Fleet(Protocol):
         """Each user's mean cross-entropy over the newest events as served with θ̂; NaN where there are none."""
 
 
-def _fit_shard(
+def fit_shard(
     fleet: Fleet, log: EventLog, config: PatchConfig, members: Ints, events: Ints, basis: Any
 ) -> dict[str, Tensor]:
     """θ̂ of one shard's users and whether it helps them: what one file of the artifact holds."""

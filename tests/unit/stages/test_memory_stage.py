@@ -392,7 +392,7 @@ def test_more_events_than_are_read(own: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def devices_of(root: Path, **settings: Any) -> MemoryDevices:
     store = Store(root)
-    cloud, config = cloud_of(store, "cloud@3"), PatchConfig(device="cpu", threads=1, **settings)
+    cloud, config = cloud_of(store, "cloud@3"), PatchConfig(device="cpu", threads=1, negatives=4, **settings)
     memory = Memory(store.resolve("memory@1"), cloud.dataset)
     return MemoryDevices(lessons(cloud, Block(DEVICE), store), memory, config, lambda *_: None)
 

@@ -172,3 +172,15 @@ def test_diverged_basis_is_exit_4(shop: Path) -> None:
     result = dcclctl("patch", "--cloud=cloud@1", "--basis-learning-rate=1e30", *PATCH, store=shop)
     assert result.exit_code == 4
     assert "--basis-learning-rate" in result.stderr
+
+
+@pytest.mark.parametrize("method", ["metapatch", "memory"])
+def test_patches_see_as_many_negatives_as_their_cloud_model_did(shop: Path, method: str) -> None:
+    """Else a patch learns that clicks are more frequent, or rarer, than the model beneath says."""
+    cloud = done("train", *TRAIN, "--epochs=1", "--negatives=7", store=shop)["ref"]
+    flags = (f"--cloud={cloud}", *PATCH[1:], f"--method={method}", "--memory-epochs=1")
+    made = Store(shop).resolve(done("patch", *flags, store=shop)["ref"])
+    assert made.config["negatives"] == 7
+    fewer = Store(shop).resolve(done("patch", *flags, "--negatives=2", store=shop)["ref"])
+    assert fewer.config["negatives"] == 2
+    assert done("patch", *flags, "--negatives=7", store=shop)["reused"]

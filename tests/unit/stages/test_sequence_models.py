@@ -156,7 +156,7 @@ def test_score_explains_a_user(own: Path) -> None:
 
 
 def test_a_killed_patch_run_learns_no_second_basis(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = patch._fit_shard, []
+    real, calls = patch.fit_shard, []
 
     def stop_at_second(fleet: Any, log: Any, config: Any, members: Ints, *rest: Any) -> dict[str, torch.Tensor]:
         calls.append(int(members[0]))
@@ -164,7 +164,7 @@ def test_a_killed_patch_run_learns_no_second_basis(own: Path, monkeypatch: pytes
             raise KeyboardInterrupt
         return real(fleet, log, config, members, *rest)
 
-    monkeypatch.setattr(patch, "_fit_shard", stop_at_second)
+    monkeypatch.setattr(patch, "fit_shard", stop_at_second)
     flags = ("--cloud=cloud@s", *PATCH, "--shard-users=21")
     assert dcclctl("patch", *flags, store=own).exit_code == 130
     monkeypatch.setattr(statepatch, "learn_basis", None)  # a call would fail
