@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
+    from dcclctl.algorithm.devicemethods import PatchSpace
     from dcclctl.algorithm.din import Din
     from dcclctl.algorithm.eventlog import EventLog
     from dcclctl.algorithm.metapatch import Basis
@@ -92,7 +93,7 @@ class Bench:
     """One log's devices, and the two ways to fit them."""
 
     devices: "Devices"
-    basis: "Basis"
+    space: "PatchSpace"
     events: np.ndarray
     limit: int
 
@@ -102,7 +103,7 @@ class Bench:
 
         log = self.devices.log
         own = self.events[np.isin(log.user[self.events], users)]
-        return fit_shard(self.devices, log, self.devices.config, users, own, self.basis)["theta"]
+        return fit_shard(self.devices, log, self.devices.config, users, own, self.space)["theta"]
 
     def one_by_one(self, users: np.ndarray, cache: bool) -> Tensor:
         """As a plain loop does."""
@@ -116,7 +117,7 @@ class Bench:
             Samples(own[a:b], drawn.candidates[a:b], drawn.labels[a:b], drawn.weights[a:b])
             for a, b in zip(first, end, strict=True)
         ]
-        return loop(self.devices.model, self.basis, log, self.limit, mine, self.devices.config, cache)
+        return loop(self.devices.model, self.space.basis, log, self.limit, mine, self.devices.config, cache)
 
 
 def prepare(name: str, data: Path | None, folder: Path, threads: int) -> Bench:
@@ -139,9 +140,9 @@ def prepare(name: str, data: Path | None, folder: Path, threads: int) -> Bench:
     events = dataset.log.events_in(DEVICE)
     with store.begin("patch", "patches", {}, 0, {}) as work:
         devices = Devices(cloud, config, Block(DEVICE), work, quiet)
-        basis = devices.basis(None, events)
+        space = devices.basis(None, events)
     devices.model.requires_grad_(False)
-    return Bench(devices, basis, events, cloud.history)
+    return Bench(devices, space, events, cloud.history)
 
 
 def compare(data: Path | None, users: int, loop_users: int, threads: int, times: int) -> list[Ratio]:
