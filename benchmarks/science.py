@@ -226,9 +226,7 @@ class Study:
         """Control and patch where the control is trained with six times the negatives."""
         models = {ONCE_24: self.once_more, TWICE_24: self.incremental_more, ONCE: self.once, TWICE: self.incremental}
         models["memory patch"] = self.remembering("memory patch", self.incremental)
-        models["memory patch, on 24 negatives"] = self.remembering(
-            "memory on more", self.incremental_more, "--negatives", "4"
-        )
+        models["memory patch, on 24 negatives"] = self.remembering("memory on more", self.incremental_more)
         return self.evaluated("stronger", models, "test")
 
     def clouds(self) -> pl.DataFrame:
