@@ -95,8 +95,9 @@ class MemoryRows:
     """Events with everything that the patch reads, computed once.
 
     Attributes:
-        events: (B,) rows of the log. held: (B,) how many events the memory holds. features: (B, C, F). logits, labels, weights: (B, C); logits are those of an f
-            that has not been trained on these events. shares: (B, G + 1) see
+        events: (B,) rows of the log. held: (B,) how many events the memory holds. features: (B, C, F).
+        logits, labels, weights: (B, C); logits are those of an f that has not been trained on these events, as if it had been
+            trained with as many negatives as there are here (see `prior_shift`). shares: (B, G + 1) see
             `category_shares`; (B, 0) where nobody has a θ̂.
     """
 
@@ -125,6 +126,15 @@ class MemoryRows:
         joined = (torch.cat([getattr(part, name) for part in parts]) for name in names)
         events, held = (np.concatenate([getattr(part, name) for part in parts]) for name in ("events", "held"))
         return cls(events, held, *joined)
+
+
+def prior_shift(trained: int, wanted: int) -> float:
+    """What is added to the logits of a model trained with so many negatives an event, so that they mean what those of a
+    model trained with `wanted` would: log(trained / wanted), the difference of the log odds of a click.
+
+    Source: King & Zeng, "Logistic regression in rare events data", Political Analysis 2001 (prior correction).
+    """
+    return math.log(trained / wanted)
 
 
 def category_shares(log: EventLog, events: Ints, size: int) -> Float[Tensor, "B G"]:

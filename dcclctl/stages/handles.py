@@ -164,6 +164,11 @@ class CloudModel:
                 weight.copy_(weights[name])
         return model.to(torch_device(config))
 
+    @property
+    def negatives(self) -> int:
+        """Negatives for each positive event that it was trained with: what its logits take for the frequency of clicks."""
+        return int(self.artifact.config["negatives"])
+
     def backbone(self, config: ComputeSection, log: EventLog | None = None) -> Backbone:
         """What scores candidates, below any patch; on the dataset's own log unless another is given."""
         return module_of(self.settings["model"]).backbone(self, config, log or self.dataset.log)

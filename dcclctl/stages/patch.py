@@ -102,7 +102,7 @@ def patch(
     basis = cloud.basis() if memory is None else None
     if basis is not None:
         config = config.model_copy(update={"patch_size": basis.size, "bottleneck": basis.shape.bottleneck})
-    negatives = config.negatives or int(cloud.artifact.config["negatives"])
+    negatives = config.negatives or cloud.negatives
     config = config.model_copy(update={"users": spec, "negatives": negatives})
     block = Block.parse(config.on)
     events = log.events_in(block)

@@ -24,6 +24,7 @@ from dcclctl.algorithm.memorypatch import (
     category_shares,
     fit_codes,
     learn,
+    prior_shift,
     user_losses,
 )
 from dcclctl.algorithm.sampling import Ints, permutation, stream, uniforms
@@ -180,14 +181,14 @@ class MemoryDevices:
         width = sampled.candidates.shape[1]
         found = torch.empty(len(events), width, statistics.mean.shape[1])
         logits = torch.empty(len(events), width)
+        shift = prior_shift(model.negatives, config.negatives)
         order = np.argsort(backbone.lengths(events), kind="stable")
         for at in range(0, len(order), _BATCH):
             some = order[at : at + _BATCH]
             index = torch.from_numpy(some)
             candidates = sampled.candidates[index]
-            logits[index] = backbone.head(
-                events[some], candidates, backbone.activations(events[some], candidates)
-            ).cpu()
+            below = backbone.activations(events[some], candidates)
+            logits[index] = backbone.head(events[some], candidates, below).cpu() + shift
             found[index] = features(log, events[some], candidates, statistics, memory.size)
             self.on_progress(f"remember {model.artifact.ref}", min(at + _BATCH, len(order)), len(order), "")
         shares = category_shares(log, events, memory.size) if self.personal else torch.zeros(len(events), 0)

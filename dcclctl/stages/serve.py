@@ -17,7 +17,7 @@ from dcclctl.algorithm.devicemethods import item_head, layer_head
 from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import EventLog
 from dcclctl.algorithm.memory import features
-from dcclctl.algorithm.memorypatch import category_shares
+from dcclctl.algorithm.memorypatch import category_shares, prior_shift
 from dcclctl.algorithm.sampling import Ints, permutation
 from dcclctl.algorithm.scoring import Backbone, DinBackbone, HeadFunction, patched_head
 from dcclctl.algorithm.sequence import SequenceBackbone
@@ -125,6 +125,7 @@ def _serve_from_memory(subject: Subject, backbone: Backbone, seed: int) -> tuple
     lender = _lenders(log, seed) if subject.suffix == SHUFFLED_SUFFIX else None
     statistics, size = memory.statistics, memory.size
     smallest = int(patches.artifact.facts["smallest_memory"])
+    shift = prior_shift(subject.cloud.negatives, int(patches.artifact.config["negatives"]))
 
     def head(events: Ints, candidates: Tensor | None, below: Tensor) -> Tensor:
         # on the processor, where the memories are; an accelerator only computes what the cloud model does
@@ -136,7 +137,8 @@ def _serve_from_memory(subject: Subject, backbone: Backbone, seed: int) -> tuple
         known = category_shares(log, source, size) if patch.code_size else torch.zeros(len(events), 0)
         own = patch.encode(codes[users], log.profile[users], known)
         remembers = torch.from_numpy(log.history_lengths(source, smallest) >= smallest) & patched[users]
-        return torch.where(remembers.unsqueeze(1), patch(found, logits, own), logits).to(cloud.device)
+        remembered = patch(found, logits + shift, own) - shift
+        return torch.where(remembers.unsqueeze(1), remembered, logits).to(cloud.device)
 
     by = np.full(log.n_users, "cloud", dtype="<U7")
     by[patched.numpy()] = "memory"

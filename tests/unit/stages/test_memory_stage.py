@@ -1,5 +1,6 @@
 """Memories and memory-conditioned patches through the commands, and what the audit says of them."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -449,6 +450,32 @@ def test_none_are_shortened_if_not_asked_for_or_where_there_is_nothing_to_shorte
     some, keep = every._shortened(events)
     assert some.tolist() == events[every.log.history_lengths(events, 1) > 0].tolist()
     assert len(some) < len(events) and (keep > 0).all()
+
+
+def test_logits_are_compared_at_one_frequency_of_clicks(own: Path) -> None:
+    """A patch learned with other negatives than its cloud model was trained with is learned and served at the same odds."""
+    store = Store(own)
+    four, twelve = (devices_of(own, memory_short=0.0, memory_epochs=1), devices_of(own, memory_short=0.0))
+    twelve.config = twelve.config.model_copy(update={"negatives": 12})
+    below = {name: devices.rows()[0].logits[:, 0] for name, devices in (("4", four), ("12", twelve))}
+    assert four.lessons[0][0].negatives == 4
+    torch.testing.assert_close(
+        below["12"], below["4"] + math.log(4 / 12)
+    )  # the first candidate is the event's own item
+    made = done("patch", "--negatives=12", *FRESH, store=own)["ref"]
+    subject = subject_of(own, made)
+    assert subject.patches is not None
+    log, memory = subject.cloud.dataset.log, subject.patches.memory
+    assert memory is not None
+    events = log.events_in(TEST)[:30]
+    logits, found = logits_of(subject, events)
+    inner = subject.patches.memory_patch()
+    with torch.no_grad():
+        seen = features(log, events, None, memory.statistics, memory.size)
+        expected = inner(seen, logits + math.log(4 / 12), torch.zeros(len(events), 0)) - math.log(4 / 12)
+    remembers = torch.from_numpy(log.history_lengths(events, 1) > 0)
+    torch.testing.assert_close(found[remembers], expected[remembers])
+    assert store.resolve(made).config["negatives"] == 12
 
 
 def test_what_is_held_back_is_not_learned_from_in_short_either(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
