@@ -49,7 +49,7 @@ ONCE_24, TWICE_24 = f"{ONCE}, 24 negatives", f"{TWICE}, 24 negatives"
 WEEKS = "2017-07-24T04:00:00Z,2017-10-02T04:00:00Z,2017-10-23T04:00:00Z"
 MORE_NEGATIVES = ["--negatives", "24"]
 #: of memory teachers, who teach on 24 negatives: the best of 0.3, 1 and 3 on valid of ml-100k and amazon-beauty
-MEMORY_BETA = "0.3"
+FROM_MEMORY = [*BUDGET, *MORE_NEGATIVES, "--beta", "0.3"]
 METRICS = ("gauc", "hr@10", "ndcg@10")
 DEVICE_METHODS = (
     "metapatch",
@@ -171,6 +171,14 @@ class Study:
         chosen = ["--memory", memory or self.memory()]
         return self.made(name, "patch", "--method", "memory", "--cloud", cloud, *chosen, *arguments)
 
+    @property
+    def teachers(self) -> str:
+        """The frozen model with memories that have not counted what is to be taught."""
+        return self.remembering("memory teachers", self.frozen, memory=self.memory("--until", "cloud"))
+
+    def distilled(self, name: str, teachers: str, patches: str, flags: list[str]) -> str:
+        return self.made(f"distill {name}", "distill", "--patches", patches, "--teachers", teachers, *flags)
+
     def evaluated(self, chapter: str, models: dict[str, str], period: str, *arguments: str) -> pl.DataFrame:
         """Per-user metrics of the models, named as in `models`, on one period."""
         sampled = ["--on", period, "--candidates", self.candidates]
@@ -231,21 +239,18 @@ class Study:
 
     def clouds(self) -> pl.DataFrame:
         paper = self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen)
-        memory = self.remembering("memory teachers", self.frozen, memory=self.memory("--until", "cloud"))
+        memory = self.teachers
         few = [*BUDGET, "--basis-epochs", "0"]
-        many = [*BUDGET, *MORE_NEGATIVES, "--beta", MEMORY_BETA]
         models = {ONCE_24: self.once_more, ONCE: self.once, "memory teachers themselves": memory}
         for name, teachers, patches, flags in (
             ("metapatch", "patched", paper, few),
             ("shuffled metapatch (placebo)", "shuffled", paper, few),
             ("the unpatched model (placebo)", "unpatched", paper, few),
-            ("memory, 24 negatives", "patched", memory, many),
-            ("shuffled memories, 24 negatives (placebo)", "shuffled", memory, many),
-            ("the unpatched model, 24 negatives (placebo)", "unpatched", memory, many),
+            ("memory, 24 negatives", "patched", memory, FROM_MEMORY),
+            ("shuffled memories, 24 negatives (placebo)", "shuffled", memory, FROM_MEMORY),
+            ("the unpatched model, 24 negatives (placebo)", "unpatched", memory, FROM_MEMORY),
         ):
-            models[f"distilled from {name}"] = self.made(
-                f"distill {name}", "distill", "--patches", patches, "--teachers", teachers, *flags
-            )
+            models[f"distilled from {name}"] = self.distilled(name, teachers, patches, flags)
         return self.evaluated("clouds", models, "test")
 
     def rounds(self) -> pl.DataFrame:
@@ -258,18 +263,14 @@ class Study:
             block, until = f"device:{number}/3", "cloud" if number == 1 else f"device:{number - 1}/3"
             chosen = ["--memory", self.memory("--until", until), "--on", block]
             teachers = self.made(f"round {number} patches", "patch", "--method", "memory", "--cloud", student, *chosen)
-            flags = ["--on", block, *BUDGET, *MORE_NEGATIVES, "--beta", MEMORY_BETA]
-            student = self.made(f"round {number} distilled", "distill", "--patches", teachers, *flags)
+            taught = ["--patches", teachers, "--on", block]
+            student = self.made(f"round {number} distilled", "distill", *taught, *FROM_MEMORY)
             control = self.further(f"round {number} control", control, block, *MORE_NEGATIVES)
-        one = self.remembering("memory teachers", self.frozen, memory=self.memory("--until", "cloud"))
-        many = [*BUDGET, *MORE_NEGATIVES, "--beta", MEMORY_BETA]
         models = {
             "control, three rounds": control,
             "distilled, three rounds": student,
             "control, one round": self.once_more,
-            "distilled, one round": self.made(
-                "distill memory, 24 negatives", "distill", "--patches", one, "--teachers", "patched", *many
-            ),
+            "distilled, one round": self.distilled("memory, 24 negatives", "patched", self.teachers, FROM_MEMORY),
         }
         return self.evaluated("rounds", models, "test")
 
@@ -542,6 +543,7 @@ def main() -> None:
             dataset = run("ingest", "ingest", *arguments[name], *more)
             tables: dict[str, list[pl.DataFrame]] = {}
             blocks: list[dict[str, pl.DataFrame]] = []
+            compared: dict[str, list[dict[str, object]]] = {}
             for seed in map(int, options.seeds.split(",")):
                 study = Study(run, dataset, seed, options.candidates)
                 if chapter == "harm":
@@ -556,7 +558,7 @@ def main() -> None:
                     made = study.memories() if chapter == "memory" else getattr(study, chapter)()
                     tables.setdefault(chapter, []).append(made)
                 for part, found in tables.items():
-                    records = figures_of(found)
+                    records = compared[part] = figures_of(found)
                     (options.out / f"{name}.{part}.json").write_text(json.dumps(records, indent=1))
                     (options.out / f"{name}.{part}.md").write_text(markdown(records))
                     if part == "memory":
@@ -568,8 +570,7 @@ def main() -> None:
                             (options.out / f"{name}.{part}.{short}.json").write_text(json.dumps(against, indent=1))
                             (options.out / f"{name}.{part}.{short}.md").write_text(markdown(against))
                 if fresh:
-                    table = cold_table({part: figures_of(found) for part, found in tables.items()})
-                    (options.out / f"{name}.cold.md").write_text(table)
+                    (options.out / f"{name}.cold.md").write_text(cold_table(compared))
                 (options.out / f"{name}.{chapter}.costs.{seed}.json").write_text(json.dumps(run.costs, indent=1))
     print("see", options.out)
 

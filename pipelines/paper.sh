@@ -20,4 +20,4 @@ if [[ "$logs" == *journey* && ! -f "$journey/purchases.parquet" ]]; then
 fi
 
 python "$here/benchmarks/science.py" --out "$out" --journey "$journey" --logs "$logs" \
-  --chapters "${CHAPTERS:-devices,memory,harm,personal,stronger,clouds,rounds,baselines,sasrec,cold}" --seeds "${SEEDS:-0,1,2}" --threads "${THREADS:-2}"
+  ${CHAPTERS:+--chapters "$CHAPTERS"} --seeds "${SEEDS:-0,1,2}" --threads "${THREADS:-2}"

@@ -77,12 +77,12 @@ class Moments:
         """
         lengths = end - first
         width = max(1, int(lengths.max(initial=0)))
-        window, place = _runs(lengths)
+        window, place = runs(lengths)
         moment = first[window] + place
         begins = self.starts[moment]
         ends = np.append(self.starts, len(self.sequence))[moment + 1]
         sizes = (ends if stop is None else np.minimum(ends, stop[window])) - begins
-        bag, nth = _runs(sizes)
+        bag, nth = runs(sizes)
         return Bags(
             items=self.sequence[torch.from_numpy(begins[bag] + nth)],
             offsets=torch.from_numpy(np.cumsum(sizes) - sizes),
@@ -91,7 +91,7 @@ class Moments:
         )
 
 
-def _runs(lengths: Ints) -> tuple[Ints, Ints]:
+def runs(lengths: Ints) -> tuple[Ints, Ints]:
     """For runs of the given lengths, one after the other: which run each element is of, and its place there."""
     which = np.repeat(np.arange(len(lengths)), lengths)
     return which, np.arange(len(which)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -22,7 +22,7 @@ from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.metapatch import Basis, Head
 from dcclctl.algorithm.sampling import Ints
 from dcclctl.algorithm.scoring import item_embeddings
-from dcclctl.algorithm.sequence import KINDS
+from dcclctl.algorithm.sequence import KINDS, runs
 from dcclctl.config import PatchConfig
 from dcclctl.errors import DataError, UsageError
 from dcclctl.stages.compute import OnProgress, settle, torch_device
@@ -321,8 +321,7 @@ class Devices:
     def rows(self, users: Ints, events: Ints, first: Ints, counts: Ints) -> LocalRows:
         """Padded rows of some users, oldest event first: the candidates of one event after those of another."""
         n, width = int(counts.max()), 1 + self.config.negatives
-        owner = np.repeat(np.arange(len(counts)), counts)
-        place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+        owner, place = runs(counts)
         own = events[first[owner] + place]
         samples = self.samples(own, "patch/negatives")
         z1 = self.activations(own, samples.candidates)

@@ -161,22 +161,20 @@ class MemoryDevices:
         lengths = np.floor((most + 1.0) ** uniforms(seed, "memory/length", some)).astype(np.int64)
         return some, np.minimum(lengths, most)
 
+    def samples(self, events: Ints, block: Block, number: int) -> training.Samples:
+        """Events of a part of the block with their negatives; number: which part."""
+        log, config = self.log, self.config
+        catalogue, excluded = log.catalogue(block), log.never_negative(block)
+        purpose = f"memory/negatives/{config.on}"
+        return training.sample(log, events, config.negatives, catalogue, excluded, config.seed, purpose, number)
+
     @torch.no_grad()
     def _rows_of(
         self, model: CloudModel, block: Block, number: int, events: Ints, log: EventLog, statistics: Statistics
     ) -> MemoryRows:
         """Rows of some events of a part of the block, as a log gives their histories."""
         config, memory = self.config, self.memory
-        sampled = training.sample(
-            log,
-            events,
-            config.negatives,
-            log.catalogue(block),
-            log.never_negative(block),
-            config.seed,
-            f"memory/negatives/{config.on}",
-            number,
-        )
+        sampled = self.samples(events, block, number)
         backbone = model.backbone(config, log)
         width = sampled.candidates.shape[1]
         found = torch.empty(len(events), width, statistics.mean.shape[1])

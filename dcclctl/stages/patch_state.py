@@ -8,7 +8,7 @@ from torch import Tensor
 from dcclctl.algorithm import statepatch, training
 from dcclctl.algorithm.eventlog import Block
 from dcclctl.algorithm.sampling import Ints, stream
-from dcclctl.algorithm.sequence import SequenceBackbone
+from dcclctl.algorithm.sequence import SequenceBackbone, runs
 from dcclctl.algorithm.statepatch import StateBasis, StateRows, StateShape
 from dcclctl.config import PatchConfig
 from dcclctl.errors import UsageError
@@ -115,8 +115,7 @@ class StateDevices:
     def rows(self, users: Ints, events: Ints, first: Ints, counts: Ints) -> StateRows:
         """Padded events of some users, each user's oldest first."""
         n = int(counts.max())
-        owner = np.repeat(np.arange(len(counts)), counts)
-        place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+        owner, place = runs(counts)
         own = events[first[owner] + place]
         flat = self._rows_of(self.samples(own, "patch/negatives"), self.states(own))
         slot = torch.from_numpy(owner).to(self.device), torch.from_numpy(place).to(self.device)

@@ -40,6 +40,13 @@ def write_log(folder: Path) -> Path:
     return log
 
 
+#: strong enough patches that some users gain and some lose
+PATCH = (
+    *("--method=metapatch", "--patch-size=4", "--bottleneck=2", "--basis-epochs=10", "--basis-learning-rate=0.02"),
+    *("--threads=1", "--prior=0.1", "--learning-rate=0.1"),
+)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """cloud@release (good), cloud@hardly-trained, patches@1 (good), patches@2 (the same with a shuffled Θ)."""
@@ -51,15 +58,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done("train", *train, "--epochs=1", "--learning-rate=0.00001", store=root)
     for number, alias in ((1, "release"), (2, "hardly-trained")):
         assert dcclctl("artifacts", "tag", f"cloud@{number}", alias, store=root).exit_code == 0
-    patch = (
-        "--method=metapatch",
-        "--patch-size=4",
-        "--bottleneck=2",
-        "--basis-epochs=10",
-        "--basis-learning-rate=0.02",
-        "--threads=1",
-    )
-    done("patch", "--cloud=cloud@release", *patch, "--prior=0.1", "--learning-rate=0.1", store=root)
+    done("patch", "--cloud=cloud@release", *PATCH, store=root)
     place = Store(root)
     good = place.resolve("patches@1")
     basis = good.read_tensors("basis.safetensors")
@@ -234,17 +233,7 @@ def test_the_baseline_is_in_the_id_and_its_number_is_not(store: Path, tmp_path: 
 
 
 def test_the_guard_shows_lift_and_harm_before_and_after(store: Path) -> None:
-    patch = (
-        "--method=metapatch",
-        "--patch-size=4",
-        "--bottleneck=2",
-        "--basis-epochs=10",
-        "--basis-learning-rate=0.02",
-        "--threads=1",
-    )
-    guarded = done(
-        "patch", "--cloud=cloud@release", *patch, "--prior=0.1", "--learning-rate=0.1", "--guard", store=store
-    )
+    guarded = done("patch", "--cloud=cloud@release", *PATCH, "--guard", store=store)
     assert 0 < guarded["kept"] < guarded["users"]
     result = evaluate(store, "cloud@release", "patches@1", guarded["ref"], "--against=cloud@release", "--json")
     harm = {

@@ -16,7 +16,6 @@ from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
 from dcclctl.algorithm.memory import FEATURES, count_statistics, features
 from dcclctl.algorithm.memorypatch import MemoryPatch, MemoryRows, learn
 from dcclctl.algorithm.sampling import Ints, PairSet
-from dcclctl.algorithm.training import sample
 from dcclctl.config import EvaluateConfig, MemoryConfig, PatchConfig
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.stages import patch_memory
@@ -422,25 +421,10 @@ def test_some_events_are_learned_from_with_a_short_memory_too(remembering: Path)
             log, history_start=np.where(np.arange(len(log.user)) == event, log.history_end - held, log.history_start)
         )
         one = np.array([event])
-        candidates = sampled_of(devices, one)
+        candidates = devices.samples(one, Block(DEVICE), 0).candidates
         assert features(cut, one, candidates, statistics, memory.size).allclose(short.features[[row]], atol=1e-5)
         below = model.backbone(devices.config, cut)
         assert below.head(one, candidates, below.activations(one, candidates)).allclose(short.logits[[row]], atol=1e-5)
-
-
-def sampled_of(devices: MemoryDevices, events: Ints) -> torch.Tensor:
-    log, config = devices.log, devices.config
-    block = Block(DEVICE)
-    return sample(
-        log,
-        events,
-        config.negatives,
-        log.catalogue(block),
-        log.never_negative(block),
-        config.seed,
-        "memory/negatives/device",
-        0,
-    ).candidates
 
 
 def test_none_are_shortened_if_not_asked_for_or_where_there_is_nothing_to_shorten(remembering: Path) -> None:
