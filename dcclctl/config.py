@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dcclctl.errors import UsageError
 
@@ -180,9 +180,16 @@ class MemoryConfig(Section):
 
 #: `patch --method` → defaults that are its own
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "item-space": {"newton_steps": 5},
-    "fine-tune": {"learning_rate": 0.005, "prior": 1.0},
+    "item-space": {"newton_steps": 5, "prior": 10.0, "prior_mean": "zero"},
+    "fine-tune": {"learning_rate": 0.005, "prior": 1.0, "prior_mean": "zero"},
+    "linearised": {"prior": 10.0, "prior_mean": "zero"},
+    "generated": {"prior": 10.0, "prior_mean": "zero"},
+    "random-basis": {"prior": 10.0, "prior_mean": "zero"},
+    "memory": {"prior": 10.0, "prior_mean": "zero"},
 }
+
+#: methods of `patch` whose prior may have a learned mean
+WITH_MEAN = ("metapatch", "similar-users", "label-correction")
 
 
 class PatchConfig(ComputeSection):
@@ -218,7 +225,12 @@ class PatchConfig(ComputeSection):
     steps: Positive = Field(15, description="Gradient steps on a device.")
     learning_rate: Rate = Field(0.03, description="Adam's step size on a device.")
     prior: Annotated[float, Field(ge=0.0)] = Field(
-        10.0, description="λ: weight of ‖θ̂‖² against the sum of a user's losses."
+        30.0, description="λ: weight of ‖θ̂ − μ‖² against the sum of a user's losses."
+    )
+    prior_mean: Literal["learned", "zero"] = Field(
+        "learned",
+        description="μ, what is expected of a device before its own events are seen: learned from everybody's events together "
+        "with Θ (metapatch, similar-users, label-correction), or zero, the cloud model.",
     )
     newton_steps: Positive = Field(1, description="linearised, item-space: Newton steps on a device.")
     generator_size: Positive = Field(32, description="generated: hidden units of the generator.")
@@ -268,11 +280,20 @@ class PatchConfig(ComputeSection):
         8192, description="Padded rows held at once; the default suits a CPU's cache, a GPU is faster with more."
     )
 
+    @field_validator("prior_mean")
+    @classmethod
+    def _has_a_mean(cls, value: str, about: ValidationInfo) -> str:
+        method = about.data.get("method")
+        if value == "learned" and method is not None and method not in WITH_MEAN:
+            raise ValueError(f"method {method} has no mean to learn, which is for {', '.join(WITH_MEAN)}")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_method(cls, given: Any) -> Any:
         """Settings that are not given take the method's own defaults, where it has some."""
-        return METHOD_DEFAULTS.get(str(given.get("method")), {}) | given if isinstance(given, dict) else given
+        method = cls.model_fields["method"].default
+        return METHOD_DEFAULTS.get(str(given.get("method", method)), {}) | given if isinstance(given, dict) else given
 
 
 class DistillConfig(ComputeSection):
@@ -397,7 +418,7 @@ def resolve(section: type[S], config_file: Path | None = None, **flags: Any) -> 
         lines = []
         for problem in error.errors():
             where = ".".join(str(part) for part in problem["loc"][:1])
-            wanted = problem["msg"].lower()
+            wanted = problem["msg"].removeprefix("Value error, ").lower()
             if problem["type"] == "string_pattern_mismatch":  # a block's name: the pattern itself explains nothing
                 wanted = "give cloud, device, valid (or test, to evaluate only), or a part of one such as device:2/3"
             lines.append(f"--{where.replace('_', '-')}: {wanted} (got {problem['input']!r})")

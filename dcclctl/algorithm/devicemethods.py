@@ -71,10 +71,11 @@ def cloud_logits(head: Head, rows: DeviceRows) -> Float[Tensor, "U N"]:
 
 @dataclass(frozen=True)
 class PatchSpace:
-    """MetaPatch: ϑ = ϑ₀ + Θ·θ̂."""
+    """MetaPatch: ϑ = ϑ₀ + Θ·θ̂; mean: μ (K,), what the prior expects of θ̂."""
 
     head: Head
     basis: Basis
+    mean: Float[Tensor, "K"]
 
     @property
     def size(self) -> int:
@@ -487,26 +488,32 @@ def with_offset(basis: Basis) -> Basis:
 
 @torch.no_grad()
 def fit_corrected(
-    head: Head, basis: Basis, rows: DeviceRows, steps: int, learning_rate: float, prior: float
+    head: Head,
+    basis: Basis,
+    rows: DeviceRows,
+    steps: int,
+    learning_rate: float,
+    prior: float,
+    mean: Float[Tensor, "K"],
 ) -> Float[Tensor, "U K"]:
     """MetaPatch after the user's base rate has been taken out: first an offset of the logits with λ·offset², then the code.
 
     Args:
-        basis: from `with_offset`. steps, learning_rate, prior: see metapatch.fit_devices.
+        basis: from `with_offset`. steps, learning_rate, prior, mean: see metapatch.fit_devices; the offset's mean is 0.
 
     Source: Ding et al., "On-Device Model Fine-Tuning with Label Correction", arXiv 2211.01163: a user whose click rate
     differs from everybody's must not teach that to weights that rank.
     Differs: the labels stay, and an offset with a prior (a shrunken estimate of the user's rate) takes the difference
     up; it is kept in the patch, where it calibrates and changes no ranking.
     """
-    codes = torch.zeros(len(rows.z1), basis.size, device=rows.z1.device)
+    codes = mean.repeat(len(rows.z1), 1)
     ones = torch.ones_like(rows.labels).unsqueeze(-1)
-    codes[:, -1:] = newton(cloud_logits(head, rows), ones, rows, prior, steps=5)
+    codes[:, -1:] = newton(head_logits(head, rows.z1, basis.patch(codes)), ones, rows, prior, steps=5)
     linear_2 = second_linear(head, rows)
 
     def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
         patch_gradient, _ = device_gradient(head, basis.patch(codes), rows, linear_2)
-        slope = torch.addmm(2 * prior * codes, patch_gradient, basis.theta)
+        slope = torch.addmm(2 * prior * (codes - mean), patch_gradient, basis.theta)
         slope[:, -1] = 0
         return slope
 

@@ -8,6 +8,8 @@ K numbers in θ̂.
 Differs: ϑ₀ is frozen with a zero up-projection, so that θ̂ = 0 is exactly the cloud model; besides the two bottleneck
 patches there is a correction of the output weights and bias; the first Θ is learned by auto-decoding, and its columns
 have length 1 throughout: only the product Θ·θ̂ matters to the loss, so a Θ free to grow would undo the prior λ.
+The prior is λ‖θ̂ − μ‖² with a mean μ that is learned from everybody's events: where the frozen model has to move for all
+users alike no single device has to find out from its few events. A user without a patch keeps θ̂ = 0.
 """
 
 import math
@@ -207,12 +209,14 @@ def fit_devices(
     learning_rate: float,
     prior: float,
     start: Float[Tensor, "U K"] | None = None,
+    mean: Float[Tensor, "K"] | None = None,
 ) -> Float[Tensor, "U K"]:
     """θ̂ of U users at once; every user's numbers are those of training that user alone.
 
     Args:
         rows: cached rows of each user. steps, learning_rate: Adam's. prior: λ.
-        start: θ̂ to start from; zeros if None.
+        start: θ̂ to start from; the prior's mean if None.
+        mean: μ, the prior's mean; zeros if None.
 
     Returns:
         θ̂, (U, K).
@@ -222,12 +226,13 @@ def fit_devices(
 
     Source: Yao et al. 2021, eq. 3, with the sum over a user's events (so that λ weighs more for users with few).
     """
-    codes = torch.zeros(len(rows.z1), basis.size, device=rows.z1.device) if start is None else start.clone()
+    center = torch.zeros(basis.size, device=rows.z1.device) if mean is None else mean
+    codes = center.repeat(len(rows.z1), 1) if start is None else start.clone()
     linear_2 = second_linear(head, rows)
 
     def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
         patch_gradient, _ = device_gradient(head, basis.patch(codes), rows, linear_2)
-        return torch.addmm(2 * prior * codes, patch_gradient, basis.theta)
+        return torch.addmm(2 * prior * (codes - center), patch_gradient, basis.theta)
 
     return descend(gradient, codes, steps, learning_rate)
 
@@ -288,19 +293,23 @@ def learn_basis(
     seed: int,
     batch_size: int = 1024,
     on_epoch: Callable[[int, float], None] | None = None,
-) -> tuple[Basis, Float[Tensor, "U K"]]:
-    """The first Θ, by auto-decoding: a table of θ̂ for all users and Θ are trained together on events f has not seen.
+    with_mean: bool = False,
+    fixed: bool = False,
+) -> tuple[Basis, Float[Tensor, "K"], Float[Tensor, "U K"]]:
+    """Θ and the prior's mean μ, by auto-decoding: they and θ̂ of all users are trained together on events f has not seen.
 
-    Each event carries its share λ‖θ̂‖²/n_user of the prior, so that the objective is the devices' own, summed over users.
+    Each event carries its share λ‖θ̂ − μ‖²/n_user of the prior, so that the objective is the devices' own, summed over users.
 
     Args:
         basis: where Θ starts from; ϑ₀ stays as it is.
         events, users: (E,) rows of the log and dense numbers 0…U−1 of their users.
         draw: epoch → candidates, labels, weights (E, C) of the events, with negatives of that epoch.
         activations: first-layer activations of (events, candidates).
+        with_mean: learn μ; if not it is 0.
+        fixed: keep Θ as it is; for a μ to a given basis.
 
     Returns:
-        The learned basis, and the table of θ̂ (U, K).
+        The basis, μ (K,), and the table of θ̂ (U, K).
 
     Raises:
         DivergedError: the loss became infinite or NaN.
@@ -308,21 +317,25 @@ def learn_basis(
     Source: auto-decoding as in Park et al., DeepSDF, CVPR 2019.
     """
     device = head.weight_2.device
-    theta = basis.theta.clone().to(device).requires_grad_()
+    theta = basis.theta.clone().to(device).requires_grad_(not fixed)
+    # what each user's θ̂ is beside μ
     table = torch.zeros(int(users.max(initial=-1)) + 1, basis.size, device=device, requires_grad=True)
+    mean = torch.zeros(basis.size, device=device, requires_grad=with_mean)
     origin = basis.origin.to(device)
     owners = torch.from_numpy(users).to(device)
 
     def forward(rows: Ints, candidates: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             z1 = activations(events[rows], candidates)
-        codes = table[owners[torch.from_numpy(rows).to(device)]]
-        return head_logits(head, z1, Patch.of(origin + codes @ theta.T, basis.shape)), codes
+        own = table[owners[torch.from_numpy(rows).to(device)]]
+        return head_logits(head, z1, Patch.of(origin + (own + mean) @ theta.T, basis.shape)), own
 
+    others = [table, mean] if with_mean else [table]
     learn_jointly(
-        theta, 1.0, [table], forward, events, users, draw, epochs, learning_rate, prior, seed, batch_size, on_epoch
+        theta, 1.0, others, forward, events, users, draw, epochs, learning_rate, prior, seed, batch_size, on_epoch
     )
-    return Basis(basis.shape, basis.origin, theta.detach().cpu()), table.detach().cpu()
+    codes = (table + mean).detach().cpu()
+    return Basis(basis.shape, basis.origin, theta.detach().cpu()), mean.detach().cpu(), codes
 
 
 def learn_jointly(
@@ -343,9 +356,9 @@ def learn_jointly(
     """Train what all users share together with what gives each user's numbers; both are changed in place.
 
     Args:
-        columns: what all users share; its columns keep the length `length`.
+        columns: what all users share; its columns keep the length `length`. Without gradients it stays as it is.
         others: what gives the users' numbers (a table of them, or a network).
-        forward: positions of events (B,), their candidates (B, C) → logits, and the users' numbers.
+        forward: positions of events (B,), their candidates (B, C) → logits, and what the prior keeps small.
         events, users, draw: see `learn_basis`.
 
     Raises:
@@ -353,7 +366,8 @@ def learn_jointly(
     """
     device = columns.device
     share = torch.from_numpy(1.0 / np.bincount(users)[users]).float().to(device)
-    optimiser = torch.optim.Adam([columns, *others], lr=learning_rate)
+    learned = columns.requires_grad
+    optimiser = torch.optim.Adam([columns, *others] if learned else others, lr=learning_rate)
     for epoch in range(epochs):
         candidates, labels, weights = draw(epoch)
         order = permutation(seed, "basis/shuffle", events, epoch)
@@ -370,8 +384,9 @@ def learn_jointly(
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            with torch.no_grad():
-                columns /= columns.norm(dim=0) / length
+            if learned:
+                with torch.no_grad():
+                    columns /= columns.norm(dim=0) / length
             total += float(data.detach())
         mean = total / float(weights.sum())
         if not math.isfinite(mean):

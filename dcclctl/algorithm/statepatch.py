@@ -4,7 +4,8 @@ Source: Yao et al. 2021, section 3.1: f_l(·) + h_l(f_l(·)), ϑ = ϑ₀ + Θ·�
 sequence encoder, and what follows it is the dot product with the items, so that patched users are ranked exactly.
 
 Differs: as in metapatch.py ϑ₀ is frozen with a zero up-projection, so that θ̂ = 0 is exactly the cloud model, and Θ's
-columns have length 1. There is a per-user offset of the state: a user's taste in the space of the items.
+columns have length 1; the prior has a learned mean μ. There is a per-user offset of the state: a user's taste in the
+space of the items.
 
 Shapes: U users, N events, C candidates, D state, R bottleneck, P patch weights, K numbers in θ̂.
 """
@@ -152,23 +153,29 @@ def device_gradient(rows: StateRows, patch: StatePatch) -> Float[Tensor, "U P"]:
 
 @torch.no_grad()
 def fit_devices(
-    basis: StateBasis, rows: StateRows, steps: int, learning_rate: float, prior: float
+    basis: StateBasis,
+    rows: StateRows,
+    steps: int,
+    learning_rate: float,
+    prior: float,
+    mean: Float[Tensor, "K"] | None = None,
 ) -> Float[Tensor, "U K"]:
     """θ̂ of U users at once; every user's numbers are those of training that user alone.
 
     Args:
-        rows: cached rows of each user. steps, learning_rate: Adam's. prior: λ.
+        rows: cached rows of each user. steps, learning_rate: Adam's. prior: λ. mean: μ, zeros if None; θ̂ starts there.
 
     Raises:
         DivergedError: θ̂ became infinite or NaN.
 
     Source: Yao et al. 2021, eq. 3, with the sum over a user's events (so that λ weighs more for users with few).
     """
+    center = torch.zeros(basis.size, device=rows.states.device) if mean is None else mean
 
     def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
-        return torch.addmm(2 * prior * codes, device_gradient(rows, basis.patch(codes)), basis.theta)
+        return torch.addmm(2 * prior * (codes - center), device_gradient(rows, basis.patch(codes)), basis.theta)
 
-    return descend(gradient, torch.zeros(len(rows.states), basis.size, device=rows.states.device), steps, learning_rate)
+    return descend(gradient, center.repeat(len(rows.states), 1), steps, learning_rate)
 
 
 def learn_basis(
@@ -182,15 +189,20 @@ def learn_basis(
     seed: int,
     batch_size: int = 1024,
     on_epoch: Callable[[int, float], None] | None = None,
-) -> StateBasis:
-    """The first Θ, by auto-decoding: θ̂ of all users and Θ are trained together on events f has not seen.
+    with_mean: bool = False,
+) -> tuple[StateBasis, Float[Tensor, "K"]]:
+    """Θ and the prior's mean μ, by auto-decoding: they and θ̂ of all users are trained together on events f has not seen.
 
-    Each event carries its share λ‖θ̂‖²/n_user of the prior, so that the objective is the devices' own, summed over users.
+    Each event carries its share λ‖θ̂ − μ‖²/n_user of the prior, so that the objective is the devices' own, summed over users.
 
     Args:
         basis: where Θ starts from; ϑ₀ stays as it is.
         events, users: (E,) rows of the log and dense numbers 0…U−1 of their users.
         rows_of: (epoch, positions (B,) into `events`) → one event a row, with negatives of that epoch: U = B, N = 1.
+        with_mean: learn μ; if not it is 0.
+
+    Returns:
+        The basis, and μ (K,).
 
     Raises:
         DivergedError: the loss became infinite or NaN.
@@ -200,10 +212,11 @@ def learn_basis(
     device = basis.theta.device
     n_users = int(users.max(initial=-1)) + 1
     theta = basis.theta.clone().requires_grad_()
-    table = torch.zeros(n_users, basis.size, device=device, requires_grad=True)
+    table = torch.zeros(n_users, basis.size, device=device, requires_grad=True)  # what each user's θ̂ is beside μ
+    mean = torch.zeros(basis.size, device=device, requires_grad=with_mean)
     share = torch.from_numpy(1.0 / np.bincount(users, minlength=n_users)[users]).float().to(device)
     owners: Int[Tensor, "E"] = torch.from_numpy(users).to(device)
-    optimiser = torch.optim.Adam([theta, table], lr=learning_rate)
+    optimiser = torch.optim.Adam([theta, table, mean] if with_mean else [theta, table], lr=learning_rate)
     for epoch in range(epochs):
         order = permutation(seed, "basis/shuffle", events, epoch)
         total, counted = 0.0, 0.0
@@ -211,20 +224,20 @@ def learn_basis(
             positions = order[begin : begin + batch_size]
             index = torch.from_numpy(positions).to(device)
             rows = rows_of(epoch, positions)
-            codes = table[owners[index]]
-            data = rows.losses(replace(basis, theta=theta).patch(codes)).sum()
-            loss = (data + prior * (codes.square().sum(1) * share[index]).sum()) / len(positions)
+            own = table[owners[index]]
+            data = rows.losses(replace(basis, theta=theta).patch(own + mean)).sum()
+            loss = (data + prior * (own.square().sum(1) * share[index]).sum()) / len(positions)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             with torch.no_grad():
                 theta /= theta.norm(dim=0)
             total, counted = total + float(data.detach()), counted + float(rows.weights.sum())
-        mean = total / counted if counted else math.nan
-        if not math.isfinite(mean):
+        loss_now = total / counted if counted else math.nan
+        if not math.isfinite(loss_now):
             raise DivergedError(
-                f"the loss of Θ became {mean}", "Lower --basis-learning-rate and run the command again."
+                f"the loss of Θ became {loss_now}", "Lower --basis-learning-rate and run the command again."
             )
         if on_epoch is not None:
-            on_epoch(epoch + 1, mean)
-    return replace(basis, theta=theta.detach())
+            on_epoch(epoch + 1, loss_now)
+    return replace(basis, theta=theta.detach()), mean.detach()

@@ -113,6 +113,20 @@ def read_basis(source: "Artifact | Work") -> Basis:
     return Basis(PatchShape((first, second), metadata["bottleneck"]), tensors["origin"], tensors["theta"])
 
 
+#: the mean μ of the prior of θ̂, which no served model needs
+_PRIOR_FILE = "prior.safetensors"
+
+
+def write_prior_mean(work: Work, mean: Float[Tensor, "K"]) -> None:
+    work.write_tensors(_PRIOR_FILE, {"mean": mean})
+
+
+def read_prior_mean(source: "Artifact | Work") -> Float[Tensor, "K"]:
+    """μ, from committed patches or from the work of a run that was killed."""
+    mean: Tensor = source.read_tensors(_PRIOR_FILE)["mean"]
+    return mean
+
+
 def write_state_basis(work: Work, basis: StateBasis) -> None:
     metadata = {"state_size": basis.shape.state_size, "bottleneck": basis.shape.bottleneck}
     work.write_tensors("basis.safetensors", {"origin": basis.origin, "theta": basis.theta}, metadata)

@@ -23,7 +23,7 @@ from dcclctl.algorithm.eventlog import EventLog
 from dcclctl.algorithm.metapatch import Basis, PatchShape
 from dcclctl.algorithm.sampling import Ints, stream
 from dcclctl.algorithm.scoring import item_embeddings
-from dcclctl.stages.handles import MAP_FILE, read_basis, write_basis
+from dcclctl.stages.handles import MAP_FILE, read_basis, read_prior_mean, write_basis, write_prior_mean
 
 if TYPE_CHECKING:
     from dcclctl.stages.patch import Devices
@@ -80,14 +80,21 @@ def _random_basis(devices: "Devices") -> Basis:
     )
 
 
-def _learned_basis(devices: "Devices", given: Basis | None, events: Ints) -> Basis:
-    """The cloud's basis, or a new one learned from everybody's events of the block."""
-    if given is not None:
-        return given
+def _drawn_basis(devices: "Devices", given: Basis | None, events: Ints) -> tuple[Basis, Tensor]:
+    """A random basis, whatever the cloud has, and zeros for μ."""
+    basis = _random_basis(devices)
+    return basis, torch.zeros(basis.size)
+
+
+def _learned_basis(devices: "Devices", given: Basis | None, events: Ints) -> tuple[Basis, Tensor]:
+    """The cloud's basis, or a new one, and the prior's mean μ, learned from everybody's events of the block."""
     config = devices.config
-    basis, _ = metapatch.learn_basis(
+    with_mean = config.prior_mean == "learned"
+    if given is not None and not with_mean:
+        return given, torch.zeros(given.size)
+    basis, mean, _ = metapatch.learn_basis(
         devices.head,
-        _random_basis(devices),
+        given or _random_basis(devices),
         *devices.owners(events),
         devices.draws(events),
         devices.activations,
@@ -95,21 +102,30 @@ def _learned_basis(devices: "Devices", given: Basis | None, events: Ints) -> Bas
         config.basis_learning_rate,
         config.prior,
         config.seed,
-        on_epoch=devices.on_epoch("learn Θ"),
+        on_epoch=devices.on_epoch("learn μ" if given is not None else "learn Θ"),
+        with_mean=with_mean,
+        fixed=given is not None,
     )
-    return basis
+    return basis, mean
 
 
-def _patch_space(learn: Callable[["Devices", Basis | None, Ints], Basis]) -> Callable[..., PatchSpace]:
-    """MetaPatch with the basis that `learn` gives."""
+def _with_offset(devices: "Devices", given: Basis | None, events: Ints) -> tuple[Basis, Tensor]:
+    """The same with one more number, the user's offset."""
+    basis, mean = _learned_basis(devices, given, events)
+    return devicemethods.with_offset(basis), torch.cat([mean, torch.zeros(1)])
+
+
+def _patch_space(learn: Callable[["Devices", Basis | None, Ints], tuple[Basis, Tensor]]) -> Callable[..., PatchSpace]:
+    """MetaPatch with the basis and the μ that `learn` gives."""
 
     def prepare(devices: "Devices", given: Basis | None, events: Ints) -> PatchSpace:
-        if devices.work.finished("basis.safetensors"):
-            basis = read_basis(devices.work)
-        else:
-            basis = learn(devices, given, events)
-            write_basis(devices.work, basis)
-        return PatchSpace(devices.head, basis.to(devices.device))
+        work = devices.work
+        if not work.finished("basis.safetensors"):
+            basis, mean = learn(devices, given, events)
+            write_prior_mean(work, mean)
+            write_basis(work, basis)  # last: who finds it finds μ
+        basis, mean = read_basis(work), read_prior_mean(work)
+        return PatchSpace(devices.head, basis.to(devices.device), mean.to(devices.device))
 
     return prepare
 
@@ -160,7 +176,9 @@ def _generated_space(devices: "Devices", given: Basis | None, events: Ints) -> G
         write_basis(work, basis)
         work.write_tensors("generator.safetensors", {name: w.cpu() for name, w in generator.state_dict().items()})
     generator.load_state_dict(work.read_tensors("generator.safetensors"))
-    return GeneratedSpace(devices.head, read_basis(work).to(devices.device), generator, histories)
+    basis = read_basis(work).to(devices.device)
+    nobody = torch.zeros(basis.size, device=devices.device)  # a generated code has no prior of its own
+    return GeneratedSpace(devices.head, basis, nobody, generator, histories)
 
 
 # A user's numbers
@@ -168,7 +186,9 @@ def _generated_space(devices: "Devices", given: Basis | None, events: Ints) -> G
 
 def _exact(devices: "Devices", space: PatchSpace, rows: LocalRows) -> Tensor:
     config = devices.config
-    return metapatch.fit_devices(space.head, space.basis, rows, config.steps, config.learning_rate, config.prior)
+    return metapatch.fit_devices(
+        space.head, space.basis, rows, config.steps, config.learning_rate, config.prior, mean=space.mean
+    )
 
 
 def _linearised(devices: "Devices", space: PatchSpace, rows: LocalRows) -> Tensor:
@@ -188,7 +208,9 @@ def _last_layers(devices: "Devices", space: LayerSpace, rows: LocalRows) -> Tens
 
 def _corrected(devices: "Devices", space: PatchSpace, rows: LocalRows) -> Tensor:
     config = devices.config
-    return devicemethods.fit_corrected(space.head, space.basis, rows, config.steps, config.learning_rate, config.prior)
+    return devicemethods.fit_corrected(
+        space.head, space.basis, rows, config.steps, config.learning_rate, config.prior, space.mean
+    )
 
 
 def _generated(devices: "Devices", space: GeneratedSpace, rows: LocalRows) -> Tensor:
@@ -256,15 +278,8 @@ def _join(rows: LocalRows, more: LocalRows) -> LocalRows:
 METHODS: dict[str, Method] = {
     "metapatch": Method("metapatch", _patch_space(_learned_basis), _exact),
     "linearised": Method("metapatch", _patch_space(_learned_basis), _linearised),
-    "random-basis": Method(
-        "metapatch", _patch_space(lambda devices, given, events: _random_basis(devices)), _exact, own_basis=True
-    ),
-    "label-correction": Method(
-        "metapatch",
-        _patch_space(lambda *about: devicemethods.with_offset(_learned_basis(*about))),
-        _corrected,
-        own_basis=True,
-    ),
+    "random-basis": Method("metapatch", _patch_space(_drawn_basis), _exact, own_basis=True),
+    "label-correction": Method("metapatch", _patch_space(_with_offset), _corrected, own_basis=True),
     "similar-users": Method("metapatch", _patch_space(_learned_basis), _with_similar_users),
     "generated": Method("metapatch", _generated_space, _generated, own_basis=True, local=False),
     "item-space": Method("item-space", _item_space, _in_item_space, own_basis=True),

@@ -1,5 +1,7 @@
 """Devices of a sequence model: patches after its state (see algorithm/statepatch.py), for `stages/patch.py`."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
@@ -13,11 +15,30 @@ from dcclctl.algorithm.statepatch import StateBasis, StateRows, StateShape
 from dcclctl.config import PatchConfig
 from dcclctl.errors import UsageError
 from dcclctl.stages.compute import OnProgress, torch_device
-from dcclctl.stages.handles import CloudModel, read_state_basis, write_state_basis
+from dcclctl.stages.handles import (
+    CloudModel,
+    read_prior_mean,
+    read_state_basis,
+    write_prior_mean,
+    write_state_basis,
+)
 from dcclctl.store.store import Work
 
 #: events whose states are computed at once
 _BATCH_EVENTS = 512
+
+
+@dataclass(frozen=True)
+class StateSpace:
+    """What all users share: Θ, and μ (K,), what the prior expects of θ̂."""
+
+    basis: StateBasis
+    mean: Float[Tensor, "K"]
+
+    @property
+    def size(self) -> int:
+        """K."""
+        return self.basis.size
 
 
 class StateDevices:
@@ -60,15 +81,15 @@ class StateDevices:
             states[torch.from_numpy(some).to(self.device)] = self.backbone.activations(events[some], None)
         return states
 
-    def basis(self, given: object, events: Ints) -> StateBasis:
-        """A basis learned from everybody's events of the block (once, also over a kill).
+    def basis(self, given: object, events: Ints) -> StateSpace:
+        """Θ and μ learned from everybody's events of the block (once, also over a kill).
 
         Args:
             given: the basis that the cloud model brings: none, a sequence model is not distilled.
         """
         assert given is None
         if self.work.finished("basis.safetensors"):
-            return read_state_basis(self.work).to(self.device)
+            return self._read()
         config = self.config
         shape = StateShape(self.backbone.embeddings.shape[1], config.bottleneck)
         origin = statepatch.new_basis(shape, config.patch_size, stream(config.seed, "patch/basis")).to(self.device)
@@ -83,7 +104,7 @@ class StateDevices:
             self.on_progress("learn Θ", epoch, config.basis_epochs, f"loss {loss:.4f}")
 
         self.on_progress("learn Θ", 0, config.basis_epochs, "")
-        basis = statepatch.learn_basis(
+        basis, mean = statepatch.learn_basis(
             origin,
             events,
             np.unique(self.log.user[events], return_inverse=True)[1],
@@ -93,24 +114,30 @@ class StateDevices:
             config.prior,
             config.seed,
             on_epoch=on_epoch,
+            with_mean=config.prior_mean == "learned",
         )
-        write_state_basis(self.work, basis.to(torch.device("cpu")))
-        return basis
+        write_prior_mean(self.work, mean.cpu())
+        write_state_basis(self.work, basis.to(torch.device("cpu")))  # last: who finds it finds μ
+        return self._read()
 
-    def fit(self, basis: StateBasis, rows: StateRows) -> Float[Tensor, "U K"]:
+    def _read(self) -> StateSpace:
+        return StateSpace(read_state_basis(self.work).to(self.device), read_prior_mean(self.work).to(self.device))
+
+    def fit(self, space: StateSpace, rows: StateRows) -> Float[Tensor, "U K"]:
         """θ̂ of the rows' users."""
-        return statepatch.fit_devices(basis, rows, self.config.steps, self.config.learning_rate, self.config.prior)
+        config = self.config
+        return statepatch.fit_devices(space.basis, rows, config.steps, config.learning_rate, config.prior, space.mean)
 
     def before(self, rows: StateRows, newest: Bool[Tensor, "U N"], until: Ints) -> StateRows:
         """The rows without each user's newest events."""
         return rows.weighing(rows.weights * ~newest.to(self.device).unsqueeze(2))
 
     def mean_losses(
-        self, basis: StateBasis, rows: StateRows, newest: Bool[Tensor, "U N"], codes: Float[Tensor, "U K"]
+        self, space: StateSpace, rows: StateRows, newest: Bool[Tensor, "U N"], codes: Float[Tensor, "U K"]
     ) -> Float[Tensor, "U"]:
         """Each user's mean cross-entropy over the newest events; NaN where there are none."""
         judged = rows.weighing(rows.weights * newest.to(self.device).unsqueeze(2))
-        return judged.losses(basis.patch(codes)).double() / judged.weights.double().sum((1, 2))
+        return judged.losses(space.basis.patch(codes)).double() / judged.weights.double().sum((1, 2))
 
     def rows(self, users: Ints, events: Ints, first: Ints, counts: Ints) -> StateRows:
         """Padded events of some users, each user's oldest first."""

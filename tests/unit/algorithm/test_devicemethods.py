@@ -151,13 +151,19 @@ def methods(head: Head, basis: Basis, item_space: ItemSpace) -> dict:
     wide = with_offset(basis)
     layers = LayerSpace(head)
     return {
-        "linearised": (PatchSpace(head, basis), lambda rows: newton(*linearised(head, basis, rows), rows, 1.0, 1)),
+        "linearised": (
+            PatchSpace(head, basis, torch.zeros(basis.size)),
+            lambda rows: newton(*linearised(head, basis, rows), rows, 1.0, 1),
+        ),
         "item-space": (
             item_space,
             lambda rows: newton(cloud_logits(head, rows), item_space.features(rows), rows, 1.0, 5),
         ),
         "fine-tune": (layers, lambda rows: fit_layers(layers, rows, 12, 0.01, 0.5)),
-        "label-correction": (PatchSpace(head, wide), lambda rows: fit_corrected(head, wide, rows, 12, 0.03, 1.0)),
+        "label-correction": (
+            PatchSpace(head, wide, torch.zeros(wide.size)),
+            lambda rows: fit_corrected(head, wide, rows, 12, 0.03, 1.0, torch.zeros(5)),
+        ),
     }
 
 
@@ -374,7 +380,7 @@ def test_the_generator_learns_also_for_users_without_events_in_the_block() -> No
     histories = Histories(log, embeddings, 10)
     generator = Generator(histories.size, 8, 4, log.profile_sizes, torch.Generator().manual_seed(0))
     before = {name: weight.detach().clone() for name, weight in generator.named_parameters()}
-    space = GeneratedSpace(world.head, basis, generator, histories)
+    space = GeneratedSpace(world.head, basis, torch.zeros(basis.size), generator, histories)
     users, idle = np.arange(50), np.arange(50, 60)
     assert world.margin(space, users) == 0  # an untrained generator is the cloud model
     learned = learn_generator(
@@ -382,7 +388,7 @@ def test_the_generator_learns_also_for_users_without_events_in_the_block() -> No
     )
     for name, weight in generator.named_parameters():
         assert weight.grad is not None and not torch.equal(weight, before[name]), name
-    space = GeneratedSpace(world.head, learned, generator, histories)
+    space = GeneratedSpace(world.head, learned, torch.zeros(learned.size), generator, histories)
     assert world.margin(space, users) > 0.3
     assert world.margin(space, idle) > 0.1
 
@@ -427,7 +433,7 @@ def test_the_last_number_of_a_corrected_code_is_an_offset_of_the_logit(head: Hea
 def test_the_offset_is_the_users_base_rate_shrunken_and_stays_while_the_code_learns(head: Head, basis: Basis) -> None:
     rows = rows_of([30, 30], 12)
     rows.labels[0], rows.labels[1] = 1, 0  # one clicks on everything, the other on nothing
-    codes = fit_corrected(head, with_offset(basis), rows, 12, 0.03, prior=2.0)
+    codes = fit_corrected(head, with_offset(basis), rows, 12, 0.03, 2.0, torch.zeros(5))
     assert codes[0, -1] > 0.5 and codes[1, -1] < -0.5
     for user in range(2):
         b, base = float(codes[user, -1]), cloud_logits(head, rows)[user].double().numpy()
@@ -436,3 +442,11 @@ def test_the_offset_is_the_users_base_rate_shrunken_and_stays_while_the_code_lea
     assert codes[:, :-1].all()
     free = metapatch.fit_devices(head, basis, rows, 12, 0.03, 2.0)
     assert (codes[:, :-1].norm(dim=1) < free.norm(dim=1)).all()  # what the offset took up, the code need not learn
+    # with a mean the offset is what is left beside what is expected of everybody
+    mean = torch.tensor([0.5, -0.5, 0.2, 0.0, 0.0])
+    near = fit_corrected(head, with_offset(basis), rows, 12, 0.03, 2.0, mean)
+    expected = head_logits(head, rows.z1, with_offset(basis).patch(mean.repeat(2, 1))).double().numpy()
+    for user in range(2):
+        b = float(near[user, -1])
+        slope = (sigmoid(expected[user] + b) - rows.labels[user].numpy()).sum() + 2 * 2.0 * b
+        assert abs(slope) < 1e-3

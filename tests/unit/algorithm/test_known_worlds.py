@@ -82,12 +82,15 @@ class Personal:
     """A world with a turn that the cloud cannot know: until the device period all prefer the first group, then each user has an own one.
 
     The profile tells half of the users' turn (codes 1 and 2), and nothing of the others' (code 0).
+    With `together` all users turn.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, together: bool = False, with_mean: bool = False) -> None:
         rng = np.random.default_rng(7)
         self.n_users = 60
         self.turned = rng.permutation(np.arange(self.n_users) % 2)
+        if together:
+            self.turned[:] = 1
         rows = []
         for user in range(self.n_users):
             for t, period in enumerate([CLOUD] * 8 + [DEVICE] * 8 + [VALID] * 2 + [TEST] * 4):
@@ -117,7 +120,7 @@ class Personal:
             return drawn.candidates, drawn.labels, drawn.weights
 
         self.samples = samples
-        self.basis, _ = learn_basis(
+        self.basis, self.mean, _ = learn_basis(
             self.head,
             new_basis(PatchShape((16, 8), 4), 4, seed=0),
             events,
@@ -129,13 +132,17 @@ class Personal:
             prior=0.3,
             seed=0,
             batch_size=64,
+            with_mean=with_mean,
         )
         own = samples(99)
         with torch.no_grad():
             z1 = training.first_layer(self.model, log, events, own.candidates, LIMIT)
         by_user = (self.n_users, -1)
-        rows = DeviceRows(z1.view(*by_user, 16), own.labels.view(by_user), own.weights.view(by_user))
-        self.codes = fit_devices(self.head, self.basis, rows, steps=60, learning_rate=0.05, prior=0.3)
+        self.rows = DeviceRows(z1.view(*by_user, 16), own.labels.view(by_user), own.weights.view(by_user))
+        self.codes = self.fit(self.rows)
+
+    def fit(self, rows: DeviceRows) -> torch.Tensor:
+        return fit_devices(self.head, self.basis, rows, steps=60, learning_rate=0.05, prior=0.3, mean=self.mean)
 
     def losses(self, codes: torch.Tensor, basis=None) -> torch.Tensor:
         """Each user's mean loss on the test events: the chosen item against all of the others, equally weighed."""
@@ -155,6 +162,19 @@ def personal() -> Personal:
     world = Personal()
     torch.set_num_threads(threads)
     return world
+
+
+def test_what_all_users_share_needs_no_events_of_ones_own():
+    """All turn alike. A device with one event hardly learns it alone; with the mean of the prior it has it already."""
+    gains = {}
+    for with_mean in (False, True):
+        world = Personal(together=True, with_mean=with_mean)
+        weights = torch.zeros_like(world.rows.weights)
+        weights[:, :5] = world.rows.weights[:, :5]  # one event and its negatives
+        codes = world.fit(DeviceRows(world.rows.z1, world.rows.labels, weights))
+        gains[with_mean] = float(world.losses(torch.zeros(60, 4)).mean() - world.losses(codes).mean())
+    assert gains[True] > 0.1
+    assert gains[True] > 1.5 * gains[False]
 
 
 def test_patches_learn_what_the_cloud_cannot_know(personal):

@@ -179,18 +179,20 @@ def test_rows_without_weight_have_no_gradient(model, basis):
 # Training on devices
 
 
-def test_devices_learn_as_torchs_adam_would(model, basis):
-    """Σ CE + λ‖θ̂‖² by autograd and torch.optim.Adam, user by user, in float64."""
+@pytest.mark.parametrize("mean", [(0.0, 0.0, 0.0, 0.0), (0.3, -1.2, 0.0, 0.7)])
+def test_devices_learn_as_torchs_adam_would(model, basis, mean):
+    """Σ CE + λ‖θ̂ − μ‖² from μ on, by autograd and torch.optim.Adam, user by user, in float64."""
     head, wide, rows = double(Head.of(model)), double(basis), double(rows_of([7, 3, 1], 12))
-    ours = fit_devices(head, wide, rows, **STEPS, start=torch.zeros(3, 4, dtype=torch.float64))
+    mu = torch.tensor(mean, dtype=torch.float64)
+    ours = fit_devices(head, wide, rows, **STEPS, mean=mu)
     for user in range(3):
-        code = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
+        code = mu[None].clone().requires_grad_()
         optimiser = torch.optim.Adam([code], lr=STEPS["learning_rate"])
         for _ in range(STEPS["steps"]):
             optimiser.zero_grad()
             logits = head_logits(head, rows.z1[user : user + 1], wide.patch(code))[0]
             losses = F.binary_cross_entropy_with_logits(logits, rows.labels[user], reduction="none")
-            loss = (losses * rows.weights[user]).sum() + STEPS["prior"] * code.square().sum()
+            loss = (losses * rows.weights[user]).sum() + STEPS["prior"] * (code - mu).square().sum()
             loss.backward()
             optimiser.step()
         torch.testing.assert_close(ours[user], code.detach()[0], atol=1e-9, rtol=1e-7)
@@ -250,12 +252,15 @@ def test_what_stands_in_the_padding_does_not_matter(fleet):
     assert relative_difference(first, second) <= 1e-5
 
 
-def test_a_user_without_rows_keeps_a_zero_code(model, basis):
-    rows = rows_of([4, 4], 12)
+def test_a_user_without_rows_keeps_what_is_expected_of_everybody(model, basis):
+    rows, mean = rows_of([4, 4], 12), torch.tensor([0.3, -1.2, 0.0, 0.7])
     rows.weights[1] = 0
     codes = fit_devices(Head.of(model), basis, rows, **STEPS)
     assert codes[0].all()
     assert not codes[1].any()
+    codes = fit_devices(Head.of(model), basis, rows, **STEPS, mean=mean)
+    assert (codes[0] != mean).all()
+    assert torch.equal(codes[1], mean)
 
 
 def test_a_code_starts_where_it_is_told_and_the_start_is_not_changed(model, basis):
@@ -334,10 +339,11 @@ def test_the_basis_and_the_table_learn_and_all_else_is_frozen(model, basis, log)
     kept = [*model.parameters(), basis.origin, basis.theta]
     before = frozen(*kept)
     told = []
-    learned, table = learn(model, basis, log, epochs=6, on_epoch=lambda *figures: told.append(figures))
+    learned, mean, table = learn(model, basis, log, epochs=6, on_epoch=lambda *figures: told.append(figures))
     assert frozen(*kept) == before
     assert torch.equal(learned.origin, basis.origin)
     assert (learned.theta != basis.theta).all()
+    assert not mean.any()  # nobody asked for one
     assert len(table) == len(np.unique(log.user[log.events_in(DEVICE)]))
     assert table.all()
     assert [epoch for epoch, _ in told] == [1, 2, 3, 4, 5, 6]
@@ -345,7 +351,7 @@ def test_the_basis_and_the_table_learn_and_all_else_is_frozen(model, basis, log)
 
 def test_every_piece_of_the_basis_gets_a_gradient(model, basis, log):
     """Without the first steps, in which θ̂ = 0 and no gradient reaches Θ: it moves by more than the renormalisation."""
-    learned, _ = learn(model, basis, log, epochs=4)
+    learned, _, _ = learn(model, basis, log, epochs=4)
     for name, piece in Patch.of(learned.theta.T.contiguous(), basis.shape).__dict__.items():
         other = getattr(Patch.of(basis.theta.T.contiguous(), basis.shape), name)
         # scaled back by the best factor, what is left is a change of direction
@@ -356,17 +362,18 @@ def test_every_piece_of_the_basis_gets_a_gradient(model, basis, log):
 
 
 def test_columns_of_the_basis_stay_at_length_one(model, basis, log):
-    learned, _ = learn(model, basis, log)
+    learned, _, _ = learn(model, basis, log)
     torch.testing.assert_close(learned.theta.norm(dim=0), torch.ones(4))
 
 
-def test_the_objective_of_the_basis_is_the_devices_own(model, basis, log):
-    """One step on one batch = autograd of (Σ CE + λ Σ‖θ̂‖²) / events over everybody, then torch's Adam."""
+@pytest.mark.parametrize(("with_mean", "fixed"), [(False, False), (True, False), (True, True)])
+def test_the_objective_of_the_basis_is_the_devices_own(model, basis, log, with_mean, fixed):
+    """Steps on one batch = autograd of (Σ CE + λ Σ‖θ̂ − μ‖²) / events over everybody, then torch's Adam."""
     events = log.events_in(DEVICE)
     users = np.unique(log.user[events], return_inverse=True)[1]
     samples = samples_of(log, DEVICE, epoch=0)
     # two steps: after the first, θ̂ is no longer zero
-    ours, table = learn_basis(
+    ours, mean, table = learn_basis(
         Head.of(model),
         basis,
         events,
@@ -378,24 +385,30 @@ def test_the_objective_of_the_basis_is_the_devices_own(model, basis, log):
         prior=10.0,
         seed=0,
         batch_size=10**6,
+        with_mean=with_mean,
+        fixed=fixed,
     )
     theta = basis.theta.clone().requires_grad_()
-    codes = torch.zeros(users.max() + 1, 4, requires_grad=True)
-    optimiser = torch.optim.Adam([theta, codes], lr=0.01)
+    own, mu = torch.zeros(users.max() + 1, 4, requires_grad=True), torch.zeros(4, requires_grad=True)
+    optimiser = torch.optim.Adam([own, *([mu] if with_mean else []), *([] if fixed else [theta])], lr=0.01)
     with torch.no_grad():
         z1 = first_layer(model, log, events, samples.candidates, 6)
     for _ in range(2):
-        patch = Basis(basis.shape, basis.origin, theta).patch(codes[torch.from_numpy(users)])
+        patch = Basis(basis.shape, basis.origin, theta).patch((own + mu)[torch.from_numpy(users)])
         losses = F.binary_cross_entropy_with_logits(
             patched_logits(model, z1, patch), samples.labels, samples.weights, reduction="sum"
         )
         optimiser.zero_grad()
-        ((losses + 10.0 * codes.square().sum()) / len(events)).backward()
+        ((losses + 10.0 * own.square().sum()) / len(events)).backward()
         optimiser.step()
-        with torch.no_grad():
-            theta /= theta.norm(dim=0)
-    torch.testing.assert_close(table, codes.detach(), atol=1e-5, rtol=1e-3)
+        if not fixed:
+            with torch.no_grad():
+                theta /= theta.norm(dim=0)
+    torch.testing.assert_close(table, (own + mu).detach(), atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(mean, mu.detach(), atol=1e-5, rtol=1e-3)
+    assert bool(mean.any()) == with_mean
     torch.testing.assert_close(ours.theta, theta.detach(), atol=1e-4, rtol=1e-3)
+    assert torch.equal(ours.theta, basis.theta) == fixed
 
 
 def test_the_same_seed_gives_the_same_basis(model, basis, log):

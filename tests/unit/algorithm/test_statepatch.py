@@ -84,12 +84,14 @@ def test_the_gradient_by_hand_is_autograds():
     assert found.abs().min() > 0
 
 
-def one_by_one(rows: StateRows, basis: StateBasis, user: int, steps: int, rate: float, prior: float) -> torch.Tensor:
+def one_by_one(
+    rows: StateRows, basis: StateBasis, user: int, steps: int, rate: float, prior: float, mean: torch.Tensor
+) -> torch.Tensor:
     """A device by itself: its own events only, one at a time, torch's own Adam."""
-    code = torch.zeros(K, requires_grad=True)
+    code = mean.clone().requires_grad_()
     optimiser = torch.optim.Adam([code], lr=rate)
     for _ in range(steps):
-        loss = prior * code.square().sum()
+        loss = prior * (code - mean).square().sum()
         weights = basis.origin + basis.theta @ code
         down, up, offset = weights[: R * D].view(R, D), weights[R * D : -D].view(D, R), weights[-D:]
         for n in range(N):
@@ -105,10 +107,12 @@ def one_by_one(rows: StateRows, basis: StateBasis, user: int, steps: int, rate: 
 
 def test_all_users_at_once_learn_what_each_learns_alone():
     rows, basis = rows_of(), basis_of()
-    codes = statepatch.fit_devices(basis, rows, 12, 0.05, 0.3)
-    assert codes.abs().max() > 0.1
-    for user in range(U):
-        torch.testing.assert_close(codes[user], one_by_one(rows, basis, user, 12, 0.05, 0.3), rtol=1e-3, atol=1e-4)
+    for mean in (torch.zeros(K), torch.linspace(-0.5, 0.8, K)):
+        codes = statepatch.fit_devices(basis, rows, 12, 0.05, 0.3, mean)
+        assert (codes - mean).abs().max() > 0.1
+        for user in range(U):
+            alone = one_by_one(rows, basis, user, 12, 0.05, 0.3, mean)
+            torch.testing.assert_close(codes[user], alone, rtol=1e-3, atol=1e-4)
 
 
 def test_what_has_no_weight_teaches_nothing():
@@ -122,6 +126,8 @@ def test_what_has_no_weight_teaches_nothing():
     assert torch.equal(statepatch.fit_devices(basis, other, 5, 0.05, 0.3), fit)
     nothing = rows.weighing(torch.zeros_like(rows.weights))
     assert not statepatch.fit_devices(basis, nothing, 5, 0.05, 0.3).any()
+    mean = torch.linspace(-0.5, 0.8, K)
+    assert torch.equal(statepatch.fit_devices(basis, nothing, 5, 0.05, 0.3, mean), mean.repeat(U, 1))
 
 
 def test_patches_lower_the_loss_and_the_prior_keeps_them_small():
@@ -151,19 +157,43 @@ def test_the_basis_learns_what_users_have_in_common():
 
     start, losses = basis_of(), []
     kept = frozen(start.origin, start.theta)
-    learned = statepatch.learn_basis(
+    learned, mean = statepatch.learn_basis(
         start, np.arange(len(users)), users, rows, 30, 0.05, 0.1, seed=0, batch_size=64,
         on_epoch=lambda epoch, loss: losses.append(loss),
     )  # fmt: skip
     assert frozen(start.origin, start.theta) == kept and torch.equal(learned.origin, start.origin)
     torch.testing.assert_close(learned.theta.norm(dim=0), torch.ones(K))
     assert losses[-1] < 0.5 * losses[0]
+    assert not mean.any()  # nobody asked for one
     devices = StateRows(*(values.view(n_users, n_events, *values.shape[2:]) for values in vars(whole).values()))
     after = {}
     for name, basis in (("random", start), ("learned", learned)):
         codes = statepatch.fit_devices(basis, devices, 15, 0.05, 0.1)
         after[name] = float(devices.losses(basis.patch(codes)).mean())
     assert after["learned"] < 0.7 * after["random"]
+
+
+def test_the_mean_learns_what_all_users_share():
+    """Every user prefers the same side: μ takes it up, and a user without any event has it too."""
+    rng = np.random.default_rng(3)
+    n_users, n_events = 30, 6
+    users = np.repeat(np.arange(n_users), n_events)
+    items = torch.from_numpy(rng.normal(size=(len(users), 1, 2, D))).float()
+    items[:, 0, 0, 0], items[:, 0, 1, 0] = 1.0, -1.0
+    items[:, 0, :, 1:] = items[:, 0, :1, 1:]
+    states = torch.from_numpy(rng.normal(size=(len(users), 1, D))).float()
+    labels = torch.tensor([1.0, 0.0]).expand(len(users), 1, 2)
+    whole = StateRows(states, items, torch.zeros(len(users), 1, 2), labels, torch.ones(len(users), 1, 2))
+
+    def rows(epoch: int, positions: np.ndarray) -> StateRows:
+        index = torch.from_numpy(positions)
+        return StateRows(*(values[index] for values in vars(whole).values()))
+
+    basis, mean = statepatch.learn_basis(
+        basis_of(), np.arange(len(users)), users, rows, 30, 0.05, 10.0, seed=0, batch_size=64, with_mean=True
+    )
+    before, after = (whole.losses(basis.patch(codes.repeat(len(users), 1))).mean() for codes in (0 * mean, mean))
+    assert after < 0.5 * before
 
 
 def test_divergence_is_said():
