@@ -43,7 +43,8 @@ CHAPTERS = ("devices", "memory", "harm", "personal", "stronger", "clouds", "roun
 #: one budget for the incremental control and for distillation: the best of 3 × 3 for the control, on valid of two logs
 BUDGET = ["--epochs", "3", "--learning-rate", "0.002"]
 ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"
-#: the same with six times the negatives
+MEAN_PATCH = "metapatch, mean (placebo)"
+#: the controls with six times the negatives
 ONCE_24, TWICE_24 = f"{ONCE}, 24 negatives", f"{TWICE}, 24 negatives"
 #: weeks of 2017: cloud 1-30, device 31-40, valid 41-43, test 44-47
 WEEKS = "2017-07-24T04:00:00Z,2017-10-02T04:00:00Z,2017-10-23T04:00:00Z"
@@ -193,7 +194,11 @@ class Study:
         models = {"frozen cloud": self.frozen}
         for method in DEVICE_METHODS:
             models[method] = self.made(method, "patch", "--method", method, "--cloud", self.frozen)
-        models["metapatch, mean (placebo)"] = models["metapatch"] + "+mean"
+        models["metapatch, no mean in the prior"] = self.made(
+            *("metapatch without a mean", "patch", "--method", "metapatch", "--cloud", self.frozen),
+            *("--prior-mean", "zero", "--prior", "10"),
+        )
+        models[MEAN_PATCH] = models["metapatch"] + "+mean"
         models["metapatch, shuffled (placebo)"] = models["metapatch"] + "+shuffled"
         models["metapatch, guarded"] = self.made(
             "metapatch guarded", "patch", "--method", "metapatch", "--cloud", self.frozen, "--guard"
@@ -563,7 +568,10 @@ def main() -> None:
                     (options.out / f"{name}.{part}.md").write_text(markdown(records))
                     if part == "memory":
                         (options.out / f"{name}.memory.activity.json").write_text(json.dumps(activity_of(found)))
-                    others = (("once", ONCE), ("more", ONCE_24), ("one", "distilled, one round"))
+                    others = (
+                        *(("once", ONCE), ("more", ONCE_24), ("mean", MEAN_PATCH)),
+                        ("one", "distilled, one round"),
+                    )
                     for short, other in others:
                         if other in found[0]["subject"].unique(maintain_order=True)[1:]:
                             against = figures_of(found, other)
