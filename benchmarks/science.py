@@ -5,10 +5,11 @@
 LOGS: ml-100k, grocery, amazon-beauty (folder --data or DCCL_DATA), journey-first, journey-repeats (folder --journey, made
 by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in the default). Chapters:
 
+    paper      the paper's patch on the frozen cloud model on the next block (valid), its placebos, and μ = 0
     devices    what each device method adds to the frozen cloud model on the next block (valid), with placebos
     memory     memory-conditioned patches against the incremental control, on test, with placebos and ablations
     personal   variants of the memory-conditioned patch, on valid
-    stronger   the incremental control with six times the negatives, and the memory patch on it, on test
+    stronger   controls trained until they rank no better on valid, with 4 and 24 negatives, and memory patches on them, on test
     clouds     distilled clouds against the incremental control, on test
     rounds     three rounds of memory teachers against one, each beside its control, on test
     baselines  what a reviewer would ask for, and the long window, against the incremental control, on test
@@ -39,13 +40,27 @@ from dcclctl.metrics.significance import compare, holm
 HERE = Path(__file__).resolve().parent.parent
 LOGS = ("ml-100k", "grocery", "amazon-beauty", "journey-first", "journey-repeats")
 SAMPLE = HERE / "sample_data"
-CHAPTERS = ("devices", "memory", "harm", "personal", "stronger", "clouds", "rounds", "baselines", "sasrec", "cold")
+CHAPTERS = (
+    "paper",
+    "devices",
+    "memory",
+    "harm",
+    "personal",
+    "stronger",
+    "clouds",
+    "rounds",
+    "baselines",
+    "sasrec",
+    "cold",
+)
 #: one budget for the incremental control and for distillation: the best of 3 × 3 for the control, on valid of two logs
 BUDGET = ["--epochs", "3", "--learning-rate", "0.002"]
 ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"
 MEAN_PATCH = "metapatch, mean (placebo)"
 #: the controls with six times the negatives
 ONCE_24, TWICE_24 = f"{ONCE}, 24 negatives", f"{TWICE}, 24 negatives"
+#: trained until valid AUC rises no more: log loss, which BUDGET keeps the best epoch by, turns long before
+LONG = ["--epochs", "12", "--patience", "2", "--criterion", "auc", "--learning-rate", "0.002"]
 #: weeks of 2017: cloud 1-30, device 31-40, valid 41-43, test 44-47
 WEEKS = "2017-07-24T04:00:00Z,2017-10-02T04:00:00Z,2017-10-23T04:00:00Z"
 MORE_NEGATIVES = ["--negatives", "24"]
@@ -190,14 +205,26 @@ class Study:
 
     # -- the chapters: model → reference, the first is what the others are compared with
 
+    def paper(self) -> pl.DataFrame:
+        models = {"frozen cloud": self.frozen}
+        models["metapatch"] = self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen)
+        models[MEAN_PATCH] = models["metapatch"] + "+mean"
+        models["metapatch, shuffled (placebo)"] = models["metapatch"] + "+shuffled"
+        models["metapatch, no mean in the prior"] = self.without_a_mean
+        models[ONCE] = self.once
+        return self.evaluated("paper", models, "valid")
+
+    @property
+    def without_a_mean(self) -> str:
+        """MetaPatch whose prior expects the cloud model of every device."""
+        flags = ("--prior-mean", "zero", "--prior", "10")
+        return self.made("metapatch without a mean", "patch", "--method", "metapatch", "--cloud", self.frozen, *flags)
+
     def devices(self) -> pl.DataFrame:
         models = {"frozen cloud": self.frozen}
         for method in DEVICE_METHODS:
             models[method] = self.made(method, "patch", "--method", method, "--cloud", self.frozen)
-        models["metapatch, no mean in the prior"] = self.made(
-            *("metapatch without a mean", "patch", "--method", "metapatch", "--cloud", self.frozen),
-            *("--prior-mean", "zero", "--prior", "10"),
-        )
+        models["metapatch, no mean in the prior"] = self.without_a_mean
         models[MEAN_PATCH] = models["metapatch"] + "+mean"
         models["metapatch, shuffled (placebo)"] = models["metapatch"] + "+shuffled"
         models["metapatch, guarded"] = self.made(
@@ -235,11 +262,22 @@ class Study:
             models[f"memory patch, {name}"] = self.remembering(name, control, *flags)
         return self.evaluated("personal", models, "valid")
 
+    def long(self, name: str, start: str, on: str, *arguments: str) -> str:
+        """Trained further for as long as it ranks better."""
+        return self.made(name, "train", "--continue", start, "--on", on, *LONG, *arguments)
+
     def stronger(self) -> pl.DataFrame:
-        """Control and patch where the control is trained with six times the negatives."""
-        models = {ONCE_24: self.once_more, TWICE_24: self.incremental_more, ONCE: self.once, TWICE: self.incremental}
-        models["memory patch"] = self.remembering("memory patch", self.incremental)
-        models["memory patch, on 24 negatives"] = self.remembering("memory on more", self.incremental_more)
+        """Controls that are trained as long as it makes them rank better, and patches on them."""
+        models = {}
+        for negatives, flags in (("4 negatives", []), ("24 negatives", MORE_NEGATIVES)):
+            first = self.long(f"long step 1, {negatives}", self.frozen, "device:1/2", *flags)
+            fresh = self.long(f"long step 2, {negatives}", first, "device:2/2", *flags)
+            models[f"cloud at once, {negatives}"] = self.long(f"long once, {negatives}", self.frozen, "device", *flags)
+            models[f"cloud in two steps, {negatives}"] = fresh
+            models[f"memory patch on it, {negatives}"] = self.remembering(f"memory on long, {negatives}", fresh)
+        models["metapatch (paper) on the frozen cloud"] = self.made(
+            "metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen
+        )
         return self.evaluated("stronger", models, "test")
 
     def clouds(self) -> pl.DataFrame:
@@ -488,6 +526,28 @@ def markdown(records: list[dict[str, object]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def against_the_best(tables: list[pl.DataFrame], controls: list[str]) -> str:
+    """Every patch against the control that it gains least over, in each group and metric: the control is chosen on test,
+    against the patch."""
+    by = {
+        control: {(r["model"], r["group"], r["metric"]): r for r in figures_of(tables, control)} for control in controls
+    }
+    patches = list(dict.fromkeys(model for model, _, _ in next(iter(by.values())) if "patch" in str(model)))
+    lines = ["| model | group | metric | best control | its value | difference |", "|---|---|---|---|---|---|"]
+    for model in patches:
+        for group in ("all", "tail", "head", "new"):
+            for metric in METRICS:
+                key = (model, group, metric)
+                found = [
+                    (by[c][key]["difference"], c) for c in controls if by[c].get(key, {}).get("difference") is not None
+                ]
+                if found:
+                    _, best = min(found)
+                    value = 100 * by[best][(best, group, metric)]["value"]  # type: ignore[operator]
+                    lines.append(f"| {model} | {group} | {metric} | {best} | {value:.2f} | {cell(by[best][key])} |")
+    return "\n".join(lines) + "\n"
+
+
 def cold_table(found: dict[str, list[dict[str, object]]]) -> str:
     """New users: every number of first events down; the first model's values and the others' differences to it across.
 
@@ -568,6 +628,9 @@ def main() -> None:
                     (options.out / f"{name}.{part}.md").write_text(markdown(records))
                     if part == "memory":
                         (options.out / f"{name}.memory.activity.json").write_text(json.dumps(activity_of(found)))
+                    controls = [name for name in found[0]["subject"].unique() if name.startswith("cloud ")]
+                    if part == "stronger":
+                        (options.out / f"{name}.best.md").write_text(against_the_best(found, controls))
                     others = (
                         *(("once", ONCE), ("more", ONCE_24), ("mean", MEAN_PATCH)),
                         ("one", "distilled, one round"),

@@ -143,7 +143,12 @@ class TrainConfig(ComputeSection):
     negatives: Positive = Field(4, description="Sampled negatives for each positive event.")
     epochs: Positive = Field(20, description="At most so many passes over the training events.")
     patience: Count = Field(
-        2, description="Stop after so many epochs without a better valid loss; 0 never stops early."
+        2, description="Stop after so many epochs without a better one on valid; 0 never stops early."
+    )
+    criterion: Literal["loss", "auc"] = Field(
+        "loss",
+        description="What makes an epoch the best on valid: loss (cross-entropy), or auc (each event's item above its sampled "
+        "negatives): a model that is trained further ranks better for some epochs after its loss has turned.",
     )
     batch_size: Positive = Field(1024, description="Events per step (each with its negatives).")
     learning_rate: Rate = Field(0.002, description="Adam's step size.")
@@ -311,6 +316,11 @@ class DistillConfig(ComputeSection):
         description="Weigh β by n/(n+10) for each user, n: events that the user's patch learned from, 0 without one.",
     )
     epochs: Positive = Field(3, description="Passes over the events for the cloud weights (step 1).")
+    criterion: Literal["loss", "auc"] = Field(
+        "loss",
+        description="What makes an epoch the best on valid: loss (cross-entropy), or auc (each event's item above its sampled "
+        "negatives): a model that is trained further ranks better for some epochs after its loss has turned.",
+    )
     learning_rate: Rate = Field(0.002, description="Adam's step size for the cloud weights.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-5, description="L2 penalty on the embeddings in a batch.")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.2, description="Dropout on the hidden layers in step 1.")

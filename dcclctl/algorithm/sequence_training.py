@@ -5,7 +5,6 @@ Differs: any number of negatives; several events may follow one state (a basket)
 without a loss where they lie outside of the blocks.
 """
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,22 +126,22 @@ def candidate_logits(
 
 
 @torch.no_grad()
-def evaluate_loss(
+def judge(
     model: SequenceModel, moments: Moments, log: EventLog, samples: Samples, batch_size: int = 1024
-) -> float:
-    """Mean cross-entropy of the samples as they are served, nats; NaN without samples."""
+) -> training.Judged:
+    """Mean cross-entropy of the samples as they are served, and AUC."""
     windows = served_windows(moments, log, samples.events, model.sizes.window)
     order = np.argsort(windows.end[windows.window] - windows.first[windows.window], kind="stable")
-    total, weight = 0.0, 0.0
+    tally = training.Tally()
     for start in range(0, len(order), batch_size):
         positions = order[start : start + batch_size]
         index = torch.from_numpy(positions)
         logits = candidate_logits(model, moments, windows, positions, samples.candidates[index])
-        counts = samples.weights[index].to(logits.device)
-        losses = F.binary_cross_entropy_with_logits(logits, samples.labels[index].to(logits.device), reduction="none")
-        total += float((losses * counts).sum(dtype=torch.float64))
-        weight += float(counts.sum(dtype=torch.float64))
-    return total / weight if weight else math.nan
+        labels, counts = samples.labels[index].to(logits.device), samples.weights[index].to(logits.device)
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        sums = (losses * counts).sum(dtype=torch.float64), counts.sum(dtype=torch.float64)
+        tally.add(*sums, logits, labels, counts)
+    return tally.judged
 
 
 def train_epoch(
@@ -195,5 +194,5 @@ def train_epoch(
         total, done = total + value * len(positions), done + len(positions)
         if on_step is not None:
             on_step(state.epoch + 1, done, len(events), total / done, done / (time.perf_counter() - started))
-    valid_loss = evaluate_loss(model, moments, log, valid) if len(valid.events) else None
-    return training.after_epoch(model, state, optimiser, total / max(done, 1), valid_loss)
+    judged = judge(model, moments, log, valid) if len(valid.events) else None
+    return training.after_epoch(model, state, optimiser, total / max(done, 1), judged, settings.criterion)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from dcclctl.errors import DivergedError
 OnStep = Callable[[int, int, int, float, float], None]
 #: events (B,), candidates (B, C) → the teacher's logits (B, C)
 Teacher = Callable[[Ints, Int[Tensor, "B C"]], Float[Tensor, "B C"]]
+
+#: what makes an epoch the best one on the valid samples
+Criterion = Literal["loss", "auc"]
 
 #: batches that are sorted by history length together: long enough for tight padding, short enough to stay random
 _BUCKET_BATCHES = 50
@@ -43,6 +47,7 @@ class FitSettings:
     seed: int
     purpose: str = "train"
     beta: float = 0.0
+    criterion: Criterion = "loss"
 
 
 @dataclass
@@ -51,9 +56,10 @@ class FitState:
 
     Attributes:
         epoch: epochs done.
-        weights: current weights by name. best: the weights with the lowest valid loss so far.
+        weights: current weights by name. best: the best weights so far by the criterion (see FitSettings).
         moments: Adam's moments by name ("<name>.m", "<name>.v"). steps: optimiser steps done.
-        history: one record an epoch: epoch, train_loss, valid_loss (nats per scored candidate).
+        best_loss, best_auc: of the best weights on the valid samples (see Judged).
+        history: one record an epoch: epoch, train_loss, valid_loss (nats per scored candidate), valid_auc.
     """
 
     epoch: int
@@ -62,12 +68,52 @@ class FitState:
     moments: dict[str, Tensor]
     steps: int
     best_loss: float
+    best_auc: float
     epochs_since_best: int
     history: list[dict[str, float]] = field(default_factory=list)
 
     def finished(self, settings: FitSettings) -> bool:
         stopped = settings.patience > 0 and self.epochs_since_best >= settings.patience
         return self.epoch >= settings.epochs or stopped
+
+
+class Judged(NamedTuple):
+    """What a model makes of samples.
+
+    Attributes:
+        loss: mean loss of a candidate, nats; NaN without samples.
+        auc: how often an event's item is above one of its own negatives, 0 to 1; 0.5 where there is nothing to rank.
+    """
+
+    loss: float
+    auc: float
+
+
+class Tally:
+    """Adds up batches of samples; `judged` is what they come to."""
+
+    def __init__(self) -> None:
+        self.loss, self.count, self.wins, self.pairs = 0.0, 0.0, 0.0, 0.0
+
+    def add(
+        self,
+        losses: Float[Tensor, ""],
+        count: Float[Tensor, ""],
+        logits: Float[Tensor, "B C"],
+        labels: Float[Tensor, "B C"],
+        weights: Float[Tensor, "B C"],
+    ) -> None:
+        """One batch: the sum of its losses and of how many there are, its logits, and what the samples say of them."""
+        self.loss, self.count = self.loss + float(losses), self.count + float(count)
+        own, others = logits[:, :1], logits[:, 1:]
+        pairs = (labels[:, :1] * weights[:, 1:]).double()
+        self.wins += float((pairs * ((own > others) + 0.5 * (own == others))).sum())
+        self.pairs += float(pairs.sum())
+
+    @property
+    def judged(self) -> Judged:
+        loss = self.loss / self.count if self.count else math.nan
+        return Judged(loss, self.wins / self.pairs if self.pairs else 0.5)
 
 
 def zero_moments(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -217,19 +263,19 @@ def bernoulli_kl(teacher: Float[Tensor, "..."], student: Float[Tensor, "..."]) -
 
 
 @torch.no_grad()
-def evaluate_loss(model: Din, log: EventLog, samples: Samples, limit: int, batch_size: int = 4096) -> float:
-    """Mean cross-entropy of the samples, nats; NaN without samples."""
-    total, weight = 0.0, 0.0
+def judge(model: Din, log: EventLog, samples: Samples, limit: int, batch_size: int = 4096) -> Judged:
+    """Mean cross-entropy of the samples, and AUC."""
+    tally = Tally()
     device = model.out.weight.device
     for start in range(0, len(samples.events), batch_size):
         part = slice(start, start + batch_size)
         z1 = first_layer(model, log, samples.events[part], samples.candidates[part], limit)
         logits = model.logits(model.second_layer(z1))
-        counts = samples.weights[part].to(device)
-        losses = F.binary_cross_entropy_with_logits(logits, samples.labels[part].to(device), reduction="none")
-        total += float((losses * counts).sum(dtype=torch.float64))
-        weight += float(counts.sum(dtype=torch.float64))
-    return total / weight if weight else math.nan
+        labels, counts = samples.labels[part].to(device), samples.weights[part].to(device)
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        sums = (losses * counts).sum(dtype=torch.float64), counts.sum(dtype=torch.float64)
+        tally.add(*sums, logits, labels, counts)
+    return tally.judged
 
 
 def valid_samples(log: EventLog, negatives: int, seed: int) -> Samples:
@@ -249,11 +295,11 @@ def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
             weight.copy_(weights[name])
 
 
-def start(model: nn.Module, valid_loss: float) -> FitState:
+def start(model: nn.Module, valid: Judged) -> FitState:
     """The state before the first epoch: the weights as they are, which also stand as the best so far."""
     weights = snapshot(model)
     best = {name: weight.clone() for name, weight in weights.items()}
-    return FitState(0, weights, best, zero_moments(weights), 0, valid_loss, 0)
+    return FitState(0, weights, best, zero_moments(weights), 0, valid.loss, valid.auc, 0)
 
 
 def train_epoch(
@@ -273,7 +319,7 @@ def train_epoch(
 
     Args:
         events: (N,) rows to train on. catalogue: items that may be negatives. excluded: pairs that may not.
-        valid: samples whose loss decides which epoch was best; if empty the newest epoch counts as best.
+        valid: samples that decide which epoch was best; if empty the newest epoch counts as best.
         teacher: with it the loss is CE + β·KL(teacher ‖ model), β = settings.beta.
         trust: factor on β for each user's events; None is 1 for everybody.
 
@@ -330,8 +376,8 @@ def train_epoch(
         total, done = total + value * len(positions), done + len(positions)
         if on_step is not None:
             on_step(state.epoch + 1, done, len(events), total / done, done / (time.perf_counter() - started))
-    valid_loss = evaluate_loss(model, log, valid, settings.history) if len(valid.events) else None
-    return after_epoch(model, state, optimiser, total / max(done, 1), valid_loss)
+    judged = judge(model, log, valid, settings.history) if len(valid.events) else None
+    return after_epoch(model, state, optimiser, total / max(done, 1), judged, settings.criterion)
 
 
 def check_loss(value: float, epoch: int, done: int) -> None:
@@ -351,28 +397,34 @@ def check_loss(value: float, epoch: int, done: int) -> None:
 
 
 def after_epoch(
-    model: nn.Module, state: FitState, optimiser: Adam, train_loss: float, valid_loss: float | None
+    model: nn.Module,
+    state: FitState,
+    optimiser: Adam,
+    train_loss: float,
+    valid: Judged | None,
+    criterion: Criterion,
 ) -> FitState:
     """The state after an epoch, with the best weights so far.
 
     Args:
         model, optimiser: as the epoch left them. state: before the epoch; it is used up.
-        valid_loss: None without valid events: the newest epoch then counts as best.
+        valid: None without valid events: the newest epoch then counts as best.
+        criterion: lowest valid loss, or highest AUC.
 
     Raises:
         DivergedError: the valid loss or a weight is infinite or NaN.
     """
-    if valid_loss is not None and not math.isfinite(valid_loss):
-        raise DivergedError(f"the valid loss became {valid_loss}", "Lower --learning-rate and run the command again.")
-    better = valid_loss is None or valid_loss < state.best_loss
-    loss = math.nan if valid_loss is None else valid_loss
+    if valid is not None and not math.isfinite(valid.loss):
+        raise DivergedError(f"the valid loss became {valid.loss}", "Lower --learning-rate and run the command again.")
+    better = valid is None or (valid.auc > state.best_auc if criterion == "auc" else valid.loss < state.best_loss)
+    loss, auc = valid or Judged(math.nan, math.nan)
     weights_now = snapshot(model)
     if not all(bool(weight.isfinite().all()) for weight in weights_now.values()):
         raise DivergedError(
             f"a weight became infinite or NaN in epoch {state.epoch + 1}",
             "Lower --learning-rate and run the command again.",
         )
-    record = {"epoch": state.epoch + 1, "train_loss": train_loss, "valid_loss": loss}
+    record = {"epoch": state.epoch + 1, "train_loss": train_loss, "valid_loss": loss, "valid_auc": auc}
     return FitState(
         epoch=state.epoch + 1,
         weights=weights_now,
@@ -380,6 +432,7 @@ def after_epoch(
         moments=optimiser.moments,
         steps=optimiser.steps,
         best_loss=loss if better else state.best_loss,
+        best_auc=auc if better else state.best_auc,
         epochs_since_best=0 if better else state.epochs_since_best + 1,
         history=[*state.history, record],
     )

@@ -40,6 +40,7 @@ def distill(
     teachers: Annotated[str | None, _option("teachers", metavar="patched|unpatched|shuffled|guarded")] = None,
     evidence: Annotated[bool | None, _option("evidence", "--evidence/--no-evidence")] = None,
     epochs: Annotated[int | None, _option("epochs", metavar="N")] = None,
+    criterion: Annotated[str | None, _option("criterion", metavar="loss|auc")] = None,
     learning_rate: Annotated[float | None, _option("learning_rate", metavar="RATE")] = None,
     weight_decay: Annotated[float | None, _option("weight_decay", metavar="RATE")] = None,
     dropout: Annotated[float | None, _option("dropout", metavar="FRACTION")] = None,
@@ -79,6 +80,7 @@ def distill(
         teachers=teachers,
         evidence=evidence,
         epochs=epochs,
+        criterion=criterion,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         dropout=dropout,
@@ -118,8 +120,13 @@ def distill(
         f"{who}{how.get(settings.teachers, '')} taught {start.artifact.ref} on {facts['trained_on_events']:,} events "
         f"of {settings.on} (β = {settings.beta:g}{trusted}, round {facts['round']})"
     )
+    kept = (
+        f"best valid AUC {facts['best_valid_auc']:.4f}"
+        if settings.criterion == "auc"
+        else f"best valid loss {facts['best_valid_loss']:.4f}"
+    )
     reporter.line(
-        f"best valid loss {facts['best_valid_loss']:.4f} after epoch {facts['best_epoch']} of {len(facts['epochs'])}"
+        f"{kept} after epoch {facts['best_epoch']} of {len(facts['epochs'])}"
         + ("  (no epoch was better than the start)" if facts["best_epoch"] == 0 else "")
     )
     if facts["basis_losses"]:

@@ -46,6 +46,7 @@ def train(
     negatives: Annotated[int | None, _option("negatives", metavar="N")] = None,
     epochs: Annotated[int | None, _option("epochs", metavar="N")] = None,
     patience: Annotated[int | None, _option("patience", metavar="N")] = None,
+    criterion: Annotated[str | None, _option("criterion", metavar="loss|auc")] = None,
     batch_size: Annotated[int | None, _option("batch_size", metavar="N")] = None,
     learning_rate: Annotated[float | None, _option("learning_rate", metavar="RATE")] = None,
     weight_decay: Annotated[float | None, _option("weight_decay", metavar="RATE")] = None,
@@ -102,6 +103,7 @@ def train(
         negatives=negatives,
         epochs=epochs,
         patience=patience,
+        criterion=criterion,
         batch_size=batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
@@ -137,8 +139,13 @@ def train(
         f"{facts['trained_on_users']:,} users ({','.join(settings.on)} of {data.artifact.ref})"
     )
     if epochs_done:
+        kept = (
+            f"best valid AUC {facts['best_valid_auc']:.4f}"
+            if settings.criterion == "auc"
+            else f"best valid loss {facts['best_valid_loss']:.4f}"
+        )
         reporter.line(
-            f"best valid loss {facts['best_valid_loss']:.4f} after epoch {best} of {epochs_done}"
+            f"{kept} after epoch {best} of {epochs_done}"
             + ("  (no epoch was better than the start)" if best == 0 else "")
         )
     reporter.finish(

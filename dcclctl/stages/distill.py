@@ -72,6 +72,7 @@ def distill(
             seed=config.seed,
             purpose=f"distill/{config.on}",
             beta=config.beta,
+            criterion=config.criterion,
         )
         state = fit_model(model, dataset, [block], fit, work, on_progress, "distill W", teacher, trust)
         work.write_tensors("model.safetensors", state.best)

@@ -24,7 +24,10 @@ def record_of(artifact: Artifact, store: Store) -> Record:
     figures += [(at, {"basis_loss": loss}) for at, loss in enumerate(facts.get("basis_losses", []), 1)]
     if artifact.kind == "cloud":
         if facts["epochs"]:  # a model in closed form has none
-            figures.append((facts["best_epoch"], {"best_valid_loss": facts["best_valid_loss"]}))
+            best: dict[str, float] = {
+                name: facts[name] for name in ("best_valid_loss", "best_valid_auc") if name in facts
+            }
+            figures.append((facts["best_epoch"], best))
     else:
         names = dict(display_names(artifact, store))
         groups = (*GROUPS, "all")

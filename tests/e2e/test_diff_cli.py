@@ -22,7 +22,9 @@ def test_clouds_that_differ_in_one_setting(shop: Path) -> None:
     assert found["config"] == {"negatives": [4, 3]}
     assert set(found) == {"config", "facts"}
     # the loss of every epoch, and what follows from it; the sizes of model and data are the same
-    assert {key.partition(".")[0] for key in found["facts"]} <= {"epochs", "best_epoch", "best_valid_loss"}
+    assert {key.partition(".")[0] for key in found["facts"]} <= {
+        *("epochs", "best_epoch", "best_valid_loss", "best_valid_auc")
+    }
     one = Store(shop).resolve("cloud@1").facts["epochs"][0]
     assert found["facts"]["epochs.1.train_loss"][0] == one["train_loss"]
 

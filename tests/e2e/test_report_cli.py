@@ -118,7 +118,8 @@ def test_records_of_real_artifacts(world: World) -> None:
     cloud, evaluation = world.artifact("cloud@2"), world.artifact("evaluation@1")
     record = record_of(cloud, world.store)
     assert record.config["beta"] == 0.1 and record.id == cloud.id
-    assert record.figures[0] == (1, {key: cloud.facts["epochs"][0][key] for key in ("train_loss", "valid_loss")})
+    names = ("train_loss", "valid_loss", "valid_auc")
+    assert record.figures[0] == (1, {key: cloud.facts["epochs"][0][key] for key in names})
     assert (1, {"basis_loss": cloud.facts["basis_losses"][0]}) in record.figures
     assert record.lineage[0] == f"cloud@2 {cloud.id}"
     assert any(line.strip().startswith("log:events.csv: sha256") for line in record.lineage)

@@ -5,7 +5,6 @@ that a whole catalogue is ranked with its item sides computed once. Vectors of u
 training events keeps the zero vector, so that what is known of the item decides.
 """
 
-import math
 import time
 
 import torch
@@ -21,8 +20,10 @@ from dcclctl.algorithm.training import (
     Adam,
     FitSettings,
     FitState,
+    Judged,
     OnStep,
     Samples,
+    Tally,
     after_epoch,
     batches,
     check_loss,
@@ -221,17 +222,16 @@ def loss_sum(
 
 
 @torch.no_grad()
-def evaluate_loss(model: FactorModel, log: EventLog, samples: Samples, batch_size: int = 4096) -> float:
-    """Mean loss of the samples, nats; NaN where there is nothing to count."""
-    total, count = 0.0, 0.0
+def judge(model: FactorModel, log: EventLog, samples: Samples, batch_size: int = 4096) -> Judged:
+    """Mean loss of the samples, the model's own, and AUC."""
+    tally = Tally()
     device = model.item_table.device
     for start in range(0, len(samples.events), batch_size):
         part = slice(start, start + batch_size)
         logits = model(log, samples.events[part], samples.candidates[part])
         labels, weights = samples.labels[part].to(device), samples.weights[part].to(device)
-        losses, counts = loss_sum(logits, labels, weights, model.pairwise)
-        total, count = total + float(losses), count + float(counts)
-    return total / count if count else math.nan
+        tally.add(*loss_sum(logits, labels, weights, model.pairwise), logits, labels, weights)
+    return tally.judged
 
 
 def train_epoch(
@@ -279,8 +279,8 @@ def train_epoch(
         total, done = total + value * len(positions), done + len(positions)
         if on_step is not None:
             on_step(state.epoch + 1, done, len(events), total / done, done / (time.perf_counter() - started))
-    valid_loss = evaluate_loss(model, log, valid) if len(valid.events) else None
-    return after_epoch(model, state, optimiser, total / max(done, 1), valid_loss)
+    judged = judge(model, log, valid) if len(valid.events) else None
+    return after_epoch(model, state, optimiser, total / max(done, 1), judged, settings.criterion)
 
 
 @torch.no_grad()

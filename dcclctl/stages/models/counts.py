@@ -60,6 +60,7 @@ def fit(
         "epochs": [],
         "best_epoch": 0,
         "best_valid_loss": None,
+        "best_valid_auc": None,
     }
 
 

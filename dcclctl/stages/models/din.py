@@ -57,20 +57,23 @@ def fit_settings(config: TrainConfig) -> training.FitSettings:
         dropout=config.dropout,
         seed=config.seed,
         purpose="train/" + "+".join(config.on),
+        criterion=config.criterion,
     )
 
 
 def fit_facts(dataset: Dataset, blocks: list[Block], state: training.FitState) -> dict[str, object]:
     """What a manifest says about a fit."""
     events = dataset.log.events_in(*blocks)
-    best = min(state.history, key=lambda record: record["valid_loss"], default=None)
-    started_best = best is None or not best["valid_loss"] <= state.best_loss
+    # whichever criterion: the first epoch with the figures of the weights that were kept, or none: then it was the start
+    kept = (state.best_loss, state.best_auc)
+    best = [record for record in state.history if (record["valid_loss"], record["valid_auc"]) == kept]
     return {
         "trained_on_events": len(events),
         "trained_on_users": len(np.unique(dataset.log.user[events])),
         "epochs": state.history,
-        "best_epoch": 0 if started_best or best is None else int(best["epoch"]),
+        "best_epoch": int(best[0]["epoch"]) if best else 0,
         "best_valid_loss": state.best_loss,
+        "best_valid_auc": state.best_auc,
     }
 
 
@@ -94,8 +97,8 @@ def fit_model(
         DataError: no events in the blocks, or none in valid.
     """
 
-    def evaluate(valid: training.Samples) -> float:
-        return training.evaluate_loss(model, dataset.log, valid, settings.history)
+    def evaluate(valid: training.Samples) -> training.Judged:
+        return training.judge(model, dataset.log, valid, settings.history)
 
     def epoch(part: Pass, state: training.FitState, on_step: training.OnStep) -> training.FitState:
         return training.train_epoch(
@@ -133,13 +136,13 @@ def fit_epochs(
     work: Work,
     on_progress: OnProgress,
     what: str,
-    evaluate: Callable[[training.Samples], float],
+    evaluate: Callable[[training.Samples], training.Judged],
     epoch: Callable[[Pass, training.FitState, training.OnStep], training.FitState],
 ) -> training.FitState:
     """Any model's epochs until finished, from the last checkpoint if there is one; the best weights stay in the model.
 
     Args:
-        evaluate: valid samples → mean loss. epoch: what to train on, state → state after one more epoch.
+        evaluate: valid samples → loss and AUC. epoch: what to train on, state → state after one more epoch.
 
     Raises:
         DataError: no events in the blocks, or none in valid.
@@ -183,7 +186,7 @@ def save_state(work: Work, state: training.FitState) -> None:
         for part, group in (("weights", state.weights), ("best", state.best), ("moments", state.moments))
         for name, tensor in group.items()
     }
-    numbers = {"epoch": state.epoch, "steps": state.steps, "best_loss": state.best_loss}
+    numbers = {"epoch": state.epoch, "steps": state.steps, "best_loss": state.best_loss, "best_auc": state.best_auc}
     work.checkpoint(tensors, numbers | {"epochs_since_best": state.epochs_since_best, "history": state.history})
 
 

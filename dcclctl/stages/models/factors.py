@@ -12,7 +12,7 @@ from dcclctl.algorithm.baselines.factors import (
     FactorisationMachine,
     FactorModel,
     NeuMF,
-    evaluate_loss,
+    judge,
     train_epoch,
 )
 from dcclctl.algorithm.eventlog import VALID, Block, EventLog
@@ -70,8 +70,8 @@ def fit(
                 )
     descent = replace(fit_settings(config), history=_limit(model), dropout=0.0)
 
-    def evaluate(valid: training.Samples) -> float:
-        return evaluate_loss(model, log, valid)
+    def evaluate(valid: training.Samples) -> training.Judged:
+        return judge(model, log, valid)
 
     def epoch(part: Pass, state: training.FitState, on_step: training.OnStep) -> training.FitState:
         return train_epoch(model, log, part.events, part.catalogue, part.excluded, part.valid, descent, state, on_step)

@@ -45,8 +45,8 @@ def fit(
     log, moments = dataset.log, Moments(dataset.log)
     settings = fit_settings(config)
 
-    def evaluate(valid: training.Samples) -> float:
-        return sequence_training.evaluate_loss(model, moments, log, valid)
+    def evaluate(valid: training.Samples) -> training.Judged:
+        return sequence_training.judge(model, moments, log, valid)
 
     def epoch(part: Pass, state: training.FitState, on_step: training.OnStep) -> training.FitState:
         return sequence_training.train_epoch(

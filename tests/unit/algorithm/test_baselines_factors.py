@@ -15,7 +15,7 @@ from dcclctl.algorithm.baselines.factors import (
     FactorisationMachine,
     FactorModel,
     NeuMF,
-    evaluate_loss,
+    judge,
     loss_sum,
     train_epoch,
 )
@@ -162,15 +162,15 @@ def test_losses_are_those_of_the_formulas() -> None:
 def test_the_mean_loss_does_not_depend_on_the_batch(kind: str) -> None:
     log = random_log()
     model, samples = random(kind, log), valid_samples(log, 3, seed=0)
-    whole = evaluate_loss(model, log, samples)
-    assert evaluate_loss(model, log, samples, batch_size=5) == pytest.approx(whole, rel=1e-6)
-    assert math.isnan(evaluate_loss(model, log, no_samples(log)))
+    whole = judge(model, log, samples).loss
+    assert judge(model, log, samples, batch_size=5).loss == pytest.approx(whole, rel=1e-6)
+    assert math.isnan(judge(model, log, no_samples(log)).loss)
 
 
 def epochs(model: FactorModel, log: EventLog, state: FitState | None = None, **settings: object) -> FitState:
     chosen = fit_settings(**settings)
     valid = valid_samples(log, 3, seed=0)
-    state = state or start(model, evaluate_loss(model, log, valid))
+    state = state or start(model, judge(model, log, valid))
     events, catalogue, excluded = log.events_in(CLOUD), log.catalogue(CLOUD), log.never_negative(CLOUD)
     while not state.finished(chosen):
         state = train_epoch(model, log, events, catalogue, excluded, valid, chosen, state)

@@ -23,7 +23,7 @@ def trained(log: EventLog, epochs: int = 12) -> Din:
     model = Din(sizes, log.item_categories, torch.Generator().manual_seed(0))
     valid = training.valid_samples(log, 4, seed=0)
     settings = fit_settings(epochs=epochs, history=LIMIT, negatives=4, batch_size=64, dropout=0.0, patience=3)
-    state = training.start(model, training.evaluate_loss(model, log, valid, LIMIT))
+    state = training.start(model, training.judge(model, log, valid, LIMIT))
     events, catalogue, excluded = log.events_in(CLOUD), log.catalogue(CLOUD), log.positives_in(CLOUD)
     while not state.finished(settings):
         state = training.train_epoch(model, log, events, catalogue, excluded, valid, settings, state)

@@ -168,7 +168,7 @@ def test_a_teacher_without_trust_is_not_heard(world):
             log.positives_in(DEVICE),
             valid,
             fit_settings(beta=beta),
-            training.start(student, 0.0),
+            training.start(student, training.Judged(0.0, 1.0)),
             teacher,
             trust=given,
         )
@@ -203,7 +203,7 @@ def test_trust_is_the_users_own(world):
             log.positives_in(DEVICE),
             no_samples(log),
             fit_settings(beta=0.8),
-            training.start(student, 0.0),
+            training.start(student, training.Judged(0.0, 1.0)),
             teacher,
             trust=trust,
         )
@@ -228,7 +228,7 @@ def test_teachers_stay_frozen_while_the_student_learns(world):
         log.positives_in(DEVICE),
         no_samples(log),
         fit_settings(beta=0.5),
-        training.start(student, 0.0),
+        training.start(student, training.Judged(0.0, 1.0)),
         device_models(model, basis, codes, log),
     )
     assert frozen(*kept) == before

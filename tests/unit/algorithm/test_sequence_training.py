@@ -21,7 +21,7 @@ def trained(
     valid = training.valid_samples(log, 3, seed=0)
     moments = Moments(log)
     settings = fit_settings(**changes)
-    state = training.start(model, sequence_training.evaluate_loss(model, moments, log, valid))
+    state = training.start(model, sequence_training.judge(model, moments, log, valid))
     part = log.events_in(*blocks), log.catalogue(max(blocks)), log.never_negative(*blocks)
     for _ in range(epochs):
         state = sequence_training.train_epoch(model, moments, log, *part, valid, settings, state)
@@ -38,7 +38,7 @@ def test_the_valid_loss_is_sklearns_of_the_scores(kind):
     counted = samples.weights.numpy() > 0
     expected = log_loss(samples.labels.numpy()[counted], torch.sigmoid(logits.double()).numpy()[counted])
     for batch_size in (4, 4096):
-        found = sequence_training.evaluate_loss(backbone.model, backbone.moments, log, samples, batch_size)
+        found = sequence_training.judge(backbone.model, backbone.moments, log, samples, batch_size).loss
         assert found == pytest.approx(expected, rel=1e-5)
     assert not counted.all()  # observed negatives have no sampled ones
 
@@ -160,7 +160,7 @@ def test_no_valid_events_give_no_loss():
     log = log_of([(0, 1, 0, 1, 0), (0, 2, 1, 1, 0)], 1, 5)
     model = model_of(log, "sasrec")
     samples = training.valid_samples(log, 2, 0)
-    assert math.isnan(sequence_training.evaluate_loss(model, Moments(log), log, samples))
+    assert math.isnan(sequence_training.judge(model, Moments(log), log, samples).loss)
 
 
 def pairs_log(n_users: int = 80, n_pairs: int = 20, steps: int = 12) -> EventLog:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from algorithm_worlds import din, fit_settings, frozen, log_of, no_samples, normal, random_log, samples_of
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 from torch.nn import functional as F
 
 from dcclctl.algorithm import training
@@ -22,7 +22,7 @@ def log():
 def run(log, model, settings, state=None, valid=None, epochs=None, teacher=None, on_step=None, period=CLOUD):
     """Epochs one after another until the settings or `epochs` end it."""
     valid = training.valid_samples(log, 3, seed=1) if valid is None else valid
-    state = state or training.start(model, training.evaluate_loss(model, log, valid, settings.history))
+    state = state or training.start(model, training.judge(model, log, valid, settings.history))
     while not state.finished(settings) and (epochs is None or state.epoch < epochs):
         state = training.train_epoch(
             model,
@@ -90,9 +90,26 @@ def test_the_evaluated_loss_is_the_mean_over_what_counts(log):
     ).detach()
     count = samples.weights.bool()
     expected = log_loss(samples.labels[count].numpy(), torch.sigmoid(logits.double())[count].numpy())
-    assert training.evaluate_loss(model, log, samples, 6) == pytest.approx(expected, rel=1e-6)
-    assert training.evaluate_loss(model, log, samples, 6, batch_size=3) == pytest.approx(expected, rel=1e-6)
-    assert math.isnan(training.evaluate_loss(model, log, no_samples(log), 6))
+    assert training.judge(model, log, samples, 6).loss == pytest.approx(expected, rel=1e-6)
+    assert training.judge(model, log, samples, 6, batch_size=3).loss == pytest.approx(expected, rel=1e-6)
+    assert math.isnan(training.judge(model, log, no_samples(log), 6).loss)
+
+
+def test_the_auc_is_sklearns_of_each_event_with_its_negatives(log):
+    model = din(log, scale=10)
+    samples = samples_of(log, VALID)
+    assert (samples.labels[:, 0] == 0).any()  # events that are their own negative rank nothing
+    logits = model.logits(
+        model.second_layer(training.first_layer(model, log, samples.events, samples.candidates, 6))
+    ).detach()
+    pairs = list(zip(samples.labels, logits, strict=True))
+    expected = np.mean([roc_auc_score(labels, scores) for labels, scores in pairs if labels[0]])
+    assert training.judge(model, log, samples, 6).auc == pytest.approx(expected)
+    assert training.judge(model, log, samples, 6, batch_size=3).auc == pytest.approx(expected)
+    assert training.judge(model, log, no_samples(log), 6).auc == 0.5
+    level = training.Tally()
+    level.add(torch.zeros(()), torch.ones(()), torch.zeros(2, 3), torch.tensor([[1.0, 0, 0]] * 2), torch.ones(2, 3))
+    assert level.judged.auc == 0.5  # equal scores are half won
 
 
 def test_valid_negatives_never_change(log):
@@ -321,20 +338,43 @@ def test_early_stopping_keeps_the_best(log):
     best = int(np.argmin(losses))
     assert state.epoch == best + 1 + settings.patience
     assert state.best_loss == losses[best]
-    assert training.evaluate_loss(model, log, valid, settings.history) == losses[-1] > losses[best]
+    assert training.judge(model, log, valid, settings.history).loss == losses[-1] > losses[best]
     training.restore(model, state.best)
-    assert training.evaluate_loss(model, log, valid, settings.history) == losses[best]
+    assert training.judge(model, log, valid, settings.history).loss == losses[best]
+
+
+@pytest.mark.parametrize(("criterion", "best"), [("loss", 2), ("auc", 3)])
+def test_the_best_epoch_is_the_one_by_the_criterion(log, criterion, best):
+    """The loss turns before the ranking does."""
+    model = din(log)
+    state = training.start(model, training.Judged(0.7, 0.5))
+    judged = [
+        training.Judged(0.5, 0.6),
+        training.Judged(0.4, 0.65),
+        training.Judged(0.45, 0.7),
+        training.Judged(0.5, 0.7),
+    ]
+    for number, figures in enumerate(judged, 1):
+        with torch.no_grad():
+            model.out.bias.fill_(number)
+        state = training.after_epoch(model, state, Adam(model, 0.1, 0.0), 0.3, figures, criterion)
+    assert (state.best_loss, state.best_auc) == judged[best - 1]
+    assert float(state.best["out.bias"]) == best
+    assert state.epochs_since_best == 4 - best
+    assert [(record["valid_loss"], record["valid_auc"]) for record in state.history] == judged
 
 
 def test_the_weights_at_the_start_are_the_best_if_nothing_is_better(log):
     model = din(log)
     before = training.snapshot(model)
     valid = training.valid_samples(log, 3, seed=1)
-    state = training.start(model, -1.0)
-    state = run(log, model, fit_settings(patience=2, epochs=9), state=state, valid=valid)
-    assert state.epoch == 2
-    assert all(torch.equal(state.best[name], before[name]) for name in before)
-    assert state.best_loss == -1.0
+    for criterion in ("loss", "auc"):
+        state = training.start(model, training.Judged(-1.0, 2.0))
+        state = run(log, model, fit_settings(patience=2, epochs=9, criterion=criterion), state=state, valid=valid)
+        assert state.epoch == 2
+        assert all(torch.equal(state.best[name], before[name]) for name in before)
+        assert (state.best_loss, state.best_auc) == (-1.0, 2.0)
+        training.restore(model, before)
 
 
 def test_without_patience_all_epochs_are_done(log):

@@ -79,11 +79,11 @@ def test_the_backbone_scores_what_was_trained(own: Path, model: str) -> None:
     log, config = cloud.dataset.log, EvaluateConfig(threads=1, device="cpu")
     backbone = cloud.backbone(config)
     assert isinstance(backbone, SequenceBackbone)
-    from dcclctl.algorithm.sequence_training import evaluate_loss
+    from dcclctl.algorithm.sequence_training import judge
     from dcclctl.algorithm.training import valid_samples
 
     samples = valid_samples(log, cloud.artifact.config["negatives"], 0)
-    found = evaluate_loss(backbone.model, backbone.moments, log, samples)
+    found = judge(backbone.model, backbone.moments, log, samples).loss
     assert found == pytest.approx(cloud.artifact.facts["best_valid_loss"], rel=1e-6)
 
 

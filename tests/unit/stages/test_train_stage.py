@@ -48,6 +48,23 @@ def test_the_best_epoch_is_kept_and_patience_stops(shop: Path) -> None:
         assert torch.equal(weight, same[name]), name
 
 
+def test_by_auc_another_epoch_may_be_kept(shop: Path) -> None:
+    flags = ("--epochs=12", "--learning-rate=0.03", "--patience=0", "--criterion=auc")
+    for command in (("train", *TRAIN), CONTINUE, ("train", "--dataset=dataset@1", "--model=fm", "--threads=1")):
+        made = done(*command, *flags, store=shop)
+        facts = Store(shop).resolve(made["ref"]).facts
+        aucs = [epoch["valid_auc"] for epoch in facts["epochs"]]
+        assert all(0 <= auc <= 1 for auc in aucs) and len(set(aucs)) > 1
+        if facts["best_epoch"]:  # 0: training further made nothing better
+            assert facts["best_valid_auc"] == max(aucs) == aucs[facts["best_epoch"] - 1]
+            assert facts["best_valid_loss"] == facts["epochs"][facts["best_epoch"] - 1]["valid_loss"]
+        else:
+            assert facts["best_valid_auc"] >= max(aucs)
+    taught = done("distill", "--patches=patches@1", *DISTILL, "--criterion=auc", "--epochs=3", store=shop)
+    facts = Store(shop).resolve(taught["ref"]).facts
+    assert facts["best_valid_auc"] >= max(epoch["valid_auc"] for epoch in facts["epochs"])
+
+
 def test_continue_starts_from_the_weights_and_keeps_the_sizes(world: World, shop: Path) -> None:
     made = done(*CONTINUE, store=shop)
     artifact, parent = Store(shop).resolve(made["ref"]), world.artifact("cloud@1")
