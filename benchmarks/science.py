@@ -54,9 +54,11 @@ CHAPTERS = (
     "cold",
 )
 #: the control: trained until valid AUC rises no more, as `train --continue` does by itself
-LONG = ["--epochs", "20", "--patience", "2", "--criterion", "auc", "--learning-rate", "0.002"]
+LONG = ["--epochs", "20", "--patience", "2", "--learning-rate", "0.002"]
+
+
 #: one budget for distillation and for the control beside it: the best of 3 × 3 for the control, on valid of two logs
-BUDGET = ["--epochs", "3", "--learning-rate", "0.002", "--criterion", "loss"]
+BUDGET = ["--epochs", "3", "--learning-rate", "0.002"]
 #: the same for a control
 BRIEF = ["--patience", "0", *BUDGET]
 ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"
@@ -334,7 +336,7 @@ class Study:
             "din at once", "train", "--dataset", self.dataset, *both
         )
         long = self.made("long", "train", "--dataset", self.dataset, "--history", "100")
-        models["DIN, L = 100, at once"] = self.further("long once", long, "device")
+        models["DIN, L = 100, at once"] = self.further("longer history once", long, "device")
         models[ONCE_24] = self.once_more
         models["memory patch on DIN, L = 20"] = self.patched
         return self.evaluated("baselines", models, "test")
@@ -342,12 +344,12 @@ class Study:
     def sasrec(self) -> pl.DataFrame:
         """Does the memory add to a model that is better than DIN to begin with?"""
         frozen = self.made("sasrec on cloud", "train", "--dataset", self.dataset, "--model", "sasrec")
-        first = self.further("sasrec step 1", frozen, "device:1/2")
-        fresh = self.further("sasrec step 2", first, "device:2/2")
+        first = self.further("sasrec long step 1", frozen, "device:1/2")
+        fresh = self.further("sasrec long step 2", first, "device:2/2")
         models = {
             "SASRec, in two steps": fresh,
-            "SASRec, at once": self.further("sasrec once", frozen, "device"),
-            "memory patch on SASRec": self.remembering("memory on sasrec", fresh),
+            "SASRec, at once": self.further("sasrec long once", frozen, "device"),
+            "memory patch on SASRec": self.remembering("memory on long sasrec", fresh),
             "DIN, in two steps": self.incremental,
             "memory patch on DIN": self.patched,
         }

@@ -146,9 +146,9 @@ class TrainConfig(ComputeSection):
         2, description="Stop after so many epochs without a better one on valid; 0 never stops early."
     )
     criterion: Literal["loss", "auc"] = Field(
-        "loss",
-        description="What makes an epoch the best on valid: loss (cross-entropy), or auc (each event's item above its sampled "
-        "negatives): a model that is trained further ranks better for some epochs after its loss has turned.",
+        "auc",
+        description="What makes an epoch the best on valid: auc (each event's item above its sampled negatives), or loss "
+        "(cross-entropy), which turns earlier: better probabilities, worse rankings.",
     )
     batch_size: Positive = Field(1024, description="Events per step (each with its negatives).")
     learning_rate: Rate = Field(0.002, description="Adam's step size.")
@@ -317,9 +317,9 @@ class DistillConfig(ComputeSection):
     )
     epochs: Positive = Field(3, description="Passes over the events for the cloud weights (step 1).")
     criterion: Literal["loss", "auc"] = Field(
-        "loss",
-        description="What makes an epoch the best on valid: loss (cross-entropy), or auc (each event's item above its sampled "
-        "negatives): a model that is trained further ranks better for some epochs after its loss has turned.",
+        "auc",
+        description="What makes an epoch the best on valid: auc (each event's item above its sampled negatives), or loss "
+        "(cross-entropy), which turns earlier: better probabilities, worse rankings.",
     )
     learning_rate: Rate = Field(0.002, description="Adam's step size for the cloud weights.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-5, description="L2 penalty on the embeddings in a batch.")
