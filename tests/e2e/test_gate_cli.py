@@ -54,7 +54,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = folder / "store"
     done("ingest", write_log(folder), "--items", folder / "items.csv", "--periods=40,35,10,15", store=root)
     train = (*SIZES, "--history=1", "--batch-size=64", "--threads=1")
-    done("train", *train, "--epochs=8", "--learning-rate=0.01", store=root)
+    done("train", *train, "--epochs=8", "--learning-rate=0.01", "--criterion=loss", store=root)
     done("train", *train, "--epochs=1", "--learning-rate=0.00001", store=root)
     for number, alias in ((1, "release"), (2, "hardly-trained")):
         assert dcclctl("artifacts", "tag", f"cloud@{number}", alias, store=root).exit_code == 0

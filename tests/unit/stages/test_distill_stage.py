@@ -51,7 +51,7 @@ def test_no_epoch_for_the_basis_leaves_it_alone(world: World, shop: Path) -> Non
 
 
 def test_an_epoch_that_is_worse_than_the_start_is_not_kept(world: World, shop: Path) -> None:
-    flags = ("--patches=patches@1", *DISTILL, "--learning-rate=3.0")
+    flags = ("--patches=patches@1", *DISTILL, "--learning-rate=3.0", "--criterion=loss")
     made = done("distill", *flags, store=shop)
     artifact = Store(shop).resolve(made["ref"])
     assert artifact.facts["best_epoch"] == 0
