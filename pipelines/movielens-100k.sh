@@ -30,7 +30,7 @@ ref() { dcclctl "$@" --seed "$seed" --quiet; }
 # timeline is cut. Trends then leak between users; the table says so.
 dcclctl ingest "$folder/ml-100k.inter" --split per-user
 cloud=$(ref train)
-control=$(ref train --continue "$cloud" --on device --epochs 3 --learning-rate 0.002 --patience 0)
+control=$(ref train --continue "$cloud" --on device)
 dcclctl patch --method metapatch --cloud "$cloud" --seed "$seed"
 patches=$(ref patch --method metapatch --cloud "$cloud")
 distilled=$(ref distill --patches "$patches")

@@ -25,8 +25,8 @@ dcclctl train
 cloud=$(ref train)
 
 step "3. the cloud model kept fresh: trained further on the newer purchases (the control that all else must beat)"
-dcclctl train --continue "$cloud" --on device --epochs 3 --learning-rate 0.002 --patience 0
-control=$(ref train --continue "$cloud" --on device --epochs 3 --learning-rate 0.002 --patience 0)
+dcclctl train --continue "$cloud" --on device
+control=$(ref train --continue "$cloud" --on device)
 
 step "4. memory: what every device remembers, and patches conditioned on it"
 dcclctl memory
