@@ -1,5 +1,6 @@
 """`report`: one or more evaluations with everything that they were made from → the content of a page."""
 
+import math
 import shlex
 
 import polars as pl
@@ -39,6 +40,8 @@ def load_page(evaluations: list[Artifact], store: Store) -> Page:
                 cloud.facts["epochs"],
                 cloud.facts["best_epoch"],
                 cloud.facts["best_valid_loss"],
+                cloud.config.get("criterion", "loss"),
+                cloud.facts.get("best_valid_auc", math.nan),
             )
             for cloud in clouds
             if cloud.facts["epochs"]
