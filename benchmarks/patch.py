@@ -40,10 +40,10 @@ TOLERANCE = 1e-4
 class DeviceModel(nn.Module):
     """f^(m): the frozen cloud model with one user's patch, generated from θ̂."""
 
-    def __init__(self, model: "Din", basis: "Basis") -> None:
+    def __init__(self, model: "Din", basis: "Basis", mean: Tensor) -> None:
         super().__init__()
         self.model, self.basis = model, basis
-        self.code = nn.Parameter(torch.zeros(1, basis.size))
+        self.code = nn.Parameter(mean[None].clone())
 
     def lower_layers(self, candidates: Tensor, history: Tensor, mask: Tensor, profile: Tensor) -> Tensor:
         """(B, C) candidates of B events → activations (B, C, H1) of the first hidden layer."""
@@ -61,11 +61,18 @@ class DeviceModel(nn.Module):
 
 
 def loop(
-    model: "Din", basis: "Basis", log: "EventLog", limit: int, mine: list["Samples"], config: "PatchConfig", cache: bool
+    model: "Din",
+    space: "PatchSpace",
+    log: "EventLog",
+    limit: int,
+    mine: list["Samples"],
+    config: "PatchConfig",
+    cache: bool,
 ) -> Tensor:
     """θ̂ (U, K), user by user.
 
     Args:
+        space: Θ and the prior's mean.
         mine: each user's samples.
         cache: run the frozen lower layers once per user instead of in every step.
     """
@@ -73,14 +80,14 @@ def loop(
     for samples in mine:
         history, mask = log.histories(samples.events, limit)
         inputs = samples.candidates, history, mask, log.profile[torch.from_numpy(log.user[samples.events])]
-        device = DeviceModel(model, basis)
+        device = DeviceModel(model, space.basis, space.mean)
         optimiser = torch.optim.Adam([device.code], lr=config.learning_rate)
         z1 = device.lower_layers(*inputs)
         for step in range(config.steps):
             if step and not cache:
                 z1 = device.lower_layers(*inputs)
             losses = F.binary_cross_entropy_with_logits(device.upper_layers(z1), samples.labels, reduction="none")
-            loss = (losses * samples.weights).sum() + config.prior * device.code.square().sum()
+            loss = (losses * samples.weights).sum() + config.prior * (device.code - space.mean).square().sum()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -117,7 +124,7 @@ class Bench:
             Samples(own[a:b], drawn.candidates[a:b], drawn.labels[a:b], drawn.weights[a:b])
             for a, b in zip(first, end, strict=True)
         ]
-        return loop(self.devices.model, self.space.basis, log, self.limit, mine, self.devices.config, cache)
+        return loop(self.devices.model, self.space, log, self.limit, mine, self.devices.config, cache)
 
 
 def prepare(name: str, data: Path | None, folder: Path, threads: int) -> Bench:

@@ -131,7 +131,7 @@ def compare_on(name: str, data: Path | None, events: int, threads: int, times: i
     textbook = TextbookDin(log, config)
     adam = torch.optim.Adam(textbook.parameters(), lr=settings.learning_rate)
     ours = new_model(config.model_dump(), dataset, torch.Generator().manual_seed(0))
-    state = training.start(ours, float("inf"))
+    state = training.start(ours, training.Judged(float("inf"), 0.0))
 
     def plain() -> None:
         drawn = training.sample(log, chosen, settings.negatives, catalogue, excluded, 0, "bench/negatives")
