@@ -55,8 +55,6 @@ CHAPTERS = (
 )
 #: the control: trained until valid AUC rises no more, as `train --continue` does by itself
 LONG = ["--epochs", "20", "--patience", "2", "--learning-rate", "0.002"]
-
-
 #: one budget for distillation and for the control beside it: the best of 3 × 3 for the control, on valid of two logs
 BUDGET = ["--epochs", "3", "--learning-rate", "0.002"]
 #: the same for a control
@@ -227,12 +225,17 @@ class Study:
 
     def paper(self) -> pl.DataFrame:
         models = {"frozen cloud": self.frozen}
-        models["metapatch"] = self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen)
+        models["metapatch"] = self.metapatch
         models[MEAN_PATCH] = models["metapatch"] + "+mean"
         models["metapatch, shuffled (placebo)"] = models["metapatch"] + "+shuffled"
         models["metapatch, no mean in the prior"] = self.without_a_mean
         models[ONCE] = self.once
         return self.evaluated("paper", models, "valid")
+
+    @property
+    def metapatch(self) -> str:
+        """The paper's patch on the frozen model."""
+        return self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen)
 
     @property
     def without_a_mean(self) -> str:
@@ -262,7 +265,7 @@ class Study:
             TWICE: control,
             ONCE: self.once,
             "frozen cloud": self.frozen,
-            "metapatch (paper)": self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen),
+            "metapatch (paper)": self.metapatch,
             "memory patch": memory,
             "memory patch, shuffled memories (placebo)": memory + "+shuffled",
             "memory patch of the last 20 events": short,
@@ -291,7 +294,7 @@ class Study:
         return self.evaluated("stronger", models, "test")
 
     def clouds(self) -> pl.DataFrame:
-        paper = self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen)
+        paper = self.metapatch
         memory = self.teachers
         few = [*BUDGET, "--basis-epochs", "0"]
         models = {ONCE_24: self.brief_more, ONCE: self.brief, "memory teachers themselves": memory}
@@ -357,7 +360,7 @@ class Study:
 
     def cold(self) -> Iterator[tuple[int, pl.DataFrame]]:
         control = self.incremental
-        metapatch = self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen)
+        metapatch = self.metapatch
         distilled = self.made("distill metapatch", "distill", "--patches", metapatch, *BUDGET)
         models = {
             TWICE: control,

@@ -25,6 +25,13 @@ Rate = Annotated[float, Field(gt=0.0, le=1e30)]
 #: a period, or part k of n of one, e.g. device:2/3
 BlockName = Annotated[str, Field(pattern=r"^(cloud|device|valid|test)(:[1-9][0-9]*/[1-9][0-9]*)?$")]
 LearningBlock = Annotated[str, Field(pattern=r"^(cloud|device|valid)(:[1-9][0-9]*/[1-9][0-9]*)?$")]
+Criterion = Annotated[
+    Literal["loss", "auc"],
+    Field(
+        description="What makes an epoch the best on valid: auc (each event's item above its sampled negatives), or loss "
+        "(cross-entropy), which turns earlier: better probabilities, worse rankings."
+    ),
+]
 PERIODS = ("cloud", "device", "valid", "test")
 
 
@@ -145,11 +152,7 @@ class TrainConfig(ComputeSection):
     patience: Count = Field(
         2, description="Stop after so many epochs without a better one on valid; 0 never stops early."
     )
-    criterion: Literal["loss", "auc"] = Field(
-        "auc",
-        description="What makes an epoch the best on valid: auc (each event's item above its sampled negatives), or loss "
-        "(cross-entropy), which turns earlier: better probabilities, worse rankings.",
-    )
+    criterion: Criterion = "auc"
     batch_size: Positive = Field(1024, description="Events per step (each with its negatives).")
     learning_rate: Rate = Field(0.002, description="Adam's step size.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-5, description="L2 penalty on the embeddings in a batch.")
@@ -183,14 +186,12 @@ class MemoryConfig(Section):
     )
 
 
+_WITHOUT_MEAN: dict[str, Any] = {"prior": 10.0, "prior_mean": "zero"}
 #: `patch --method` → defaults that are its own
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "item-space": {"newton_steps": 5, "prior": 10.0, "prior_mean": "zero"},
-    "fine-tune": {"learning_rate": 0.005, "prior": 1.0, "prior_mean": "zero"},
-    "linearised": {"prior": 10.0, "prior_mean": "zero"},
-    "generated": {"prior": 10.0, "prior_mean": "zero"},
-    "random-basis": {"prior": 10.0, "prior_mean": "zero"},
-    "memory": {"prior": 10.0, "prior_mean": "zero"},
+    "item-space": _WITHOUT_MEAN | {"newton_steps": 5},
+    "fine-tune": _WITHOUT_MEAN | {"learning_rate": 0.005, "prior": 1.0},
+    **dict.fromkeys(("linearised", "generated", "random-basis", "memory"), _WITHOUT_MEAN),
 }
 
 #: methods of `patch` whose prior may have a learned mean
@@ -316,11 +317,7 @@ class DistillConfig(ComputeSection):
         description="Weigh β by n/(n+10) for each user, n: events that the user's patch learned from, 0 without one.",
     )
     epochs: Positive = Field(3, description="Passes over the events for the cloud weights (step 1).")
-    criterion: Literal["loss", "auc"] = Field(
-        "auc",
-        description="What makes an epoch the best on valid: auc (each event's item above its sampled negatives), or loss "
-        "(cross-entropy), which turns earlier: better probabilities, worse rankings.",
-    )
+    criterion: Criterion = "auc"
     learning_rate: Rate = Field(0.002, description="Adam's step size for the cloud weights.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-5, description="L2 penalty on the embeddings in a batch.")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.2, description="Dropout on the hidden layers in step 1.")

@@ -25,7 +25,7 @@ from dcclctl.algorithm.metapatch import (
     Head,
     Patch,
     descend,
-    device_gradient,
+    fit_devices,
     head_logits,
     learn_jointly,
     second_linear,
@@ -509,12 +509,4 @@ def fit_corrected(
     codes = mean.repeat(len(rows.z1), 1)
     ones = torch.ones_like(rows.labels).unsqueeze(-1)
     codes[:, -1:] = newton(head_logits(head, rows.z1, basis.patch(codes)), ones, rows, prior, steps=5)
-    linear_2 = second_linear(head, rows)
-
-    def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
-        patch_gradient, _ = device_gradient(head, basis.patch(codes), rows, linear_2)
-        slope = torch.addmm(2 * prior * (codes - mean), patch_gradient, basis.theta)
-        slope[:, -1] = 0
-        return slope
-
-    return descend(gradient, codes, steps, learning_rate)
+    return fit_devices(head, basis, rows, steps, learning_rate, prior, codes, mean, fixed=1)

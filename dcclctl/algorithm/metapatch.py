@@ -210,13 +210,14 @@ def fit_devices(
     prior: float,
     start: Float[Tensor, "U K"] | None = None,
     mean: Float[Tensor, "K"] | None = None,
+    fixed: int = 0,
 ) -> Float[Tensor, "U K"]:
     """θ̂ of U users at once; every user's numbers are those of training that user alone.
 
     Args:
         rows: cached rows of each user. steps, learning_rate: Adam's. prior: λ.
         start: θ̂ to start from; the prior's mean if None.
-        mean: μ, the prior's mean; zeros if None.
+        mean: μ, the prior's mean; zeros if None. fixed: so many numbers, the last ones of θ̂, stay as they start.
 
     Returns:
         θ̂, (U, K).
@@ -232,7 +233,9 @@ def fit_devices(
 
     def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
         patch_gradient, _ = device_gradient(head, basis.patch(codes), rows, linear_2)
-        return torch.addmm(2 * prior * (codes - center), patch_gradient, basis.theta)
+        slope = torch.addmm(2 * prior * (codes - center), patch_gradient, basis.theta)
+        slope[:, basis.size - fixed :] = 0
+        return slope
 
     return descend(gradient, codes, steps, learning_rate)
 

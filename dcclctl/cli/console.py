@@ -7,7 +7,7 @@ and is given to rich as `Text`, never as markup.
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -119,3 +119,15 @@ class Progress:
     def close(self) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+def kept_epoch(facts: Mapping[str, Any], criterion: str) -> str:
+    """Which epoch of a fit was kept, and for what.
+
+    Args:
+        facts: of the cloud model's manifest. criterion: "loss" or "auc".
+    """
+    best, epochs = facts["best_epoch"], len(facts["epochs"])
+    figure = f"AUC {facts['best_valid_auc']:.4f}" if criterion == "auc" else f"loss {facts['best_valid_loss']:.4f}"
+    none = "" if best else "  (no epoch was better than the start)"
+    return f"best valid {figure} after epoch {best} of {epochs}{none}"

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dcclctl.cli.console import Reporter
+from dcclctl.cli.console import Reporter, kept_epoch
 from dcclctl.cli.options import (
     DEFAULT_STORE,
     ConfigOption,
@@ -120,15 +120,7 @@ def distill(
         f"{who}{how.get(settings.teachers, '')} taught {start.artifact.ref} on {facts['trained_on_events']:,} events "
         f"of {settings.on} (β = {settings.beta:g}{trusted}, round {facts['round']})"
     )
-    kept = (
-        f"best valid AUC {facts['best_valid_auc']:.4f}"
-        if settings.criterion == "auc"
-        else f"best valid loss {facts['best_valid_loss']:.4f}"
-    )
-    reporter.line(
-        f"{kept} after epoch {facts['best_epoch']} of {len(facts['epochs'])}"
-        + ("  (no epoch was better than the start)" if facts["best_epoch"] == 0 else "")
-    )
+    reporter.line(kept_epoch(facts, settings.criterion))
     if facts["basis_losses"]:
         losses = facts["basis_losses"]
         reporter.line(f"Θ and encoder U: loss {losses[0]:.4f} → {losses[-1]:.4f} in {len(losses)} epochs")

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dcclctl.cli.console import Reporter
+from dcclctl.cli.console import Reporter, kept_epoch
 from dcclctl.cli.options import (
     DEFAULT_STORE,
     ConfigOption,
@@ -139,15 +139,7 @@ def train(
         f"{facts['trained_on_users']:,} users ({','.join(settings.on)} of {data.artifact.ref})"
     )
     if epochs_done:
-        kept = (
-            f"best valid AUC {facts['best_valid_auc']:.4f}"
-            if settings.criterion == "auc"
-            else f"best valid loss {facts['best_valid_loss']:.4f}"
-        )
-        reporter.line(
-            f"{kept} after epoch {best} of {epochs_done}"
-            + ("  (no epoch was better than the start)" if best == 0 else "")
-        )
+        reporter.line(kept_epoch(facts, settings.criterion))
     reporter.finish(
         made.ref,
         made.id,

@@ -64,14 +64,11 @@ def fit_settings(config: TrainConfig) -> training.FitSettings:
 def fit_facts(dataset: Dataset, blocks: list[Block], state: training.FitState) -> dict[str, object]:
     """What a manifest says about a fit."""
     events = dataset.log.events_in(*blocks)
-    # whichever criterion: the first epoch with the figures of the weights that were kept, or none: then it was the start
-    kept = (state.best_loss, state.best_auc)
-    best = [record for record in state.history if (record["valid_loss"], record["valid_auc"]) == kept]
     return {
         "trained_on_events": len(events),
         "trained_on_users": len(np.unique(dataset.log.user[events])),
         "epochs": state.history,
-        "best_epoch": int(best[0]["epoch"]) if best else 0,
+        "best_epoch": state.epoch - state.epochs_since_best,
         "best_valid_loss": state.best_loss,
         "best_valid_auc": state.best_auc,
     }
