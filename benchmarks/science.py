@@ -11,7 +11,7 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     personal   variants of the memory-conditioned patch, on valid
     stronger   the incremental control with six times the negatives, and the memory patch on it, on test
     clouds     distilled clouds against the incremental control, on test
-    rounds     three rounds of memory teachers against one, each beside its control, on test
+    rounds     three rounds of keeping fresh, remembering and teaching against one, each beside its control, on test
     baselines  what a reviewer would ask for, and the long window, against the incremental control, on test
     harm       how many users the memory patch makes worse, with noise taken off: valid and test side by side
     sasrec     SASRec kept fresh, and the memory patch on it, on test
@@ -55,19 +55,19 @@ CHAPTERS = (
 )
 #: the control: trained until valid AUC rises no more, as `train --continue` does by itself
 LONG = ["--epochs", "20", "--patience", "2", "--learning-rate", "0.002"]
-#: one budget for distillation and for the control beside it: the best of 3 × 3 for the control, on valid of two logs
-BUDGET = ["--epochs", "3", "--learning-rate", "0.002"]
-#: the same for a control
-BRIEF = ["--patience", "0", *BUDGET]
+#: passes and rate of `distill --lesson unlabelled`, for the control beside it
+LESSON = ["--epochs", "6", "--learning-rate", "0.001", "--patience", "0"]
+#: the paper's distillation starts where the control at once does: as fast, and for more passes than that one ever took
+PAPER = ["--lesson", "events", "--epochs", "8", "--learning-rate", "0.002"]
 ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"
+LONGER = "incremental cloud, as long as distilled"
+ONE_ROUND = "distilled, one round"
 MEAN_PATCH = "metapatch, mean (placebo)"
 #: the controls with six times the negatives
 ONCE_24, TWICE_24 = f"{ONCE}, 24 negatives", f"{TWICE}, 24 negatives"
 #: weeks of 2017: cloud 1-30, device 31-40, valid 41-43, test 44-47
 WEEKS = "2017-07-24T04:00:00Z,2017-10-02T04:00:00Z,2017-10-23T04:00:00Z"
 MORE_NEGATIVES = ["--negatives", "24"]
-#: of memory teachers, who teach on 24 negatives: the best of 0.3, 1 and 3 on valid of ml-100k and amazon-beauty
-FROM_MEMORY = [*BUDGET, *MORE_NEGATIVES, "--beta", "0.3"]
 METRICS = ("gauc", "hr@10", "ndcg@10")
 DEVICE_METHODS = (
     "metapatch",
@@ -183,14 +183,9 @@ class Study:
         return self.further("long step 2, 24 negatives", first, "device:2/2", *MORE_NEGATIVES)
 
     @property
-    def brief(self) -> str:
-        """`once` with the budget of distillation."""
-        return self.further("once", self.frozen, "device", budget=BRIEF)
-
-    @property
-    def brief_more(self) -> str:
-        """The same with more negatives."""
-        return self.further("more negatives", self.frozen, "device", *MORE_NEGATIVES, budget=BRIEF)
+    def longer(self) -> str:
+        """The control of distillation: `incremental` trained for as many more passes as its student is taught."""
+        return self.further("as long as distilled", self.incremental, "device", budget=LESSON)
 
     def memory(self, *arguments: str) -> str:
         return self.run("memory " + " ".join(arguments), "memory", "--dataset", self.dataset, *arguments)
@@ -206,12 +201,12 @@ class Study:
         return self.remembering("memory on long, 4 negatives", self.incremental)
 
     @property
-    def teachers(self) -> str:
-        """The frozen model with memories that have not counted what is to be taught."""
-        return self.remembering("memory teachers", self.frozen, memory=self.memory("--until", "cloud"))
+    def student(self) -> str:
+        """`incremental`, taught by devices with a memory about items that nobody has labelled."""
+        return self.distilled("memory", self.patched)
 
-    def distilled(self, name: str, teachers: str, patches: str, flags: list[str]) -> str:
-        return self.made(f"distill {name}", "distill", "--patches", patches, "--teachers", teachers, *flags)
+    def distilled(self, name: str, patches: str, *flags: str) -> str:
+        return self.made(f"distilled, {name}", "distill", "--patches", patches, *flags)
 
     def evaluated(self, chapter: str, models: dict[str, str], period: str, *arguments: str) -> pl.DataFrame:
         """Per-user metrics of the models, named as in `models`, on one period."""
@@ -294,39 +289,37 @@ class Study:
         return self.evaluated("stronger", models, "test")
 
     def clouds(self) -> pl.DataFrame:
-        paper = self.metapatch
-        memory = self.teachers
-        few = [*BUDGET, "--basis-epochs", "0"]
-        models = {ONCE_24: self.brief_more, ONCE: self.brief, "memory teachers themselves": memory}
-        for name, teachers, patches, flags in (
-            ("metapatch", "patched", paper, few),
-            ("shuffled metapatch (placebo)", "shuffled", paper, few),
-            ("the unpatched model (placebo)", "unpatched", paper, few),
-            ("memory, 24 negatives", "patched", memory, FROM_MEMORY),
-            ("shuffled memories, 24 negatives (placebo)", "shuffled", memory, FROM_MEMORY),
-            ("the unpatched model, 24 negatives (placebo)", "unpatched", memory, FROM_MEMORY),
-        ):
-            models[f"distilled from {name}"] = self.distilled(name, teachers, patches, flags)
+        shuffled, unpatched = ("--teachers", "shuffled"), ("--teachers", "unpatched")
+        models = {LONGER: self.longer, TWICE: self.incremental, ONCE: self.once}
+        models["memory teachers themselves"] = self.patched
+        models["distilled from memories"] = self.student
+        models["distilled from shuffled memories (placebo)"] = self.distilled("shuffled", self.patched, *shuffled)
+        models["distilled from the unpatched model (placebo)"] = self.distilled("unpatched", self.patched, *unpatched)
+        models["the paper's way, from metapatch"] = self.distilled("paper", self.metapatch, *PAPER)
+        placebo = self.distilled("paper unpatched", self.metapatch, *PAPER, *unpatched)
+        models["the paper's way, from the unpatched model (placebo)"] = placebo
+        models["memory patch on distilled"] = self.remembering("memory on distilled", self.student)
         return self.evaluated("clouds", models, "test")
 
     def rounds(self) -> pl.DataFrame:
         """Three rounds over thirds of the device period against one over all of it, each beside the control that learns as often.
 
-        A round's teachers are the cloud model before it with memories that end before it, learned on the round's own events.
+        A round keeps the cloud model fresh on its block, learns from the block what memories are worth, and teaches.
         """
         student = control = self.frozen
         for number in (1, 2, 3):
-            block, until = f"device:{number}/3", "cloud" if number == 1 else f"device:{number - 1}/3"
-            chosen = ["--memory", self.memory("--until", until), "--on", block]
-            teachers = self.made(f"round {number} patches", "patch", "--method", "memory", "--cloud", student, *chosen)
-            taught = ["--patches", teachers, "--on", block]
-            student = self.made(f"round {number} distilled", "distill", *taught, *FROM_MEMORY)
-            control = self.further(f"round {number} control", control, block, *MORE_NEGATIVES, budget=BRIEF)
+            block = f"device:{number}/3"
+            fresh = self.further(f"round {number} fresh", student, block)
+            chosen = ["--memory", self.memory("--until", block), "--on", block]
+            patches = self.made(f"round {number} patches", "patch", "--method", "memory", "--cloud", fresh, *chosen)
+            student = self.distilled(f"round {number}", patches, "--on", block)
+            control = self.further(f"round {number} control", control, block)
+            control = self.further(f"round {number} control, longer", control, block, budget=LESSON)
         models = {
             "control, three rounds": control,
             "distilled, three rounds": student,
-            "control, one round": self.brief_more,
-            "distilled, one round": self.distilled("memory, 24 negatives", "patched", self.teachers, FROM_MEMORY),
+            "control, one round": self.longer,
+            ONE_ROUND: self.student,
         }
         return self.evaluated("rounds", models, "test")
 
@@ -360,13 +353,12 @@ class Study:
 
     def cold(self) -> Iterator[tuple[int, pl.DataFrame]]:
         control = self.incremental
-        metapatch = self.metapatch
-        distilled = self.made("distill metapatch", "distill", "--patches", metapatch, *BUDGET)
+        distilled = self.distilled("paper", self.metapatch, *PAPER)
         models = {
             TWICE: control,
             "memory patch": self.patched,
-            "distilled": distilled,
-            "distilled, U(0, u)": distilled + "+encoder",
+            "distilled, the paper's way": distilled,
+            "distilled, the paper's way, U(0, u)": distilled + "+encoder",
         }
         for first in (0, 1, 3, 5, 10):
             served = ["--first-events", str(first), "--targets-after", str(self.targets_after)]
@@ -643,8 +635,8 @@ def main() -> None:
                         controls = [ONCE, TWICE, ONCE_24, TWICE_24]
                         (options.out / f"{name}.best.md").write_text(against_the_best(found, controls))
                     others = (
-                        *(("once", ONCE), ("more", ONCE_24), ("mean", MEAN_PATCH)),
-                        ("one", "distilled, one round"),
+                        *(("once", ONCE), ("twice", TWICE), ("more", ONCE_24), ("mean", MEAN_PATCH)),
+                        ("one", ONE_ROUND),
                     )
                     for short, other in others:
                         if other in found[0]["subject"].unique(maintain_order=True)[1:]:

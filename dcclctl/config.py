@@ -42,8 +42,19 @@ class Section(BaseModel):
 
     #: the setting, if there is one, that the defaults of others depend on
     DECIDES: ClassVar[str] = ""
+    #: value of that setting → defaults where they differ from those that stand at the fields
+    OWN: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     seed: Count = Field(0, description="Seed of every random draw of this stage.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, given: Any) -> Any:
+        """Settings that are not given take the defaults that go with the deciding one."""
+        if not cls.DECIDES or not isinstance(given, dict):
+            return given
+        decided = given.get(cls.DECIDES, cls.model_fields[cls.DECIDES].default)
+        return {**cls.OWN.get(str(decided), {}), **given}
 
     @classmethod
     def default_of(cls, name: str, config: Mapping[str, Any]) -> Any:
@@ -129,6 +140,7 @@ class TrainConfig(ComputeSection):
     """`dcclctl train`: dataset → cloud model."""
 
     DECIDES: ClassVar[str] = "model"
+    OWN: ClassVar[Mapping[str, Mapping[str, Any]]] = MODEL_DEFAULTS
 
     model: Literal["din", "popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "sasrec", "gru4rec"] = (
         Field(
@@ -166,12 +178,6 @@ class TrainConfig(ComputeSection):
     )
     ridge: Annotated[float, Field(gt=0.0)] = Field(100.0, description="ease: λ, L2 penalty on the item weights.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_the_model(cls, given: Any) -> Any:
-        """Settings that are not given take the model's own defaults, where it has some."""
-        return MODEL_DEFAULTS.get(str(given.get("model")), {}) | given if isinstance(given, dict) else given
-
 
 class MemoryConfig(Section):
     """`dcclctl memory`: dataset → what every device remembers, and what the cloud ships beside it."""
@@ -202,6 +208,7 @@ class PatchConfig(ComputeSection):
     """`dcclctl patch`: cloud model × each user's own log → patches."""
 
     DECIDES: ClassVar[str] = "method"
+    OWN: ClassVar[Mapping[str, Mapping[str, Any]]] = METHOD_DEFAULTS
 
     users: str = Field(
         "all", description="Who gets a patch: tail, head, all, new, @FILE with one id a line, or ID,ID,…"
@@ -294,17 +301,28 @@ class PatchConfig(ComputeSection):
             raise ValueError(f"method {method} has no mean to learn, which is for {', '.join(WITH_MEAN)}")
         return value
 
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_the_method(cls, given: Any) -> Any:
-        """Settings that are not given take the method's own defaults, where it has some."""
-        method = cls.model_fields["method"].default
-        return METHOD_DEFAULTS.get(str(given.get("method", method)), {}) | given if isinstance(given, dict) else given
+
+#: `distill --lesson` → defaults that are its own
+LESSON_DEFAULTS: dict[str, dict[str, Any]] = {
+    "unlabelled": {"beta": 3.0, "epochs": 6, "learning_rate": 0.001},
+}
 
 
 class DistillConfig(ComputeSection):
     """`dcclctl distill`: cloud model + patches → better cloud model."""
 
+    DECIDES: ClassVar[str] = "lesson"
+    OWN: ClassVar[Mapping[str, Mapping[str, Any]]] = LESSON_DEFAULTS
+
+    lesson: Literal["events", "unlabelled"] = Field(
+        "events",
+        description="What the teachers are asked about in step 1: each event's own item and its negatives, as the labels are (events, the "
+        "paper's way); or other items, which nobody has labelled (unlabelled; for teachers who have counted the events themselves).",
+    )
+    unlabelled: Positive = Field(
+        24,
+        description="--lesson unlabelled: items an event; half of them near the user's history where the teachers remember.",
+    )
     beta: Annotated[float, Field(ge=0.0)] = Field(0.1, description="β: weight of the teachers against the labels.")
     on: LearningBlock = Field("device", description="Period (or part, e.g. device:2/3) whose events are distilled.")
     teachers: Literal["patched", "unpatched", "shuffled", "guarded"] = Field(
@@ -324,7 +342,10 @@ class DistillConfig(ComputeSection):
     basis_epochs: Count = Field(5, description="Passes for Θ and the encoder U (step 2); 0 leaves both as they are.")
     basis_learning_rate: Rate = Field(0.01, description="Adam's step size for Θ and the encoder.")
     encoder_size: Positive = Field(32, description="Hidden units of the encoder U.")
-    negatives: Positive = Field(4, description="Sampled negatives for each positive event.")
+    negatives: Count = Field(
+        0,
+        description="Sampled negatives for each positive event; 0: as many as the student was trained with.",
+    )
     batch_size: Positive = Field(1024, description="Events per step.")
 
 
@@ -400,19 +421,22 @@ def read_toml(path: Path) -> dict[str, Any]:
     return document
 
 
-def resolve(section: type[S], config_file: Path | None = None, **flags: Any) -> S:
+def resolve(
+    section: type[S], config_file: Path | None = None, defaults: Mapping[str, Any] | None = None, /, **flags: Any
+) -> S:
     """Merge defaults, the TOML file and the flags that were given into one checked section.
 
     Args:
         section: the stage's section class.
         config_file: TOML file, or None.
+        defaults: in place of the section's own, where they depend on what the command was given.
         flags: values from the command line; None means "not given".
 
     Raises:
         UsageError: an unknown key, or a value out of its range.
     """
     name = next(key for key, value in SECTIONS.items() if value is section)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(defaults or {})
     if config_file is not None:
         document = read_toml(config_file)
         if "seed" in document:

@@ -20,22 +20,24 @@ from torch.nn import functional as F
 from dcclctl.algorithm.din import Din
 from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import EventLog
+from dcclctl.algorithm.memory import Statistics
 from dcclctl.algorithm.metapatch import Basis, Head, Patch, head_logits
-from dcclctl.algorithm.sampling import Ints, hashes, permutation, stream
+from dcclctl.algorithm.sampling import Ints, PairSet, draw_negatives, hashes, permutation, stream, uniforms
 from dcclctl.algorithm.scoring import Backbone, DinBackbone, HeadFunction, events_at_once
-from dcclctl.algorithm.training import Samples, Teacher, bernoulli_kl, first_layer
+from dcclctl.algorithm.training import Samples, Teacher, Unlabelled, bernoulli_kl, first_layer
 from dcclctl.errors import DivergedError
 
 #: events at which a patch is half trusted (see `trust_in`); as many as the patch's prior λ weighs
 EVIDENCE = 10
 
 
-def teacher_of(backbone: Backbone, head: HeadFunction) -> Teacher:
+def teacher_of(backbone: Backbone, head: HeadFunction, shift: float = 0.0) -> Teacher:
     """A served model as the teacher: each event is taught by what its own user is served with.
 
     Args:
         backbone: of the cloud model that the teachers are put on, frozen; any kind of model.
         head: the teachers' head on it, e.g. `patched_head`, or `backbone.head` for the cloud model itself.
+        shift: added to every logit (see memorypatch.prior_shift).
 
     Returns:
         The teacher, without gradients.
@@ -46,16 +48,61 @@ def teacher_of(backbone: Backbone, head: HeadFunction) -> Teacher:
         if isinstance(backbone, DinBackbone):
             # made for few candidates an event: several times as fast there as what rankings are made of
             z1 = first_layer(backbone.model, backbone.log, events, candidates, backbone.limit)
-            return head(events, candidates, z1)
+            return head(events, candidates, z1) + shift
         longest = int(backbone.lengths(events).max(initial=1))
         step = events_at_once(backbone, candidates.shape[1], longest)
         parts = []
         for at in range(0, len(events), step):
             some, own = events[at : at + step], candidates[at : at + step]
             parts.append(head(some, own, backbone.activations(some, own)))
-        return torch.cat(parts)
+        return torch.cat(parts) + shift
 
     return teach
+
+
+def unlabelled_candidates(
+    log: EventLog,
+    limit: int,
+    count: int,
+    catalogue: Ints,
+    excluded: PairSet,
+    seed: int,
+    purpose: str,
+    nearest: Statistics | None = None,
+) -> Unlabelled:
+    """Items whose labels nobody looks up, for the teachers alone to speak of.
+
+    A teacher that has counted an event cannot prove anything on that event's own item and negatives; what it says of other
+    items is what it has generalised, and there are as many of those as one cares to ask about.
+
+    Args:
+        limit: L, the history that the student sees. count: M, items an event.
+        catalogue, excluded: as for negatives (see sampling.draw_negatives).
+        seed, purpose: name the draws.
+        nearest: with it every second item is one of the nearest to a random item of the history, where a teacher who
+            remembers has most to say. All others are uniform.
+    """
+    known = np.zeros(log.n_items, dtype=bool)
+    known[catalogue] = True
+
+    def draw(events: Ints, epoch: int) -> Int[Tensor, "B M"]:
+        owners = log.owners(events, excluded)
+        drawn = draw_negatives(seed, f"{purpose}/uniform", events, owners, count, catalogue, excluded, epoch)
+        if nearest is None or not count:
+            return torch.from_numpy(drawn)
+        slots = np.arange(1, count, 2)[None, :]
+        history, mask = (part.numpy() for part in log.histories(events, limit))
+        lengths = mask.sum(1)[:, None]
+        place = (uniforms(seed, f"{purpose}/history", epoch, events[:, None], slots) * lengths).astype(np.int64)
+        source = np.take_along_axis(history, place, 1)
+        rank = uniforms(seed, f"{purpose}/near", epoch, events[:, None], slots) * nearest.neighbours.shape[1]
+        at = (torch.from_numpy(source), torch.from_numpy(rank.astype(np.int64)))
+        near, related = nearest.neighbours[at].numpy(), nearest.similarity[at].numpy() > 0
+        fits = related & (lengths > 0) & known[near] & ~excluded.contains(owners[:, None], near)
+        drawn[:, 1::2] = np.where(fits, near, drawn[:, 1::2])
+        return torch.from_numpy(drawn)
+
+    return draw
 
 
 def trust_in(

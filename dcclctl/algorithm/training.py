@@ -24,6 +24,8 @@ from dcclctl.errors import DivergedError
 OnStep = Callable[[int, int, int, float, float], None]
 #: events (B,), candidates (B, C) → the teacher's logits (B, C)
 Teacher = Callable[[Ints, Int[Tensor, "B C"]], Float[Tensor, "B C"]]
+#: events (B,), epoch from 0 → items (B, M) that nobody has labelled
+Unlabelled = Callable[[Ints, int], Int[Tensor, "B M"]]
 
 #: what makes an epoch the best one on the valid samples
 Criterion = Literal["loss", "auc"]
@@ -314,6 +316,7 @@ def train_epoch(
     teacher: Teacher | None = None,
     on_step: OnStep | None = None,
     trust: Float[Tensor, "U"] | None = None,
+    unlabelled: Unlabelled | None = None,
 ) -> FitState:
     """One pass over the events, then the valid loss; the model is left with the epoch's weights.
 
@@ -322,6 +325,8 @@ def train_epoch(
         valid: samples that decide which epoch was best; if empty the newest epoch counts as best.
         teacher: with it the loss is CE + β·KL(teacher ‖ model), β = settings.beta.
         trust: factor on β for each user's events; None is 1 for everybody.
+        unlabelled: more candidates for each event. With them the teacher is asked about these alone, and the labels
+            speak of the event's own item and its negatives alone.
 
     Returns:
         The state after the epoch; `state` itself is used up.
@@ -343,6 +348,9 @@ def train_epoch(
         state.epoch,
     )
     generator = dropout_generator(settings, state.epoch)
+    taught = teacher is not None and settings.beta > 0
+    questions = unlabelled(samples.events, state.epoch) if taught and unlabelled is not None else None
+    labelled = samples.candidates.shape[1]
     total, done, started = 0.0, 0, time.perf_counter()
     for positions in batches(log, samples, settings, state.epoch):
         rows: dict[str, Tensor] = {}
@@ -354,19 +362,23 @@ def train_epoch(
 
         index = torch.from_numpy(positions)
         candidates = samples.candidates[index]
+        if questions is not None:
+            candidates = torch.cat([candidates, questions[index]], 1)
         labels, weights = samples.labels[index].to(device), samples.weights[index].to(device)
         z1 = first_layer(model, log, samples.events[positions], candidates, settings.history, own_rows)
         z2 = model.second_layer(dropout(z1, settings.dropout, generator))
         logits = model.logits(dropout(z2, settings.dropout, generator))
-        loss = weighted_cross_entropy(logits, labels, weights)
-        if teacher is not None and settings.beta > 0:
+        loss = weighted_cross_entropy(logits[:, :labelled], labels, weights)
+        if teacher is not None and taught:
+            asked = slice(labelled if questions is not None else 0, None)
+            counts = weights if questions is None else torch.ones_like(logits[:, asked])
             with torch.no_grad():
-                wisdom = teacher(samples.events[positions], candidates)
-            divergence = bernoulli_kl(wisdom, logits) * weights
+                wisdom = teacher(samples.events[positions], candidates[:, asked])
+            divergence = bernoulli_kl(wisdom, logits[:, asked]) * counts
             if trust is not None:
                 owners = torch.from_numpy(log.user[samples.events[positions]])
                 divergence = divergence * trust[owners].to(device).unsqueeze(1)
-            loss = loss + settings.beta * divergence.sum() / weights.sum()
+            loss = loss + settings.beta * divergence.sum() / counts.sum()
         for weight in optimiser.weights.values():
             weight.grad = None
         loss.backward()  # type: ignore[no-untyped-call]

@@ -37,6 +37,15 @@ def distill(
             "--cloud", metavar="REF", help="Where the student starts. [default: the cloud model under the patches]"
         ),
     ] = None,
+    lesson: Annotated[
+        str | None,
+        typer.Option(
+            "--lesson",
+            metavar="events|unlabelled",
+            help=f"{DistillConfig.model_fields['lesson'].description} [default: unlabelled for patches that remember, else events]",
+        ),
+    ] = None,
+    unlabelled: Annotated[int | None, _option("unlabelled", metavar="N")] = None,
     teachers: Annotated[str | None, _option("teachers", metavar="patched|unpatched|shuffled|guarded")] = None,
     evidence: Annotated[bool | None, _option("evidence", "--evidence/--no-evidence")] = None,
     epochs: Annotated[int | None, _option("epochs", metavar="N")] = None,
@@ -66,17 +75,28 @@ def distill(
     patches of a kind that has no Θ). The result is a new cloud model; the start is the one that the patches belong to,
     or --cloud: the teachers may stand on a newer, larger or quite another model than the student.
 
+    Devices with a memory have counted the events that they would teach. So they are asked about other items, which
+    nobody has labelled (--lesson unlabelled).
+
     \b
     Examples:
       dcclctl distill
-      dcclctl distill --patches patches@1 --beta 0.5 --epochs 3
+      dcclctl distill --patches patches@1 --lesson events --beta 0.5 --epochs 3
       dcclctl distill --patches patches@2 --cloud cloud@1 --teachers guarded --evidence
     """
+    from dcclctl.store.store import Store
+
+    reporter = Reporter(as_json, quiet)
+    place = Store(store, remark=reporter.remark)
+    teaching = place.resolve(patches or "patches@latest", "patches")
     settings = resolve(
         DistillConfig,
         config,
+        {"lesson": "unlabelled" if "memory" in teaching.inputs else "events"},
         beta=beta,
         on=on,
+        lesson=lesson,
+        unlabelled=unlabelled,
         teachers=teachers,
         evidence=evidence,
         epochs=epochs,
@@ -96,13 +116,10 @@ def distill(
     from dcclctl.stages.distill import distill as run
     from dcclctl.stages.handles import CloudModel, PatchSet
     from dcclctl.stages.track import record_of
-    from dcclctl.store.store import Store
     from dcclctl.tracking import open_trackers
 
     trackers = open_trackers(log)
-    reporter = Reporter(as_json, quiet)
-    place = Store(store, remark=reporter.remark)
-    given = PatchSet.load(place.resolve(patches or "patches@latest", "patches"), place)
+    given = PatchSet.load(teaching, place)
     start = CloudModel.load(place.resolve(cloud, "cloud"), place) if cloud else given.cloud
     with reporter.progress() as progress:
         made, reused = run(given, settings, place, progress, force, start)
@@ -116,9 +133,10 @@ def distill(
     )
     how = {"shuffled": ", each on another user's events,", "guarded": ", those that passed the guard,"}
     trusted = f", mean weight {facts['mean_trust']:.2f}" if facts["mean_trust"] < 1 else ""
+    asked = f", about {settings.unlabelled:,} unlabelled items an event" if settings.lesson == "unlabelled" else ""
     reporter.line(
         f"{who}{how.get(settings.teachers, '')} taught {start.artifact.ref} on {facts['trained_on_events']:,} events "
-        f"of {settings.on} (β = {settings.beta:g}{trusted}, round {facts['round']})"
+        f"of {settings.on}{asked} (β = {settings.beta:g}{trusted}, round {facts['round']})"
     )
     reporter.line(kept_epoch(facts, settings.criterion))
     if facts["basis_losses"]:

@@ -37,19 +37,25 @@ def setting(section: type[Section], name: str, *flags: str, metavar: str | None 
         metavar: what stands for the value in the help.
     """
     field = section.model_fields[name]
-    default = field.get_default(call_default_factory=True)
-    if isinstance(default, list | tuple):
-        shown = ",".join(str(part) for part in default)
-    elif isinstance(default, dict) or default == "":
-        shown = ""
-    elif isinstance(default, bool):
-        shown = "on" if default else "off"
-    else:
-        shown = str(default)
+    shown = _shown(field.get_default(call_default_factory=True))
+    own: dict[str, list[str]] = {}
+    for decided, defaults in section.OWN.items():
+        if name in defaults:
+            own.setdefault(_shown(defaults[name]), []).append(decided)
+    shown += "".join(f"; {value} for {', '.join(whose)}" for value, whose in own.items())
     help_text = (field.description or "") + (f" [default: {shown}]" if shown else "")
     return typer.Option(
         *(flags or (f"--{name.replace('_', '-')}",)), metavar=metavar, help=help_text, show_default=False
     )
+
+
+def _shown(default: Any) -> str:
+    """A default for people; nothing where there is nothing to say."""
+    if isinstance(default, list | tuple):
+        return ",".join(str(part) for part in default)
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return "" if isinstance(default, dict) or default == "" else str(default)
 
 
 def split_commas(text: str | None) -> list[str] | None:

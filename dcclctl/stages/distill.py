@@ -9,7 +9,15 @@ from torch import Tensor
 from dcclctl.algorithm import training
 from dcclctl.algorithm.din import Din
 from dcclctl.algorithm.eventlog import Block
-from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of, trust_in
+from dcclctl.algorithm.memorypatch import prior_shift
+from dcclctl.algorithm.momodistill import (
+    BasisSettings,
+    distill_basis,
+    new_encoder,
+    teacher_of,
+    trust_in,
+    unlabelled_candidates,
+)
 from dcclctl.config import DistillConfig, EvaluateConfig
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.stages.compute import OnProgress, settle, torch_device
@@ -46,8 +54,8 @@ def distill(
         ArtifactError: a student of another dataset.
         DataError: the block has no events. DivergedError: NaN loss.
     """
-    config = settle(config)
     cloud, dataset, log = student or patches.cloud, patches.cloud.dataset, patches.cloud.dataset.log
+    config = settle(config).model_copy(update={"negatives": config.negatives or cloud.negatives})
     block = Block.parse(config.on)
     _check(patches, cloud, block, config)
     inputs = {
@@ -74,7 +82,8 @@ def distill(
             beta=config.beta,
             criterion=config.criterion,
         )
-        state = fit_model(model, dataset, [block], fit, work, on_progress, "distill W", teacher, trust)
+        unlabelled = _unlabelled(patches, cloud, block, config)
+        state = fit_model(model, dataset, [block], fit, work, on_progress, "distill W", teacher, trust, unlabelled)
         work.write_tensors("model.safetensors", state.best)
         work.write_json("model.json", cloud.settings)
         skipped = _why_no_basis(patches, cloud)
@@ -108,13 +117,13 @@ def _check(patches: PatchSet, student: CloudModel, block: Block, config: Distill
             f"{student.artifact.ref} is a {student.settings['model']} model; only a DIN can be taught",
             "Name the student: --cloud REF. The teachers may stay as they are.",
         )
-    if patches.memory is not None and config.teachers != "unpatched":
+    if patches.memory is not None and config.teachers != "unpatched" and config.lesson == "events":
         until = patches.memory.artifact.facts["until"]
         if dataset.log.up_to(Block.parse(until))[dataset.log.events_in(block)].any():
             raise UsageError(
                 f"{patches.artifact.ref} remembers with {patches.memory.artifact.ref}, whose counts go on to the end of {until}: "
                 "they hold the very events that would be taught",
-                "Teach the paper's way: dcclctl patch --method metapatch. Or with a memory that ends before: dcclctl memory --until cloud.",
+                "Ask them about other items: --lesson unlabelled. Or teach with a memory that ends before: dcclctl memory --until cloud.",
             )
 
 
@@ -126,12 +135,33 @@ def _rounds(cloud: CloudModel) -> int:
 def _teacher(patches: PatchSet, config: DistillConfig) -> training.Teacher:
     """What teaches each user, without regard to how much it counts."""
     backbone = patches.cloud.backbone(config)
+    # unlabelled items have no labels that would tell the student how frequent clicks are: the teachers do, in its terms
+    shift = prior_shift(patches.cloud.negatives, config.negatives) if config.lesson == "unlabelled" else 0.0
     if config.teachers == "unpatched":
-        return teacher_of(backbone, backbone.head)
+        return teacher_of(backbone, backbone.head, shift)
     suffix = SHUFFLED_SUFFIX if config.teachers == "shuffled" else ""
     subject = Subject(patches.artifact, patches.cloud, patches, suffix)
     head, _ = serve(subject, EvaluateConfig.model_validate({"seed": config.seed}), backbone)
-    return teacher_of(backbone, head)
+    return teacher_of(backbone, head, shift)
+
+
+def _unlabelled(
+    patches: PatchSet, student: CloudModel, block: Block, config: DistillConfig
+) -> training.Unlabelled | None:
+    """The items that only the teachers label; None if there are none."""
+    if config.lesson != "unlabelled":
+        return None
+    log = student.dataset.log
+    return unlabelled_candidates(
+        log,
+        student.history,
+        config.unlabelled,
+        log.catalogue(block),
+        log.never_negative(block),
+        config.seed,
+        f"distill/{config.on}/unlabelled",
+        patches.memory.statistics if patches.memory is not None else None,
+    )
 
 
 def _trust(patches: PatchSet, config: DistillConfig) -> Float[Tensor, "U"]:

@@ -84,11 +84,12 @@ def fit_model(
     what: str,
     teacher: training.Teacher | None = None,
     trust: Float[Tensor, "U"] | None = None,
+    unlabelled: training.Unlabelled | None = None,
 ) -> training.FitState:
     """Train until finished, from the last checkpoint if there is one; the model is left with the best weights.
 
     Args:
-        teacher, trust: see training.train_epoch.
+        teacher, trust, unlabelled: see training.train_epoch.
 
     Raises:
         DataError: no events in the blocks, or none in valid.
@@ -110,6 +111,7 @@ def fit_model(
             teacher,
             on_step,
             trust,
+            unlabelled,
         )
 
     return fit_epochs(model, dataset, blocks, settings, work, on_progress, what, evaluate, epoch)

@@ -7,15 +7,24 @@ from algorithm_worlds import basis_for, din, fit_settings, frozen, no_samples, n
 from torch.nn import functional as F
 
 from dcclctl.algorithm import training
-from dcclctl.algorithm.eventlog import DEVICE
+from dcclctl.algorithm.eventlog import DEVICE, Block
+from dcclctl.algorithm.memory import count_statistics
 from dcclctl.algorithm.metapatch import Patch, patched_logits
-from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of, trust_in
+from dcclctl.algorithm.momodistill import (
+    BasisSettings,
+    distill_basis,
+    new_encoder,
+    teacher_of,
+    trust_in,
+    unlabelled_candidates,
+)
 from dcclctl.algorithm.sampling import hashes
 from dcclctl.algorithm.scoring import DinBackbone, patched_head
 from dcclctl.algorithm.training import bernoulli_kl, first_layer
 from dcclctl.errors import DivergedError
 
 LIMIT = 6
+DEVICE_BLOCK = Block(DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +70,15 @@ def distill(world, encoder, teacher=None, on_epoch=None, trust=None, **changes):
 
 
 # Teachers
+
+
+def test_a_shift_moves_every_logit_of_a_teacher(world):
+    log, model, basis, codes = world
+    samples = samples_of(log)
+    backbone, head = DinBackbone(model, log, LIMIT), patched_head(model, basis, codes, log)
+    plain = teacher_of(backbone, head)(samples.events, samples.candidates)
+    moved = teacher_of(backbone, head, -1.5)(samples.events, samples.candidates)
+    torch.testing.assert_close(moved, plain - 1.5)
 
 
 def test_a_teacher_is_the_users_own_device_model(world):
@@ -383,3 +401,58 @@ def test_divergence_says_so(world):
     with pytest.raises(DivergedError) as error:
         distill(world, new_encoder(4, 5, log.profile_sizes, seed=1), learning_rate=1e30)
     assert "--basis-learning-rate" in error.value.remedy
+
+
+# Unlabelled items
+
+
+def questions(log, nearest=None, seed=0, count=6):
+    return unlabelled_candidates(
+        log, LIMIT, count, log.catalogue(DEVICE), log.never_negative(DEVICE), seed, "lesson", nearest
+    )
+
+
+def test_unlabelled_items_are_seen_ones_that_the_user_has_not(world):
+    log, *_ = world
+    events, known = log.events_in(DEVICE), set(log.catalogue(DEVICE).tolist())
+    has = log.never_negative(DEVICE)
+    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), LIMIT, 5, 1.0, seed=0)
+    for nearest in (None, statistics):
+        drawn = questions(log, nearest)(events, 0).numpy()
+        assert drawn.shape == (len(events), 6)
+        assert set(drawn.flatten().tolist()) <= known
+        assert not has.contains(log.owners(events, has)[:, None], drawn).any()
+
+
+def test_every_second_unlabelled_item_is_near_the_history(world):
+    log, *_ = world
+    events = log.events_in(DEVICE)
+    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), LIMIT, 5, 1.0, seed=0)
+    uniform, near = questions(log)(events, 0), questions(log, statistics)(events, 0)
+    assert torch.equal(near[:, ::2], uniform[:, ::2])
+    changed = near[:, 1::2] != uniform[:, 1::2]
+    assert changed.float().mean() > 0.3
+    history, mask = log.histories(events, LIMIT)
+    for row, column in changed.nonzero().tolist():
+        held = history[row][mask[row]]
+        related = statistics.neighbours[held][statistics.similarity[held] > 0]
+        assert near[row, 1 + 2 * column] in related
+
+
+def test_unlabelled_items_of_an_event_depend_on_nothing_but_the_event_epoch_and_seed(world):
+    log, *_ = world
+    events = log.events_in(DEVICE)
+    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), LIMIT, 5, 1.0, seed=0)
+    draw = questions(log, statistics)
+    some = np.random.default_rng(0).permutation(len(events))[:7]
+    assert torch.equal(draw(events[some], 1), draw(events, 1)[torch.from_numpy(some)])
+    assert not torch.equal(draw(events, 0), draw(events, 1))
+    assert not torch.equal(draw(events, 0), questions(log, statistics, seed=1)(events, 0))
+
+
+def test_who_has_no_history_is_asked_about_uniform_items(world):
+    log, *_ = world
+    events = log.events_in(DEVICE)
+    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), LIMIT, 5, 1.0, seed=0)
+    forgetful = log.shortened(events, np.zeros(len(events), dtype=np.int64))
+    assert torch.equal(questions(forgetful, statistics)(events, 0), questions(log)(events, 0))

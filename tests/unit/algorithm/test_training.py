@@ -19,7 +19,9 @@ def log():
     return random_log()
 
 
-def run(log, model, settings, state=None, valid=None, epochs=None, teacher=None, on_step=None, period=CLOUD):
+def run(
+    log, model, settings, state=None, valid=None, epochs=None, teacher=None, on_step=None, period=CLOUD, unlabelled=None
+):
     """Epochs one after another until the settings or `epochs` end it."""
     valid = training.valid_samples(log, 3, seed=1) if valid is None else valid
     state = state or training.start(model, training.judge(model, log, valid, settings.history))
@@ -35,6 +37,7 @@ def run(log, model, settings, state=None, valid=None, epochs=None, teacher=None,
             state,
             teacher,
             on_step,
+            unlabelled=unlabelled,
         )
     return state
 
@@ -470,3 +473,85 @@ def test_the_loss_is_cross_entropy_and_beta_times_the_kl(log):
     expected = training.weighted_cross_entropy(logits, labels, weights)
     expected = expected + 0.7 * (training.bernoulli_kl(wisdom["logits"], logits) * weights).sum() / weights.sum()
     assert told[0][3] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_teachers_of_unlabelled_items_are_asked_about_those_alone(log):
+    """And the labels speak of the event's own item and its negatives alone: the first batch's loss from its parts."""
+    settings = fit_settings(beta=0.7, epochs=1, batch_size=4096, dropout=0.0)
+    told, wisdom, drawn = [], {}, {}
+
+    def unlabelled(events, epoch):
+        drawn.update(zip(events.tolist(), torch.randint(log.n_items, (len(events), 3)), strict=True))
+        assert epoch == 0
+        return torch.stack([drawn[event] for event in events.tolist()])
+
+    def teacher(events, candidates):
+        wisdom.update(events=events, candidates=candidates, logits=normal(*candidates.shape))
+        return wisdom["logits"]
+
+    run(log, din(log), settings, teacher=teacher, on_step=lambda *f: told.append(f), unlabelled=unlabelled)
+    model, events = din(log), wisdom["events"]
+    asked = torch.stack([drawn[event] for event in events.tolist()])
+    assert torch.equal(wisdom["candidates"], asked)
+
+    def logits_of(events, candidates):
+        z1 = training.first_layer(model, log, events, candidates, settings.history)
+        return model.logits(model.second_layer(z1)).detach()
+
+    samples = training.sample(
+        log,
+        events,
+        settings.negatives,
+        log.catalogue(CLOUD),
+        log.positives_in(CLOUD),
+        settings.seed,
+        f"{settings.purpose}/negatives",
+        0,
+    )
+    entropy = training.weighted_cross_entropy(logits_of(events, samples.candidates), samples.labels, samples.weights)
+    divergence = training.bernoulli_kl(wisdom["logits"], logits_of(events, asked)).mean()
+    assert told[0][3] == pytest.approx(float(entropy + 0.7 * divergence), rel=1e-5)
+
+
+def test_without_a_teacher_nobody_draws_unlabelled_items(log):
+    def unlabelled(events, epoch):
+        raise AssertionError("nobody is there to be asked")
+
+    def teacher(events, candidates):
+        raise AssertionError("β is 0")
+
+    plain = run(log, din(log), fit_settings(), period=DEVICE)
+    silent = run(log, din(log), fit_settings(beta=0.0), teacher=teacher, period=DEVICE, unlabelled=unlabelled)
+    assert same_state(silent, plain)
+    assert same_state(run(log, din(log), fit_settings(beta=1.0), period=DEVICE, unlabelled=unlabelled), plain)
+
+
+def test_trust_weighs_what_is_said_of_unlabelled_items(log):
+    def unlabelled(events, epoch):
+        return torch.from_numpy(np.stack([events % log.n_items] * 2, 1))
+
+    def teacher(events, candidates):
+        return torch.full(candidates.shape, 5.0)
+
+    def loss(trust, beta):
+        settings = fit_settings(beta=beta, epochs=1, batch_size=4096)
+        told = []
+        training.train_epoch(
+            model := din(log),
+            log,
+            log.events_in(CLOUD),
+            log.catalogue(CLOUD),
+            log.positives_in(CLOUD),
+            no_samples(log),
+            settings,
+            training.start(model, training.Judged(1.0, 0.5)),
+            teacher,
+            lambda *figures: told.append(figures[3]),
+            trust,
+            unlabelled,
+        )
+        return told[0]
+
+    half = torch.full((log.n_users,), 0.5)
+    assert loss(half, 2.0) == pytest.approx(loss(None, 1.0), rel=1e-6)
+    assert loss(half, 2.0) < loss(None, 2.0)

@@ -1,12 +1,16 @@
 """Where torch runs is settled once, before anything is named by it."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from world import World, dcclctl
 
 from dcclctl.config import TrainConfig
 from dcclctl.errors import UsageError
-from dcclctl.stages.compute import available_cores, settle
+from dcclctl.stages.compute import available_cores, keep_freed_memory, settle
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +51,28 @@ def test_the_manifest_names_device_and_threads(world: World) -> None:
         config = world.artifact(ref).config
         assert config["threads"] == 1
         assert config["device"] in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept_where_there_is_glibc() -> None:
+    """A block that is freed and asked for again costs no page faults again, once there has been room for it."""
+    code = (
+        "import resource, sys, torch\n"
+        "from dcclctl.stages.compute import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': assert keep_freed_memory()\n"
+        "def fill(): torch.ones(50_000_000 // 4)\n"
+        "for _ in range(10): fill()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(5): fill()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    kept, returned = (
+        int(subprocess.run([sys.executable, "-c", code, way], capture_output=True, text=True, check=True).stdout)
+        for way in ("keep", "return")
+    )
+    assert kept < 100 < 50_000 < returned
+
+
+def test_without_glibc_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert not keep_freed_memory()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from world import DISTILL, PATCH, TRAIN, World, dcclctl, done, ingest
 
+from dcclctl.algorithm.momodistill import teacher_of
 from dcclctl.stages.handles import CloudModel, PatchSet
 from dcclctl.stages.serve import FAMILIES
 from dcclctl.store.store import Artifact, Store
@@ -145,7 +146,7 @@ def test_devices_with_a_memory_teach_what_they_remember(shop: Path) -> None:
     taught_by = done("patch", "--cloud=cloud@1", "--method=memory", "--memory=memory@1", "--threads=1", store=shop)[
         "ref"
     ]
-    flags = (*HEAVY, f"--patches={taught_by}")
+    flags = (*HEAVY, f"--patches={taught_by}", "--lesson=events")
     artifacts = [made(shop, *flags, f"--teachers={name}") for name in ("patched", "unpatched", "shuffled", "guarded")]
     assert len({first_loss(artifact) for artifact in artifacts}) == 4
     assert artifacts[0].facts["teachers"] > 0
@@ -156,10 +157,11 @@ def test_devices_with_a_memory_teach_what_they_remember(shop: Path) -> None:
 def test_a_memory_that_has_counted_the_answers_does_not_teach(shop: Path) -> None:
     done("memory", "--until=device", "--neighbours=5", store=shop)
     patches = done("patch", "--cloud=cloud@1", "--method=memory", "--memory=memory@1", "--threads=1", store=shop)["ref"]
-    flags = (*HEAVY, f"--patches={patches}")
+    flags = (*HEAVY, f"--patches={patches}", "--lesson=events")
     result = dcclctl("distill", *flags, store=shop)
     assert result.exit_code == 2
     assert "memory@1" in result.stderr and "dcclctl memory --until cloud" in result.stderr
+    assert "--lesson unlabelled" in result.stderr
     assert made(shop, *flags, "--teachers=unpatched").facts["teachers"] == 0
     made(shop, *flags, "--on=valid")
 
@@ -177,3 +179,72 @@ def test_another_kind_of_model_teaches_a_din_and_is_not_taught(world: World, sho
     assert artifact.inputs["cloud"].id == world.ids["train"]
     assert "state patches have no basis" in artifact.facts["no_basis"]
     assert first_loss(artifact) != first_loss(made(shop, *flags, "--cloud=cloud@1", "--teachers=unpatched"))
+
+
+# What they are asked about
+
+
+@pytest.fixture
+def remembering(shop: Path) -> str:
+    """Patches with a memory that has counted the device period."""
+    done("memory", "--until=device", "--neighbours=5", store=shop)
+    return str(done("patch", "--cloud=cloud@1", "--method=memory", "--memory=memory@1", store=shop)["ref"])
+
+
+def test_who_has_counted_the_answers_is_asked_about_other_items(shop: Path, remembering: str) -> None:
+    """By default, with the settings of that lesson; a file and a flag win over it."""
+    artifact = made(shop, f"--patches={remembering}", "--threads=1", "--epochs=1")
+    assert artifact.config["lesson"] == "unlabelled"
+    assert (artifact.config["unlabelled"], artifact.config["beta"], artifact.config["learning_rate"]) == (
+        24,
+        3.0,
+        0.001,
+    )
+    flags = (*HEAVY, f"--patches={remembering}")
+    losses = {first_loss(made(shop, *flags, f"--teachers={name}")) for name in ("patched", "unpatched", "shuffled")}
+    assert len(losses) == 3
+    assert first_loss(made(shop, *flags, "--unlabelled=3")) not in losses
+    assert dcclctl("audit", artifact.ref, store=shop).exit_code == 0
+    shown = dcclctl("distill", *flags, "--unlabelled=3", store=shop).stdout
+    assert "about 3 unlabelled items an event" in shown
+
+
+def test_a_file_may_choose_the_lesson(shop: Path, remembering: str, tmp_path: Path) -> None:
+    settings = tmp_path / "dccl.toml"
+    settings.write_text('[distill]\nlesson = "events"\nteachers = "unpatched"\n')
+    flags = (f"--patches={remembering}", "--epochs=1", f"--config={settings}")
+    artifact = made(shop, *flags)
+    assert (artifact.config["lesson"], artifact.config["beta"]) == ("events", 0.1)
+    assert made(shop, *flags, "--lesson=unlabelled").config["beta"] == 3.0
+
+
+def test_patches_without_a_memory_are_asked_about_the_events(shop: Path) -> None:
+    artifact = made(shop, *HEAVY)
+    assert artifact.config["lesson"] == "events"
+    assert "unlabelled" not in dcclctl("distill", *HEAVY, store=shop).stdout
+    assert first_loss(made(shop, *HEAVY, "--lesson=unlabelled")) != first_loss(artifact)
+
+
+def test_a_student_sees_as_many_negatives_as_it_was_trained_with(world: World, shop: Path) -> None:
+    many = done("train", *TRAIN, "--negatives=9", "--epochs=1", store=shop)["ref"]
+    assert made(shop, *HEAVY, f"--cloud={many}").config["negatives"] == 9
+    assert made(shop, *HEAVY).config["negatives"] == world.artifact("cloud@1").config["negatives"]
+    assert made(shop, *HEAVY, "--negatives=2").config["negatives"] == 2
+
+
+def test_what_is_said_of_unlabelled_items_is_said_at_the_students_frequency_of_clicks(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cloud@1 was trained with n negatives an event: to a student that sees 2n, a click is half as likely."""
+    asked = []
+
+    def looked_at(backbone: Any, head: Any, shift: float = 0.0) -> Any:
+        asked.append(shift)
+        return teacher_of(backbone, head, shift)
+
+    monkeypatch.setattr("dcclctl.stages.distill.teacher_of", looked_at)
+    usual = int(Store(shop).resolve("cloud@1").config["negatives"])
+    made(shop, *HEAVY, "--lesson=unlabelled")
+    made(shop, *HEAVY, "--lesson=unlabelled", f"--negatives={2 * usual}")
+    made(shop, *HEAVY, f"--negatives={2 * usual}")
+    assert asked == pytest.approx([0.0, -np.log(2), 0.0])
