@@ -32,6 +32,7 @@ Criterion = Annotated[
         "(cross-entropy), which turns earlier: better probabilities, worse rankings."
     ),
 ]
+_PATIENCE = "Stop after so many epochs without a better one on valid; 0 never stops early."
 PERIODS = ("cloud", "device", "valid", "test")
 
 
@@ -161,9 +162,7 @@ class TrainConfig(ComputeSection):
     hidden_sizes: tuple[Positive, Positive] = Field((64, 32), description="Units of the two hidden layers.")
     negatives: Positive = Field(4, description="Sampled negatives for each positive event.")
     epochs: Positive = Field(20, description="At most so many passes over the training events.")
-    patience: Count = Field(
-        2, description="Stop after so many epochs without a better one on valid; 0 never stops early."
-    )
+    patience: Count = Field(2, description=_PATIENCE)
     criterion: Criterion = "auc"
     batch_size: Positive = Field(1024, description="Events per step (each with its negatives).")
     learning_rate: Rate = Field(0.002, description="Adam's step size.")
@@ -304,7 +303,7 @@ class PatchConfig(ComputeSection):
 
 #: `distill --lesson` → defaults that are its own
 LESSON_DEFAULTS: dict[str, dict[str, Any]] = {
-    "unlabelled": {"beta": 3.0, "epochs": 6, "learning_rate": 0.001},
+    "unlabelled": {"beta": 3.0, "epochs": 20, "patience": 2, "learning_rate": 0.001},
 }
 
 
@@ -320,7 +319,7 @@ class DistillConfig(ComputeSection):
         "paper's way); or other items, which nobody has labelled (unlabelled; for teachers who have counted the events themselves).",
     )
     unlabelled: Positive = Field(
-        24,
+        12,
         description="--lesson unlabelled: items an event; half of them near the user's history where the teachers remember.",
     )
     beta: Annotated[float, Field(ge=0.0)] = Field(0.1, description="β: weight of the teachers against the labels.")
@@ -334,7 +333,8 @@ class DistillConfig(ComputeSection):
         False,
         description="Weigh β by n/(n+10) for each user, n: events that the user's patch learned from, 0 without one.",
     )
-    epochs: Positive = Field(3, description="Passes over the events for the cloud weights (step 1).")
+    epochs: Positive = Field(3, description="At most so many passes over the events for the cloud weights (step 1).")
+    patience: Count = Field(0, description=_PATIENCE)
     criterion: Criterion = "auc"
     learning_rate: Rate = Field(0.002, description="Adam's step size for the cloud weights.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-5, description="L2 penalty on the embeddings in a batch.")

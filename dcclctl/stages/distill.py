@@ -72,7 +72,7 @@ def distill(
             history=cloud.history,
             negatives=config.negatives,
             epochs=config.epochs,
-            patience=0,
+            patience=config.patience,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,

@@ -195,11 +195,8 @@ def test_who_has_counted_the_answers_is_asked_about_other_items(shop: Path, reme
     """By default, with the settings of that lesson; a file and a flag win over it."""
     artifact = made(shop, f"--patches={remembering}", "--threads=1", "--epochs=1")
     assert artifact.config["lesson"] == "unlabelled"
-    assert (artifact.config["unlabelled"], artifact.config["beta"], artifact.config["learning_rate"]) == (
-        24,
-        3.0,
-        0.001,
-    )
+    own = {name: artifact.config[name] for name in ("unlabelled", "beta", "learning_rate", "patience", "epochs")}
+    assert own == {"unlabelled": 12, "beta": 3.0, "learning_rate": 0.001, "patience": 2, "epochs": 1}
     flags = (*HEAVY, f"--patches={remembering}")
     losses = {first_loss(made(shop, *flags, f"--teachers={name}")) for name in ("patched", "unpatched", "shuffled")}
     assert len(losses) == 3
@@ -248,3 +245,11 @@ def test_what_is_said_of_unlabelled_items_is_said_at_the_students_frequency_of_c
     made(shop, *HEAVY, "--lesson=unlabelled", f"--negatives={2 * usual}")
     made(shop, *HEAVY, f"--negatives={2 * usual}")
     assert asked == pytest.approx([0.0, -np.log(2), 0.0])
+
+
+def test_teaching_ends_when_the_student_ranks_no_better(shop: Path, remembering: str) -> None:
+    """At a rate of nothing no epoch is better than the start; two are waited for, or as many as are asked for."""
+    flags = (f"--patches={remembering}", "--learning-rate=1e-12", "--threads=1")
+    assert len(made(shop, *flags).facts["epochs"]) == 2
+    assert len(made(shop, *flags, "--patience=3", "--epochs=9").facts["epochs"]) == 3
+    assert len(made(shop, *flags, "--patience=0", "--epochs=4").facts["epochs"]) == 4
