@@ -231,6 +231,9 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
         words = ["--patches", variable(inputs["patches"].id)]
         if inputs["cloud"].id != made[inputs["patches"].id].inputs["cloud"].id:  # a student of its own
             words += ["--cloud", variable(inputs["cloud"].id)]
+        if "memory" in made[inputs["patches"].id].inputs:  # what they are asked by default is not what others are
+            words += ["--lesson", str(config.get("lesson", "events"))]
+            left_out = {"lesson"}
     else:
         subjects = {
             role.split(":", 1)[1]: variable(given.id, split_suffix(role)[1])

@@ -34,8 +34,11 @@ DATASET = artifact("ingest", "dataset", {"log:a.csv": ("raw", "ab" * 32)}, 4)
 CLOUD = artifact("train", "cloud", {"dataset": ("dataset", DATASET.id)}, 2)
 PATCHES = artifact("patch", "patches", {"cloud": ("cloud", CLOUD.id), "dataset": ("dataset", DATASET.id)}, 3)
 MEMORY = artifact("memory", "memory", {"dataset": ("dataset", DATASET.id)}, 5, size=100)
+REMEMBERING = replace(
+    artifact("patch", "patches", {"cloud": ("cloud", CLOUD.id), "memory": ("memory", MEMORY.id)}, 9), id="ab" * 32
+)
 STUDENT = replace(artifact("train", "cloud", {"dataset": ("dataset", DATASET.id)}, 8), id="57" * 32)
-MADE = {each.id: each for each in (DATASET, CLOUD, PATCHES, MEMORY, STUDENT)}
+MADE = {each.id: each for each in (DATASET, CLOUD, PATCHES, MEMORY, STUDENT, REMEMBERING)}
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,19 @@ MADE = {each.id: each for each in (DATASET, CLOUD, PATCHES, MEMORY, STUDENT)}
         (
             artifact("distill", "cloud", {"patches": ("patches", PATCHES.id), "cloud": ("cloud", STUDENT.id)}, 7),
             'cloud_7=$(dcclctl distill --patches "${patches_3}" --cloud "${cloud_8}" --quiet)',
+        ),
+        *(
+            (
+                artifact(
+                    "distill",
+                    "cloud",
+                    {"patches": ("patches", REMEMBERING.id), "cloud": ("cloud", CLOUD.id)},
+                    7,
+                    lesson=lesson,
+                ),
+                f'cloud_7=$(dcclctl distill --patches "${{patches_9}}" --lesson {lesson} --quiet)',
+            )
+            for lesson in ("events", "unlabelled")
         ),
         (
             artifact(
