@@ -45,6 +45,8 @@ class Section(BaseModel):
     DECIDES: ClassVar[str] = ""
     #: value of that setting → defaults where they differ from those that stand at the fields
     OWN: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    #: settings that are read under some values of that setting only → those values
+    ONLY: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     seed: Count = Field(0, description="Seed of every random draw of this stage.")
 
@@ -56,6 +58,14 @@ class Section(BaseModel):
             return given
         decided = given.get(cls.DECIDES, cls.model_fields[cls.DECIDES].default)
         return {**cls.OWN.get(str(decided), {}), **given}
+
+    def unread(self) -> set[str]:
+        """Settings that nothing reads under the deciding one."""
+        return {name for name, readers in self.ONLY.items() if getattr(self, self.DECIDES) not in readers}
+
+    def recorded(self) -> dict[str, Any]:
+        """What an artifact is known by: every setting that can have made a difference."""
+        return self.model_dump(mode="json", exclude=self.unread())
 
     @classmethod
     def default_of(cls, name: str, config: Mapping[str, Any]) -> Any:
@@ -142,6 +152,13 @@ class TrainConfig(ComputeSection):
 
     DECIDES: ClassVar[str] = "model"
     OWN: ClassVar[Mapping[str, Mapping[str, Any]]] = MODEL_DEFAULTS
+    ONLY: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "category_size": ("din", "sasrec", "gru4rec"),
+        **dict.fromkeys(("profile_size", "attention_size"), ("din",)),
+        "newest": ("recent",),
+        **dict.fromkeys(("neighbours", "shrinkage"), ("item-knn",)),
+        "ridge": ("ease",),
+    }
 
     model: Literal["din", "popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "sasrec", "gru4rec"] = (
         Field(
@@ -208,6 +225,14 @@ class PatchConfig(ComputeSection):
 
     DECIDES: ClassVar[str] = "method"
     OWN: ClassVar[Mapping[str, Mapping[str, Any]]] = METHOD_DEFAULTS
+    ONLY: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "newton_steps": ("linearised", "item-space"),
+        **dict.fromkeys(("generator_size", "generator_history"), ("generated",)),
+        **dict.fromkeys(("similar_users", "similar_events", "similar_weight"), ("similar-users",)),
+        "personal": ("memory",),
+        **dict.fromkeys(("memory_hidden", "memory_epochs", "memory_learning_rate", "memory_weight_decay"), ("memory",)),
+        **dict.fromkeys(("memory_short", "memory_floor"), ("memory",)),
+    }
 
     users: str = Field(
         "all", description="Who gets a patch: tail, head, all, new, @FILE with one id a line, or ID,ID,…"
@@ -312,6 +337,7 @@ class DistillConfig(ComputeSection):
 
     DECIDES: ClassVar[str] = "lesson"
     OWN: ClassVar[Mapping[str, Mapping[str, Any]]] = LESSON_DEFAULTS
+    ONLY: ClassVar[Mapping[str, tuple[str, ...]]] = {"unlabelled": ("unlabelled",)}
 
     lesson: Literal["events", "unlabelled"] = Field(
         "events",
@@ -421,6 +447,21 @@ def read_toml(path: Path) -> dict[str, Any]:
     return document
 
 
+def _refuse_unread(settings: Section, given: list[str]) -> None:
+    """Refuse flags that would do nothing; a file may hold settings for several methods.
+
+    Raises:
+        UsageError: such a flag was given.
+    """
+    for name in given:
+        if name in settings.unread():
+            wanted, decided = " or ".join(settings.ONLY[name]), getattr(settings, settings.DECIDES)
+            raise UsageError(
+                f"--{name.replace('_', '-')} is read with --{settings.DECIDES} {wanted} only, not with {decided}",
+                f"Leave it out, or give --{settings.DECIDES} {settings.ONLY[name][0]}.",
+            )
+
+
 def resolve(
     section: type[S], config_file: Path | None = None, defaults: Mapping[str, Any] | None = None, /, **flags: Any
 ) -> S:
@@ -444,7 +485,9 @@ def resolve(
         values |= document.get(name, {})
     values |= {key: value for key, value in flags.items() if value is not None}
     try:
-        return section(**values)
+        settings = section(**values)
+        _refuse_unread(settings, [key for key, value in flags.items() if value is not None])
+        return settings
     except ValidationError as error:
         lines = []
         for problem in error.errors():

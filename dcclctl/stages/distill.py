@@ -63,7 +63,7 @@ def distill(
         "dataset": dataset.artifact.as_input(),
         "patches": patches.artifact.as_input(),
     }
-    with store.begin("distill", "cloud", config.model_dump(mode="json"), config.seed, inputs, force) as work:
+    with store.begin("distill", "cloud", config.recorded(), config.seed, inputs, force) as work:
         if work.reused is not None:
             return work.reused, True
         model = cloud.module(config)

@@ -227,7 +227,7 @@ def evaluate(
             encoder_of(subject)
     inputs = {"dataset": dataset.artifact.as_input()}
     inputs |= {f"subject-{at:02d}:{subject.name}": subject.artifact.as_input() for at, subject in enumerate(subjects)}
-    with store.begin("evaluate", "evaluation", config.model_dump(mode="json"), config.seed, inputs, force) as work:
+    with store.begin("evaluate", "evaluation", config.recorded(), config.seed, inputs, force) as work:
         if work.reused is not None:
             return work.reused, True
         ranking = Ranking(dataset, block, config)

@@ -30,7 +30,7 @@ def remember(dataset: Dataset, config: MemoryConfig, store: Store, force: bool =
             "--until: a memory's statistics end with cloud or device", "valid and test are what is judged."
         )
     inputs = {"dataset": dataset.artifact.as_input()}
-    with store.begin("memory", "memory", config.model_dump(mode="json"), config.seed, inputs, force) as work:
+    with store.begin("memory", "memory", config.recorded(), config.seed, inputs, force) as work:
         if work.reused is not None:
             return work.reused, True
         before = log.up_to(block)

@@ -121,7 +121,7 @@ def patch(
         inputs["users"] = Input("raw", spec.removeprefix("@sha256:"))
     if memory is not None:
         inputs["memory"] = memory.artifact.as_input()
-    with store.begin("patch", "patches", config.model_dump(mode="json"), config.seed, inputs, force) as work:
+    with store.begin("patch", "patches", config.recorded(), config.seed, inputs, force) as work:
         if work.reused is not None:
             return work.reused, True
         if memory is not None:

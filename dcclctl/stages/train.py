@@ -45,7 +45,7 @@ def train(
         inputs["cloud"] = parent.artifact.as_input()
     if any(Block.parse(text).period > 1 for text in config.on):
         raise UsageError("--on: the cloud model trains on cloud and device only", "valid decides when to stop.")
-    with store.begin("train", "cloud", config.model_dump(mode="json"), config.seed, inputs, force) as work:
+    with store.begin("train", "cloud", config.recorded(), config.seed, inputs, force) as work:
         if work.reused is not None:
             return work.reused, True
         settings: dict[str, Any] = config.model_dump(mode="json")

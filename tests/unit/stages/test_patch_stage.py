@@ -178,7 +178,7 @@ def test_diverged_basis_is_exit_4(shop: Path) -> None:
 def test_patches_see_as_many_negatives_as_their_cloud_model_did(shop: Path, method: str) -> None:
     """Else a patch learns that clicks are more frequent, or rarer, than the model beneath says."""
     cloud = done("train", *TRAIN, "--epochs=1", "--negatives=7", store=shop)["ref"]
-    flags = (f"--cloud={cloud}", *PATCH[1:], f"--method={method}", "--memory-epochs=1")
+    flags = (f"--cloud={cloud}", *PATCH[1:], f"--method={method}")
     made = Store(shop).resolve(done("patch", *flags, store=shop)["ref"])
     assert made.config["negatives"] == 7
     fewer = Store(shop).resolve(done("patch", *flags, "--negatives=2", store=shop)["ref"])
