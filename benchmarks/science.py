@@ -357,6 +357,7 @@ class Study:
         models = {
             TWICE: control,
             "memory patch": self.patched,
+            "distilled from memories": self.student,
             "distilled, the paper's way": distilled,
             "distilled, the paper's way, U(0, u)": distilled + "+encoder",
         }
