@@ -31,12 +31,12 @@ ref() { dcclctl "$@" --seed "$seed" --quiet; }
 dcclctl ingest "$folder/ml-100k.inter" --split per-user
 cloud=$(ref train)
 control=$(ref train --continue "$cloud" --on device)
-dcclctl patch --method metapatch --cloud "$cloud" --seed "$seed"
-patches=$(ref patch --method metapatch --cloud "$cloud")
-distilled=$(ref distill --patches "$patches")
 dcclctl memory
 memories=$(ref patch --cloud "$control")
+distilled=$(ref distill --patches "$memories")
+metapatch=$(ref patch --method metapatch --cloud "$cloud")
 
 # The benefit of a patch is short-lived: look at the block right after what it learned from, and one block later.
-dcclctl evaluate "$cloud" "$control" "$patches" "$distilled" "$memories" --on valid
-dcclctl evaluate "$cloud" "$control" "$patches" "$distilled" "$memories" --on test
+models=("$control" "$memories" "$distilled" "$cloud" "$metapatch")
+dcclctl evaluate "${models[@]}" --against "$control" --on valid --seed "$seed"
+dcclctl evaluate "${models[@]}" --against "$control" --on test --seed "$seed"

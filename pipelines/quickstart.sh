@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole device-cloud loop on the bundled log: six stages, then one extra round. `make demo` runs this.
+# The whole device-cloud loop on the bundled log, with the paper's own patch beside it. `make demo` runs this.
 #
 #   pipelines/quickstart.sh            # store in .dccl-demo, report in demo-report.html
 #   DCCL_STORE=/tmp/x pipelines/quickstart.sh
@@ -33,21 +33,23 @@ dcclctl memory
 dcclctl patch --cloud "$control"
 memories=$(ref patch --cloud "$control")
 
-step "5. the paper's way: each household learns 16 numbers on its own purchases, and the patched models teach the cloud"
+step "5. distill: the devices teach the cloud model what their memories say of products that nobody has labelled"
+dcclctl distill --patches "$memories"
+distilled=$(ref distill --patches "$memories")
+
+step "6. the loop closes: memories on the model that they have taught"
+dcclctl patch --cloud "$distilled"
+again=$(ref patch --cloud "$distilled")
+
+step "7. beside it the paper's own patch: each household learns 16 numbers on its own purchases, on the model of step 2"
 dcclctl patch --method metapatch --cloud "$cloud"
-patches=$(ref patch --method metapatch --cloud "$cloud")
-dcclctl distill --patches "$patches"
-distilled=$(ref distill --patches "$patches")
+metapatch=$(ref patch --method metapatch --cloud "$cloud")
 
-step "6. one more round: patch the distilled model on the next block (valid)"
-dcclctl patch --method metapatch --cloud "$distilled" --on valid
-again=$(ref patch --method metapatch --cloud "$distilled" --on valid)
-
-step "7. evaluate: who gained, by activity?"
-models=("$control" "$memories" "$cloud" "$patches" "$distilled" "$again")
+step "8. evaluate: who gained, by activity?"
+models=("$control" "$memories" "$distilled" "$again" "$cloud" "$metapatch")
 dcclctl evaluate "${models[@]}" --against "$control" --candidates 300
 evaluation=$(ref evaluate "${models[@]}" --against "$control" --candidates 300)
 
-step "8. report"
+step "9. report"
 dcclctl report "$evaluation" -o "$report"
 echo "open $report"

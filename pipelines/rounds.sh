@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
-# R rounds over successive blocks of the timeline. The device period is cut into R blocks; in round t the devices learn
-# patches on block t, are tested on the block right after it, and then teach the cloud model, which the next round
-# patches. After the last block comes valid.
+# R rounds over successive blocks of the timeline. The device period is cut into R blocks. In round t the cloud model is
+# trained further on block t, the devices remember it, are tested on the block right after it, and teach the cloud model,
+# with which the next round begins. After the last block comes valid.
 #
 #   pipelines/rounds.sh [ROUNDS]                       # newest dataset of the store; the bundled log if there is none
+#   WAY=paper pipelines/rounds.sh                      # as published: MetaPatch on the model of the round before, MoMoDistill
 #   DCCL_STORE=.dccl SEED=1 THREADS=1 pipelines/rounds.sh 3
 set -euo pipefail
 here="$(cd "$(dirname "$0")/.." && pwd)"
 rounds="${1:-3}"
+way="${WAY:-memory}"
 seed="${SEED:-0}"
 threads="${THREADS:-0}"  # 0: one per core
 export DCCL_STORE="${DCCL_STORE:-.dccl}"
 
 ref() { dcclctl "$@" --seed "$seed" --threads "$threads" --quiet; }
 compare() { dcclctl evaluate "$@" --seed "$seed" --threads "$threads"; }
+
+case "$way" in memory | paper) ;; *) echo "WAY is memory or paper, not $way" >&2; exit 2 ;; esac
 
 # Nothing ingested yet: take the bundled log, so that the script runs as it stands.
 if ! dcclctl artifacts show dataset --quiet >/dev/null 2>&1; then
@@ -22,22 +26,27 @@ if ! dcclctl artifacts show dataset --quiet >/dev/null 2>&1; then
 fi
 
 frozen=$(ref train)      # stays as it is, the first baseline
-control=$frozen          # trained further on the same blocks for the same number of passes, the strong baseline
+control=$frozen          # learns from the labels of the same blocks until it ranks no better, the strong baseline
 cloud=$frozen            # taught by its devices, round after round
 
 for ((t = 1; t <= rounds; t++)); do
   block="device:$t/$rounds"
   if ((t < rounds)); then next="device:$((t + 1))/$rounds"; else next="valid"; fi
-  printf '\nround %d of %d: patch on %s, test on %s\n' "$t" "$rounds" "$block" "$next"
-  patches=$(ref patch --method metapatch --cloud "$cloud" --on "$block")
-  models=("$frozen" "$cloud" "$patches")
-  if [ "$control" != "$frozen" ]; then models+=("$control"); fi
-  if [ "$cloud" = "$frozen" ]; then models=("$frozen" "$patches"); fi
-  compare "${models[@]}" --on "$next"
-  cloud=$(ref distill --patches "$patches" --on "$block" --epochs 3 --learning-rate 0.002)
-  control=$(ref train --continue "$control" --on "$block" --epochs 3 --learning-rate 0.002 --patience 0)
+  printf '\nround %d of %d: learn from %s, test on %s\n' "$t" "$rounds" "$block" "$next"
+  control=$(ref train --continue "$control" --on "$block")
+  if [ "$way" = memory ]; then
+    fresh=$(ref train --continue "$cloud" --on "$block")
+    memory=$(dcclctl memory --until "$block" --seed "$seed" --quiet)
+    patches=$(ref patch --cloud "$fresh" --on "$block" --memory "$memory")
+    cloud=$(ref distill --patches "$patches" --on "$block")
+    control=$(ref train --continue "$control" --on "$block" --learning-rate 0.001)  # as the student does after the first pass
+  else
+    patches=$(ref patch --method metapatch --cloud "$cloud" --on "$block")
+    cloud=$(ref distill --patches "$patches" --on "$block" --epochs 8)
+  fi
+  compare "$control" "$patches" "$cloud" "$frozen" --against "$control" --on "$next"
 done
 
 printf '\nafter %d rounds: frozen %s, trained further %s, distilled %s\n' "$rounds" "$frozen" "$control" "$cloud"
-compare "$frozen" "$control" "$cloud" --on test
+compare "$control" "$cloud" "$frozen" --against "$control" --on test
 dcclctl artifacts lineage "$cloud"

@@ -349,7 +349,7 @@ def train_epoch(
     )
     generator = dropout_generator(settings, state.epoch)
     taught = teacher is not None and settings.beta > 0
-    questions = unlabelled(samples.events, state.epoch) if taught and unlabelled is not None else None
+    ask = unlabelled if taught else None
     labelled = samples.candidates.shape[1]
     total, done, started = 0.0, 0, time.perf_counter()
     for positions in batches(log, samples, settings, state.epoch):
@@ -362,16 +362,16 @@ def train_epoch(
 
         index = torch.from_numpy(positions)
         candidates = samples.candidates[index]
-        if questions is not None:
-            candidates = torch.cat([candidates, questions[index]], 1)
+        if ask is not None:
+            candidates = torch.cat([candidates, ask(samples.events[positions], state.epoch)], 1)
         labels, weights = samples.labels[index].to(device), samples.weights[index].to(device)
         z1 = first_layer(model, log, samples.events[positions], candidates, settings.history, own_rows)
         z2 = model.second_layer(dropout(z1, settings.dropout, generator))
         logits = model.logits(dropout(z2, settings.dropout, generator))
         loss = weighted_cross_entropy(logits[:, :labelled], labels, weights)
         if teacher is not None and taught:
-            asked = slice(labelled if questions is not None else 0, None)
-            counts = weights if questions is None else torch.ones_like(logits[:, asked])
+            asked = slice(0 if ask is None else labelled, None)
+            counts = weights if ask is None else torch.ones_like(logits[:, asked])
             with torch.no_grad():
                 wisdom = teacher(samples.events[positions], candidates[:, asked])
             divergence = bernoulli_kl(wisdom, logits[:, asked]) * counts
