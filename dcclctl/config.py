@@ -328,7 +328,7 @@ class PatchConfig(ComputeSection):
 
 #: `distill --lesson` → defaults that are its own
 LESSON_DEFAULTS: dict[str, dict[str, Any]] = {
-    "unlabelled": {"beta": 3.0, "epochs": 20, "patience": 2, "learning_rate": 0.001},
+    "unlabelled": {"beta": 10.0, "epochs": 20, "patience": 5, "learning_rate": 0.001},
 }
 
 
@@ -337,7 +337,7 @@ class DistillConfig(ComputeSection):
 
     DECIDES: ClassVar[str] = "lesson"
     OWN: ClassVar[Mapping[str, Mapping[str, Any]]] = LESSON_DEFAULTS
-    ONLY: ClassVar[Mapping[str, tuple[str, ...]]] = {"unlabelled": ("unlabelled",)}
+    ONLY: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(("unlabelled", "lesson_short"), ("unlabelled",))
 
     lesson: Literal["events", "unlabelled"] = Field(
         "events",
@@ -347,6 +347,10 @@ class DistillConfig(ComputeSection):
     unlabelled: Positive = Field(
         12,
         description="--lesson unlabelled: items an event; half of them near the user's history where the teachers remember.",
+    )
+    lesson_short: Fraction = Field(
+        0.25,
+        description="--lesson unlabelled: share of the events that are taught with a history cut to a few events or to none, as new users have.",
     )
     beta: Annotated[float, Field(ge=0.0)] = Field(0.1, description="β: weight of the teachers against the labels.")
     on: LearningBlock = Field("device", description="Period (or part, e.g. device:2/3) whose events are distilled.")

@@ -53,6 +53,17 @@ def uniforms(seed: int, purpose: str, *keys: Ints | int) -> npt.NDArray[np.float
     return (hashes(seed, purpose, *keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def log_uniform(seed: int, purpose: str, keys: Ints, least: int, most: Ints) -> Ints:
+    """Lengths (N,) between `least` and each one's own `most`: least as often as the next two, or the four after those.
+
+    Args:
+        seed, purpose, keys: name the draws. most: (N,) at least `least`.
+    """
+    drawn = np.floor((most - least + 2.0) ** uniforms(seed, purpose, keys)).astype(np.int64) - 1 + least
+    lengths: Ints = np.minimum(drawn, most)
+    return lengths
+
+
 def permutation(seed: int, purpose: str, keys: Ints, *more: int) -> Ints:
     """Order of `keys` (N,) shuffled by their own hashes."""
     return np.argsort(hashes(seed, purpose, *more, keys), kind="stable")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dcclctl.algorithm import training
 from dcclctl.algorithm.din import Din
-from dcclctl.algorithm.eventlog import Block
+from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.memorypatch import prior_shift
 from dcclctl.algorithm.momodistill import (
     BasisSettings,
@@ -18,6 +18,7 @@ from dcclctl.algorithm.momodistill import (
     trust_in,
     unlabelled_candidates,
 )
+from dcclctl.algorithm.sampling import log_uniform, uniforms
 from dcclctl.config import DistillConfig, EvaluateConfig
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.stages.compute import OnProgress, settle, torch_device
@@ -67,7 +68,8 @@ def distill(
         if work.reused is not None:
             return work.reused, True
         model = cloud.module(config)
-        teacher, trust = _teacher(patches, config), _trust(patches, config)
+        taught = _histories(log, block, cloud.history, config)
+        teacher, trust = _teacher(patches, config, taught), _trust(patches, config)
         fit = training.FitSettings(
             history=cloud.history,
             negatives=config.negatives,
@@ -82,12 +84,16 @@ def distill(
             beta=config.beta,
             criterion=config.criterion,
         )
-        unlabelled = _unlabelled(patches, cloud, block, config)
-        state = fit_model(model, dataset, [block], fit, work, on_progress, "distill W", teacher, trust, unlabelled)
+        unlabelled = _unlabelled(patches, cloud, block, config, taught)
+        state = fit_model(
+            model, dataset, [block], fit, work, on_progress, "distill W", teacher, trust, unlabelled, taught
+        )
         work.write_tensors("model.safetensors", state.best)
         work.write_json("model.json", cloud.settings)
         skipped = _why_no_basis(patches, cloud)
-        losses = [] if skipped else _second_step(patches, cloud, model, teacher, trust, config, work, on_progress)
+        losses = (
+            [] if skipped else _second_step(patches, cloud, model, teacher, trust, config, taught, work, on_progress)
+        )
         facts = {
             "id_map": dataset.id_map,
             "parameters": sum(weight.numel() for weight in state.best.values()),
@@ -132,9 +138,23 @@ def _rounds(cloud: CloudModel) -> int:
     return int(cloud.artifact.facts.get("round", 0))
 
 
-def _teacher(patches: PatchSet, config: DistillConfig) -> training.Teacher:
+def _histories(log: EventLog, block: Block, limit: int, config: DistillConfig) -> EventLog:
+    """The log that is taught from: some of the events with a short history, or none, for teachers and student alike.
+
+    Without them a student forgets what its start made of users whom it knows nothing of: none is among the events of a
+    period that everybody has a past before. A device without a memory is served by the cloud model, and teaches that.
+    """
+    if config.lesson != "unlabelled":
+        return log
+    events = log.events_in(block)
+    some = events[uniforms(config.seed, "distill/short", events) < config.lesson_short]
+    lengths = log_uniform(config.seed, "distill/length", some, 0, log.history_lengths(some, limit))
+    return log.shortened(some, lengths)
+
+
+def _teacher(patches: PatchSet, config: DistillConfig, log: EventLog) -> training.Teacher:
     """What teaches each user, without regard to how much it counts."""
-    backbone = patches.cloud.backbone(config)
+    backbone = patches.cloud.backbone(config, log)
     # unlabelled items have no labels that would tell the student how frequent clicks are: the teachers do, in its terms
     shift = prior_shift(patches.cloud.negatives, config.negatives) if config.lesson == "unlabelled" else 0.0
     if config.teachers == "unpatched":
@@ -146,12 +166,11 @@ def _teacher(patches: PatchSet, config: DistillConfig) -> training.Teacher:
 
 
 def _unlabelled(
-    patches: PatchSet, student: CloudModel, block: Block, config: DistillConfig
+    patches: PatchSet, student: CloudModel, block: Block, config: DistillConfig, log: EventLog
 ) -> training.Unlabelled | None:
     """The items that only the teachers label; None if there are none."""
     if config.lesson != "unlabelled":
         return None
-    log = student.dataset.log
     return unlabelled_candidates(
         log,
         student.history,
@@ -205,11 +224,12 @@ def _second_step(
     teacher: training.Teacher,
     trust: Float[Tensor, "U"],
     config: DistillConfig,
+    log: EventLog,
     work: Work,
     on_progress: OnProgress,
 ) -> list[float]:
     """Θ and U on top of the new weights, written into the artifact; returns the mean loss of each epoch."""
-    log, block = cloud.dataset.log, Block.parse(config.on)
+    block = Block.parse(config.on)
     events, catalogue, excluded = log.events_in(block), log.catalogue(block), log.never_negative(block)
 
     def draw(epoch: int) -> training.Samples:

@@ -27,7 +27,7 @@ from dcclctl.algorithm.memorypatch import (
     prior_shift,
     user_losses,
 )
-from dcclctl.algorithm.sampling import Ints, permutation, stream, uniforms
+from dcclctl.algorithm.sampling import Ints, log_uniform, permutation, stream, uniforms
 from dcclctl.config import PatchConfig
 from dcclctl.errors import UsageError
 from dcclctl.stages.compute import OnProgress
@@ -157,9 +157,8 @@ class MemoryDevices:
         seed = self.config.seed
         held = self.log.history_lengths(events, self.memory.size)
         chosen = (uniforms(seed, "memory/short", events) < self.config.memory_short) & (held > 0)
-        some, most = events[chosen], held[chosen]
-        lengths = np.floor((most + 1.0) ** uniforms(seed, "memory/length", some)).astype(np.int64)
-        return some, np.minimum(lengths, most)
+        some = events[chosen]
+        return some, log_uniform(seed, "memory/length", some, 1, held[chosen])
 
     def samples(self, events: Ints, block: Block, number: int) -> training.Samples:
         """Events of a part of the block with their negatives; number: which part."""

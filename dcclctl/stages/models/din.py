@@ -85,23 +85,27 @@ def fit_model(
     teacher: training.Teacher | None = None,
     trust: Float[Tensor, "U"] | None = None,
     unlabelled: training.Unlabelled | None = None,
+    log: EventLog | None = None,
 ) -> training.FitState:
     """Train until finished, from the last checkpoint if there is one; the model is left with the best weights.
 
     Args:
         teacher, trust, unlabelled: see training.train_epoch.
+        log: in place of the dataset's, with other histories.
 
     Raises:
         DataError: no events in the blocks, or none in valid.
     """
 
+    histories = log or dataset.log
+
     def evaluate(valid: training.Samples) -> training.Judged:
-        return training.judge(model, dataset.log, valid, settings.history)
+        return training.judge(model, histories, valid, settings.history)
 
     def epoch(part: Pass, state: training.FitState, on_step: training.OnStep) -> training.FitState:
         return training.train_epoch(
             model,
-            dataset.log,
+            histories,
             part.events,
             part.catalogue,
             part.excluded,

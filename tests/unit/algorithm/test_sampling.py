@@ -6,7 +6,7 @@ from algorithm_worlds import log_of, random_log
 from scipy.stats import chisquare
 
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE
-from dcclctl.algorithm.sampling import PairSet, draw_negatives, hashes, permutation, stream
+from dcclctl.algorithm.sampling import PairSet, draw_negatives, hashes, log_uniform, permutation, stream
 from dcclctl.algorithm.training import sample
 
 NOBODY = PairSet(np.array([], dtype=np.int64), np.array([], dtype=np.int64), 1000)
@@ -139,3 +139,15 @@ def test_samples_put_the_event_first_and_weigh_what_counts():
 
 def test_an_empty_set_has_no_pairs():
     assert not NOBODY.contains(np.arange(3), np.arange(3)).any()
+
+
+def test_log_uniform_lengths_are_as_often_the_least_as_the_next_two_or_the_four_after():
+    keys = np.arange(70_000)
+    for least in (0, 1):
+        lengths = log_uniform(3, "x", keys, least, np.full(len(keys), least + 6)) - least
+        assert lengths.min() == 0 and lengths.max() == 6
+        shares = [((lengths >= low) & (lengths <= high)).mean() for low, high in ((0, 0), (1, 2), (3, 6))]
+        np.testing.assert_allclose(shares, 1 / 3, atol=0.02)
+    most = keys % 5
+    assert (log_uniform(3, "x", keys, 0, most) <= most).all()
+    assert (log_uniform(3, "x", keys, 0, np.zeros_like(keys)) == 0).all()
