@@ -1,9 +1,11 @@
 """Tiny worlds with known answers: what the models must learn from them, and what they cannot."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import fit_settings, log_of
+from algorithm_worlds import fit_settings, log_of, no_samples
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
@@ -11,7 +13,7 @@ from dcclctl.algorithm import training
 from dcclctl.algorithm.din import Din, DinSizes
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, EventLog
 from dcclctl.algorithm.metapatch import DeviceRows, Head, PatchShape, fit_devices, learn_basis, new_basis
-from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of
+from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of, unlabelled_candidates
 from dcclctl.algorithm.scoring import DinBackbone, cloud_head, patched_head, score
 
 HALF = 15  # items of a group: 0 … 14 are of the one, 15 … 29 of the other
@@ -73,6 +75,45 @@ def test_din_learns_no_taste_where_histories_do_not_tell():
     """The same test with the answer taken out of the log: it is the history that the test above learns from."""
     log = taste_log(np.random.default_rng(0), hidden=True)
     assert group_auc(log, *all_scores(trained(log), log)) < 0.7
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_a_student_learns_of_unlabelled_items_what_no_label_ever_said(taught):
+    """Choices are random until the test period; the devices know their users' tastes, and are asked about other items only."""
+    plain = taste_log(np.random.default_rng(0), hidden=True)
+    taste = torch.arange(plain.n_users) % 2
+    log = replace(
+        plain, profile=taste[:, None], profile_sizes=(2,)
+    )  # the student can tell the tastes apart, if told so
+    catalogue, excluded = log.catalogue(CLOUD), log.never_negative(CLOUD)
+    asked = unlabelled_candidates(log, LIMIT, 6, catalogue, excluded, 0, "lesson")
+
+    def teacher(events, candidates):
+        own = taste[torch.from_numpy(log.user[events])][:, None] == (candidates >= HALF)
+        return torch.where(own, 2.0, -2.0)
+
+    model = Din(
+        DinSizes(log.n_items, 0, (2,), 8, 4, 2, 8, (16, 8)), log.item_categories, torch.Generator().manual_seed(0)
+    )
+    settings = fit_settings(
+        epochs=12, history=LIMIT, negatives=4, batch_size=64, dropout=0.0, beta=3.0 if taught else 0.0, patience=0
+    )
+    state = training.start(model, training.Judged(float("inf"), 0.5))
+    while not state.finished(settings):
+        state = training.train_epoch(
+            model,
+            log,
+            log.events_in(CLOUD),
+            catalogue,
+            excluded,
+            no_samples(log),
+            settings,
+            state,
+            teacher,
+            unlabelled=asked,
+        )
+    found = group_auc(log, *all_scores(model, log))
+    assert found > 0.95 if taught else found < 0.7
 
 
 # The margins below hold with room to spare whatever the seed of this world (0 to 7 were tried).
