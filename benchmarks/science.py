@@ -56,7 +56,7 @@ CHAPTERS = (
 #: the control: trained until valid AUC rises no more, as `train --continue` does by itself
 LONG = ["--epochs", "20", "--patience", "2", "--learning-rate", "0.002"]
 #: passes and rate of `distill --lesson unlabelled`, for the control beside it: until it ranks no better, too
-LESSON = ["--epochs", "20", "--patience", "2", "--learning-rate", "0.001"]
+LESSON = ["--epochs", "20", "--patience", "5", "--learning-rate", "0.001"]
 #: the paper's distillation starts where the control at once does: as fast, and for more passes than that one ever took
 PAPER = ["--lesson", "events", "--epochs", "8", "--learning-rate", "0.002"]
 ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"

@@ -59,12 +59,18 @@ class Section(BaseModel):
         decided = given.get(cls.DECIDES, cls.model_fields[cls.DECIDES].default)
         return {**cls.OWN.get(str(decided), {}), **given}
 
+    @classmethod
+    def unread_with(cls, config: Mapping[str, Any]) -> set[str]:
+        """Settings that nothing reads under the deciding one of a configuration."""
+        decided = config.get(cls.DECIDES, cls.model_fields[cls.DECIDES].default) if cls.ONLY else ""
+        return {name for name, readers in cls.ONLY.items() if decided not in readers}
+
     def unread(self) -> set[str]:
         """Settings that nothing reads under the deciding one."""
-        return {name for name, readers in self.ONLY.items() if getattr(self, self.DECIDES) not in readers}
+        return self.unread_with(self.__dict__)
 
     def recorded(self) -> dict[str, Any]:
-        """What an artifact is known by: every setting that can have made a difference."""
+        """What an artifact is known by: the settings, without those that are another kind's only."""
         return self.model_dump(mode="json", exclude=self.unread())
 
     @classmethod

@@ -34,8 +34,9 @@ dcclctl patch --cloud "$control"
 memories=$(ref patch --cloud "$control")
 
 step "5. distill: the devices teach the cloud model what their memories say of products that nobody has labelled"
-dcclctl distill --patches "$memories"
-distilled=$(ref distill --patches "$memories")
+# Six passes show it; by default it goes on until the cloud model ranks no better.
+dcclctl distill --patches "$memories" --epochs 6
+distilled=$(ref distill --patches "$memories" --epochs 6)
 
 step "6. the loop closes: memories on the model that they have taught"
 dcclctl patch --cloud "$distilled"

@@ -39,7 +39,8 @@ for ((t = 1; t <= rounds; t++)); do
     memory=$(dcclctl memory --until "$block" --seed "$seed" --quiet)
     patches=$(ref patch --cloud "$fresh" --on "$block" --memory "$memory")
     cloud=$(ref distill --patches "$patches" --on "$block")
-    control=$(ref train --continue "$control" --on "$block" --learning-rate 0.001)  # as the student does after the first pass
+    # as the student does: further, at its rate and with its patience
+    control=$(ref train --continue "$control" --on "$block" --learning-rate 0.001 --patience 5)
   else
     patches=$(ref patch --method metapatch --cloud "$cloud" --on "$block")
     cloud=$(ref distill --patches "$patches" --on "$block" --epochs 8)

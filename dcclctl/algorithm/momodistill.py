@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from dcclctl.algorithm.din import Din
 from dcclctl.algorithm.encoder import Encoder
-from dcclctl.algorithm.eventlog import EventLog
+from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.memory import Statistics
 from dcclctl.algorithm.metapatch import Basis, Head, Patch, head_logits
-from dcclctl.algorithm.sampling import Ints, PairSet, draw_negatives, hashes, permutation, stream, uniforms
+from dcclctl.algorithm.sampling import Ints, draw_negatives, hashes, permutation, stream, uniforms
 from dcclctl.algorithm.scoring import Backbone, DinBackbone, HeadFunction, events_at_once
 from dcclctl.algorithm.training import Samples, Teacher, Unlabelled, bernoulli_kl, first_layer
 from dcclctl.errors import DivergedError
@@ -64,8 +64,7 @@ def unlabelled_candidates(
     log: EventLog,
     limit: int,
     count: int,
-    catalogue: Ints,
-    excluded: PairSet,
+    block: Block,
     seed: int,
     purpose: str,
     nearest: Statistics | None = None,
@@ -77,11 +76,14 @@ def unlabelled_candidates(
 
     Args:
         limit: L, the history that the student sees. count: M, items an event.
-        catalogue, excluded: as for negatives (see sampling.draw_negatives).
+        block: what is taught; nothing is drawn that its users had in it, nor what was first seen later.
         seed, purpose: name the draws.
         nearest: with it every second item is one of the nearest to a random item of the history, where a teacher who
             remembers has most to say. All others are uniform.
     """
+    catalogue = log.catalogue(block)
+    # in a log with repeats what the user had at another moment may be a negative, but it has been labelled, and counted
+    excluded = log.positives_in(block) if log.repeats else log.never_negative(block)
     known = np.zeros(log.n_items, dtype=bool)
     known[catalogue] = True
 

@@ -67,12 +67,11 @@ def train(
 ) -> None:
     """Train the cloud model on everybody's log.
 
-    The weights of the epoch with the lowest valid loss are kept. A run that is stopped continues at the last finished
+    The weights of the epoch that ranks best on valid are kept. A run that is stopped continues at the last finished
     epoch when the same command is typed again, and ends with the same weights.
 
-    The defaults below are those of din; some other models have their own, which their artifact names. Baselines cannot
-    be patched: popularity, recent, item-knn and ease are counted (item-knn and ease read a user's whole history), bpr,
-    fm and neumf know a user by a vector.
+    A default below that names no model is everybody's. Baselines cannot be patched: popularity, recent, item-knn and
+    ease are counted (item-knn and ease read a user's whole history), bpr, fm and neumf know a user by a vector.
 
     \b
     Examples:

@@ -49,7 +49,7 @@ def settle(config: C) -> C:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed blocks for the next ones instead of giving them back; False where there is no glibc.
+    """Let glibc keep freed blocks for the next ones instead of giving them back; False where it cannot.
 
     Every step of training frees some hundred megabytes and asks for them again. By default the system takes each large
     block back at once and clears it, page by page, when it is asked for again: a third of the time of a distillation.
@@ -57,7 +57,9 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(_MMAP_THRESHOLD, 1 << 30) and libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))
+    kept = libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+    large = libc.mallopt(_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_MMAP_THRESHOLD, 1 << 25)  # all that old ones take
+    return bool(kept and large)
 
 
 def available_cores() -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dcclctl.algorithm import training
 from dcclctl.algorithm.din import Din
-from dcclctl.algorithm.eventlog import Block, EventLog
+from dcclctl.algorithm.eventlog import VALID, Block, EventLog
 from dcclctl.algorithm.memorypatch import prior_shift
 from dcclctl.algorithm.momodistill import (
     BasisSettings,
@@ -68,7 +68,7 @@ def distill(
         if work.reused is not None:
             return work.reused, True
         model = cloud.module(config)
-        taught = _histories(log, block, cloud.history, config)
+        taught = _histories(patches, block, cloud.history, config)
         teacher, trust = _teacher(patches, config, taught), _trust(patches, config)
         fit = training.FitSettings(
             history=cloud.history,
@@ -90,10 +90,8 @@ def distill(
         )
         work.write_tensors("model.safetensors", state.best)
         work.write_json("model.json", cloud.settings)
-        skipped = _why_no_basis(patches, cloud)
-        losses = (
-            [] if skipped else _second_step(patches, cloud, model, teacher, trust, config, taught, work, on_progress)
-        )
+        skipped = _why_no_basis(patches, cloud, config)
+        losses = [] if skipped else _second_step(patches, cloud, model, teacher, trust, config, work, on_progress)
         facts = {
             "id_map": dataset.id_map,
             "parameters": sum(weight.numel() for weight in state.best.values()),
@@ -138,13 +136,15 @@ def _rounds(cloud: CloudModel) -> int:
     return int(cloud.artifact.facts.get("round", 0))
 
 
-def _histories(log: EventLog, block: Block, limit: int, config: DistillConfig) -> EventLog:
-    """The log that is taught from: some of the events with a short history, or none, for teachers and student alike.
+def _histories(patches: PatchSet, block: Block, limit: int, config: DistillConfig) -> EventLog:
+    """The log that is taught from: some of the events with a short history, or none, for student and memories alike.
 
     Without them a student forgets what its start made of users whom it knows nothing of: none is among the events of a
     period that everybody has a past before. A device without a memory is served by the cloud model, and teaches that.
+    (A placebo's memory is lent, and stays as it is.) Events of valid judge the epochs, so they keep what they have.
     """
-    if config.lesson != "unlabelled":
+    log = patches.cloud.dataset.log
+    if config.lesson != "unlabelled" or patches.memory is None or block.period == VALID:
         return log
     events = log.events_in(block)
     some = events[uniforms(config.seed, "distill/short", events) < config.lesson_short]
@@ -175,8 +175,7 @@ def _unlabelled(
         log,
         student.history,
         config.unlabelled,
-        log.catalogue(block),
-        log.never_negative(block),
+        block,
         config.seed,
         f"distill/{config.on}/unlabelled",
         patches.memory.statistics if patches.memory is not None else None,
@@ -207,10 +206,12 @@ def _patched_teachers(patches: PatchSet, config: DistillConfig, trust: Float[Ten
     return int((trust[torch.from_numpy(kept)] > 0).sum())
 
 
-def _why_no_basis(patches: PatchSet, cloud: CloudModel) -> str:
+def _why_no_basis(patches: PatchSet, cloud: CloudModel, config: DistillConfig) -> str:
     """Why step 2 is left out; empty if it is not."""
     if patches.family != "metapatch":
         return f"{patches.family} patches have no basis Θ"
+    if config.lesson != "events":
+        return "step 2 is about labelled events, which this lesson is not"
     sizes = patches.basis().shape.hidden_sizes
     if sizes != tuple(cloud.settings["hidden_sizes"]):
         return f"Θ is for hidden layers of {sizes[0]} and {sizes[1]} units, which the student does not have"
@@ -224,12 +225,11 @@ def _second_step(
     teacher: training.Teacher,
     trust: Float[Tensor, "U"],
     config: DistillConfig,
-    log: EventLog,
     work: Work,
     on_progress: OnProgress,
 ) -> list[float]:
     """Θ and U on top of the new weights, written into the artifact; returns the mean loss of each epoch."""
-    block = Block.parse(config.on)
+    log, block = cloud.dataset.log, Block.parse(config.on)
     events, catalogue, excluded = log.events_in(block), log.catalogue(block), log.never_negative(block)
 
     def draw(epoch: int) -> training.Samples:

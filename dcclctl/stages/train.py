@@ -19,7 +19,7 @@ def train(
     force: bool = False,
     parent: CloudModel | None = None,
 ) -> tuple[Artifact, bool]:
-    """Train the cloud model, and keep the weights of the epoch with the lowest valid loss.
+    """Train the cloud model, and keep the weights of the epoch that is best on valid by the criterion.
 
     Args:
         dataset: what to train on.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dcclctl.algorithm import training
 from dcclctl.algorithm.din import Din, DinSizes
-from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, EventLog
+from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventLog
 from dcclctl.algorithm.metapatch import DeviceRows, Head, PatchShape, fit_devices, learn_basis, new_basis
 from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of, unlabelled_candidates
 from dcclctl.algorithm.scoring import DinBackbone, cloud_head, patched_head, score
@@ -86,7 +86,7 @@ def test_a_student_learns_of_unlabelled_items_what_no_label_ever_said(taught):
         plain, profile=taste[:, None], profile_sizes=(2,)
     )  # the student can tell the tastes apart, if told so
     catalogue, excluded = log.catalogue(CLOUD), log.never_negative(CLOUD)
-    asked = unlabelled_candidates(log, LIMIT, 6, catalogue, excluded, 0, "lesson")
+    asked = unlabelled_candidates(log, LIMIT, 6, Block(CLOUD), 0, "lesson")
 
     def teacher(events, candidates):
         own = taste[torch.from_numpy(log.user[events])][:, None] == (candidates >= HALF)

@@ -70,7 +70,7 @@ def test_freed_memory_is_kept_where_there_is_glibc() -> None:
         int(subprocess.run([sys.executable, "-c", code, way], capture_output=True, text=True, check=True).stdout)
         for way in ("keep", "return")
     )
-    assert kept < 100 < 50_000 < returned
+    assert kept < returned / 20
 
 
 def test_without_glibc_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

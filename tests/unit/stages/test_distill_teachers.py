@@ -289,3 +289,16 @@ def test_some_events_are_taught_with_a_short_history_to_student_and_teacher_alik
     assert np.array_equal(logs[0].history_start, logs[1].history_start)
     for log in logs[2:]:
         assert np.array_equal(log.history_start, whole.history_start)
+
+
+def test_step_2_is_left_out_where_the_lesson_is_not_about_labelled_events(shop: Path) -> None:
+    artifact = made(shop, *HEAVY, "--lesson=unlabelled")
+    assert "basis.safetensors" not in artifact.manifest["files"]
+    assert artifact.facts["no_basis"] == "step 2 is about labelled events, which this lesson is not"
+
+
+def test_what_valid_judges_by_is_not_shortened(shop: Path, remembering: str) -> None:
+    """Taught on valid itself, an epoch is judged by whole histories: at a rate of nothing, as the start was."""
+    flags = (f"--patches={remembering}", "--on=valid", "--learning-rate=1e-12", "--epochs=1", "--threads=1")
+    short, whole = (made(shop, *flags, f"--lesson-short={share}").facts["epochs"][0] for share in (1.0, 0.0))
+    assert short["valid_loss"] == whole["valid_loss"]

@@ -57,8 +57,11 @@ def test_patches_are_known_by_what_made_them(shop: Path, reads: set[str], method
 
 @pytest.mark.parametrize("lesson", ["events", "unlabelled"])
 def test_a_student_is_known_by_what_it_was_taught(shop: Path, reads: set[str], lesson: str) -> None:
+    if lesson == "unlabelled":
+        done("memory", "--neighbours=5", store=shop)
+        done("patch", "--cloud=cloud@1", "--threads=1", store=shop)
     reads.clear()
-    done("distill", "--patches=patches@1", *DISTILL, f"--lesson={lesson}", store=shop)
+    done("distill", *DISTILL, f"--lesson={lesson}", store=shop)
     agree(DistillConfig, lesson, reads)
 
 

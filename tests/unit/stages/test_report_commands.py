@@ -139,3 +139,10 @@ def test_settings_that_differ_from_the_default_are_named(made: Artifact, command
 def test_a_hostile_file_name_is_one_harmless_word() -> None:
     hostile = artifact("ingest", "dataset", {"log:$(rm -rf ~)\x1b[31m'.csv": ("raw", "05" * 32)})
     assert shlex.split(command_of(hostile, {}))[2:] == ["$(rm -rf ~)\\x1b[31m'.csv", "--quiet)"]
+
+
+def test_a_setting_that_is_no_longer_recorded_is_not_named() -> None:
+    """Artifacts from before hold every setting; a flag that would do nothing is refused now."""
+    old = artifact("train", "cloud", {"dataset": ("dataset", DATASET.id)}, 2, ridge=20.0)
+    assert old.config["ridge"] == 20.0
+    assert command_of(old, MADE) == command_of(CLOUD, MADE)
