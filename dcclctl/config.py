@@ -457,14 +457,15 @@ def read_toml(path: Path) -> dict[str, Any]:
     return document
 
 
-def _refuse_unread(settings: Section, given: list[str]) -> None:
+def _refuse_unread(settings: Section, given: Mapping[str, Any]) -> None:
     """Refuse flags that would do nothing; a file may hold settings for several methods.
 
     Raises:
         UsageError: such a flag was given.
     """
+    unread = settings.unread()
     for name in given:
-        if name in settings.unread():
+        if name in unread:
             wanted, decided = " or ".join(settings.ONLY[name]), getattr(settings, settings.DECIDES)
             raise UsageError(
                 f"--{name.replace('_', '-')} is read with --{settings.DECIDES} {wanted} only, not with {decided}",
@@ -493,10 +494,11 @@ def resolve(
         if "seed" in document:
             values["seed"] = document["seed"]
         values |= document.get(name, {})
-    values |= {key: value for key, value in flags.items() if value is not None}
+    given = {key: value for key, value in flags.items() if value is not None}
+    values |= given
     try:
         settings = section(**values)
-        _refuse_unread(settings, [key for key, value in flags.items() if value is not None])
+        _refuse_unread(settings, given)
         return settings
     except ValidationError as error:
         lines = []

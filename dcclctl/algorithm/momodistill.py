@@ -90,7 +90,7 @@ def unlabelled_candidates(
     def draw(events: Ints, epoch: int) -> Int[Tensor, "B M"]:
         owners = log.owners(events, excluded)
         drawn = draw_negatives(seed, f"{purpose}/uniform", events, owners, count, catalogue, excluded, epoch)
-        if nearest is None or not count:
+        if nearest is None:
             return torch.from_numpy(drawn)
         slots = np.arange(1, count, 2)[None, :]
         history, mask = (part.numpy() for part in log.histories(events, limit))

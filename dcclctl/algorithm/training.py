@@ -348,8 +348,8 @@ def train_epoch(
         state.epoch,
     )
     generator = dropout_generator(settings, state.epoch)
-    taught = teacher is not None and settings.beta > 0
-    ask = unlabelled if taught else None
+    teacher = teacher if settings.beta > 0 else None
+    ask = unlabelled if teacher is not None else None
     labelled = samples.candidates.shape[1]
     total, done, started = 0.0, 0, time.perf_counter()
     for positions in batches(log, samples, settings, state.epoch):
@@ -369,7 +369,7 @@ def train_epoch(
         z2 = model.second_layer(dropout(z1, settings.dropout, generator))
         logits = model.logits(dropout(z2, settings.dropout, generator))
         loss = weighted_cross_entropy(logits[:, :labelled], labels, weights)
-        if teacher is not None and taught:
+        if teacher is not None:
             asked = slice(0 if ask is None else labelled, None)
             counts = weights if ask is None else torch.ones_like(logits[:, asked])
             with torch.no_grad():

@@ -244,10 +244,9 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
         if config["against"]:
             words += ["--against", subjects[config["against"]]]
         left_out = {"against"}
+    left_out |= SECTIONS[stage].unread_with(config)  # older artifacts hold them still
     for name in SECTIONS[stage].model_fields:
         default = SECTIONS[stage].default_of(name, config)
-        if name in SECTIONS[stage].unread_with(config):  # in artifacts that were made when they were still recorded
-            continue
         value = config.get(name, default)
         same = list(value) == list(default) if isinstance(value, list) else value == default
         if not same and name not in left_out:

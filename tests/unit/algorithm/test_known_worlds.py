@@ -82,9 +82,8 @@ def test_a_student_learns_of_unlabelled_items_what_no_label_ever_said(taught):
     """Choices are random until the test period; the devices know their users' tastes, and are asked about other items only."""
     plain = taste_log(np.random.default_rng(0), hidden=True)
     taste = torch.arange(plain.n_users) % 2
-    log = replace(
-        plain, profile=taste[:, None], profile_sizes=(2,)
-    )  # the student can tell the tastes apart, if told so
+    # the student can tell the tastes apart, if it is told so
+    log = replace(plain, profile=taste[:, None], profile_sizes=(2,))
     catalogue, excluded = log.catalogue(CLOUD), log.never_negative(CLOUD)
     asked = unlabelled_candidates(log, LIMIT, 6, Block(CLOUD), 0, "lesson")
 
