@@ -7,7 +7,7 @@ Shapes: U users, N rows (a row is one candidate of one event), H1 and H2 hidden 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcclctl.algorithm.basis import Draw, learn_jointly
 from dcclctl.algorithm.din import Din, prelu
 from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.metapatch import (
@@ -23,18 +24,13 @@ from dcclctl.algorithm.metapatch import (
     Basis,
     DeviceRows,
     Head,
-    Patch,
     descend,
     fit_devices,
     head_logits,
-    learn_jointly,
     second_linear,
 )
 from dcclctl.algorithm.sampling import Ints
 from dcclctl.algorithm.scoring import HeadFunction
-
-#: epoch → candidates, labels, weights (E, C) of the events
-Draw = Callable[[int], tuple[Int[Tensor, "E C"], Float[Tensor, "E C"], Float[Tensor, "E C"]]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ def linearised(head: Head, basis: Basis, rows: DeviceRows) -> tuple[Float[Tensor
     At a zero code both up-projections are zero, so only they, the output weights and the bias have a slope.
     """
     users, n, _ = rows.z1.shape
-    theta = Patch.of(basis.theta.T.contiguous(), basis.shape)  # one "user" for each column of Θ
+    theta = basis.shape.patch(basis.theta.T.contiguous())  # one "user" for each column of Θ
     origin = basis.patch(torch.zeros(1, basis.size, device=rows.z1.device))
     a2 = second_linear(head, rows)
     z2 = prelu(a2, head.slope_2)
@@ -189,7 +185,7 @@ def learn_map(
     seed: int,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> Float[Tensor, "D K"]:
-    """M by auto-decoding, as Θ is learned (metapatch.learn_basis, which says what the arguments are)."""
+    """M by auto-decoding, as Θ is learned (basis.learn_basis, which says what the arguments are)."""
     device = embeddings.device
     map = start.clone().to(device).requires_grad_()
     table = torch.zeros(int(users.max(initial=-1)) + 1, map.shape[1], device=device, requires_grad=True)
@@ -429,10 +425,10 @@ def learn_generator(
 ) -> Basis:
     """Generator and Θ together, on everybody's events; each event's code comes from what stands before the event.
 
-    The generator is changed in place. See metapatch.learn_basis for the other arguments.
+    The generator is changed in place. See basis.learn_basis for the other arguments.
     """
     device = histories.embeddings.device
-    theta, origin = basis.theta.clone().to(device).requires_grad_(), basis.origin.to(device)
+    learned = basis.learnable(device)
     profile = histories.log.profile.to(device)
 
     def forward(rows: Ints, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -440,13 +436,13 @@ def learn_generator(
         with torch.no_grad():
             z1 = activations(own, candidates)
         codes = generator(histories.of_events(own), profile[torch.from_numpy(histories.log.user[own]).to(device)])
-        return head_logits(head, z1, Patch.of(origin + codes @ theta.T, basis.shape)), codes
+        return head_logits(head, z1, learned.patch(codes)), codes
 
     weights: list[Tensor] = list(generator.parameters())
     learn_jointly(
-        theta, 1.0, weights, forward, events, users, draw, epochs, learning_rate, prior, seed, on_epoch=on_epoch
+        learned.theta, 1.0, weights, forward, events, users, draw, epochs, learning_rate, prior, seed, on_epoch=on_epoch
     )
-    return Basis(basis.shape, basis.origin, theta.detach().cpu())
+    return replace(basis, theta=learned.theta.detach().cpu())
 
 
 # Training with the samples of similar users
@@ -483,7 +479,7 @@ def with_offset(basis: Basis) -> Basis:
     """The basis with one more column: the output bias alone, so that a code carries a user's offset as its last number."""
     column = torch.zeros(len(basis.origin), 1, device=basis.theta.device)
     column[-1] = 1
-    return Basis(basis.shape, basis.origin, torch.cat([basis.theta, column], dim=1))
+    return replace(basis, theta=torch.cat([basis.theta, column], dim=1))
 
 
 @torch.no_grad()

@@ -12,37 +12,17 @@ The prior is λ‖θ̂ − μ‖² with a mean μ that is learned from everybody
 users alike no single device has to find out from its few events. A user without a patch keeps θ̂ = 0.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dcclctl.algorithm.basis import Layout, SharedBasis
 from dcclctl.algorithm.din import Din, prelu
-from dcclctl.algorithm.sampling import Ints, permutation
+from dcclctl.algorithm.sampling import Ints
 from dcclctl.errors import DivergedError
-
-
-@dataclass(frozen=True)
-class PatchShape:
-    """Sizes of a patch; fixes the layout of the P weights in one flat vector."""
-
-    hidden_sizes: tuple[int, int]
-    bottleneck: int
-
-    @property
-    def parts(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every piece of ϑ, in order."""
-        (h1, h2), r = self.hidden_sizes, self.bottleneck
-        return {"down_1": (r, h1), "up_1": (h1, r), "down_2": (r, h2), "up_2": (h2, r), "out": (h2,), "bias": (1,)}
-
-    @property
-    def size(self) -> int:
-        """P."""
-        return sum(int(np.prod(shape)) for shape in self.parts.values())
 
 
 @dataclass(frozen=True)
@@ -56,55 +36,25 @@ class Patch:
     out: Float[Tensor, "U H2"]
     bias: Float[Tensor, "U 1"]
 
-    @classmethod
-    def of(cls, weights: Float[Tensor, "U P"], shape: PatchShape) -> "Patch":
-        pieces = torch.split(weights, [int(np.prod(part)) for part in shape.parts.values()], dim=-1)
-        return cls(
-            **{name: piece.view(-1, *part) for (name, part), piece in zip(shape.parts.items(), pieces, strict=True)}
-        )
-
 
 @dataclass(frozen=True)
-class Basis:
-    """What all users share: ϑ₀ (P,) and Θ (P, K)."""
+class PatchShape(Layout[Patch]):
+    """Sizes of a patch inside a DIN with two hidden layers."""
 
-    shape: PatchShape
-    origin: Float[Tensor, "P"]
-    theta: Float[Tensor, "P K"]
+    hidden_sizes: tuple[int, int]
+    bottleneck: int
 
     @property
-    def size(self) -> int:
-        """K."""
-        return self.theta.shape[1]
+    def parts(self) -> dict[str, tuple[int, ...]]:
+        (h1, h2), r = self.hidden_sizes, self.bottleneck
+        return {"down_1": (r, h1), "up_1": (h1, r), "down_2": (r, h2), "up_2": (h2, r), "out": (h2,), "bias": (1,)}
 
-    def to(self, device: torch.device) -> "Basis":
-        return Basis(self.shape, self.origin.to(device), self.theta.to(device))
-
-    def weights(self, codes: Float[Tensor, "U K"]) -> Float[Tensor, "U P"]:
-        """ϑ = ϑ₀ + Θ·θ̂ for every user."""
-        return self.origin + codes @ self.theta.T
-
-    def patch(self, codes: Float[Tensor, "U K"]) -> Patch:
-        return Patch.of(self.weights(codes), self.shape)
+    def patch(self, weights: Float[Tensor, "U P"]) -> Patch:
+        return Patch(**self.pieces(weights))
 
 
-def new_basis(shape: PatchShape, size: int, seed: int) -> Basis:
-    """ϑ₀ with random down-projections and everything else zero; Θ random with columns of length 1, to be learned.
-
-    Args:
-        shape: sizes of the patches.
-        size: K.
-        seed: seed of both draws.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    pieces = []
-    for name, part in shape.parts.items():
-        piece = torch.zeros(part)
-        if name.startswith("down"):
-            piece.normal_(std=part[1] ** -0.5, generator=generator)
-        pieces.append(piece.flatten())
-    theta = torch.empty(shape.size, size).normal_(generator=generator)
-    return Basis(shape, torch.cat(pieces), theta / theta.norm(dim=0))
+#: ϑ₀ and Θ of patches inside a DIN
+Basis = SharedBasis[Patch]
 
 
 def patched_logits(model: Din, z1: Float[Tensor, "B C H1"], patch: Patch) -> Float[Tensor, "B C"]:
@@ -283,118 +233,14 @@ def head_logits(head: Head, z1: Float[Tensor, "B C H1"], patch: Patch) -> Float[
 Activations = Callable[[Ints, Int[Tensor, "B C"]], Float[Tensor, "B C H1"]]
 
 
-def learn_basis(
-    head: Head,
-    basis: Basis,
-    events: Ints,
-    users: Ints,
-    draw: Callable[[int], tuple[Int[Tensor, "E C"], Float[Tensor, "E C"], Float[Tensor, "E C"]]],
-    activations: Activations,
-    epochs: int,
-    learning_rate: float,
-    prior: float,
-    seed: int,
-    batch_size: int = 1024,
-    on_epoch: Callable[[int, float], None] | None = None,
-    with_mean: bool = False,
-    fixed: bool = False,
-) -> tuple[Basis, Float[Tensor, "K"], Float[Tensor, "U K"]]:
-    """Θ and the prior's mean μ, by auto-decoding: they and θ̂ of all users are trained together on events f has not seen.
+def frozen_head(
+    head: Head, activations: Activations, events: Ints
+) -> Callable[[Ints, Int[Tensor, "B C"], Patch], Float[Tensor, "B C"]]:
+    """What `learn_basis` asks of a model: logits of positions in `events`, a function of the patches alone."""
 
-    Each event carries its share λ‖θ̂ − μ‖²/n_user of the prior, so that the objective is the devices' own, summed over users.
-
-    Args:
-        basis: where Θ starts from; ϑ₀ stays as it is.
-        events, users: (E,) rows of the log and dense numbers 0…U−1 of their users.
-        draw: epoch → candidates, labels, weights (E, C) of the events, with negatives of that epoch.
-        activations: first-layer activations of (events, candidates).
-        with_mean: learn μ; if not it is 0.
-        fixed: keep Θ as it is; for a μ to a given basis.
-
-    Returns:
-        The basis, μ (K,), and the table of θ̂ (U, K).
-
-    Raises:
-        DivergedError: the loss became infinite or NaN.
-
-    Source: auto-decoding as in Park et al., DeepSDF, CVPR 2019.
-    """
-    device = head.weight_2.device
-    theta = basis.theta.clone().to(device).requires_grad_(not fixed)
-    # what each user's θ̂ is beside μ
-    table = torch.zeros(int(users.max(initial=-1)) + 1, basis.size, device=device, requires_grad=True)
-    mean = torch.zeros(basis.size, device=device, requires_grad=with_mean)
-    origin = basis.origin.to(device)
-    owners = torch.from_numpy(users).to(device)
-
-    def forward(rows: Ints, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(rows: Ints, candidates: Int[Tensor, "B C"], patch: Patch) -> Float[Tensor, "B C"]:
         with torch.no_grad():
             z1 = activations(events[rows], candidates)
-        own = table[owners[torch.from_numpy(rows).to(device)]]
-        return head_logits(head, z1, Patch.of(origin + (own + mean) @ theta.T, basis.shape)), own
+        return head_logits(head, z1, patch)
 
-    others = [table, mean] if with_mean else [table]
-    learn_jointly(
-        theta, 1.0, others, forward, events, users, draw, epochs, learning_rate, prior, seed, batch_size, on_epoch
-    )
-    codes = (table + mean).detach().cpu()
-    return Basis(basis.shape, basis.origin, theta.detach().cpu()), mean.detach().cpu(), codes
-
-
-def learn_jointly(
-    columns: Float[Tensor, "P K"],
-    length: float,
-    others: list[Tensor],
-    forward: Callable[[Ints, Int[Tensor, "B C"]], tuple[Float[Tensor, "B C"], Float[Tensor, "B K"]]],
-    events: Ints,
-    users: Ints,
-    draw: Callable[[int], tuple[Int[Tensor, "E C"], Float[Tensor, "E C"], Float[Tensor, "E C"]]],
-    epochs: int,
-    learning_rate: float,
-    prior: float,
-    seed: int,
-    batch_size: int = 1024,
-    on_epoch: Callable[[int, float], None] | None = None,
-) -> None:
-    """Train what all users share together with what gives each user's numbers; both are changed in place.
-
-    Args:
-        columns: what all users share; its columns keep the length `length`. Without gradients it stays as it is.
-        others: what gives the users' numbers (a table of them, or a network).
-        forward: positions of events (B,), their candidates (B, C) → logits, and what the prior keeps small.
-        events, users, draw: see `learn_basis`.
-
-    Raises:
-        DivergedError: the loss became infinite or NaN.
-    """
-    device = columns.device
-    share = torch.from_numpy(1.0 / np.bincount(users)[users]).float().to(device)
-    learned = columns.requires_grad
-    optimiser = torch.optim.Adam([columns, *others] if learned else others, lr=learning_rate)
-    for epoch in range(epochs):
-        candidates, labels, weights = draw(epoch)
-        order = permutation(seed, "basis/shuffle", events, epoch)
-        total = 0.0
-        for begin in range(0, len(order), batch_size):
-            rows = order[begin : begin + batch_size]
-            index = torch.from_numpy(rows)
-            logits, codes = forward(rows, candidates[index])
-            losses = torch.nn.functional.binary_cross_entropy_with_logits(
-                logits, labels[index].to(device), reduction="none"
-            )
-            data = (losses * weights[index].to(device)).sum()
-            loss = (data + prior * (codes.square().sum(1) * share[index.to(device)]).sum()) / len(rows)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            if learned:
-                with torch.no_grad():
-                    columns /= columns.norm(dim=0) / length
-            total += float(data.detach())
-        mean = total / float(weights.sum())
-        if not math.isfinite(mean):
-            raise DivergedError(
-                f"the loss of Θ became {mean}", "Lower --basis-learning-rate and run the command again."
-            )
-        if on_epoch is not None:
-            on_epoch(epoch + 1, mean)
+    return logits

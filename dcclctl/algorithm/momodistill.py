@@ -8,7 +8,7 @@ with f̂ = f with patch weights ϑ₀ + Θ·U(θ̂^(m), u^(m)).
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from dcclctl.algorithm.din import Din
 from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.memory import Statistics
-from dcclctl.algorithm.metapatch import Basis, Head, Patch, head_logits
+from dcclctl.algorithm.metapatch import Basis, Head, head_logits
 from dcclctl.algorithm.sampling import Ints, draw_negatives, hashes, permutation, stream, uniforms
 from dcclctl.algorithm.scoring import Backbone, DinBackbone, HeadFunction, events_at_once
 from dcclctl.algorithm.training import Samples, Teacher, Unlabelled, bernoulli_kl, first_layer
@@ -178,8 +178,9 @@ def distill_basis(
     """
     device = model.out.weight.device
     head = Head.of(model)
-    origin, profile = basis.origin.to(device), log.profile
-    theta = basis.theta.clone().to(device).requires_grad_()
+    profile = log.profile
+    learned = basis.learnable(device)
+    theta = learned.theta
     optimiser = torch.optim.Adam([theta, *encoder.parameters()], lr=settings.learning_rate)
     losses = []
     for epoch in range(settings.epochs):
@@ -197,7 +198,7 @@ def distill_basis(
             users = torch.from_numpy(log.user[events])
             known = codes[users].to(device) * torch.from_numpy(~forget[rows]).to(device).unsqueeze(1)
             own = encoder(known, profile[users].to(device))
-            logits = head_logits(head, z1, Patch.of(origin + own @ theta.T, basis.shape))
+            logits = head_logits(head, z1, learned.patch(own))
             weights = samples.weights[index].to(device)
             entropy = F.binary_cross_entropy_with_logits(logits, samples.labels[index].to(device), reduction="none")
             divergence = bernoulli_kl(wisdom, logits)
@@ -218,7 +219,7 @@ def distill_basis(
         losses.append(mean)
         if on_epoch is not None:
             on_epoch(epoch + 1, mean)
-    return Basis(basis.shape, basis.origin, theta.detach().cpu()), losses
+    return replace(basis, theta=theta.detach().cpu()), losses
 
 
 def new_encoder(code_size: int, hidden_size: int, profile_sizes: tuple[int, ...], seed: int) -> Encoder:

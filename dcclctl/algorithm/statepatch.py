@@ -10,56 +10,18 @@ space of the items.
 Shapes: U users, N events, C candidates, D state, R bottleneck, P patch weights, K numbers in θ̂.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from dcclctl.algorithm.basis import Layout, SharedBasis
 from dcclctl.algorithm.metapatch import descend
-from dcclctl.algorithm.sampling import Ints, permutation
+from dcclctl.algorithm.sampling import Ints
 from dcclctl.algorithm.sequence import SequenceBackbone
-from dcclctl.errors import DivergedError
-
-
-@dataclass(frozen=True)
-class StateShape:
-    """Sizes of a patch; fixes the layout of the P weights in one flat vector: down, up, offset."""
-
-    state_size: int
-    bottleneck: int
-
-    @property
-    def size(self) -> int:
-        """P."""
-        return self.state_size * (2 * self.bottleneck + 1)
-
-
-@dataclass(frozen=True)
-class StateBasis:
-    """What all users share: ϑ₀ (P,) and Θ (P, K)."""
-
-    shape: StateShape
-    origin: Float[Tensor, "P"]
-    theta: Float[Tensor, "P K"]
-
-    @property
-    def size(self) -> int:
-        """K."""
-        return self.theta.shape[1]
-
-    def to(self, device: torch.device) -> "StateBasis":
-        return StateBasis(self.shape, self.origin.to(device), self.theta.to(device))
-
-    def patch(self, codes: Float[Tensor, "U K"]) -> "StatePatch":
-        """ϑ = ϑ₀ + Θ·θ̂ for every user."""
-        size, r = self.shape.state_size, self.shape.bottleneck
-        down, up, offset = torch.split(self.origin + codes @ self.theta.T, [r * size, size * r, size], dim=-1)
-        return StatePatch(down.view(-1, r, size), up.view(-1, size, r), offset)
 
 
 @dataclass(frozen=True)
@@ -75,17 +37,24 @@ class StatePatch:
         return torch.tanh(states @ self.down.mT) @ self.up.mT + self.offset.unsqueeze(1)
 
 
-def new_basis(shape: StateShape, size: int, seed: int) -> StateBasis:
-    """ϑ₀ with a random down-projection and zero elsewhere; Θ random with columns of length 1, to be learned.
+@dataclass(frozen=True)
+class StateShape(Layout[StatePatch]):
+    """Sizes of a patch after a sequence encoder."""
 
-    Args:
-        shape: sizes of the patches. size: K. seed: seed of both draws.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    origin = torch.zeros(shape.size)
-    origin[: shape.bottleneck * shape.state_size].normal_(std=shape.state_size**-0.5, generator=generator)
-    theta = torch.empty(shape.size, size).normal_(generator=generator)
-    return StateBasis(shape, origin, theta / theta.norm(dim=0))
+    state_size: int
+    bottleneck: int
+
+    @property
+    def parts(self) -> dict[str, tuple[int, ...]]:
+        size, r = self.state_size, self.bottleneck
+        return {"down": (r, size), "up": (size, r), "offset": (size,)}
+
+    def patch(self, weights: Float[Tensor, "U P"]) -> StatePatch:
+        return StatePatch(**self.pieces(weights))
+
+
+#: ϑ₀ and Θ of patches after a sequence encoder
+StateBasis = SharedBasis[StatePatch]
 
 
 def patched_states(
@@ -176,68 +145,3 @@ def fit_devices(
         return torch.addmm(2 * prior * (codes - center), device_gradient(rows, basis.patch(codes)), basis.theta)
 
     return descend(gradient, center.repeat(len(rows.states), 1), steps, learning_rate)
-
-
-def learn_basis(
-    basis: StateBasis,
-    events: Ints,
-    users: Ints,
-    rows_of: Callable[[int, Ints], StateRows],
-    epochs: int,
-    learning_rate: float,
-    prior: float,
-    seed: int,
-    batch_size: int = 1024,
-    on_epoch: Callable[[int, float], None] | None = None,
-    with_mean: bool = False,
-) -> tuple[StateBasis, Float[Tensor, "K"]]:
-    """Θ and the prior's mean μ, by auto-decoding: they and θ̂ of all users are trained together on events f has not seen.
-
-    Each event carries its share λ‖θ̂ − μ‖²/n_user of the prior, so that the objective is the devices' own, summed over users.
-
-    Args:
-        basis: where Θ starts from; ϑ₀ stays as it is.
-        events, users: (E,) rows of the log and dense numbers 0…U−1 of their users.
-        rows_of: (epoch, positions (B,) into `events`) → one event a row, with negatives of that epoch: U = B, N = 1.
-        with_mean: learn μ; if not it is 0.
-
-    Returns:
-        The basis, and μ (K,).
-
-    Raises:
-        DivergedError: the loss became infinite or NaN.
-
-    Source: auto-decoding as in Park et al., DeepSDF, CVPR 2019.
-    """
-    device = basis.theta.device
-    n_users = int(users.max(initial=-1)) + 1
-    theta = basis.theta.clone().requires_grad_()
-    table = torch.zeros(n_users, basis.size, device=device, requires_grad=True)  # what each user's θ̂ is beside μ
-    mean = torch.zeros(basis.size, device=device, requires_grad=with_mean)
-    share = torch.from_numpy(1.0 / np.bincount(users, minlength=n_users)[users]).float().to(device)
-    owners: Int[Tensor, "E"] = torch.from_numpy(users).to(device)
-    optimiser = torch.optim.Adam([theta, table, mean] if with_mean else [theta, table], lr=learning_rate)
-    for epoch in range(epochs):
-        order = permutation(seed, "basis/shuffle", events, epoch)
-        total, counted = 0.0, 0.0
-        for begin in range(0, len(order), batch_size):
-            positions = order[begin : begin + batch_size]
-            index = torch.from_numpy(positions).to(device)
-            rows = rows_of(epoch, positions)
-            own = table[owners[index]]
-            data = rows.losses(replace(basis, theta=theta).patch(own + mean)).sum()
-            loss = (data + prior * (own.square().sum(1) * share[index]).sum()) / len(positions)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            with torch.no_grad():
-                theta /= theta.norm(dim=0)
-            total, counted = total + float(data.detach()), counted + float(rows.weights.sum())
-        loss_now = total / counted if counted else math.nan
-        if not math.isfinite(loss_now):
-            raise DivergedError(
-                f"the loss of Θ became {loss_now}", "Lower --basis-learning-rate and run the command again."
-            )
-        if on_epoch is not None:
-            on_epoch(epoch + 1, loss_now)
-    return replace(basis, theta=theta.detach()), mean.detach()

@@ -212,8 +212,8 @@ def _why_no_basis(patches: PatchSet, cloud: CloudModel, config: DistillConfig) -
         return f"{patches.family} patches have no basis Θ"
     if config.lesson != "events":
         return "step 2 is about labelled events, which this lesson is not"
-    sizes = patches.basis().shape.hidden_sizes
-    if sizes != tuple(cloud.settings["hidden_sizes"]):
+    sizes = patches.cloud.settings["hidden_sizes"]
+    if sizes != cloud.settings["hidden_sizes"]:
         return f"Θ is for hidden layers of {sizes[0]} and {sizes[1]} units, which the student does not have"
     return ""
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dcclctl.algorithm.basis import SharedBasis
 from dcclctl.algorithm.din import Din, DinSizes
 from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import EventLog
@@ -101,16 +102,25 @@ class Dataset:
 MAP_FILE = "item_map.safetensors"
 
 
-def write_basis(work: Work, basis: Basis) -> None:
-    metadata = {"hidden_sizes": list(basis.shape.hidden_sizes), "bottleneck": basis.shape.bottleneck}
-    work.write_tensors("basis.safetensors", {"origin": basis.origin, "theta": basis.theta}, metadata)
+def write_basis(work: Work, basis: SharedBasis[Any]) -> None:
+    work.write_tensors("basis.safetensors", {"origin": basis.origin, "theta": basis.theta}, vars(basis.shape))
+
+
+def _read_basis(source: "Artifact | Work") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    return source.read_tensors("basis.safetensors"), source.tensor_metadata("basis.safetensors")
 
 
 def read_basis(source: "Artifact | Work") -> Basis:
     """ϑ₀ and Θ from a committed artifact, or from the work of a run that was killed."""
-    tensors, metadata = source.read_tensors("basis.safetensors"), source.tensor_metadata("basis.safetensors")
-    first, second = metadata["hidden_sizes"]
-    return Basis(PatchShape((first, second), metadata["bottleneck"]), tensors["origin"], tensors["theta"])
+    tensors, sizes = _read_basis(source)
+    first, second = sizes["hidden_sizes"]
+    return Basis(PatchShape((first, second), sizes["bottleneck"]), **tensors)
+
+
+def read_state_basis(source: "Artifact | Work") -> StateBasis:
+    """ϑ₀ and Θ of patches on a sequence model."""
+    tensors, sizes = _read_basis(source)
+    return StateBasis(StateShape(**sizes), **tensors)
 
 
 #: the mean μ of the prior of θ̂, which no served model needs
@@ -125,17 +135,6 @@ def read_prior_mean(source: "Artifact | Work") -> Float[Tensor, "K"]:
     """μ, from committed patches or from the work of a run that was killed."""
     mean: Tensor = source.read_tensors(_PRIOR_FILE)["mean"]
     return mean
-
-
-def write_state_basis(work: Work, basis: StateBasis) -> None:
-    metadata = {"state_size": basis.shape.state_size, "bottleneck": basis.shape.bottleneck}
-    work.write_tensors("basis.safetensors", {"origin": basis.origin, "theta": basis.theta}, metadata)
-
-
-def read_state_basis(source: "Artifact | Work") -> StateBasis:
-    """ϑ₀ and Θ of patches on a sequence model."""
-    tensors, metadata = source.read_tensors("basis.safetensors"), source.tensor_metadata("basis.safetensors")
-    return StateBasis(StateShape(metadata["state_size"], metadata["bottleneck"]), tensors["origin"], tensors["theta"])
 
 
 class CloudModel:

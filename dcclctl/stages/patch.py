@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcclctl.algorithm import devicemethods, training
+from dcclctl.algorithm.basis import Draw
 from dcclctl.algorithm.devicemethods import LocalRows, Space
 from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.metapatch import Basis, Head
@@ -268,7 +269,7 @@ class Devices:
         """The events, and their users numbered from 0 without gaps."""
         return events, np.unique(self.log.user[events], return_inverse=True)[1]
 
-    def draws(self, events: Ints) -> devicemethods.Draw:
+    def draws(self, events: Ints) -> Draw:
         """Epoch → candidates, labels and weights of the events."""
 
         def draw(epoch: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dcclctl.algorithm import devicemethods, metapatch
+from dcclctl.algorithm.basis import learn_basis, new_basis
 from dcclctl.algorithm.devicemethods import (
     GeneratedSpace,
     Generator,
@@ -75,7 +76,7 @@ class Method:
 
 def _random_basis(devices: "Devices") -> Basis:
     config, (first, second) = devices.config, devices.hidden_sizes
-    return metapatch.new_basis(
+    return new_basis(
         PatchShape((first, second), config.bottleneck), config.patch_size, stream(config.seed, "patch/basis")
     )
 
@@ -92,12 +93,11 @@ def _learned_basis(devices: "Devices", given: Basis | None, events: Ints) -> tup
     with_mean = config.prior_mean == "learned"
     if given is not None and not with_mean:
         return given, torch.zeros(given.size)
-    basis, mean, _ = metapatch.learn_basis(
-        devices.head,
-        given or _random_basis(devices),
+    basis, mean, _ = learn_basis(
+        (given or _random_basis(devices)).to(devices.device),
         *devices.owners(events),
         devices.draws(events),
-        devices.activations,
+        metapatch.frozen_head(devices.head, devices.activations, events),
         config.basis_epochs,
         config.basis_learning_rate,
         config.prior,

@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dcclctl.algorithm import statepatch, training
+from dcclctl.algorithm.basis import learn_basis, new_basis
 from dcclctl.algorithm.eventlog import Block
 from dcclctl.algorithm.sampling import Ints, stream
 from dcclctl.algorithm.sequence import SequenceBackbone, runs
-from dcclctl.algorithm.statepatch import StateBasis, StateRows, StateShape
+from dcclctl.algorithm.statepatch import StateBasis, StatePatch, StateRows, StateShape
 from dcclctl.config import PatchConfig
 from dcclctl.errors import UsageError
 from dcclctl.stages.compute import OnProgress, torch_device
@@ -19,8 +20,8 @@ from dcclctl.stages.handles import (
     CloudModel,
     read_prior_mean,
     read_state_basis,
+    write_basis,
     write_prior_mean,
-    write_state_basis,
 )
 from dcclctl.store.store import Work
 
@@ -92,23 +93,28 @@ class StateDevices:
             return self._read()
         config = self.config
         shape = StateShape(self.backbone.embeddings.shape[1], config.bottleneck)
-        origin = statepatch.new_basis(shape, config.patch_size, stream(config.seed, "patch/basis")).to(self.device)
         states = self.states(events)
 
-        def rows_of(epoch: int, positions: Ints) -> StateRows:
-            samples = self.samples(events[positions], "basis/negatives", epoch)
-            return self._rows_of(samples, states[torch.from_numpy(positions).to(self.device)])
+        def draw(epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+            drawn = self.samples(events, "basis/negatives", epoch)
+            return drawn.candidates, drawn.labels, drawn.weights
+
+        def logits(positions: Ints, candidates: Tensor, patch: StatePatch) -> Tensor:
+            own = states[torch.from_numpy(positions).to(self.device)].unsqueeze(1)
+            items, bias = self._items(candidates)
+            return (items @ (own + patch.change(own)).mT).squeeze(-1) + bias
 
         def on_epoch(epoch: int, loss: float) -> None:
             self.work.record({"stage": "basis", "epoch": epoch, "loss": loss})
             self.on_progress("learn Θ", epoch, config.basis_epochs, f"loss {loss:.4f}")
 
         self.on_progress("learn Θ", 0, config.basis_epochs, "")
-        basis, mean = statepatch.learn_basis(
-            origin,
+        basis, mean, _ = learn_basis(
+            new_basis(shape, config.patch_size, stream(config.seed, "patch/basis")).to(self.device),
             events,
             np.unique(self.log.user[events], return_inverse=True)[1],
-            rows_of,
+            draw,
+            logits,
             config.basis_epochs,
             config.basis_learning_rate,
             config.prior,
@@ -116,8 +122,8 @@ class StateDevices:
             on_epoch=on_epoch,
             with_mean=config.prior_mean == "learned",
         )
-        write_prior_mean(self.work, mean.cpu())
-        write_state_basis(self.work, basis.to(torch.device("cpu")))  # last: who finds it finds μ
+        write_prior_mean(self.work, mean)
+        write_basis(self.work, basis)  # last: who finds it finds μ
         return self._read()
 
     def _read(self) -> StateSpace:
@@ -157,13 +163,18 @@ class StateDevices:
             padded(flat.states), padded(flat.items), padded(flat.bias), padded(flat.labels), padded(flat.weights)
         )
 
+    def _items(self, candidates: Int[Tensor, "E C"]) -> tuple[Float[Tensor, "E C D"], Float[Tensor, "E C"]]:
+        """Embeddings of candidates and their biases, frozen."""
+        wanted = candidates.to(self.device)
+        return self.backbone.embeddings[wanted], self.backbone.model.item_bias.detach()[wanted]
+
     def _rows_of(self, samples: training.Samples, states: Float[Tensor, "E D"]) -> StateRows:
         """Events as users with one event each: U = E, N = 1."""
-        candidates = samples.candidates.to(self.device)
+        items, bias = self._items(samples.candidates)
         return StateRows(
             states.unsqueeze(1),
-            self.backbone.embeddings[candidates].unsqueeze(1),
-            self.backbone.model.item_bias.detach()[candidates].unsqueeze(1),
+            items.unsqueeze(1),
+            bias.unsqueeze(1),
             samples.labels.to(self.device).unsqueeze(1),
             samples.weights.to(self.device).unsqueeze(1),
         )

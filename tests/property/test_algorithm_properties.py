@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from dcclctl.algorithm.basis import new_basis
 from dcclctl.algorithm.eventlog import Block, EventLog
-from dcclctl.algorithm.metapatch import Patch, PatchShape, new_basis
+from dcclctl.algorithm.metapatch import PatchShape
 from dcclctl.algorithm.sampling import PairSet, draw_negatives, hashes, permutation
 from dcclctl.algorithm.training import bernoulli_kl
 
@@ -129,4 +130,4 @@ def test_a_patch_is_its_flat_weights(h1, h2, bottleneck, size, seed):
     flat = torch.cat([getattr(patch, name).flatten(1) for name in shape.parts], dim=1)
     assert flat.shape == (3, shape.size)
     assert torch.equal(flat, basis.weights(codes))
-    assert torch.equal(Patch.of(basis.origin[None], shape).up_1, torch.zeros(1, h1, bottleneck))
+    assert torch.equal(shape.patch(basis.origin[None]).up_1, torch.zeros(1, h1, bottleneck))

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from dcclctl.algorithm.basis import new_basis
 from dcclctl.algorithm.din import Din, DinSizes
 from dcclctl.algorithm.eventlog import DEVICE, VALID, EventLog
-from dcclctl.algorithm.metapatch import Basis, PatchShape, new_basis
+from dcclctl.algorithm.metapatch import Basis, PatchShape
 from dcclctl.algorithm.training import FitSettings, Samples, sample
 
 #: (user, item, time, label, period)

@@ -34,7 +34,7 @@ from dcclctl.algorithm.devicemethods import (
 )
 from dcclctl.algorithm.din import Din
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
-from dcclctl.algorithm.metapatch import Basis, Head, Patch, head_logits
+from dcclctl.algorithm.metapatch import Basis, Head, head_logits
 from dcclctl.algorithm.scoring import DinBackbone, cloud_head, item_embeddings
 from dcclctl.algorithm.training import first_layer, sample
 
@@ -425,8 +425,8 @@ def test_the_last_number_of_a_corrected_code_is_an_offset_of_the_logit(head: Hea
     shifted = head_logits(head, rows.z1, wide.patch(codes))
     torch.testing.assert_close(shifted, cloud_logits(head, rows) + codes[:, -1:], atol=1e-5, rtol=1e-5)
     assert torch.equal(
-        Patch.of(wide.theta.T.contiguous(), basis.shape).bias[:4],
-        Patch.of(basis.theta.T.contiguous(), basis.shape).bias,
+        basis.shape.patch(wide.theta.T.contiguous()).bias[:4],
+        basis.shape.patch(basis.theta.T.contiguous()).bias,
     )
 
 

@@ -10,9 +10,10 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from dcclctl.algorithm import training
+from dcclctl.algorithm.basis import learn_basis, new_basis
 from dcclctl.algorithm.din import Din, DinSizes
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventLog
-from dcclctl.algorithm.metapatch import DeviceRows, Head, PatchShape, fit_devices, learn_basis, new_basis
+from dcclctl.algorithm.metapatch import DeviceRows, Head, PatchShape, fit_devices, frozen_head
 from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of, unlabelled_candidates
 from dcclctl.algorithm.scoring import DinBackbone, cloud_head, patched_head, score
 
@@ -161,12 +162,15 @@ class Personal:
 
         self.samples = samples
         self.basis, self.mean, _ = learn_basis(
-            self.head,
             new_basis(PatchShape((16, 8), 4), 4, seed=0),
             events,
             log.user[events],
             draw,
-            lambda rows, candidates: training.first_layer(self.model, log, rows, candidates, LIMIT),
+            frozen_head(
+                self.head,
+                lambda rows, candidates: training.first_layer(self.model, log, rows, candidates, LIMIT),
+                events,
+            ),
             epochs=40,
             learning_rate=0.02,
             prior=0.3,

@@ -6,19 +6,18 @@ import torch
 from algorithm_worlds import basis_for, din, frozen, normal, random_log, samples_of
 from torch.nn import functional as F
 
+from dcclctl.algorithm.basis import learn_basis, new_basis
 from dcclctl.algorithm.din import Din
 from dcclctl.algorithm.eventlog import DEVICE
 from dcclctl.algorithm.metapatch import (
     Basis,
     DeviceRows,
     Head,
-    Patch,
     PatchShape,
     device_gradient,
     fit_devices,
+    frozen_head,
     head_logits,
-    learn_basis,
-    new_basis,
     patched_logits,
 )
 from dcclctl.algorithm.training import first_layer
@@ -103,7 +102,7 @@ def test_pieces_are_a_partition_of_the_weights():
     assert tuple(shape.parts) == PIECES
     assert shape.size == 3 * 12 + 12 * 3 + 3 * 7 + 7 * 3 + 7 + 1
     weights = torch.arange(2 * shape.size).float().view(2, -1)
-    patch = Patch.of(weights, shape)
+    patch = shape.patch(weights)
     pieces = [getattr(patch, name) for name in PIECES]
     assert [tuple(piece.shape[1:]) for piece in pieces] == list(shape.parts.values())
     assert torch.equal(torch.cat([piece.flatten(1) for piece in pieces], dim=1), weights)
@@ -160,11 +159,11 @@ def test_the_three_forms_of_the_patched_head_agree(model, basis):
 def test_the_gradient_by_hand_is_autograds(model, basis, piece):
     head, rows = double(Head.of(model)), double(rows_of([7, 3, 1], 12))
     weights = double(basis).weights(normal(3, 4, dtype=torch.float64)).requires_grad_()
-    patch = Patch.of(weights, basis.shape)
+    patch = basis.shape.patch(weights)
     logits = head_logits(head, rows.z1, patch)
     F.binary_cross_entropy_with_logits(logits, rows.labels, rows.weights, reduction="sum").backward()
-    by_hand, _ = device_gradient(head, Patch.of(weights.detach(), basis.shape), rows, linear(head, rows))
-    ours, autograd = (getattr(Patch.of(gradient, basis.shape), piece) for gradient in (by_hand, weights.grad))
+    by_hand, _ = device_gradient(head, basis.shape.patch(weights.detach()), rows, linear(head, rows))
+    ours, autograd = (getattr(basis.shape.patch(gradient), piece) for gradient in (by_hand, weights.grad))
     assert autograd.flatten(1).any(1).all()
     torch.testing.assert_close(ours, autograd, atol=1e-12, rtol=1e-9)
 
@@ -315,12 +314,11 @@ def learn(model, basis, log, epochs=2, learning_rate=0.01, prior=10.0, batch_siz
         return first_layer(model, log, rows, candidates, 6)
 
     return learn_basis(
-        Head.of(model),
         basis,
         events,
         users,
         draw,
-        activations,
+        frozen_head(Head.of(model), activations, events),
         epochs,
         learning_rate,
         prior,
@@ -352,8 +350,8 @@ def test_the_basis_and_the_table_learn_and_all_else_is_frozen(model, basis, log)
 def test_every_piece_of_the_basis_gets_a_gradient(model, basis, log):
     """Without the first steps, in which θ̂ = 0 and no gradient reaches Θ: it moves by more than the renormalisation."""
     learned, _, _ = learn(model, basis, log, epochs=4)
-    for name, piece in Patch.of(learned.theta.T.contiguous(), basis.shape).__dict__.items():
-        other = getattr(Patch.of(basis.theta.T.contiguous(), basis.shape), name)
+    for name, piece in basis.shape.patch(learned.theta.T.contiguous()).__dict__.items():
+        other = getattr(basis.shape.patch(basis.theta.T.contiguous()), name)
         # scaled back by the best factor, what is left is a change of direction
         factor = (piece * other).sum() / other.square().sum()
         if name != "bias":
@@ -374,12 +372,11 @@ def test_the_objective_of_the_basis_is_the_devices_own(model, basis, log, with_m
     samples = samples_of(log, DEVICE, epoch=0)
     # two steps: after the first, θ̂ is no longer zero
     ours, mean, table = learn_basis(
-        Head.of(model),
         basis,
         events,
         users,
         lambda epoch: (samples.candidates, samples.labels, samples.weights),
-        lambda rows, candidates: first_layer(model, log, rows, candidates, 6),
+        frozen_head(Head.of(model), lambda rows, candidates: first_layer(model, log, rows, candidates, 6), events),
         epochs=2,
         learning_rate=0.01,
         prior=10.0,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from dcclctl.algorithm import training
 from dcclctl.algorithm.eventlog import DEVICE, Block
 from dcclctl.algorithm.memory import count_statistics
-from dcclctl.algorithm.metapatch import Patch, patched_logits
+from dcclctl.algorithm.metapatch import patched_logits
 from dcclctl.algorithm.momodistill import (
     BasisSettings,
     distill_basis,
@@ -277,7 +277,7 @@ def test_the_basis_and_the_encoder_learn_and_all_else_is_frozen(world):
 def test_every_piece_of_the_basis_learns(world):
     log, _, basis, _ = world
     learned, _ = distill(world, new_encoder(4, 5, log.profile_sizes, seed=1), epochs=4)
-    after, before = (Patch.of(b.theta.T.contiguous(), b.shape) for b in (learned, basis))
+    after, before = (b.shape.patch(b.theta.T.contiguous()) for b in (learned, basis))
     for name in ("down_1", "up_1", "down_2", "up_2", "out"):
         ours, other = getattr(after, name), getattr(before, name)
         factor = (ours * other).sum() / other.square().sum()
@@ -337,7 +337,7 @@ def test_two_steps_are_those_of_autograd_and_torchs_adam(world):
         forgotten = torch.from_numpy(hashes(2, "distill/forget", epoch, samples.events) % 2 == 0)
         known = torch.where(forgotten[:, None], 0.0, codes[users])
         weights = basis.origin + theirs(known, log.profile[users]) @ theta.T
-        logits = patched_logits(model, z1, Patch.of(weights, basis.shape))
+        logits = patched_logits(model, z1, basis.shape.patch(weights))
         entropy = F.binary_cross_entropy_with_logits(logits, samples.labels, reduction="none")
         optimiser.zero_grad()
         (((entropy + 0.5 * bernoulli_kl(taught, logits)) * samples.weights).sum() / samples.weights.sum()).backward()

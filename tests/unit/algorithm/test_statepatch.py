@@ -1,5 +1,6 @@
 """Patches after the state of a sequence model: identities, gradients, and what they learn."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +11,15 @@ from test_sequence import backbone_of, both
 from torch.nn import functional as F
 
 from dcclctl.algorithm import statepatch
-from dcclctl.algorithm.statepatch import StateBasis, StateRows, StateShape
+from dcclctl.algorithm.basis import learn_basis, new_basis
+from dcclctl.algorithm.statepatch import StateBasis, StatePatch, StateRows, StateShape
 from dcclctl.errors import DivergedError
 
 U, N, C, D, R, K = 5, 7, 4, 6, 3, 4
 
 
 def basis_of(size: int = D, seed: int = 0) -> StateBasis:
-    return statepatch.new_basis(StateShape(size, R), K, seed)
+    return new_basis(StateShape(size, R), K, seed)
 
 
 def rows_of(seed: int = 0, dtype: torch.dtype = torch.float32) -> StateRows:
@@ -34,6 +36,25 @@ def rows_of(seed: int = 0, dtype: torch.dtype = torch.float32) -> StateRows:
         labels,
         weights,
     )
+
+
+def first_events(rows: StateRows) -> StateRows:
+    """The first event of each user."""
+    return StateRows(*(values[:, :1] for values in vars(rows).values()))
+
+
+def drawn_from(events: StateRows) -> tuple[Callable, Callable]:
+    """What a basis is learned from: the same candidates each epoch (U = events, N = 1), and the patched model on them."""
+
+    def draw(epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        candidates = torch.arange(events.labels.shape[2]).expand(len(events.labels), -1)
+        return candidates, events.labels[:, 0], events.weights[:, 0]
+
+    def logits(positions: np.ndarray, candidates: torch.Tensor, patch: StatePatch) -> torch.Tensor:
+        index = torch.from_numpy(positions)
+        return StateRows(*(values[index] for values in vars(events).values())).logits(patch)[:, 0]
+
+    return draw, logits
 
 
 def test_origin_changes_nothing_and_columns_have_length_one():
@@ -75,8 +96,7 @@ def test_the_gradient_by_hand_is_autograds():
     rows = rows_of(dtype=torch.float64)
     basis = basis_of()
     weights = (basis.origin + normal(U, K) @ basis.theta.T).double().requires_grad_()
-    down, up, offset = torch.split(weights, [R * D, D * R, D], dim=1)
-    patch = statepatch.StatePatch(down.view(U, R, D), up.view(U, D, R), offset)
+    patch = basis.shape.patch(weights)
     rows.losses(patch).sum().backward()
     with torch.no_grad():
         found = statepatch.device_gradient(rows, patch)
@@ -151,14 +171,10 @@ def test_the_basis_learns_what_users_have_in_common():
     states = torch.from_numpy(rng.normal(size=(len(users), 1, D))).float()
     whole = StateRows(states, items, torch.zeros(len(users), 1, 2), labels, torch.ones(len(users), 1, 2))
 
-    def rows(epoch: int, positions: np.ndarray) -> StateRows:
-        index = torch.from_numpy(positions)
-        return StateRows(*(values[index] for values in vars(whole).values()))
-
     start, losses = basis_of(), []
     kept = frozen(start.origin, start.theta)
-    learned, mean = statepatch.learn_basis(
-        start, np.arange(len(users)), users, rows, 30, 0.05, 0.1, seed=0, batch_size=64,
+    learned, mean, _ = learn_basis(
+        start, np.arange(len(users)), users, *drawn_from(whole), 30, 0.05, 0.1, seed=0, batch_size=64,
         on_epoch=lambda epoch, loss: losses.append(loss),
     )  # fmt: skip
     assert frozen(start.origin, start.theta) == kept and torch.equal(learned.origin, start.origin)
@@ -185,12 +201,17 @@ def test_the_mean_learns_what_all_users_share():
     labels = torch.tensor([1.0, 0.0]).expand(len(users), 1, 2)
     whole = StateRows(states, items, torch.zeros(len(users), 1, 2), labels, torch.ones(len(users), 1, 2))
 
-    def rows(epoch: int, positions: np.ndarray) -> StateRows:
-        index = torch.from_numpy(positions)
-        return StateRows(*(values[index] for values in vars(whole).values()))
-
-    basis, mean = statepatch.learn_basis(
-        basis_of(), np.arange(len(users)), users, rows, 30, 0.05, 10.0, seed=0, batch_size=64, with_mean=True
+    basis, mean, _ = learn_basis(
+        basis_of(),
+        np.arange(len(users)),
+        users,
+        *drawn_from(whole),
+        30,
+        0.05,
+        10.0,
+        seed=0,
+        batch_size=64,
+        with_mean=True,
     )
     before, after = (whole.losses(basis.patch(codes.repeat(len(users), 1))).mean() for codes in (0 * mean, mean))
     assert after < 0.5 * before
@@ -201,6 +222,4 @@ def test_divergence_is_said():
     with pytest.raises(DivergedError, match="infinite"):
         statepatch.fit_devices(basis, replace(rows, states=rows.states * float("inf")), 3, 0.05, 0.3)
     with pytest.raises(DivergedError, match="Θ became"):
-        statepatch.learn_basis(
-            basis, np.arange(U), np.arange(U), lambda epoch, at: rows_of(), 3, 1e30, 0.1, seed=0
-        )  # fmt: skip
+        learn_basis(basis, np.arange(U), np.arange(U), *drawn_from(first_events(rows_of())), 3, 1e30, 0.1, seed=0)

@@ -9,11 +9,10 @@ import pytest
 import torch
 from world import PATCH, World, dcclctl, done
 
-from dcclctl.algorithm import statepatch
 from dcclctl.algorithm.sampling import Ints
 from dcclctl.algorithm.sequence import SequenceBackbone
 from dcclctl.config import EvaluateConfig
-from dcclctl.stages import patch
+from dcclctl.stages import patch, patch_state
 from dcclctl.stages.handles import CloudModel, PatchSet, read_state_basis
 from dcclctl.stages.serve import Subject, serve
 from dcclctl.store.store import Store
@@ -167,7 +166,7 @@ def test_a_killed_patch_run_learns_no_second_basis(own: Path, monkeypatch: pytes
     monkeypatch.setattr(patch, "fit_shard", stop_at_second)
     flags = ("--cloud=cloud@s", *PATCH, "--shard-users=21")
     assert dcclctl("patch", *flags, store=own).exit_code == 130
-    monkeypatch.setattr(statepatch, "learn_basis", None)  # a call would fail
+    monkeypatch.setattr(patch_state, "learn_basis", None)  # a call would fail
     made = done("patch", *flags, store=own)
     assert calls[0] < calls[1] == calls[2]
     bases = [Store(own).resolve(ref).read_tensors("basis.safetensors")["theta"] for ref in (made["ref"], "patches@p")]
