@@ -10,10 +10,11 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     memory     memory-conditioned patches against the incremental control, on test, with placebos and ablations
     personal   variants of the memory-conditioned patch, on valid
     stronger   the incremental control with six times the negatives, and the memory patch on it, on test
+    further    the memory patch on the control of `clouds`, on test
     clouds     distilled clouds against the incremental control, on test
     rounds     three rounds of keeping fresh, remembering and teaching against one, each beside its control, on test
     baselines  what a reviewer would ask for, and the long window, against the incremental control, on test
-    harm       how many users the memory patch makes worse, with noise taken off: valid and test side by side
+    harm       how many users the memory patch and the distilled cloud make worse, noise taken off: valid and test side by side
     sasrec     SASRec kept fresh, and the memory patch on it, on test
     cold       new users served with their first 0, 1, 3, 5, 10 events
 
@@ -47,6 +48,7 @@ CHAPTERS = (
     "harm",
     "personal",
     "stronger",
+    "further",
     "clouds",
     "rounds",
     "baselines",
@@ -62,6 +64,7 @@ PAPER = ["--lesson", "events", "--epochs", "8", "--learning-rate", "0.002"]
 ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"
 LONGER = "incremental cloud, in two steps, trained further"
 ONE_ROUND = "distilled, one round"
+DISTILLED = "distilled from memories"
 MEAN_PATCH = "metapatch, mean (placebo)"
 #: the controls with six times the negatives
 ONCE_24, TWICE_24 = f"{ONCE}, 24 negatives", f"{TWICE}, 24 negatives"
@@ -157,35 +160,35 @@ class Study:
     def frozen(self) -> str:
         return self.made("frozen", "train", "--dataset", self.dataset)
 
-    def further(self, name: str, start: str, on: str, *arguments: str, budget: list[str] = LONG) -> str:
+    def continued(self, name: str, start: str, on: str, *arguments: str, budget: list[str] = LONG) -> str:
         return self.made(name, "train", "--continue", start, "--on", on, *budget, *arguments)
 
     @property
     def once(self) -> str:
         """The frozen model trained further on all of the device period at once."""
-        return self.further("long once, 4 negatives", self.frozen, "device")
+        return self.continued("long once, 4 negatives", self.frozen, "device")
 
     @property
     def incremental(self) -> str:
         """The same in two steps of half the period, as a cloud that is kept fresh; patches that need one go on top of it."""
-        first = self.further("long step 1, 4 negatives", self.frozen, "device:1/2")
-        return self.further("long step 2, 4 negatives", first, "device:2/2")
+        first = self.continued("long step 1, 4 negatives", self.frozen, "device:1/2")
+        return self.continued("long step 2, 4 negatives", first, "device:2/2")
 
     @property
     def once_more(self) -> str:
         """`once` with more negatives."""
-        return self.further("long once, 24 negatives", self.frozen, "device", *MORE_NEGATIVES)
+        return self.continued("long once, 24 negatives", self.frozen, "device", *MORE_NEGATIVES)
 
     @property
     def incremental_more(self) -> str:
         """`incremental` with more negatives."""
-        first = self.further("long step 1, 24 negatives", self.frozen, "device:1/2", *MORE_NEGATIVES)
-        return self.further("long step 2, 24 negatives", first, "device:2/2", *MORE_NEGATIVES)
+        first = self.continued("long step 1, 24 negatives", self.frozen, "device:1/2", *MORE_NEGATIVES)
+        return self.continued("long step 2, 24 negatives", first, "device:2/2", *MORE_NEGATIVES)
 
     @property
     def longer(self) -> str:
         """The control of distillation: `incremental` trained on by the same rule as its student: until it ranks no better."""
-        return self.further("longer", self.incremental, "device", budget=LESSON)
+        return self.continued("longer", self.incremental, "device", budget=LESSON)
 
     def memory(self, *arguments: str) -> str:
         return self.run("memory " + " ".join(arguments), "memory", "--dataset", self.dataset, *arguments)
@@ -269,8 +272,8 @@ class Study:
 
     def harm(self) -> dict[str, pl.DataFrame]:
         """The same models on two blocks that share no event, neither of which was learned from."""
-        models = {TWICE: self.incremental, ONCE: self.once}
-        models["memory patch"] = self.patched
+        models = {TWICE: self.incremental, ONCE: self.once, "memory patch": self.patched}
+        models |= {LONGER: self.longer, DISTILLED: self.student}
         return {period: self.evaluated(f"harm {period}", models, period) for period in ("valid", "test")}
 
     def personal(self) -> pl.DataFrame:
@@ -288,11 +291,16 @@ class Study:
         models["memory patch, on 24 negatives"] = more
         return self.evaluated("stronger", models, "test")
 
+    def further(self) -> pl.DataFrame:
+        """The strictest control, and memories on top of it."""
+        models = {LONGER: self.longer, "memory patch on it": self.remembering("memory on longer", self.longer)}
+        return self.evaluated("further", models, "test")
+
     def clouds(self) -> pl.DataFrame:
         shuffled, unpatched = ("--teachers", "shuffled"), ("--teachers", "unpatched")
         models = {LONGER: self.longer, TWICE: self.incremental, ONCE: self.once}
         models["memory teachers themselves"] = self.patched
-        models["distilled from memories"] = self.student
+        models[DISTILLED] = self.student
         models["distilled from shuffled memories (placebo)"] = self.distilled("shuffled", self.patched, *shuffled)
         models["distilled from the unpatched model (placebo)"] = self.distilled("unpatched", self.patched, *unpatched)
         models["the paper's way, from metapatch"] = self.distilled("paper", self.metapatch, *PAPER)
@@ -309,12 +317,12 @@ class Study:
         student = control = self.frozen
         for number in (1, 2, 3):
             block = f"device:{number}/3"
-            fresh = self.further(f"round {number} fresh", student, block)
+            fresh = self.continued(f"round {number} fresh", student, block)
             chosen = ["--memory", self.memory("--until", block), "--on", block]
             patches = self.made(f"round {number} patches", "patch", "--method", "memory", "--cloud", fresh, *chosen)
             student = self.distilled(f"round {number}", patches, "--on", block)
-            control = self.further(f"round {number} control", control, block)
-            control = self.further(f"round {number} control, longer", control, block, budget=LESSON)
+            control = self.continued(f"round {number} control", control, block)
+            control = self.continued(f"round {number} control, longer", control, block, budget=LESSON)
         models = {
             "control, three rounds": control,
             "distilled, three rounds": student,
@@ -332,7 +340,7 @@ class Study:
             "din at once", "train", "--dataset", self.dataset, *both
         )
         long = self.made("long", "train", "--dataset", self.dataset, "--history", "100")
-        models["DIN, L = 100, at once"] = self.further("longer history once", long, "device")
+        models["DIN, L = 100, at once"] = self.continued("longer history once", long, "device")
         models[ONCE_24] = self.once_more
         models["memory patch on DIN, L = 20"] = self.patched
         return self.evaluated("baselines", models, "test")
@@ -340,11 +348,11 @@ class Study:
     def sasrec(self) -> pl.DataFrame:
         """Does the memory add to a model that is better than DIN to begin with?"""
         frozen = self.made("sasrec on cloud", "train", "--dataset", self.dataset, "--model", "sasrec")
-        first = self.further("sasrec long step 1", frozen, "device:1/2")
-        fresh = self.further("sasrec long step 2", first, "device:2/2")
+        first = self.continued("sasrec long step 1", frozen, "device:1/2")
+        fresh = self.continued("sasrec long step 2", first, "device:2/2")
         models = {
             "SASRec, in two steps": fresh,
-            "SASRec, at once": self.further("sasrec long once", frozen, "device"),
+            "SASRec, at once": self.continued("sasrec long once", frozen, "device"),
             "memory patch on SASRec": self.remembering("memory on long sasrec", fresh),
             "DIN, in two steps": self.incremental,
             "memory patch on DIN": self.patched,
@@ -357,7 +365,7 @@ class Study:
         models = {
             TWICE: control,
             "memory patch": self.patched,
-            "distilled from memories": self.student,
+            DISTILLED: self.student,
             "distilled, the paper's way": distilled,
             "distilled, the paper's way, U(0, u)": distilled + "+encoder",
         }
@@ -428,8 +436,8 @@ def activity_of(tables: list[pl.DataFrame]) -> list[dict[str, object]]:
     return records
 
 
-def lasting_harm(blocks: list[dict[str, pl.DataFrame]], control: str, resamples: int = 1000) -> list[dict[str, object]]:
-    """How many users are worse off for more than a block, for the memory patch and for the other control.
+def lasting_harm(blocks: list[dict[str, pl.DataFrame]], resamples: int = 1000) -> list[dict[str, object]]:
+    """How many users are worse off for more than a block: against the control in two steps, the distilled cloud against its own.
 
     A user's difference on a block is d = δ_u + noise. The noises of two blocks share no test event, so the covariance
     of the two differences over the users is the variance σ² of the lasting δ_u, and their mean is its mean μ. If δ is
@@ -437,7 +445,10 @@ def lasting_harm(blocks: list[dict[str, pl.DataFrame]], control: str, resamples:
     seed on valid, on test, on both, and on both if the two had nothing to do with each other. Intervals by bootstrap over users.
     """
     records: list[dict[str, object]] = []
-    for subject in [name for name in blocks[0]["test"]["subject"].unique(maintain_order=True) if name != control]:
+    for subject in [
+        name for name in blocks[0]["test"]["subject"].unique(maintain_order=True) if name not in (TWICE, LONGER)
+    ]:
+        control = LONGER if subject == DISTILLED else TWICE
         parts = {}
         for period in ("valid", "test"):
             joint = mean_over_seeds([seed[period] for seed in blocks])
@@ -617,7 +628,7 @@ def main() -> None:
                 study = Study(run, dataset, seed, options.candidates)
                 if chapter == "harm":
                     blocks.append(study.harm())
-                    lasting = lasting_harm(blocks, TWICE)
+                    lasting = lasting_harm(blocks)
                     (options.out / f"{name}.harm.json").write_text(json.dumps(lasting, indent=1))
                     (options.out / f"{name}.harm.md").write_text(harm_table(lasting))
                 elif fresh:

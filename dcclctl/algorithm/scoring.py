@@ -5,7 +5,8 @@ the models that share them.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
+from copy import copy
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -49,6 +50,16 @@ class Backbone(Protocol):
     def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Tensor:
         """What is below the head, for the candidates of every event (None: the whole catalogue)."""
         ...
+
+
+BackboneT = TypeVar("BackboneT", bound=Backbone)
+
+
+def reading(backbone: BackboneT, log: EventLog) -> BackboneT:
+    """The same model with its histories from another log of the same users and items."""
+    other = copy(backbone)
+    other.log = log
+    return other
 
 
 @torch.no_grad()

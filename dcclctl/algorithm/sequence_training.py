@@ -5,7 +5,6 @@ Differs: any number of negatives; several events may follow one state (a basket)
 without a loss where they lie outside of the blocks.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -168,8 +167,7 @@ def train_epoch(
         DivergedError: the loss or a weight became infinite or NaN.
     """
     device = model.item_table.device
-    training.restore(model, state.weights)
-    optimiser = training.Adam(model, settings.learning_rate, settings.weight_decay, state.moments, state.steps)
+    descent = training.Descent(model, settings, state, len(events), on_step)
     purpose = f"{settings.purpose}/negatives"
     samples = training.sample(log, events, settings.negatives, catalogue, excluded, settings.seed, purpose, state.epoch)
     windows = windows_of(moments, log, events, model.sizes.window)
@@ -178,21 +176,11 @@ def train_epoch(
     def drop(x: Tensor) -> Tensor:
         return training.dropout(x, settings.dropout, generator)
 
-    total, done, started = 0.0, 0, time.perf_counter()
     for positions in batches(windows, settings, state.epoch):
         leaf: dict[str, Tensor] = {}
         index = torch.from_numpy(positions)
         logits = candidate_logits(model, moments, windows, positions, samples.candidates[index], drop, leaf)
         labels, weights = samples.labels[index].to(device), samples.weights[index].to(device)
         loss = training.weighted_cross_entropy(logits, labels, weights)
-        for weight in optimiser.weights.values():
-            weight.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
-        value = float(loss.detach())
-        training.check_loss(value, state.epoch + 1, done)
-        optimiser.step(leaf["items"], training.gradient_of(leaf["rows"]))
-        total, done = total + value * len(positions), done + len(positions)
-        if on_step is not None:
-            on_step(state.epoch + 1, done, len(events), total / done, done / (time.perf_counter() - started))
-    judged = judge(model, moments, log, valid) if len(valid.events) else None
-    return training.after_epoch(model, state, optimiser, total / max(done, 1), judged, settings.criterion)
+        descent.step(loss, len(positions), leaf["items"], leaf["rows"])
+    return descent.finished(judge(model, moments, log, valid) if len(valid.events) else None)

@@ -335,8 +335,7 @@ def train_epoch(
         DivergedError: the loss or a weight became infinite or NaN.
     """
     device = model.out.weight.device
-    restore(model, state.weights)
-    optimiser = Adam(model, settings.learning_rate, settings.weight_decay, state.moments, state.steps)
+    descent = Descent(model, settings, state, len(events), on_step)
     samples = sample(
         log,
         events,
@@ -351,7 +350,6 @@ def train_epoch(
     teacher = teacher if settings.beta > 0 else None
     ask = unlabelled if teacher is not None else None
     labelled = samples.candidates.shape[1]
-    total, done, started = 0.0, 0, time.perf_counter()
     for positions in batches(log, samples, settings, state.epoch):
         rows: dict[str, Tensor] = {}
 
@@ -379,33 +377,66 @@ def train_epoch(
                 owners = torch.from_numpy(log.user[samples.events[positions]])
                 divergence = divergence * trust[owners].to(device).unsqueeze(1)
             loss = loss + settings.beta * divergence.sum() / counts.sum()
-        for weight in optimiser.weights.values():
+        descent.step(loss, len(positions), rows["items"], rows["leaf"])
+    return descent.finished(judge(model, log, valid, settings.history) if len(valid.events) else None)
+
+
+class Descent:
+    """One epoch of Adam on any model, step by step, from a state to the next."""
+
+    def __init__(
+        self, model: nn.Module, settings: FitSettings, state: FitState, n_events: int, on_step: OnStep | None
+    ) -> None:
+        """Puts the state's weights into the model.
+
+        Args:
+            state: before the epoch; it is used up. n_events: in the epoch, for `on_step`.
+        """
+        restore(model, state.weights)
+        self.model, self.settings, self.state, self.n_events, self.on_step = model, settings, state, n_events, on_step
+        self.optimiser = Adam(model, settings.learning_rate, settings.weight_decay, state.moments, state.steps)
+        self.total, self.done, self.started = 0.0, 0, time.perf_counter()
+
+    def step(
+        self,
+        loss: Float[Tensor, ""],
+        n_events: int,
+        items: Int[Tensor, "R"],
+        leaf: Tensor | None = None,
+    ) -> None:
+        """Descend on one batch.
+
+        Args:
+            loss: mean of the batch. n_events: in it. items: rows of the item table that it touches.
+            leaf: those rows (R, E), where the loss was taken of a copy of them; None if it was taken of the table itself.
+
+        Raises:
+            DivergedError: the loss is infinite or NaN.
+        """
+        for weight in self.optimiser.weights.values():
             weight.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
-        value = float(loss.detach())
-        check_loss(value, state.epoch + 1, done)
-        optimiser.step(rows["items"], gradient_of(rows["leaf"]))
-        total, done = total + value * len(positions), done + len(positions)
-        if on_step is not None:
-            on_step(state.epoch + 1, done, len(events), total / done, done / (time.perf_counter() - started))
-    judged = judge(model, log, valid, settings.history) if len(valid.events) else None
-    return after_epoch(model, state, optimiser, total / max(done, 1), judged, settings.criterion)
+        value, epoch = float(loss.detach()), self.state.epoch + 1
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the loss became {value} in epoch {epoch} after {self.done} events",
+                "Lower --learning-rate (or --beta when distilling) and run the command again.",
+            )
+        self.decay()
+        table = self.optimiser.weights["item_table"]
+        self.optimiser.step(items, gradient_of(table)[items] if leaf is None else gradient_of(leaf))
+        self.total, self.done = self.total + value * n_events, self.done + n_events
+        if self.on_step is not None:
+            rate = self.done / (time.perf_counter() - self.started)
+            self.on_step(epoch, self.done, self.n_events, self.total / self.done, rate)
 
+    def decay(self) -> None:
+        """What is added to the gradients before a step: nothing, Adam itself decays the item table."""
 
-def check_loss(value: float, epoch: int, done: int) -> None:
-    """Stop training that has diverged.
-
-    Args:
-        value: a step's loss. epoch: from 1. done: events of this epoch before the step.
-
-    Raises:
-        DivergedError: the loss is infinite or NaN.
-    """
-    if not math.isfinite(value):
-        raise DivergedError(
-            f"the loss became {value} in epoch {epoch} after {done} events",
-            "Lower --learning-rate (or --beta when distilling) and run the command again.",
-        )
+    def finished(self, valid: Judged | None) -> FitState:
+        """The state after the epoch; valid: see `after_epoch`."""
+        mean = self.total / max(self.done, 1)
+        return after_epoch(self.model, self.state, self.optimiser, mean, valid, self.settings.criterion)
 
 
 def after_epoch(

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dcclctl.algorithm import training
-from dcclctl.algorithm.eventlog import Block, EventLog
+from dcclctl.algorithm.eventlog import Block
 from dcclctl.algorithm.memory import Statistics, count_statistics, features
 from dcclctl.algorithm.memorypatch import (
     MemoryFit,
@@ -28,6 +28,7 @@ from dcclctl.algorithm.memorypatch import (
     user_losses,
 )
 from dcclctl.algorithm.sampling import Ints, log_uniform, permutation, stream, uniforms
+from dcclctl.algorithm.scoring import Backbone, reading
 from dcclctl.config import PatchConfig
 from dcclctl.errors import UsageError
 from dcclctl.stages.compute import OnProgress
@@ -129,7 +130,6 @@ class MemoryDevices:
         """
         whole, short = [], []
         for number, (model, block) in enumerate(self.lessons):
-            events = self._events_of(block)
             log, memory = self.log, self.memory
             statistics = count_statistics(
                 log,
@@ -139,9 +139,13 @@ class MemoryDevices:
                 memory.config["shrinkage"],
                 self.config.seed,
             )
-            whole.append(self._rows_of(model, block, number, events, log, statistics))
+            backbone, shift = model.backbone(self.config), prior_shift(model.negatives, self.config.negatives)
+            events = self._events_of(block)
             some, lengths = self._shortened(events)
-            short.append(self._rows_of(model, block, number, some, log.shortened(some, lengths), statistics))
+            told = model.artifact.ref
+            whole.append(self._rows_of(told, backbone, shift, self.samples(events, block, number), statistics))
+            cut = reading(backbone, log.shortened(some, lengths))
+            short.append(self._rows_of(told, cut, shift, self.samples(some, block, number), statistics))
         return MemoryRows.join(whole), MemoryRows.join(short)
 
     def _events_of(self, block: Block) -> Ints:
@@ -169,16 +173,13 @@ class MemoryDevices:
 
     @torch.no_grad()
     def _rows_of(
-        self, model: CloudModel, block: Block, number: int, events: Ints, log: EventLog, statistics: Statistics
+        self, model: str, backbone: Backbone, shift: float, sampled: training.Samples, statistics: Statistics
     ) -> MemoryRows:
-        """Rows of some events of a part of the block, as a log gives their histories."""
-        config, memory = self.config, self.memory
-        sampled = self.samples(events, block, number)
-        backbone = model.backbone(config, log)
+        """Rows of some events of a part of the block, as the backbone's log gives their histories; model: its name."""
+        memory, log, events = self.memory, backbone.log, sampled.events
         width = sampled.candidates.shape[1]
         found = torch.empty(len(events), width, statistics.mean.shape[1])
         logits = torch.empty(len(events), width)
-        shift = prior_shift(model.negatives, config.negatives)
         order = np.argsort(backbone.lengths(events), kind="stable")
         for at in range(0, len(order), _BATCH):
             some = order[at : at + _BATCH]
@@ -187,7 +188,7 @@ class MemoryDevices:
             below = backbone.activations(events[some], candidates)
             logits[index] = backbone.head(events[some], candidates, below).cpu() + shift
             found[index] = features(log, events[some], candidates, statistics, memory.size)
-            self.on_progress(f"remember {model.artifact.ref}", min(at + _BATCH, len(order)), len(order), "")
+            self.on_progress(f"remember {model}", min(at + _BATCH, len(order)), len(order), "")
         shares = category_shares(log, events, memory.size) if self.personal else torch.zeros(len(events), 0)
         held = log.history_lengths(events, memory.size)
         return MemoryRows(events, held, found, logits, sampled.labels, sampled.weights, shares)

@@ -5,8 +5,6 @@ that a whole catalogue is ranked with its item sides computed once. Vectors of u
 training events keeps the zero vector, so that what is known of the item decides.
 """
 
-import time
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -17,18 +15,15 @@ from dcclctl.algorithm.eventlog import EventLog
 from dcclctl.algorithm.sampling import Ints, PairSet
 from dcclctl.algorithm.scoring import HeadFunction
 from dcclctl.algorithm.training import (
-    Adam,
+    Descent,
     FitSettings,
     FitState,
     Judged,
     OnStep,
     Samples,
     Tally,
-    after_epoch,
     batches,
-    check_loss,
     gradient_of,
-    restore,
     sample,
 )
 
@@ -253,13 +248,11 @@ def train_epoch(
         DivergedError: the loss or a weight became infinite or NaN.
     """
     device = model.item_table.device
-    restore(model, state.weights)
-    optimiser = Adam(model, settings.learning_rate, settings.weight_decay, state.moments, state.steps)
     if model.pairwise:
         events = events[log.label[events] > 0]
+    descent = _DecayingDescent(model, settings, state, len(events), on_step)
     purpose = f"{settings.purpose}/negatives"
     samples = sample(log, events, settings.negatives, catalogue, excluded, settings.seed, purpose, state.epoch)
-    total, done, started = 0.0, 0, time.perf_counter()
     for positions in batches(log, samples, settings, state.epoch):
         index = torch.from_numpy(positions)
         candidates = samples.candidates[index]
@@ -267,30 +260,21 @@ def train_epoch(
         losses, counts = loss_sum(
             logits, samples.labels[index].to(device), samples.weights[index].to(device), model.pairwise
         )
-        for weight in optimiser.weights.values():
-            weight.grad = None
-        loss = losses / counts
-        loss.backward()  # type: ignore[no-untyped-call]
-        value = float(loss.detach())
-        check_loss(value, state.epoch + 1, done)
-        _decay_rows(optimiser)
-        items = torch.unique(candidates).to(device)
-        optimiser.step(items, gradient_of(model.item_table)[items])
-        total, done = total + value * len(positions), done + len(positions)
-        if on_step is not None:
-            on_step(state.epoch + 1, done, len(events), total / done, done / (time.perf_counter() - started))
-    judged = judge(model, log, valid) if len(valid.events) else None
-    return after_epoch(model, state, optimiser, total / max(done, 1), judged, settings.criterion)
+        descent.step(losses / counts, len(positions), torch.unique(candidates).to(device))
+    return descent.finished(judge(model, log, valid) if len(valid.events) else None)
 
 
-@torch.no_grad()
-def _decay_rows(optimiser: Adam) -> None:
-    """The L2 penalty on the rows that a batch touched, of all tables but the item table, which Adam itself decays."""
-    for name in optimiser.dense:
-        if "table" in name:
-            gradient = gradient_of(optimiser.weights[name])
-            touched = (gradient != 0).any(1, keepdim=True)
-            gradient.add_(optimiser.weights[name] * touched, alpha=optimiser.weight_decay)
+class _DecayingDescent(Descent):
+    """The L2 penalty on the rows that a batch touched of the other tables, too."""
+
+    @torch.no_grad()
+    def decay(self) -> None:
+        weights = self.optimiser.weights
+        for name in self.optimiser.dense:
+            if "table" in name:
+                gradient = gradient_of(weights[name])
+                touched = (gradient != 0).any(1, keepdim=True)
+                gradient.add_(weights[name] * touched, alpha=self.settings.weight_decay)
 
 
 class FactorBackbone:
