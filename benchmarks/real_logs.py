@@ -12,69 +12,21 @@ and both cloud updates learned from; on `test` only the second patches are fresh
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import polars as pl
+from pipeline import DATA, Runner, ingest_arguments, plain
 
 from dcclctl.metrics.groups import paired_differences
 from dcclctl.metrics.significance import compare
 
-HERE = Path(__file__).resolve().parent.parent
-SAMPLE = HERE / "sample_data"
 #: equal budgets for the control and for step 1 of distillation
 BUDGET = ["--epochs", "2", "--learning-rate", "0.001"]
 MODELS = ("frozen cloud", "incremental", "patched", "distilled", "distilled + encoder", "distilled + patched")
 #: logs in which ranking everything for everybody would take hours on two cores
 LARGE = ("grocery", "amazon-beauty")
+LOGS = ("sample", "ml-100k", "grocery", "amazon-beauty", "ml-100k-loo", "sample-repeats")
 COLUMNS = ("gauc", "hr@10", "ndcg@10")
-
-
-def logs(data: Path) -> dict[str, list[str]]:
-    """Arguments of `ingest` for every log."""
-    ml = [str(data / "ml-100k" / "ml-100k.inter")]
-    sample = [str(SAMPLE / "purchases.csv.gz"), "--items", str(SAMPLE / "products.csv.gz")]
-    sample += ["--users", str(SAMPLE / "households.csv.gz"), "--map", "user=household_id,item=product_id,time=time"]
-    return {
-        "sample": [*sample, "--repeats", "first"],
-        "ml-100k": [*ml, "--split", "per-user"],
-        "grocery": [str(data / "grocery" / "events.tsv"), "--items", str(data / "grocery" / "items.tsv")],
-        "amazon-beauty": [
-            *[str(data / "amazon-beauty" / "events.csv.gz"), "--items", str(data / "amazon-beauty" / "items.csv")],
-            *["--split", "leave-one-out"],
-        ],
-        "ml-100k-loo": [*ml, "--split", "leave-one-out"],
-        "sample-repeats": [*sample, "--repeats", "keep"],
-    }
-
-
-class Runner:
-    """Runs commands on one store and keeps what they cost."""
-
-    def __init__(self, store: Path, threads: int) -> None:
-        self.store, self.threads, self.costs = store, threads, {}
-
-    def __call__(self, name: str, command: str, *arguments: str) -> str:
-        compute = [] if command == "ingest" else ["--threads", str(self.threads)]
-        line = [sys.executable, "-m", "dcclctl", command, *arguments, *compute, "--store", str(self.store), "--json"]
-        started = time.perf_counter()
-        done = subprocess.run(line, cwd=HERE, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(line)}\n{done.stderr}")
-        seconds = time.perf_counter() - started
-        document = json.loads(done.stdout)
-        kind, number = document["ref"].split("@")
-        run = json.loads((self.store / kind / "v" / f"{int(number):06d}" / "run.json").read_text())
-        self.costs[name] = {"seconds": round(seconds, 1), "reused": document["reused"], "run": run}
-        print(f"  {name}: {document['ref']} {seconds:.1f} s", flush=True)
-        return str(document["ref"])
-
-    def table(self, reference: str) -> pl.DataFrame:
-        kind, number = reference.split("@")
-        return pl.read_parquet(self.store / kind / "v" / f"{int(number):06d}" / "per_user.parquet")
 
 
 def one_seed(run: Runner, name: str, seed: int, only: str) -> dict[str, pl.DataFrame]:
@@ -94,20 +46,15 @@ def one_seed(run: Runner, name: str, seed: int, only: str) -> dict[str, pl.DataF
         names["distilled + encoder"] = f"{distilled}+encoder"
         if period == "test":
             names["distilled + patched"] = again
-        table = run.table(run(f"evaluate {period}", "evaluate", *names.values(), "--on", period, *sampled))
-        order = table["subject"].unique(maintain_order=True).to_list()
-        tables[period] = table.with_columns(pl.col("subject").replace_strict(dict(zip(order, names, strict=True))))
+        reference = run(f"evaluate {period}", "evaluate", *names.values(), "--on", period, *sampled)
+        tables[period] = plain(run.table(reference), names)
     return tables
 
 
 def mean_over_seeds(tables: list[pl.DataFrame]) -> pl.DataFrame:
-    """Each user's metrics, averaged over the seeds; sampled metrics keep their plain names here."""
-    table = pl.concat(tables)
-    table = table.rename({name: name.partition("/")[0] for name in table.columns if "/" in name}).rename(
-        {"auc": "gauc"}
-    )
+    """Each user's metrics, averaged over the seeds."""
     keys = ["subject", "user_index", "user_id", "group", "activity_group"]
-    return table.group_by(keys, maintain_order=True).agg(pl.col(*COLUMNS).mean())
+    return pl.concat(tables).group_by(keys, maintain_order=True).agg(pl.col(*COLUMNS).mean())
 
 
 def lines_of(name: str, period: str, seeds: list[pl.DataFrame]) -> list[str]:
@@ -146,14 +93,14 @@ def lines_of(name: str, period: str, seeds: list[pl.DataFrame]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="LOG")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("DCCL_DATA", HERE.parent / "shared" / "data")))
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    known = logs(options.data)
-    for name in options.names or known:
+    known = ingest_arguments(options.data)
+    for name in options.names or LOGS:
         run = Runner(options.out / f"{name}.store", options.threads)
         print(name, flush=True)
         dataset = run("ingest", "ingest", *known[name])

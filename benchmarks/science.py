@@ -25,22 +25,17 @@ Everything goes through the command line, and what is in the store already is re
 import argparse
 import json
 import math
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from pipeline import DATA, Runner, ingest_arguments, plain
 
 from dcclctl.metrics.groups import paired_differences
 from dcclctl.metrics.significance import compare, holm
 
-HERE = Path(__file__).resolve().parent.parent
 LOGS = ("ml-100k", "grocery", "amazon-beauty", "journey-first", "journey-repeats")
-SAMPLE = HERE / "sample_data"
 CHAPTERS = (
     "paper",
     "devices",
@@ -68,8 +63,6 @@ DISTILLED = "distilled from memories"
 MEAN_PATCH = "metapatch, mean (placebo)"
 #: the controls with six times the negatives
 ONCE_24, TWICE_24 = f"{ONCE}, 24 negatives", f"{TWICE}, 24 negatives"
-#: weeks of 2017: cloud 1-30, device 31-40, valid 41-43, test 44-47
-WEEKS = "2017-07-24T04:00:00Z,2017-10-02T04:00:00Z,2017-10-23T04:00:00Z"
 MORE_NEGATIVES = ["--negatives", "24"]
 METRICS = ("gauc", "hr@10", "ndcg@10")
 DEVICE_METHODS = (
@@ -91,60 +84,6 @@ PERSONAL = {
     "12 epochs": ["--memory-epochs", "12"],
 }
 BASELINES = ("popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "gru4rec", "sasrec")
-
-
-def ingest_arguments(data: Path, journey: Path) -> dict[str, list[str]]:
-    """Arguments of `ingest` for every log."""
-    grocery, beauty = data / "grocery", data / "amazon-beauty"
-    cj = [str(journey / "purchases.parquet"), "--items", str(journey / "products.parquet")]
-    cj += ["--users", str(journey / "households.parquet"), "--map", "user=household_id,item=product_id,time=time"]
-    cj += ["--periods", WEEKS, "--min-item-events", "20"]
-    return {
-        "ml-100k": [str(data / "ml-100k" / "ml-100k.inter"), "--split", "per-user"],
-        "grocery": [str(grocery / "events.tsv"), "--items", str(grocery / "items.tsv")],
-        "amazon-beauty": [
-            *[str(beauty / "events.csv.gz"), "--items", str(beauty / "items.csv")],
-            *["--split", "leave-one-out"],
-        ],
-        "journey-first": [*cj, "--repeats", "first"],
-        "journey-repeats": [*cj, "--repeats", "keep"],
-        "sample-repeats": [
-            *[str(SAMPLE / "purchases.csv.gz"), "--items", str(SAMPLE / "products.csv.gz"), "--repeats", "keep"],
-            *["--users", str(SAMPLE / "households.csv.gz"), "--map", "user=household_id,item=product_id,time=time"],
-        ],
-    }
-
-
-class Runner:
-    """Runs commands on one store."""
-
-    def __init__(self, store: Path, threads: int, given: dict[str, str]) -> None:
-        self.store, self.threads, self.made = store, threads, dict(given)
-        self.costs: dict[str, dict[str, object]] = {}
-
-    def __call__(self, name: str, command: str, *arguments: str) -> str:
-        """The reference of what the command made; `name` is for the log and the costs."""
-        if name in self.made:
-            return self.made[name]
-        compute = ["--threads", str(self.threads)] if command not in ("ingest", "memory") else []
-        line = [sys.executable, "-m", "dcclctl", command, *arguments, *compute, "--store", str(self.store), "--json"]
-        started = time.perf_counter()
-        done = subprocess.run(line, cwd=HERE, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(line)}\n{done.stderr}")
-        document = json.loads(done.stdout.strip().splitlines()[-1])
-        seconds = time.perf_counter() - started
-        if not document["reused"]:
-            self.costs[name] = {"seconds": round(seconds, 1), "command": " ".join(line[3:])}
-        print(f"    {name}: {document['ref']} {seconds:.1f} s", flush=True)
-        self.made[name] = str(document["ref"])
-        return self.made[name]
-
-    def table(self, reference: str) -> pl.DataFrame:
-        """Per-user metrics of an evaluation, sampled ones under their plain names."""
-        kind, number = reference.split("@")
-        table = pl.read_parquet(self.store / kind / "v" / f"{int(number):06d}" / "per_user.parquet")
-        return table.rename({name: name.partition("/")[0] for name in table.columns if "/" in name} | {"auc": "gauc"})
 
 
 class Study:
@@ -215,9 +154,7 @@ class Study:
         """Per-user metrics of the models, named as in `models`, on one period."""
         sampled = ["--on", period, "--candidates", self.candidates]
         reference = self.made(f"evaluate {chapter}", "evaluate", *models.values(), *sampled, *arguments)
-        table = self.run.table(reference)
-        order = table["subject"].unique(maintain_order=True).to_list()
-        return table.with_columns(pl.col("subject").replace_strict(dict(zip(order, models, strict=True))))
+        return plain(self.run.table(reference), models)
 
     # -- the chapters: model → reference, the first is what the others are compared with
 
@@ -604,7 +541,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--candidates", default="300", help="ranked for each event; all is exact and slow")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("DCCL_DATA", HERE.parent / "shared" / "data")))
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--journey", type=Path, default=Path("complete_journey"))
     parser.add_argument(
         "--given", type=Path, help='models that exist in the store: {"ml-100k": {"frozen 0": "cloud@1"}}'
