@@ -16,7 +16,7 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     baselines  what a reviewer would ask for, and the long window, against the incremental control, on test
     harm       how many users the memory patch and the distilled cloud make worse, noise taken off: valid and test side by side
     sasrec     SASRec kept fresh, and the memory patch on it, on test
-    cold       new users served with their first 0, 1, 3, 5, 10 events
+    cold       new users served with their first 0, 1, 3, 5, 10 events: on what follows the tenth, and on what comes next
 
 Everything goes through the command line, and what is in the store already is reused: a stopped run goes on. Each
 (log, chapter) gives a table OUT/<log>.<chapter>.md and the figures behind it as .json. Tail is the less active half.
@@ -296,7 +296,7 @@ class Study:
         }
         return self.evaluated("sasrec", models, "test")
 
-    def cold(self) -> Iterator[tuple[int, pl.DataFrame]]:
+    def cold(self) -> Iterator[tuple[str, pl.DataFrame]]:
         control = self.incremental
         distilled = self.distilled("paper", self.metapatch, *PAPER)
         models = {
@@ -305,13 +305,12 @@ class Study:
             DISTILLED: self.student,
             "distilled, the paper's way": distilled,
             "distilled, the paper's way, U(0, u)": distilled + "+encoder",
+            "memory patch on distilled": self.remembering("memory on distilled", self.student),
         }
-        for first in (0, 1, 3, 5, 10):
-            served = ["--first-events", str(first), "--targets-after", str(self.targets_after)]
-            yield first, self.evaluated(f"cold {first}", models, "test", *served)
-
-    #: events of a new user that are never scored, the same for every number of events served with
-    targets_after = 10
+        for part, after in (("cold", "10"), ("next", "next")):
+            for first in (0, 1, 3, 5, 10):
+                served = ["--first-events", str(first), "--targets-after", after]
+                yield f"{part}.{first}", self.evaluated(f"{part} {first}", models, "test", *served)
 
 
 def mean_over_seeds(tables: list[pl.DataFrame]) -> pl.DataFrame:
@@ -504,7 +503,7 @@ def cold_table(found: dict[str, list[dict[str, object]]]) -> str:
     """New users: every number of first events down; the first model's values and the others' differences to it across.
 
     Args:
-        found: "cold.K" → records of `figures_of`.
+        found: "….K" → records of `figures_of`.
     """
     lines: list[str] = []
     for part, records in found.items():
@@ -569,8 +568,8 @@ def main() -> None:
                     (options.out / f"{name}.harm.json").write_text(json.dumps(lasting, indent=1))
                     (options.out / f"{name}.harm.md").write_text(harm_table(lasting))
                 elif fresh:
-                    for first, table in study.cold():
-                        tables.setdefault(f"{chapter}.{first}", []).append(table)
+                    for part, table in study.cold():
+                        tables.setdefault(part, []).append(table)
                 else:
                     made = study.memories() if chapter == "memory" else getattr(study, chapter)()
                     tables.setdefault(chapter, []).append(made)
@@ -593,7 +592,9 @@ def main() -> None:
                             (options.out / f"{name}.{part}.{short}.json").write_text(json.dumps(against, indent=1))
                             (options.out / f"{name}.{part}.{short}.md").write_text(markdown(against))
                 if fresh:
-                    (options.out / f"{name}.cold.md").write_text(cold_table(compared))
+                    for protocol in ("cold", "next"):
+                        own = {part: found for part, found in compared.items() if part.startswith(protocol)}
+                        (options.out / f"{name}.{protocol}.md").write_text(cold_table(own))
                 (options.out / f"{name}.{chapter}.costs.{seed}.json").write_text(json.dumps(run.costs, indent=1))
     print("see", options.out)
 

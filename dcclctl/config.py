@@ -404,8 +404,10 @@ class EvaluateConfig(ComputeSection):
         default_factory=list,
         description="Only new users, each with a history of exactly its first K events; several K: one evaluation each.",
     )
-    targets_after: Count = Field(
-        10, description="With --first-events: score what follows a user's first N events (at least the largest K)."
+    targets_after: Count | Literal["next"] = Field(
+        10,
+        description="With --first-events: score what follows a user's first N events, the same for every K (at least the "
+        "largest K); next: what comes right after the first K, as a device meets it.",
     )
     batch_events: Positive = Field(256, description="Events scored at once; changes memory and speed, not results.")
     against: str = Field("", description="Baseline that every other model is compared with, user by user.")
@@ -501,11 +503,12 @@ def resolve(
         _refuse_unread(settings, given)
         return settings
     except ValidationError as error:
-        lines = []
+        wants: dict[tuple[str, str], list[str]] = {}  # a setting of two types has a problem with each
         for problem in error.errors():
             where = ".".join(str(part) for part in problem["loc"][:1])
             wanted = problem["msg"].removeprefix("Value error, ").lower()
             if problem["type"] == "string_pattern_mismatch":  # a block's name: the pattern itself explains nothing
                 wanted = "give cloud, device, valid (or test, to evaluate only), or a part of one such as device:2/3"
-            lines.append(f"--{where.replace('_', '-')}: {wanted} (got {problem['input']!r})")
+            wants.setdefault((where.replace("_", "-"), repr(problem["input"])), []).append(wanted)
+        lines = [f"--{flag}: {', or '.join(wanted)} (got {got})" for (flag, got), wanted in wants.items()]
         raise UsageError("; ".join(lines), f"See: dcclctl {name} --help") from error

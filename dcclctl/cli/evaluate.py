@@ -55,7 +55,7 @@ def evaluate(
     auc_negatives: Annotated[int | None, _option("auc_negatives", metavar="N")] = None,
     unpatched: Annotated[str | None, _option("unpatched", metavar="encoder|cloud")] = None,
     first_events: Annotated[str | None, _option("first_events", metavar="0,1,3,5,10")] = None,
-    targets_after: Annotated[int | None, _option("targets_after", metavar="N")] = None,
+    targets_after: Annotated[str | None, _option("targets_after", metavar="N|next")] = None,
     batch_events: Annotated[int | None, _option("batch_events", metavar="N")] = None,
     against: Annotated[str | None, _option("against", metavar="REF")] = None,
     gate: Annotated[
@@ -103,6 +103,7 @@ def evaluate(
       dcclctl evaluate cloud@2 patches@2 --unpatched encoder --on valid
       dcclctl evaluate cloud@1 patches@1 patches@2 --against cloud@1     # patches@2: with patch --guard
       dcclctl evaluate cloud@2 cloud@2+encoder --against cloud@2 --first-events 0,1,3,5,10
+      dcclctl evaluate cloud@2 patches@2 --against cloud@2 --first-events 0,1,3 --targets-after next
       dcclctl evaluate cloud --against cloud@release --max-drop tail.ndcg@10=1% --junit gate.xml
     """
     settings = resolve(
@@ -210,10 +211,13 @@ def _first_events(
     facts, names = made[0].facts, dict(display_names(made[0], place))
     table = by_first_events(made)
     ranked = "all items" if facts["candidates"] == "all" else f"{facts['candidates']:,} sampled items"
-    reporter.line(
-        f"{facts['on']} of {subjects[0].cloud.dataset.artifact.ref}: {facts['events']:,} events of {facts['users']:,} new "
-        f"users after their first {made[0].config['targets_after']}, each ranked among {ranked}"
+    after = made[0].config["targets_after"]
+    scored = (
+        "what comes right after each new user's first K events"
+        if after == "next"
+        else f"{facts['events']:,} events of {facts['users']:,} new users after their first {after}"
     )
+    reporter.line(f"{facts['on']} of {subjects[0].cloud.dataset.artifact.ref}: {scored}, each ranked among {ranked}")
     against = subject_name(settings.against, place) if settings.against else ""
     shown = main_metrics(table["metric"].unique(maintain_order=True).to_list())
     reporter.table(first_events_table(table, names, against, shown))
@@ -227,7 +231,12 @@ def _first_events(
         last.id,
         reused,
         evaluations=[
-            {"first_events": each.facts["first_events"], "ref": each.ref, "id": each.id, "reused": was_there}
+            {
+                **{name: each.facts[name] for name in ("first_events", "users", "events")},
+                "ref": each.ref,
+                "id": each.id,
+                "reused": was_there,
+            }
             for each, was_there in runs
         ],
         on=facts["on"],

@@ -124,14 +124,17 @@ def first_events_table(table: pl.DataFrame, names: "Mapping[str, str]", against:
     shown = Table(title=f"New users served with their first K events{said}", title_justify="left", pad_edge=False)
     shown.add_column("metric", no_wrap=True)
     shown.add_column("K", justify="right")
+    shown.add_column("users", justify="right")
     for subject, ref in names.items():
         shown.add_column(Text(f"{ref}, value" if subject == against else ref), justify="right")
     cells = {(row["metric"], row["first_events"], row["subject"]): row for row in table.to_dicts()}
     for metric in metrics:
         shown.add_section()
         for place, first in enumerate(sorted(set(table["first_events"]))):
-            row = [_first_events_cell(cells[metric, first, subject], against) for subject in names]
-            shown.add_row(metric_name(metric) if place == 0 else "", str(first), *row)
+            of_models = [cells[metric, first, subject] for subject in names]
+            users = f"{max(each['users'] for each in of_models):,}"
+            row = [_first_events_cell(each, against) for each in of_models]
+            shown.add_row(metric_name(metric) if place == 0 else "", str(first), users, *row)
     return shown
 
 

@@ -6,6 +6,7 @@ What was changed in a log before it was ingested cannot be seen here.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -212,11 +213,12 @@ class Timeline:
         late: Ints = earlier[earlier >= first[self.user[earlier]]]
         return late
 
-    def late_of_new_users(self, rows: Ints, after: int) -> Ints:
-        """Those rows whose user has no event before test, and at least so many positive ones at earlier times."""
+    def late_of_new_users(self, rows: Ints, least: int, most: float = math.inf) -> Ints:
+        """Those rows whose user has no event before test, and so many positive ones at earlier times."""
         known = np.zeros(self.dataset.users.height, np.bool_)
         known[self.user[self.period < TEST]] = True
-        late: Ints = rows[~known[self.user[rows]] & (self.positives_before()[rows] >= after)]
+        earlier = self.positives_before()[rows]
+        late: Ints = rows[~known[self.user[rows]] & (earlier >= least) & (earlier <= most)]
         return late
 
     def positives_before(self) -> Ints:
@@ -540,8 +542,10 @@ def _scored(evaluation: Artifact, timeline: Timeline) -> list[Finding]:
     block = Block.parse(evaluation.config["on"])
     rows, what = timeline.rows(block), _text([block])
     if evaluation.config.get("first_events"):
-        after = evaluation.config["targets_after"]
-        rows, what = timeline.late_of_new_users(rows, after), f"{what} by new users after their first {after}"
+        after, (first,) = evaluation.config["targets_after"], evaluation.config["first_events"]
+        limits = (first, first) if after == "next" else (after,)
+        rows = timeline.late_of_new_users(rows, *limits)
+        what += f" by new users {'right ' if after == 'next' else ''}after their first {limits[0]}"
     counts = np.bincount(timeline.user[rows], minlength=timeline.dataset.users.height)
     users = np.flatnonzero(counts)
     for (subject,), table in evaluation.read_table("per_user.parquet").group_by("subject", maintain_order=True):

@@ -1,7 +1,8 @@
 """New users served with exactly their first K events: what a model, a patch or a memory knows after 0, 1, 3, … events.
 
-Each K is an evaluation of its own, so that report, audit and gate read it like any other. All of them score the same
-events of the same users against the same candidates; the log that the models look at is all that differs.
+Each K is an evaluation of its own, so that report, audit and gate read it like any other. Either all of them score the
+same events of the same users against the same candidates, and the log that the models look at is all that differs; or
+(`next`) each scores what comes right after the first K, so that no history is out of date.
 """
 
 from dataclasses import replace
@@ -17,8 +18,9 @@ from dcclctl.store.store import Artifact
 
 
 def one_each(config: EvaluateConfig) -> list[EvaluateConfig]:
-    """The settings of one evaluation for each K, ascending; they agree on which events are scored."""
-    after = max(config.targets_after, *config.first_events)
+    """The settings of one evaluation for each K, ascending; they agree on which events are scored, unless those are the next."""
+    given = config.targets_after
+    after = given if given == "next" else max(given, *config.first_events)
     return [
         config.model_copy(update={"first_events": [first], "targets_after": after})
         for first in sorted(set(config.first_events))
@@ -36,18 +38,20 @@ def seen_by_models(log: EventLog, config: EvaluateConfig) -> EventLog:
     """
     if not config.first_events:
         return log
-    if len(config.first_events) > 1 or config.first_events[0] > config.targets_after:
+    first, after = config.first_events[0], config.targets_after
+    if len(config.first_events) > 1 or (after != "next" and first > after):
         raise UsageError(
-            f"one evaluation has one K, of at most --targets-after {config.targets_after} events",
+            f"one evaluation has one K, of at most --targets-after {after} events",
             "Make one for each K: dcclctl evaluate --first-events 0,3,10",
         )
-    return replace(log, history_end=(log.history_start + config.first_events[0]).clip(max=log.history_end))
+    return replace(log, history_end=(log.history_start + first).clip(max=log.history_end))
 
 
 def scored_events(dataset: Dataset, events: Ints, config: EvaluateConfig) -> Ints:
     """Which of the block's events are scored: all, or with --first-events those of new users that come late enough.
 
-    Late enough is a strictly later moment than each of the user's first `targets_after` positive events.
+    Late enough is a strictly later moment than each of the user's first `targets_after` positive events; the next is the
+    moment before which there are exactly K (a user who has several events at once may have none).
 
     Raises:
         DataError: there is none.
@@ -56,11 +60,15 @@ def scored_events(dataset: Dataset, events: Ints, config: EvaluateConfig) -> Int
         return events
     log = dataset.log
     new = (dataset.users["group"] == "new").to_numpy()[log.user[events]]
-    late = log.history_end[events] - log.history_start[events] >= config.targets_after
-    chosen: Ints = events[new & late]
+    known, first, after = (
+        log.history_end[events] - log.history_start[events],
+        config.first_events[0],
+        config.targets_after,
+    )
+    chosen: Ints = events[new & (known == first if after == "next" else known >= after)]
     if not len(chosen):
         raise DataError(
-            f"{dataset.artifact.ref} has no new user with more than {config.targets_after} events in {config.on}",
+            f"{dataset.artifact.ref} has no new user with more than {first if after == 'next' else after} events in {config.on}",
             "Make some users new (dcclctl ingest --new-users 0.1), or score earlier events (--targets-after).",
         )
     return chosen

@@ -2,6 +2,8 @@
 
 import math
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 import polars as pl
 
@@ -150,7 +152,7 @@ def _part(evaluation: Artifact, store: Store, made: dict[str, Artifact]) -> Eval
     return EvaluationPart(
         ref=evaluation.ref,
         id=evaluation.id,
-        on=facts["on"] + _first_events(facts.get("first_events")),
+        on=facts["on"] + _first_events(facts.get("first_events"), evaluation.config),
         dataset=made[evaluation.inputs["dataset"].id].ref,
         split=facts["split"],
         seed=evaluation.seed,
@@ -173,9 +175,13 @@ def _part(evaluation: Artifact, store: Store, made: dict[str, Artifact]) -> Eval
     )
 
 
-def _first_events(first: int | None) -> str:
+def _first_events(first: int | None, config: Mapping[str, Any]) -> str:
     """What to add to the period's name where only new users were scored (evaluate --first-events)."""
-    return "" if first is None else f", new users with a history of their first {first} events"
+    if first is None:
+        return ""
+    return f", new users with a history of their first {first} events" + (
+        ", on what comes right after" if config["targets_after"] == "next" else ""
+    )
 
 
 def _step(artifact: Artifact, made: dict[str, Artifact]) -> Step:

@@ -19,6 +19,7 @@ from dcclctl.stages.handles import CloudModel
 from dcclctl.store.store import Store
 
 FIRST = ("--first-events=2,0,1", "--targets-after=2")
+NEXT = ("--first-events=2,0,1", "--targets-after=next")
 
 
 @pytest.mark.parametrize("split", ["global", "per-user", "leave-one-out"])
@@ -84,7 +85,7 @@ def test_the_audit_finds_an_event_before_test_of_a_user_made_new(tmp_path: Path)
     assert repr(users["user_id"][made_new]) in leaks[0]
 
 
-def settings(first: int, after: int = 2) -> EvaluateConfig:
+def settings(first: int, after: int | str = 2) -> EvaluateConfig:
     return EvaluateConfig(first_events=[first], targets_after=after, threads=1, device="cpu")
 
 
@@ -94,18 +95,23 @@ def test_histories_and_targets_by_a_plain_loop(world: World) -> None:
     block = dataset.log.events_in(Block(TEST))
     groups = dataset.users["group"].to_list()
     views = [seen_by_models(dataset.log, settings(first)) for first in (0, 1, 2)]
-    expected = []
+    expected: list[int] = []
+    right_after: dict[int, list[int]] = {0: [], 1: [], 2: []}
     for at, event in enumerate(events):
         own = [each for each in events if each["user_index"] == event["user_index"] and each["label"]]
         earlier = [each["item_index"] for each in own if each["time_us"] < event["time_us"]]
         if groups[event["user_index"]] == "new" and len(earlier) >= 2:
             expected.append(at)
+        if groups[event["user_index"]] == "new" and len(earlier) in right_after:
+            right_after[len(earlier)].append(at)
         for first, view in enumerate(views):
             items, mask = view.histories(np.array([at]), 8)
             assert items[mask].tolist() == earlier[:first][::-1]
     assert expected
     for first in (0, 1, 2):
         assert scored_events(dataset, block, settings(first)).tolist() == expected
+        assert right_after[first]
+        assert scored_events(dataset, block, settings(first, "next")).tolist() == right_after[first]
 
 
 def test_without_the_flag_nothing_changes(world: World) -> None:
@@ -118,6 +124,8 @@ def test_without_the_flag_nothing_changes(world: World) -> None:
 def test_one_evaluation_for_each_k() -> None:
     asked = EvaluateConfig(first_events=[12, 0, 3, 3])
     assert [(each.first_events, each.targets_after) for each in one_each(asked)] == [([0], 12), ([3], 12), ([12], 12)]
+    following = EvaluateConfig(first_events=[12, 0], targets_after="next")
+    assert [(each.first_events, each.targets_after) for each in one_each(following)] == [([0], "next"), ([12], "next")]
     with pytest.raises(UsageError, match="one evaluation has one K"):
         seen_by_models(None, asked)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="at most --targets-after 2"):
@@ -182,6 +190,47 @@ def test_models_side_by_side_at_the_same_k(shop: Path) -> None:
         "evaluate", "cloud@2", "cloud@2+encoder", "cloud@1", *FIRST, *EVALUATE, "--against=cloud@2", store=shop
     )
     assert all(each["reused"] for each in again["evaluations"])
+
+
+def test_what_comes_next_is_scored_with_all_that_came_before(shop: Path) -> None:
+    """The history is exactly K events long by itself, so the figures are those of the events in an evaluation of all."""
+    found = done("evaluate", "cloud@2", "cloud@1", *NEXT, *EVALUATE, "--against=cloud@2", store=shop)
+    store = Store(shop)
+    log, block = CloudModel.load(store.resolve("cloud@1"), store).dataset.log, Block(TEST)
+    sizes = []
+    for evaluation in found["evaluations"]:
+        made = store.resolve(evaluation["ref"])
+        first = evaluation["first_events"]
+        targets = scored_events(
+            CloudModel.load(store.resolve("cloud@1"), store).dataset, log.events_in(block), settings(first, "next")
+        )
+        assert (log.history_end[targets] - log.history_start[targets] == first).all()
+        assert (evaluation["users"], evaluation["events"]) == (len(np.unique(log.user[targets])), len(targets))
+        sizes.append(evaluation["users"])
+        findings = audit(made, store)
+        assert not [each for each in findings if each.kind == "leak"]
+        assert f"by new users right after their first {first}" in "".join(each.text for each in findings)
+    assert sizes[0] >= sizes[1] >= sizes[2] > 0
+    # an event that comes after a user's first two is scored alike whichever protocol chose it
+    done("evaluate", "cloud@2", "--first-events=2", "--targets-after=2", *EVALUATE, store=shop)
+    tables = [store.resolve(f"evaluation@{number}").read_table("per_user.parquet") for number in (4, 5)]
+    both = (
+        tables[0].filter(pl.col("subject") == tables[0]["subject"][0]).join(tables[1], on="user_index", suffix="_late")
+    )
+    same = both.filter(pl.col("events") == pl.col("events_late"))
+    assert same.height and same["mrr"].equals(same["mrr_late"].rename("mrr"))
+
+
+def test_the_table_of_what_comes_next_says_so(shop: Path, tmp_path: Path) -> None:
+    shown = dcclctl("evaluate", "cloud@2", "cloud@1", *NEXT, *EVALUATE, "--against=cloud@2", store=shop).stdout
+    assert "what comes right after each new user's first K events" in " ".join(shown.split())
+    done("report", "evaluation@3", "-o", tmp_path / "page.html", store=shop)
+    text = (tmp_path / "page.html").read_text()
+    assert "their first 1 events, on what comes right after" in text and "--targets-after next" in text
+    wrong = dcclctl("evaluate", "--first-events=1", "--targets-after=soon", store=shop)
+    assert wrong.exit_code == 2 and "next" in wrong.stderr and "soon" in wrong.stderr
+    nobody = dcclctl("evaluate", "--first-events=400", "--targets-after=next", "--threads=1", store=shop)
+    assert nobody.exit_code == 3 and "no new user with more than 400 events" in nobody.stderr
 
 
 def test_the_audit_finds_events_that_should_not_have_been_scored(shop: Path) -> None:
