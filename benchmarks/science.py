@@ -12,6 +12,7 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     stronger   the incremental control with six times the negatives, and the memory patch on it, on test
     further    the memory patch on the control of `clouds`, on test
     clouds     distilled clouds against the incremental control, on test
+    lessons    who may teach, and how much each word counts: variants of both ways of teaching, on test
     rounds     three rounds of keeping fresh, remembering and teaching against one, each beside its control, on test
     baselines  what a reviewer would ask for, and the long window, against the incremental control, on test
     harm       how many users the memory patch and the distilled cloud make worse, noise taken off: valid and test side by side
@@ -45,6 +46,7 @@ CHAPTERS = (
     "stronger",
     "further",
     "clouds",
+    "lessons",
     "rounds",
     "baselines",
     "sasrec",
@@ -245,6 +247,22 @@ class Study:
         models["the paper's way, from the unpatched model (placebo)"] = placebo
         models["memory patch on distilled"] = self.remembering("memory on distilled", self.student)
         return self.evaluated("clouds", models, "test")
+
+    def lessons(self) -> pl.DataFrame:
+        """Other teachers for the paper's lesson and for ours."""
+        models = {LONGER: self.longer}
+        taught = {"the paper's way": ("paper", self.metapatch, PAPER), DISTILLED: ("memory", self.patched, [])}
+        chosen = {
+            "": (),
+            ", from another's patch (placebo)": ("--teachers", "shuffled"),
+            ", only from users whose patch passed the guard": ("--teachers", "guarded"),
+            ", weighted by evidence": ("--evidence",),
+        }
+        for way, (name, patches, flags) in taught.items():
+            for variant, more in chosen.items():
+                made = self.distilled(f"{name} {' '.join(more)}".strip(), patches, *flags, *more)
+                models[way + variant] = made
+        return self.evaluated("lessons", models, "test")
 
     def rounds(self) -> pl.DataFrame:
         """Three rounds over thirds of the device period against one over all of it, each beside the control that learns as often.
