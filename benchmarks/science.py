@@ -270,6 +270,7 @@ class Study:
         A round keeps the cloud model fresh on its block, learns from the block what memories are worth, and teaches.
         """
         student = control = self.frozen
+        students, controls = [], []
         for number in (1, 2, 3):
             block = f"device:{number}/3"
             fresh = self.continued(f"round {number} fresh", student, block)
@@ -278,12 +279,16 @@ class Study:
             student = self.distilled(f"round {number}", patches, "--on", block)
             control = self.continued(f"round {number} control", control, block)
             control = self.continued(f"round {number} control, longer", control, block, budget=LESSON)
+            students.append(student)
+            controls.append(control)
         models = {
             "control, three rounds": control,
             "distilled, three rounds": student,
             "control, one round": self.longer,
             ONE_ROUND: self.student,
         }
+        for number, after in enumerate(("after the first of three", "after the second")):
+            models |= {f"control, {after}": controls[number], f"distilled, {after}": students[number]}
         return self.evaluated("rounds", models, "test")
 
     def baselines(self) -> pl.DataFrame:
