@@ -23,6 +23,7 @@ def ingest_arguments(data: Path, journey: Path = Path()) -> dict[str, list[str]]
     Args:
         data: folder with the public logs. journey: folder of benchmarks/complete_journey.py.
     """
+    data = data.resolve()  # commands run in the repository's root
     grocery, beauty, sample = data / "grocery", data / "amazon-beauty", HERE / "sample_data"
     ml = str(data / "ml-100k" / "ml-100k.inter")
     columns = ["--map", "user=household_id,item=product_id,time=time"]
@@ -50,11 +51,14 @@ class Runner:
 
     def __init__(self, store: Path, threads: int, given: dict[str, str] | None = None) -> None:
         """Args: given has names that are not run, and what stands for them."""
-        self.store, self.threads, self.made = store, threads, dict(given or {})
+        self.store, self.threads, self.made = store.resolve(), threads, dict(given or {})
+        self.asked: dict[str, tuple[str, ...]] = {}
         self.costs: dict[str, dict[str, object]] = {}
 
     def __call__(self, name: str, command: str, *arguments: str) -> str:
-        """The reference of what the command made; `name` is for the log and the costs."""
+        """The reference of what the command made; `name` is for the log and the costs, and means one command for good."""
+        if self.asked.setdefault(name, (command, *arguments)) != (command, *arguments):
+            raise RuntimeError(f"{name} is {' '.join(self.asked[name])} already, not {command} {' '.join(arguments)}")
         if name in self.made:
             return self.made[name]
         compute = ["--threads", str(self.threads)] if command not in ("ingest", "memory") else []
@@ -65,16 +69,21 @@ class Runner:
             raise SystemExit(f"{' '.join(line)}\n{done.stderr}")
         document = json.loads(done.stdout.strip().splitlines()[-1])
         seconds = time.perf_counter() - started
+        reference = str(document["ref"])
         if not document["reused"]:
-            self.costs[name] = {"seconds": round(seconds, 1), "command": " ".join(line[3:])}
-        print(f"    {name}: {document['ref']} {seconds:.1f} s", flush=True)
-        self.made[name] = str(document["ref"])
-        return self.made[name]
+            run = json.loads((self._folder(reference) / "run.json").read_text())
+            self.costs[name] = {"seconds": round(seconds, 1), "command": " ".join(line[3:]), "run": run}
+        print(f"    {name}: {reference} {seconds:.1f} s", flush=True)
+        self.made[name] = reference
+        return reference
+
+    def _folder(self, reference: str) -> Path:
+        kind, number = reference.split("@")
+        return self.store / kind / "v" / f"{int(number):06d}"
 
     def table(self, reference: str) -> pl.DataFrame:
         """Per-user metrics of an evaluation."""
-        kind, number = reference.split("@")
-        return pl.read_parquet(self.store / kind / "v" / f"{int(number):06d}" / "per_user.parquet")
+        return pl.read_parquet(self._folder(reference) / "per_user.parquet")
 
 
 def plain(table: pl.DataFrame, names: Iterable[str]) -> pl.DataFrame:

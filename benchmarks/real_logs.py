@@ -32,11 +32,11 @@ COLUMNS = ("gauc", "hr@10", "ndcg@10")
 def one_seed(run: Runner, name: str, seed: int, only: str) -> dict[str, pl.DataFrame]:
     """The loop under one seed; returns period → per-user table with the names in MODELS as subjects."""
     s = ["--seed", str(seed)]
-    frozen = run("train", "train", "--dataset", only, *s)
-    incremental = run("incremental", "train", "--continue", frozen, "--on", "device", *s)
-    patched = run("patch", "patch", "--method", "metapatch", "--cloud", frozen, *s)
-    distilled = run("distill", "distill", "--patches", patched, *BUDGET, *s)
-    again = run("patch distilled", "patch", "--method", "metapatch", "--cloud", distilled, "--on", "valid", *s)
+    frozen = run(f"train {seed}", "train", "--dataset", only, *s)
+    incremental = run(f"incremental {seed}", "train", "--continue", frozen, "--on", "device", *s)
+    patched = run(f"patch {seed}", "patch", "--method", "metapatch", "--cloud", frozen, *s)
+    distilled = run(f"distill {seed}", "distill", "--patches", patched, *BUDGET, *s)
+    again = run(f"patch distilled {seed}", "patch", "--method", "metapatch", "--cloud", distilled, "--on", "valid", *s)
     tables = {}
     sampled = ["--candidates", "300"] if name in LARGE else ["--candidates", "all"]
     for period, names in (
@@ -46,7 +46,7 @@ def one_seed(run: Runner, name: str, seed: int, only: str) -> dict[str, pl.DataF
         names["distilled + encoder"] = f"{distilled}+encoder"
         if period == "test":
             names["distilled + patched"] = again
-        reference = run(f"evaluate {period}", "evaluate", *names.values(), "--on", period, *sampled)
+        reference = run(f"evaluate {period} {seed}", "evaluate", *names.values(), "--on", period, *sampled)
         tables[period] = plain(run.table(reference), names)
     return tables
 

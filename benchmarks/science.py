@@ -61,7 +61,8 @@ PAPER = ["--lesson", "events", "--epochs", "8", "--learning-rate", "0.002"]
 ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"
 LONGER = "incremental cloud, in two steps, trained further"
 ONE_ROUND = "distilled, one round"
-DISTILLED = "distilled from memories"
+DISTILLED, PAPERS_WAY = "distilled from memories", "the paper's way"
+FIRST_ROUND, SECOND_ROUND = "control, after the first of three", "control, after the second"
 MEAN_PATCH = "metapatch, mean (placebo)"
 #: the controls with six times the negatives
 ONCE_24, TWICE_24 = f"{ONCE}, 24 negatives", f"{TWICE}, 24 negatives"
@@ -210,7 +211,7 @@ class Study:
         return self.evaluated("memory", models, "test")
 
     def harm(self) -> dict[str, pl.DataFrame]:
-        """The same models on two blocks that share no event, neither of which was learned from."""
+        """The same models on two blocks that share no event; neither was learned from, one chose the epochs."""
         models = {TWICE: self.incremental, ONCE: self.once, "memory patch": self.patched}
         models |= {LONGER: self.longer, DISTILLED: self.student}
         return {period: self.evaluated(f"harm {period}", models, period) for period in ("valid", "test")}
@@ -249,9 +250,9 @@ class Study:
         return self.evaluated("clouds", models, "test")
 
     def lessons(self) -> pl.DataFrame:
-        """Other teachers for the paper's lesson and for ours."""
-        models = {LONGER: self.longer}
-        taught = {"the paper's way": ("paper", self.metapatch, PAPER), DISTILLED: ("memory", self.patched, [])}
+        """Other teachers for the paper's lesson, which starts where `once` does, and for ours."""
+        models = {LONGER: self.longer, ONCE: self.once}
+        taught = {PAPERS_WAY: ("paper", self.metapatch, PAPER), DISTILLED: ("memory", self.patched, [])}
         chosen = {
             "": (),
             ", from another's patch (placebo)": ("--teachers", "shuffled"),
@@ -287,8 +288,8 @@ class Study:
             "control, one round": self.longer,
             ONE_ROUND: self.student,
         }
-        for number, after in enumerate(("after the first of three", "after the second")):
-            models |= {f"control, {after}": controls[number], f"distilled, {after}": students[number]}
+        for number, after in enumerate((FIRST_ROUND, SECOND_ROUND)):
+            models |= {after: controls[number], after.replace("control", "distilled"): students[number]}
         return self.evaluated("rounds", models, "test")
 
     def baselines(self) -> pl.DataFrame:
@@ -433,7 +434,15 @@ def lasting_harm(blocks: list[dict[str, pl.DataFrame]], resamples: int = 1000) -
                 "mean": (first.mean() + second.mean()) / 2,
                 "spread": spread_of(first, second),
             }
-            records.append({"model": subject, "group": group, **sizes, **{k: float(v) for k, v in found.items()}})
+            records.append(
+                {
+                    "model": subject,
+                    "control": control,
+                    "group": group,
+                    **sizes,
+                    **{k: float(v) for k, v in found.items()},
+                }
+            )
     return records
 
 
@@ -450,12 +459,25 @@ def below_zero(first: np.ndarray, second: np.ndarray) -> float:
 
 def harm_table(records: list[dict[str, object]]) -> str:
     """Shares of users, in per cent."""
-    title = ["model", "users", "worse on valid", "on test", "on both", "both, by chance", "lasting harm, estimated"]
+    title = [
+        "model",
+        "against",
+        "users",
+        "worse on valid",
+        "on test",
+        "on both",
+        "both, by chance",
+        "lasting harm, estimated",
+    ]
     lines = ["| " + " | ".join(title) + " |", "|---" * len(title) + "|"]
     for r in records:
         shares = [f"{100 * r[name]:.1f}" for name in ("valid", "test", "both", "by chance")]  # type: ignore[operator]
         estimate = f"{100 * r['estimate']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"  # type: ignore[operator]
-        lines.append(f"| {r['model']}, {r['group']} | {r['users']:,} | " + " | ".join(shares) + f" | {estimate} |")
+        lines.append(
+            f"| {r['model']}, {r['group']} | {r['control']} | {r['users']:,} | "
+            + " | ".join(shares)
+            + f" | {estimate} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -607,7 +629,8 @@ def main() -> None:
                         (options.out / f"{name}.best.md").write_text(against_the_best(found, controls))
                     others = (
                         *(("once", ONCE), ("twice", TWICE), ("more", ONCE_24), ("mean", MEAN_PATCH)),
-                        ("one", ONE_ROUND),
+                        *(("one", ONE_ROUND), ("first", FIRST_ROUND), ("second", SECOND_ROUND)),
+                        *(("paper", PAPERS_WAY), ("taught", DISTILLED)),
                     )
                     for short, other in others:
                         if other in found[0]["subject"].unique(maintain_order=True)[1:]:

@@ -218,3 +218,29 @@ def learn_jointly(
             )
         if on_epoch is not None:
             on_epoch(epoch + 1, mean)
+
+
+def descend(
+    gradient: Callable[[Float[Tensor, "U K"]], Float[Tensor, "U K"]],
+    codes: Float[Tensor, "U K"],
+    steps: int,
+    learning_rate: float,
+) -> Float[Tensor, "U K"]:
+    """Adam on the numbers of U users, each user's on its own.
+
+    Args:
+        gradient: of the devices' losses. codes: where to start from; it is changed in place.
+
+    Raises:
+        DivergedError: a number became infinite or NaN.
+    """
+    first, second = torch.zeros_like(codes), torch.zeros_like(codes)
+    for step in range(1, steps + 1):
+        slope = gradient(codes)
+        first.lerp_(slope, 0.1)
+        second.mul_(0.999).addcmul_(slope, slope, value=0.001)
+        rate = learning_rate / (1 - 0.9**step)
+        codes -= rate * first / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+    if not codes.isfinite().all():
+        raise DivergedError("θ̂ became infinite or NaN", "Lower --learning-rate and run the command again.")
+    return codes

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcclctl.algorithm.basis import Draw, learn_jointly
+from dcclctl.algorithm.basis import Draw, descend, learn_jointly
 from dcclctl.algorithm.din import Din, prelu
 from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.metapatch import (
@@ -24,7 +24,6 @@ from dcclctl.algorithm.metapatch import (
     Basis,
     DeviceRows,
     Head,
-    descend,
     fit_devices,
     head_logits,
     second_linear,

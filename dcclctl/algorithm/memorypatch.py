@@ -19,9 +19,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcclctl.algorithm.basis import descend
 from dcclctl.algorithm.eventlog import EventLog
 from dcclctl.algorithm.memory import FEATURES
-from dcclctl.algorithm.metapatch import descend
 from dcclctl.algorithm.sampling import Ints, permutation
 from dcclctl.errors import DivergedError
 

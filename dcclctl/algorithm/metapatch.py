@@ -19,10 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dcclctl.algorithm.basis import Layout, SharedBasis
+from dcclctl.algorithm.basis import Layout, SharedBasis, descend
 from dcclctl.algorithm.din import Din, prelu
 from dcclctl.algorithm.sampling import Ints
-from dcclctl.errors import DivergedError
 
 
 @dataclass(frozen=True)
@@ -193,32 +192,6 @@ def fit_devices(
 def second_linear(head: Head, rows: DeviceRows) -> Float[Tensor, "U N H2"]:
     """W₂·z₁ + b₂, which no step of a device changes."""
     return torch.addmm(head.bias_2, rows.z1.flatten(0, 1), head.weight_2.T).view(*rows.z1.shape[:2], -1)
-
-
-def descend(
-    gradient: Callable[[Float[Tensor, "U K"]], Float[Tensor, "U K"]],
-    codes: Float[Tensor, "U K"],
-    steps: int,
-    learning_rate: float,
-) -> Float[Tensor, "U K"]:
-    """Adam on the numbers of U users, each user's on its own.
-
-    Args:
-        gradient: of the devices' losses. codes: where to start from; it is changed in place.
-
-    Raises:
-        DivergedError: a number became infinite or NaN.
-    """
-    first, second = torch.zeros_like(codes), torch.zeros_like(codes)
-    for step in range(1, steps + 1):
-        slope = gradient(codes)
-        first.lerp_(slope, 0.1)
-        second.mul_(0.999).addcmul_(slope, slope, value=0.001)
-        rate = learning_rate / (1 - 0.9**step)
-        codes -= rate * first / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
-    if not codes.isfinite().all():
-        raise DivergedError("θ̂ became infinite or NaN", "Lower --learning-rate and run the command again.")
-    return codes
 
 
 def head_logits(head: Head, z1: Float[Tensor, "B C H1"], patch: Patch) -> Float[Tensor, "B C"]:

@@ -167,7 +167,6 @@ def train_epoch(
         DivergedError: the loss or a weight became infinite or NaN.
     """
     device = model.item_table.device
-    descent = training.Descent(model, settings, state, len(events), on_step)
     purpose = f"{settings.purpose}/negatives"
     samples = training.sample(log, events, settings.negatives, catalogue, excluded, settings.seed, purpose, state.epoch)
     windows = windows_of(moments, log, events, model.sizes.window)
@@ -176,6 +175,7 @@ def train_epoch(
     def drop(x: Tensor) -> Tensor:
         return training.dropout(x, settings.dropout, generator)
 
+    descent = training.Descent(model, settings, state, len(events), on_step)
     for positions in batches(windows, settings, state.epoch):
         leaf: dict[str, Tensor] = {}
         index = torch.from_numpy(positions)

@@ -18,8 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcclctl.algorithm.basis import Layout, SharedBasis
-from dcclctl.algorithm.metapatch import descend
+from dcclctl.algorithm.basis import Layout, SharedBasis, descend
 from dcclctl.algorithm.sampling import Ints
 from dcclctl.algorithm.sequence import SequenceBackbone
 
@@ -75,6 +74,23 @@ def state_head(
         return backbone.logits(patched_states(states, basis, own), candidates)
 
     return head
+
+
+#: candidates (B, C) → their embeddings (B, C, D) and biases (B, C)
+Items = Callable[[Int[Tensor, "B C"]], tuple[Float[Tensor, "B C D"], Float[Tensor, "B C"]]]
+
+
+def frozen_states(
+    states: Float[Tensor, "E D"], items: Items
+) -> Callable[[Ints, Int[Tensor, "B C"], StatePatch], Float[Tensor, "B C"]]:
+    """What `learn_basis` asks of a model: logits of events whose states are known, a function of the patches alone."""
+
+    def logits(rows: Ints, candidates: Int[Tensor, "B C"], patch: StatePatch) -> Float[Tensor, "B C"]:
+        own = states[torch.from_numpy(rows).to(states.device)].unsqueeze(1)  # (B, 1, D)
+        embeddings, bias = items(candidates)
+        return (embeddings @ (own + patch.change(own)).mT).squeeze(-1) + bias
+
+    return logits
 
 
 @dataclass(frozen=True)

@@ -335,7 +335,6 @@ def train_epoch(
         DivergedError: the loss or a weight became infinite or NaN.
     """
     device = model.out.weight.device
-    descent = Descent(model, settings, state, len(events), on_step)
     samples = sample(
         log,
         events,
@@ -350,6 +349,7 @@ def train_epoch(
     teacher = teacher if settings.beta > 0 else None
     ask = unlabelled if teacher is not None else None
     labelled = samples.candidates.shape[1]
+    descent = Descent(model, settings, state, len(events), on_step)
     for positions in batches(log, samples, settings, state.epoch):
         rows: dict[str, Tensor] = {}
 

@@ -122,6 +122,11 @@ def evaluate(
         threads=threads,
         seed=seed,
     )
+    if targets_after is not None and not settings.first_events:
+        raise UsageError(
+            f"--targets-after {targets_after} is read with --first-events only",
+            "Add --first-events 0,1,3, or leave it out.",
+        )
     if settings.first_events and (gate or max_drop or junit or markdown):
         raise UsageError(
             "--first-events makes an evaluation for each K, and a gate judges one",
@@ -196,12 +201,18 @@ def _first_events(
     force: bool,
 ) -> None:
     """One evaluation for each K, and all of them in one table."""
+    from dcclctl.algorithm.eventlog import Block
     from dcclctl.report.comparison import first_events_table
-    from dcclctl.stages.cold import by_first_events, one_each
+    from dcclctl.stages.cold import by_first_events, one_each, scored_events
     from dcclctl.stages.compare import main_metrics
     from dcclctl.stages.evaluate import display_names, evaluate, subject_name
     from dcclctl.stages.track import record_of
 
+    dataset = subjects[0].cloud.dataset
+    for each in one_each(settings):
+        scored_events(
+            dataset, dataset.log.events_in(Block.parse(each.on)), each
+        )  # says so before any work if a K has none
     with reporter.progress() as progress:
         runs = [evaluate(subjects, each, place, progress, force) for each in one_each(settings)]
     made = [artifact for artifact, _ in runs]
@@ -213,7 +224,7 @@ def _first_events(
     ranked = "all items" if facts["candidates"] == "all" else f"{facts['candidates']:,} sampled items"
     after = made[0].config["targets_after"]
     scored = (
-        "what comes right after each new user's first K events"
+        "what comes right after each new user's first K events (each K has users and events of its own)"
         if after == "next"
         else f"{facts['events']:,} events of {facts['users']:,} new users after their first {after}"
     )
@@ -241,8 +252,7 @@ def _first_events(
         ],
         on=facts["on"],
         candidates=facts["candidates"],
-        users=facts["users"],
-        events=facts["events"],
+        **({} if after == "next" else {"users": facts["users"], "events": facts["events"]}),
         against=names.get(against, ""),
         subjects=list(names.values()),
         metrics=_rows(table, names),

@@ -214,7 +214,7 @@ class Timeline:
         return late
 
     def late_of_new_users(self, rows: Ints, least: int, most: float = math.inf) -> Ints:
-        """Those rows whose user has no event before test, and so many positive ones at earlier times."""
+        """Those rows whose user has no event before test, and from `least` to `most` positive ones at earlier times."""
         known = np.zeros(self.dataset.users.height, np.bool_)
         known[self.user[self.period < TEST]] = True
         earlier = self.positives_before()[rows]
@@ -545,7 +545,7 @@ def _scored(evaluation: Artifact, timeline: Timeline) -> list[Finding]:
         after, (first,) = evaluation.config["targets_after"], evaluation.config["first_events"]
         limits = (first, first) if after == "next" else (after,)
         rows = timeline.late_of_new_users(rows, *limits)
-        what += f" by new users {'right ' if after == 'next' else ''}after their first {limits[0]}"
+        what += f" by new users {'right ' if after == 'next' else ''}after their first {limits[0]} positive events"
     counts = np.bincount(timeline.user[rows], minlength=timeline.dataset.users.height)
     users = np.flatnonzero(counts)
     for (subject,), table in evaluation.read_table("per_user.parquet").group_by("subject", maintain_order=True):

@@ -50,28 +50,38 @@ def seen_by_models(log: EventLog, config: EvaluateConfig) -> EventLog:
 def scored_events(dataset: Dataset, events: Ints, config: EvaluateConfig) -> Ints:
     """Which of the block's events are scored: all, or with --first-events those of new users that come late enough.
 
-    Late enough is a strictly later moment than each of the user's first `targets_after` positive events; the next is the
-    moment before which there are exactly K (a user who has several events at once may have none).
+    Late enough is a strictly later moment than each of the user's first `targets_after` positive events; next are those
+    before which there are exactly K of them (a user who has several at once may have none).
 
     Raises:
         DataError: there is none.
     """
     if not config.first_events:
         return events
-    log = dataset.log
-    new = (dataset.users["group"] == "new").to_numpy()[log.user[events]]
+    log, events = dataset.log, of_new_users(dataset, events)
     known, first, after = (
         log.history_end[events] - log.history_start[events],
         config.first_events[0],
         config.targets_after,
     )
-    chosen: Ints = events[new & (known == first if after == "next" else known >= after)]
-    if not len(chosen):
+    chosen: Ints = events[known == first if after == "next" else known >= after]
+    if len(chosen):
+        return chosen
+    if after == "next":
         raise DataError(
-            f"{dataset.artifact.ref} has no new user with more than {first if after == 'next' else after} events in {config.on}",
-            "Make some users new (dcclctl ingest --new-users 0.1), or score earlier events (--targets-after).",
+            f"{dataset.artifact.ref} has no event in {config.on} before which a new user has had exactly {first} others",
+            "Leave that K out of --first-events, or make more users new (dcclctl ingest --new-users 0.1).",
         )
-    return chosen
+    raise DataError(
+        f"{dataset.artifact.ref} has no new user with more than {after} events in {config.on}",
+        "Make some users new (dcclctl ingest --new-users 0.1), or score earlier events (--targets-after).",
+    )
+
+
+def of_new_users(dataset: Dataset, events: Ints) -> Ints:
+    """Those events whose user has nothing before test."""
+    own: Ints = events[(dataset.users["group"] == "new").to_numpy()[dataset.log.user[events]]]
+    return own
 
 
 def by_first_events(evaluations: list[Artifact]) -> pl.DataFrame:

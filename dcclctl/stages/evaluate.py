@@ -19,7 +19,7 @@ from dcclctl.metrics.beyond import coverage, exposure, gini, novelty
 from dcclctl.metrics.calibration import expected_calibration_error, log_loss, reliability
 from dcclctl.metrics.groups import aggregate
 from dcclctl.metrics.ranking import hit_ratio, ndcg, ranks, reciprocal_rank
-from dcclctl.stages.cold import scored_events, seen_by_models
+from dcclctl.stages.cold import of_new_users, scored_events, seen_by_models
 from dcclctl.stages.compare import comparison, harms
 from dcclctl.stages.compute import OnProgress, settle
 from dcclctl.stages.handles import CloudModel, Dataset, PatchSet
@@ -116,12 +116,14 @@ class Ranking:
         self.in_catalogue = np.zeros(log.n_items, dtype=bool)
         self.in_catalogue[self.catalogue] = True
         self.excluded = log.never_negative(block)
-        self.sampled = self._number_of_candidates(config.candidates)
+        # with K first events it is the same for every K, whose events need not be
+        whole = of_new_users(dataset, log.events_in(block)) if config.first_events else self.events
+        self.sampled = self._number_of_candidates(config.candidates, len(whole))
 
-    def _number_of_candidates(self, asked: str) -> int:
+    def _number_of_candidates(self, asked: str, n_events: int) -> int:
         """0: rank the whole catalogue; else so many sampled candidates beside the positive."""
         if asked == "auto":
-            return 0 if len(self.events) * self.log.n_items <= _AFFORDABLE_PAIRS else _SAMPLED
+            return 0 if n_events * self.log.n_items <= _AFFORDABLE_PAIRS else _SAMPLED
         if asked == "all":
             return 0
         if not asked.isdecimal() or int(asked) == 0:

@@ -129,8 +129,8 @@ class MemoryDevices:
             the newest few of what came before, as those of a new device do.
         """
         whole, short = [], []
+        log, memory = self.log, self.memory
         for number, (model, block) in enumerate(self.lessons):
-            log, memory = self.log, self.memory
             statistics = count_statistics(
                 log,
                 log.before(block),
@@ -142,10 +142,10 @@ class MemoryDevices:
             backbone, shift = model.backbone(self.config), prior_shift(model.negatives, self.config.negatives)
             events = self._events_of(block)
             some, lengths = self._shortened(events)
-            told = model.artifact.ref
-            whole.append(self._rows_of(told, backbone, shift, self.samples(events, block, number), statistics))
+            ref = model.artifact.ref
+            whole.append(self._rows_of(ref, backbone, shift, self.samples(events, block, number), statistics))
             cut = reading(backbone, log.shortened(some, lengths))
-            short.append(self._rows_of(told, cut, shift, self.samples(some, block, number), statistics))
+            short.append(self._rows_of(ref, cut, shift, self.samples(some, block, number), statistics))
         return MemoryRows.join(whole), MemoryRows.join(short)
 
     def _events_of(self, block: Block) -> Ints:
@@ -173,9 +173,9 @@ class MemoryDevices:
 
     @torch.no_grad()
     def _rows_of(
-        self, model: str, backbone: Backbone, shift: float, sampled: training.Samples, statistics: Statistics
+        self, ref: str, backbone: Backbone, shift: float, sampled: training.Samples, statistics: Statistics
     ) -> MemoryRows:
-        """Rows of some events of a part of the block, as the backbone's log gives their histories; model: its name."""
+        """Rows of some events of a part of the block, as the backbone's log gives their histories; ref: its model."""
         memory, log, events = self.memory, backbone.log, sampled.events
         width = sampled.candidates.shape[1]
         found = torch.empty(len(events), width, statistics.mean.shape[1])
@@ -188,7 +188,7 @@ class MemoryDevices:
             below = backbone.activations(events[some], candidates)
             logits[index] = backbone.head(events[some], candidates, below).cpu() + shift
             found[index] = features(log, events[some], candidates, statistics, memory.size)
-            self.on_progress(f"remember {model}", min(at + _BATCH, len(order)), len(order), "")
+            self.on_progress(f"remember {ref}", min(at + _BATCH, len(order)), len(order), "")
         shares = category_shares(log, events, memory.size) if self.personal else torch.zeros(len(events), 0)
         held = log.history_lengths(events, memory.size)
         return MemoryRows(events, held, found, logits, sampled.labels, sampled.weights, shares)

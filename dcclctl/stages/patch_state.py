@@ -12,7 +12,7 @@ from dcclctl.algorithm.basis import learn_basis, new_basis
 from dcclctl.algorithm.eventlog import Block
 from dcclctl.algorithm.sampling import Ints, stream
 from dcclctl.algorithm.sequence import SequenceBackbone, runs
-from dcclctl.algorithm.statepatch import StateBasis, StatePatch, StateRows, StateShape
+from dcclctl.algorithm.statepatch import StateBasis, StateRows, StateShape
 from dcclctl.config import PatchConfig
 from dcclctl.errors import UsageError
 from dcclctl.stages.compute import OnProgress, torch_device
@@ -93,16 +93,10 @@ class StateDevices:
             return self._read()
         config = self.config
         shape = StateShape(self.backbone.embeddings.shape[1], config.bottleneck)
-        states = self.states(events)
 
         def draw(epoch: int) -> tuple[Tensor, Tensor, Tensor]:
             drawn = self.samples(events, "basis/negatives", epoch)
             return drawn.candidates, drawn.labels, drawn.weights
-
-        def logits(positions: Ints, candidates: Tensor, patch: StatePatch) -> Tensor:
-            own = states[torch.from_numpy(positions).to(self.device)].unsqueeze(1)
-            items, bias = self._items(candidates)
-            return (items @ (own + patch.change(own)).mT).squeeze(-1) + bias
 
         def on_epoch(epoch: int, loss: float) -> None:
             self.work.record({"stage": "basis", "epoch": epoch, "loss": loss})
@@ -114,7 +108,7 @@ class StateDevices:
             events,
             np.unique(self.log.user[events], return_inverse=True)[1],
             draw,
-            logits,
+            statepatch.frozen_states(self.states(events), self._items),
             config.basis_epochs,
             config.basis_learning_rate,
             config.prior,

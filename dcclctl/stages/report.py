@@ -152,7 +152,7 @@ def _part(evaluation: Artifact, store: Store, made: dict[str, Artifact]) -> Eval
     return EvaluationPart(
         ref=evaluation.ref,
         id=evaluation.id,
-        on=facts["on"] + _first_events(facts.get("first_events"), evaluation.config),
+        on=facts["on"] + _first_events(evaluation.config),
         dataset=made[evaluation.inputs["dataset"].id].ref,
         split=facts["split"],
         seed=evaluation.seed,
@@ -175,11 +175,11 @@ def _part(evaluation: Artifact, store: Store, made: dict[str, Artifact]) -> Eval
     )
 
 
-def _first_events(first: int | None, config: Mapping[str, Any]) -> str:
+def _first_events(config: Mapping[str, Any]) -> str:
     """What to add to the period's name where only new users were scored (evaluate --first-events)."""
-    if first is None:
+    if not config.get("first_events"):
         return ""
-    return f", new users with a history of their first {first} events" + (
+    return f", new users with a history of their first {config['first_events'][0]} events" + (
         ", on what comes right after" if config["targets_after"] == "next" else ""
     )
 

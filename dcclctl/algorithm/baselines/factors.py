@@ -250,9 +250,9 @@ def train_epoch(
     device = model.item_table.device
     if model.pairwise:
         events = events[log.label[events] > 0]
-    descent = _DecayingDescent(model, settings, state, len(events), on_step)
     purpose = f"{settings.purpose}/negatives"
     samples = sample(log, events, settings.negatives, catalogue, excluded, settings.seed, purpose, state.epoch)
+    descent = _DecayingDescent(model, settings, state, len(events), on_step)
     for positions in batches(log, samples, settings, state.epoch):
         index = torch.from_numpy(positions)
         candidates = samples.candidates[index]

@@ -68,15 +68,15 @@ def fit(
                     f"and {config.model} learns from positive ones only",
                     "Choose other periods with --on, or ingest with another --label.",
                 )
-    descent = replace(fit_settings(config), history=_limit(model), dropout=0.0)
+    fitting = replace(fit_settings(config), history=_limit(model), dropout=0.0)
 
     def evaluate(valid: training.Samples) -> training.Judged:
         return judge(model, log, valid)
 
     def epoch(part: Pass, state: training.FitState, on_step: training.OnStep) -> training.FitState:
-        return train_epoch(model, log, part.events, part.catalogue, part.excluded, part.valid, descent, state, on_step)
+        return train_epoch(model, log, part.events, part.catalogue, part.excluded, part.valid, fitting, state, on_step)
 
-    state = fit_epochs(model, dataset, blocks, descent, work, on_progress, "train", evaluate, epoch)
+    state = fit_epochs(model, dataset, blocks, fitting, work, on_progress, "train", evaluate, epoch)
     work.write_tensors("model.safetensors", state.best)
     return {"parameters": sum(weight.numel() for weight in state.best.values()), **fit_facts(dataset, blocks, state)}
 

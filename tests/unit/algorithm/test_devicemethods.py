@@ -9,6 +9,7 @@ from algorithm_worlds import basis_for, din, log_of, normal, random_log
 from scipy.optimize import minimize
 from torch.nn import functional as F
 
+from dcclctl.algorithm import basis as basis_module
 from dcclctl.algorithm import devicemethods, metapatch
 from dcclctl.algorithm.devicemethods import (
     GeneratedSpace,
@@ -248,7 +249,7 @@ def test_fine_tuning_is_torchs_adam_on_the_models_own_last_layers(model: Din, he
     wide = Head(**{field.name: getattr(head, field.name).double() for field in dataclasses.fields(head)})
     exact = dataclasses.replace(rows, z1=rows.z1.double(), labels=rows.labels.double(), weights=rows.weights.double())
     ours = devicemethods.descend  # the optimiser is shared; the gradient is what is checked
-    assert ours is metapatch.descend
+    assert ours is basis_module.descend
     torch.set_default_dtype(torch.float64)
     try:
         found = fit_layers(LayerSpace(wide), exact, steps=10, learning_rate=0.01, decay=0.3)

@@ -45,16 +45,24 @@ def first_events(rows: StateRows) -> StateRows:
 
 def drawn_from(events: StateRows) -> tuple[Callable, Callable]:
     """What a basis is learned from: the same candidates each epoch (U = events, N = 1), and the patched model on them."""
+    catalogue, biases = events.items.flatten(0, 2), events.bias.flatten()
+    candidates = torch.arange(len(catalogue)).view(len(events.labels), -1)
 
     def draw(epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        candidates = torch.arange(events.labels.shape[2]).expand(len(events.labels), -1)
         return candidates, events.labels[:, 0], events.weights[:, 0]
 
-    def logits(positions: np.ndarray, candidates: torch.Tensor, patch: StatePatch) -> torch.Tensor:
-        index = torch.from_numpy(positions)
-        return StateRows(*(values[index] for values in vars(events).values())).logits(patch)[:, 0]
+    return draw, statepatch.frozen_states(events.states[:, 0], lambda wanted: (catalogue[wanted], biases[wanted]))
 
-    return draw, logits
+
+def test_what_a_basis_is_learned_from_is_the_patched_model():
+    events, patch = first_events(rows_of()), basis_of().patch(normal(U, K))
+    draw, logits = drawn_from(events)
+    some = np.array([3, 0])
+    index = torch.from_numpy(some)
+    chosen = StatePatch(*(piece[index] for piece in vars(patch).values()))
+    found = logits(some, draw(0)[0][index], chosen)
+    torch.testing.assert_close(found, events.logits(patch)[index, 0])
+    assert not torch.isclose(found, events.logits(basis_of().patch(torch.zeros(U, K)))[index, 0]).any()
 
 
 def test_origin_changes_nothing_and_columns_have_length_one():

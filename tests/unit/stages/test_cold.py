@@ -13,8 +13,9 @@ from dcclctl.algorithm.eventlog import TEST, Block
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import UsageError
 from dcclctl.logs.split import new_users
+from dcclctl.stages import evaluate as stages_evaluate
 from dcclctl.stages.audit import audit
-from dcclctl.stages.cold import one_each, scored_events, seen_by_models
+from dcclctl.stages.cold import of_new_users, one_each, scored_events, seen_by_models
 from dcclctl.stages.handles import CloudModel
 from dcclctl.store.store import Store
 
@@ -211,14 +212,41 @@ def test_what_comes_next_is_scored_with_all_that_came_before(shop: Path) -> None
         assert not [each for each in findings if each.kind == "leak"]
         assert f"by new users right after their first {first}" in "".join(each.text for each in findings)
     assert sizes[0] >= sizes[1] >= sizes[2] > 0
-    # an event that comes after a user's first two is scored alike whichever protocol chose it
-    done("evaluate", "cloud@2", "--first-events=2", "--targets-after=2", *EVALUATE, store=shop)
-    tables = [store.resolve(f"evaluation@{number}").read_table("per_user.parquet") for number in (4, 5)]
-    both = (
-        tables[0].filter(pl.col("subject") == tables[0]["subject"][0]).join(tables[1], on="user_index", suffix="_late")
+    # a user's events in test are what comes next at one K or another: together they are an evaluation of all, uncut
+    done("evaluate", "cloud@2", *EVALUATE, store=shop)
+    whole = store.resolve("evaluation@5").read_table("per_user.parquet")
+    parts = pl.concat(store.resolve(f"evaluation@{number}").read_table("per_user.parquet") for number in (2, 3, 4))
+    own = parts.filter(pl.col("subject") == whole["subject"][0])
+    sums = own.group_by("user_index").agg(
+        pl.col("events").sum(), (pl.col("mrr", "log_loss") * pl.col("events")).sum() / pl.col("events").sum()
     )
-    same = both.filter(pl.col("events") == pl.col("events_late"))
-    assert same.height and same["mrr"].equals(same["mrr_late"].rename("mrr"))
+    both = sums.join(whole, on="user_index", suffix="_whole").filter(pl.col("events") == pl.col("events_whole"))
+    assert both.height and (both["events"] > 1).any()
+    for metric in ("mrr", "log_loss"):
+        np.testing.assert_allclose(both[metric], both[f"{metric}_whole"], rtol=1e-5)
+
+
+def test_a_k_without_events_is_said_before_anything_is_scored(shop: Path) -> None:
+    before = len(Store(shop).numbers("evaluation"))
+    result = dcclctl("evaluate", "cloud@2", "--first-events=0,400", "--targets-after=next", *EVALUATE, store=shop)
+    assert result.exit_code == 3 and "before which a new user has had exactly 400 others" in result.stderr
+    assert "Leave that K out" in result.stderr and len(Store(shop).numbers("evaluation")) == before
+    lonely = dcclctl("evaluate", "cloud@2", "--targets-after=next", store=shop)
+    assert lonely.exit_code == 2 and "read with --first-events only" in lonely.stderr
+
+
+def test_all_k_rank_the_same_number_of_candidates(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is affordable is asked of all events of new users, not of those that one K happens to score."""
+    store = Store(shop)
+    dataset = CloudModel.load(store.resolve("cloud@1"), store).dataset
+    block = dataset.log.events_in(Block(TEST))
+    counts = [len(scored_events(dataset, block, settings(first, "next"))) for first in (0, 2)]
+    assert min(counts) < len(of_new_users(dataset, block))
+    monkeypatch.setattr(stages_evaluate, "_AFFORDABLE_PAIRS", min(counts) * dataset.log.n_items)
+    monkeypatch.setattr(stages_evaluate, "_SAMPLED", 5)
+    found = done("evaluate", "cloud@2", *NEXT, "--threads=1", store=shop)
+    assert found["candidates"] == 5
+    assert {row["metric"] for row in found["metrics"] if row["metric"].startswith("mrr")} == {"mrr/5"}
 
 
 def test_the_table_of_what_comes_next_says_so(shop: Path, tmp_path: Path) -> None:
@@ -230,7 +258,7 @@ def test_the_table_of_what_comes_next_says_so(shop: Path, tmp_path: Path) -> Non
     wrong = dcclctl("evaluate", "--first-events=1", "--targets-after=soon", store=shop)
     assert wrong.exit_code == 2 and "next" in wrong.stderr and "soon" in wrong.stderr
     nobody = dcclctl("evaluate", "--first-events=400", "--targets-after=next", "--threads=1", store=shop)
-    assert nobody.exit_code == 3 and "no new user with more than 400 events" in nobody.stderr
+    assert nobody.exit_code == 3 and "has had exactly 400 others" in nobody.stderr
 
 
 def test_the_audit_finds_events_that_should_not_have_been_scored(shop: Path) -> None:
@@ -244,6 +272,9 @@ def test_the_audit_finds_events_that_should_not_have_been_scored(shop: Path) -> 
         if each.kind == "leak"
     ]
     assert leaks and "was not scored on the" in leaks[0] and "by new users after their first 2" in leaks[0]
+    forged = rewrite(store, made, config={"targets_after": "next"})
+    leaks = [each.text for each in audit(forged, store) if each.kind == "leak"]
+    assert leaks and "by new users right after their first 2" in leaks[0]
 
 
 def test_the_table_has_k_down_and_models_across(shop: Path) -> None:
@@ -252,6 +283,8 @@ def test_the_table_has_k_down_and_models_across(shop: Path) -> None:
     assert header.index("cloud@2, value") < header.index("cloud@1")
     cells = [[cell.strip() for cell in line.split("│")[1:3]] for line in lines[:4]]
     assert cells == [["GAUC", "0"], ["", "1"], ["", "2"], ["HR@10", "0"]]
+    users = {line.split("│")[3].strip() for line in lines}
+    assert users == {f"{Store(shop).resolve('evaluation@2').facts['users']:,}"}
     assert shown.count("evaluation@") == 3
     alone = dcclctl("evaluate", "cloud@2", *FIRST, *EVALUATE, store=shop).stdout
     assert "at the same K" not in alone and "New users served" in alone
