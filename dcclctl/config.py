@@ -356,7 +356,7 @@ class DistillConfig(ComputeSection):
     )
     lesson_short: Fraction = Field(
         0.25,
-        description="--lesson unlabelled: share of the events that are taught with a history cut to a few events or to none, as new users have.",
+        description="--lesson unlabelled: share of the events that are taught with a history cut to a few events or to none, as new users have, and by the teachers alone.",
     )
     beta: Annotated[float, Field(ge=0.0)] = Field(0.1, description="β: weight of the teachers against the labels.")
     on: LearningBlock = Field("device", description="Period (or part, e.g. device:2/3) whose events are distilled.")

@@ -79,11 +79,13 @@ def unlabelled_candidates(
         block: what is taught; nothing is drawn that its users had in it, nor what was first seen later.
         seed, purpose: name the draws.
         nearest: with it every second item is one of the nearest to a random item of the history, where a teacher who
-            remembers has most to say. All others are uniform.
+            remembers has most to say; where there is no history, one that is as popular as it is: what new users begin
+            with, and what would be missing if what this one once had were left out. All others are uniform.
     """
-    catalogue = log.catalogue(block)
+    catalogue, taught = log.catalogue(block), log.positives_in(block)
     # in a log with repeats what the user had at another moment may be a negative, but it has been labelled, and counted
-    excluded = log.positives_in(block) if log.repeats else log.never_negative(block)
+    excluded = taught if log.repeats else log.never_negative(block)
+    had = log.item[log.up_to(block) & (log.label > 0)]
     known = np.zeros(log.n_items, dtype=bool)
     known[catalogue] = True
 
@@ -101,7 +103,9 @@ def unlabelled_candidates(
         at = (torch.from_numpy(source), torch.from_numpy(rank.astype(np.int64)))
         near, related = nearest.neighbours[at].numpy(), nearest.similarity[at].numpy() > 0
         fits = related & (lengths > 0) & known[near] & ~excluded.contains(owners[:, None], near)
-        drawn[:, 1::2] = np.where(fits, near, drawn[:, 1::2])
+        popular = had[(uniforms(seed, f"{purpose}/popular", epoch, events[:, None], slots) * len(had)).astype(np.int64)]
+        begins = (lengths == 0) & known[popular] & ~taught.contains(log.owners(events, taught)[:, None], popular)
+        drawn[:, 1::2] = np.where(fits, near, np.where(begins, popular, drawn[:, 1::2]))
         return torch.from_numpy(drawn)
 
     return draw

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -248,11 +248,14 @@ def first_layer(
 
 
 def weighted_cross_entropy(
-    logits: Float[Tensor, "B C"], labels: Float[Tensor, "B C"], weights: Float[Tensor, "B C"]
+    logits: Float[Tensor, "B C"],
+    labels: Float[Tensor, "B C"],
+    weights: Float[Tensor, "B C"],
+    told: Bool[Tensor, "B"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean binary cross-entropy over the candidates that count, nats."""
-    losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    return (losses * weights).sum() / weights.sum()
+    """Mean binary cross-entropy over the candidates that count, nats; 0 for events that are not told."""
+    losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none") * weights
+    return (losses if told is None else losses * told.unsqueeze(1)).sum() / weights.sum()
 
 
 def bernoulli_kl(teacher: Float[Tensor, "..."], student: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -317,6 +320,7 @@ def train_epoch(
     on_step: OnStep | None = None,
     trust: Float[Tensor, "U"] | None = None,
     unlabelled: Unlabelled | None = None,
+    untold: Bool[np.ndarray, "N"] | None = None,
 ) -> FitState:
     """One pass over the events, then the valid loss; the model is left with the epoch's weights.
 
@@ -327,6 +331,7 @@ def train_epoch(
         trust: factor on β for each user's events; None is 1 for everybody.
         unlabelled: more candidates for each event. With them the teacher is asked about these alone, and the labels
             speak of the event's own item and its negatives alone.
+        untold: rows of the log whose labels are not taught, only what the teacher says; None is none of them.
 
     Returns:
         The state after the epoch; `state` itself is used up.
@@ -363,10 +368,11 @@ def train_epoch(
         if ask is not None:
             candidates = torch.cat([candidates, ask(samples.events[positions], state.epoch)], 1)
         labels, weights = samples.labels[index].to(device), samples.weights[index].to(device)
+        told = None if untold is None else torch.from_numpy(~untold[samples.events[positions]]).to(device)
         z1 = first_layer(model, log, samples.events[positions], candidates, settings.history, own_rows)
         z2 = model.second_layer(dropout(z1, settings.dropout, generator))
         logits = model.logits(dropout(z2, settings.dropout, generator))
-        loss = weighted_cross_entropy(logits[:, :labelled], labels, weights)
+        loss = weighted_cross_entropy(logits[:, :labelled], labels, weights, told)
         if teacher is not None:
             asked = slice(0 if ask is None else labelled, None)
             counts = weights if ask is None else torch.ones_like(logits[:, asked])

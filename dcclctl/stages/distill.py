@@ -84,9 +84,12 @@ def distill(
             beta=config.beta,
             criterion=config.criterion,
         )
+        # what an old user did next says nothing about what somebody with so short a history does
+        everything = np.arange(len(log.user))
+        cut = taught.history_lengths(everything, cloud.history) < log.history_lengths(everything, cloud.history)
         unlabelled = _unlabelled(patches, cloud, block, config, taught)
         state = fit_model(
-            model, dataset, [block], fit, work, on_progress, "distill W", teacher, trust, unlabelled, taught
+            model, dataset, [block], fit, work, on_progress, "distill W", teacher, trust, unlabelled, taught, cut
         )
         work.write_tensors("model.safetensors", state.best)
         work.write_json("model.json", cloud.settings)
@@ -141,7 +144,7 @@ def _histories(patches: PatchSet, block: Block, limit: int, config: DistillConfi
 
     Without them a student forgets what its start made of users whom it knows nothing of: none is among the events of a
     period that everybody has a past before. A device without a memory is served by the cloud model, and teaches that.
-    (A placebo's memory is lent, and stays as it is.) Events of valid judge the epochs, so they keep what they have.
+    Their labels are not taught: what old users do next is not what new ones begin with. (A placebo's memory is lent, and stays as it is.) Events of valid judge the epochs, so they keep what they have.
     """
     log = patches.cloud.dataset.log
     if config.lesson != "unlabelled" or patches.memory is None or block.period == VALID:

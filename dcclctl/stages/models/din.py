@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dcclctl.algorithm import training
@@ -86,11 +86,12 @@ def fit_model(
     trust: Float[Tensor, "U"] | None = None,
     unlabelled: training.Unlabelled | None = None,
     log: EventLog | None = None,
+    untold: Bool[np.ndarray, "N"] | None = None,
 ) -> training.FitState:
     """Train until finished, from the last checkpoint if there is one; the model is left with the best weights.
 
     Args:
-        teacher, trust, unlabelled: see training.train_epoch.
+        teacher, trust, unlabelled, untold: see training.train_epoch.
         log: in place of the dataset's, with other histories.
 
     Raises:
@@ -116,6 +117,7 @@ def fit_model(
             on_step,
             trust,
             unlabelled,
+            untold,
         )
 
     return fit_epochs(model, dataset, blocks, settings, work, on_progress, what, evaluate, epoch)

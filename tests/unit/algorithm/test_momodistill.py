@@ -454,9 +454,29 @@ def test_unlabelled_items_of_an_event_depend_on_nothing_but_the_event_epoch_and_
     assert not torch.equal(draw(events, 0), questions(log, statistics, seed=1)(events, 0))
 
 
-def test_who_has_no_history_is_asked_about_uniform_items(world):
+def test_who_has_no_history_is_asked_about_what_everybody_begins_with(world):
+    """Every second item is drawn as popular items are, even one that this user once had; but none that the block labels."""
     log, *_ = world
+    log = dataclasses.replace(log, repeats=False)
     events = log.events_in(DEVICE)
     statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), LIMIT, 5, 1.0, seed=0)
     forgetful = log.shortened(events, np.zeros(len(events), dtype=np.int64))
-    assert torch.equal(questions(forgetful, statistics)(events, 0), questions(log)(events, 0))
+    draw = questions(forgetful, statistics)
+    drawn = np.concatenate([draw(events, epoch).numpy() for epoch in range(200)])
+    owners = np.tile(log.user[events], 200)
+    assert torch.equal(draw(events, 0)[:, ::2], questions(log)(events, 0)[:, ::2])  # the others are uniform, as ever
+    past = log.up_to(DEVICE_BLOCK) & (log.label > 0)
+    counts = np.bincount(log.item[past], minlength=log.n_items)
+    in_block = log.positives_in(DEVICE_BLOCK)
+    assert not in_block.contains(owners[:, None], drawn).any()
+    before = log.up_to(DEVICE_BLOCK) & (log.period < DEVICE) & (log.label > 0)
+    had = {(int(user), int(item)) for user, item in zip(log.user[before], log.item[before], strict=True)}
+    asked = {(int(user), int(item)) for user, items in zip(owners, drawn[:, 1::2], strict=True) for item in items}
+    assert had & asked
+    assert not had & {
+        (int(user), int(item)) for user, items in zip(owners, drawn[:, ::2], strict=True) for item in items
+    }
+    often = np.bincount(drawn[:, 1::2].flatten(), minlength=log.n_items)
+    evenly = np.bincount(drawn[:, ::2].flatten(), minlength=log.n_items)
+    popular = counts >= np.median(counts[counts > 0])
+    assert often[popular].sum() / often.sum() > evenly[popular].sum() / evenly.sum() + 0.1

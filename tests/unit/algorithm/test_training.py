@@ -19,9 +19,7 @@ def log():
     return random_log()
 
 
-def run(
-    log, model, settings, state=None, valid=None, epochs=None, teacher=None, on_step=None, period=CLOUD, unlabelled=None
-):
+def run(log, model, settings, state=None, valid=None, epochs=None, teacher=None, on_step=None, period=CLOUD, **taught):
     """Epochs one after another until the settings or `epochs` end it."""
     valid = training.valid_samples(log, 3, seed=1) if valid is None else valid
     state = state or training.start(model, training.judge(model, log, valid, settings.history))
@@ -37,7 +35,7 @@ def run(
             state,
             teacher,
             on_step,
-            unlabelled=unlabelled,
+            **taught,
         )
     return state
 
@@ -511,6 +509,52 @@ def test_teachers_of_unlabelled_items_are_asked_about_those_alone(log):
     entropy = training.weighted_cross_entropy(logits_of(events, samples.candidates), samples.labels, samples.weights)
     divergence = training.bernoulli_kl(wisdom["logits"], logits_of(events, asked)).mean()
     assert told[0][3] == pytest.approx(float(entropy + 0.7 * divergence), rel=1e-5)
+
+
+def test_labels_of_untold_events_teach_nothing(log):
+    """With half of the events untold the loss is the told ones' cross-entropy over all candidates, and the divergence."""
+    told, wisdom = [], {}
+    settings = fit_settings(epochs=1, batch_size=10**6, dropout=0.0, beta=0.7)
+    drawn = torch.from_numpy(np.random.default_rng(3).integers(0, log.n_items, (len(log.item), 3)))
+    untold = np.arange(len(log.item)) % 2 == 0
+
+    def unlabelled(events, epoch):
+        return drawn[torch.from_numpy(events)]
+
+    def teacher(events, candidates):
+        wisdom.update(events=events, logits=normal(*candidates.shape))
+        return wisdom["logits"]
+
+    run(
+        log,
+        din(log),
+        settings,
+        teacher=teacher,
+        on_step=lambda *f: told.append(f),
+        unlabelled=unlabelled,
+        untold=untold,
+    )
+    model, events = din(log), wisdom["events"]
+
+    def logits_of(candidates):
+        z1 = training.first_layer(model, log, events, candidates, settings.history)
+        return model.logits(model.second_layer(z1)).detach()
+
+    catalogue, excluded = log.catalogue(CLOUD), log.positives_in(CLOUD)
+    purpose = f"{settings.purpose}/negatives"
+    samples = training.sample(log, events, settings.negatives, catalogue, excluded, settings.seed, purpose, 0)
+    losses = F.binary_cross_entropy_with_logits(logits_of(samples.candidates), samples.labels, reduction="none")
+    counted = samples.weights * torch.from_numpy(~untold[events]).unsqueeze(1)
+    assert 0 < float(counted.sum()) < float(samples.weights.sum())
+    entropy = (losses * counted).sum() / samples.weights.sum()
+    divergence = training.bernoulli_kl(wisdom["logits"], logits_of(unlabelled(events, 0))).mean()
+    assert told[0][3] == pytest.approx(float(entropy + 0.7 * divergence), rel=1e-5)
+
+
+def test_a_batch_of_untold_events_is_taught_by_the_teacher_alone(log):
+    logits, labels, weights = normal(4, 3), torch.zeros(4, 3), torch.ones(4, 3)
+    nobody = torch.zeros(4, dtype=torch.bool)
+    assert float(training.weighted_cross_entropy(logits, labels, weights, nobody)) == 0
 
 
 def test_without_a_teacher_nobody_draws_unlabelled_items(log):

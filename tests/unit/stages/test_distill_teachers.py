@@ -261,14 +261,15 @@ def test_some_events_are_taught_with_a_short_history_to_student_and_teacher_alik
     world: World, shop: Path, remembering: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of them, here; the others and what valid judges by keep theirs."""
-    logs = []
+    logs, untold = [], []
 
     def looked_at(backbone: Any, head: Any, shift: float = 0.0) -> Any:
         logs.append(backbone.log)
         return teacher_of(backbone, head, shift)
 
     def fitted(model: Any, *rest: Any) -> Any:
-        logs.append(rest[-1])
+        logs.append(rest[-2])
+        untold.append(rest[-1])
         return fit_model(model, *rest)
 
     monkeypatch.setattr("dcclctl.stages.distill.teacher_of", looked_at)
@@ -287,6 +288,9 @@ def test_some_events_are_taught_with_a_short_history_to_student_and_teacher_alik
         assert ((after == 0) & (before > 0)).any()
         assert np.array_equal(log.history_lengths(others, 99), whole.history_lengths(others, 99))
     assert np.array_equal(logs[0].history_start, logs[1].history_start)
+    # what an old user did next is not taught as what a new one does
+    assert np.array_equal(np.flatnonzero(untold[0]), taught[logs[1].history_lengths(taught, limit) < before])
+    assert not untold[1].any() and not untold[2].any()
     for log in logs[2:]:
         assert np.array_equal(log.history_start, whole.history_start)
 
