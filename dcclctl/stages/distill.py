@@ -144,10 +144,10 @@ def _histories(patches: PatchSet, block: Block, limit: int, config: DistillConfi
 
     Without them a student forgets what its start made of users whom it knows nothing of: none is among the events of a
     period that everybody has a past before. A device without a memory is served by the cloud model, and teaches that.
-    Their labels are not taught: what old users do next is not what new ones begin with. (A placebo's memory is lent, and stays as it is.) Events of valid judge the epochs, so they keep what they have.
+    Their labels are not taught: what old users do next is not what new ones begin with. (A placebo's memory is lent, and stays as it is.) Events of valid judge the epochs, so they keep what they have; so do all where nobody teaches (β = 0).
     """
     log = patches.cloud.dataset.log
-    if config.lesson != "unlabelled" or patches.memory is None or block.period == VALID:
+    if config.lesson != "unlabelled" or config.beta == 0 or patches.memory is None or block.period == VALID:
         return log
     events = log.events_in(block)
     some = events[uniforms(config.seed, "distill/short", events) < config.lesson_short]

@@ -306,3 +306,9 @@ def test_what_valid_judges_by_is_not_shortened(shop: Path, remembering: str) -> 
     flags = (f"--patches={remembering}", "--on=valid", "--learning-rate=1e-12", "--epochs=1", "--threads=1")
     short, whole = (made(shop, *flags, f"--lesson-short={share}").facts["epochs"][0] for share in (1.0, 0.0))
     assert short["valid_loss"] == whole["valid_loss"]
+
+
+def test_where_nobody_teaches_every_label_counts(shop: Path, remembering: str) -> None:
+    flags = (*HEAVY, f"--patches={remembering}", "--beta=0")
+    short, whole = (made(shop, *flags, f"--lesson-short={share}").facts["epochs"] for share in (1.0, 0.0))
+    assert short == whole
