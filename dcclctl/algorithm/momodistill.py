@@ -86,6 +86,7 @@ def unlabelled_candidates(
     # in a log with repeats what the user had at another moment may be a negative, but it has been labelled, and counted
     excluded = taught if log.repeats else log.never_negative(block)
     had = log.item[log.up_to(block) & (log.label > 0)]
+    had = had if len(had) else catalogue  # nobody liked anything
     known = np.zeros(log.n_items, dtype=bool)
     known[catalogue] = True
 

@@ -480,3 +480,13 @@ def test_who_has_no_history_is_asked_about_what_everybody_begins_with(world):
     evenly = np.bincount(drawn[:, ::2].flatten(), minlength=log.n_items)
     popular = counts >= np.median(counts[counts > 0])
     assert often[popular].sum() / often.sum() > evenly[popular].sum() / evenly.sum() + 0.1
+
+
+def test_where_nobody_liked_anything_all_questions_are_of_the_catalogue(world):
+    log, *_ = world
+    events = log.events_in(DEVICE)
+    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), LIMIT, 5, 1.0, seed=0)
+    joyless = dataclasses.replace(log, label=np.zeros_like(log.label))
+    forgetful = joyless.shortened(events, np.zeros(len(events), dtype=np.int64))
+    drawn = questions(forgetful, statistics)(events, 0)
+    assert set(drawn.flatten().tolist()) <= set(log.catalogue(DEVICE).tolist())
