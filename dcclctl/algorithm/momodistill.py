@@ -104,9 +104,14 @@ def unlabelled_candidates(
         at = (torch.from_numpy(source), torch.from_numpy(rank.astype(np.int64)))
         near, related = nearest.neighbours[at].numpy(), nearest.similarity[at].numpy() > 0
         fits = related & (lengths > 0) & known[near] & ~excluded.contains(owners[:, None], near)
-        popular = had[(uniforms(seed, f"{purpose}/popular", epoch, events[:, None], slots) * len(had)).astype(np.int64)]
-        begins = (lengths == 0) & known[popular] & ~taught.contains(log.owners(events, taught)[:, None], popular)
-        drawn[:, 1::2] = np.where(fits, near, np.where(begins, popular, drawn[:, 1::2]))
+        drawn[:, 1::2] = np.where(fits, near, drawn[:, 1::2])
+        empty = lengths[:, 0] == 0
+        if empty.any():  # events come sorted by length: most batches have none
+            new = events[empty]
+            pick = uniforms(seed, f"{purpose}/popular", epoch, new[:, None], slots) * len(had)
+            popular = had[pick.astype(np.int64)]
+            begins = known[popular] & ~taught.contains(log.owners(new, taught)[:, None], popular)
+            drawn[empty, 1::2] = np.where(begins, popular, drawn[empty, 1::2])
         return torch.from_numpy(drawn)
 
     return draw
