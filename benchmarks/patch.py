@@ -106,11 +106,11 @@ class Bench:
 
     def batched(self, users: np.ndarray) -> Tensor:
         """As `dcclctl patch` fits a shard."""
-        from dcclctl.stages.patch import fit_shard
+        from dcclctl.stages.fleet import fit_shard
 
         log = self.devices.log
         own = self.events[np.isin(log.user[self.events], users)]
-        return fit_shard(self.devices, log, self.devices.config, users, own, self.space)["theta"]
+        return fit_shard(self.devices, users, own, self.space)["theta"]
 
     def one_by_one(self, users: np.ndarray, cache: bool) -> Tensor:
         """As a plain loop does."""

@@ -99,18 +99,42 @@ def new_basis(shape: Layout[PatchT], size: int, seed: int) -> SharedBasis[PatchT
 Draw = Callable[[int], tuple[Int[Tensor, "E C"], Float[Tensor, "E C"], Float[Tensor, "E C"]]]
 
 
+@dataclass(frozen=True)
+class SharedEvents:
+    """What everybody learns from together.
+
+    Attributes:
+        events: (E,) rows of the log. users: (E,) dense numbers 0…U−1 of their users.
+        draw: what each epoch learns from.
+    """
+
+    events: Ints
+    users: Ints
+    draw: Draw
+
+
+@dataclass(frozen=True)
+class JointFit:
+    """How everybody learns together.
+
+    Attributes:
+        prior: λ. seed: orders the events of every epoch. batch_size: events of a step.
+        on_epoch: is told the number of every epoch and its mean loss.
+    """
+
+    epochs: int
+    learning_rate: float
+    prior: float
+    seed: int
+    batch_size: int = 1024
+    on_epoch: Callable[[int, float], None] | None = None
+
+
 def learn_basis(
     basis: SharedBasis[PatchT],
-    events: Ints,
-    users: Ints,
-    draw: Draw,
+    shared: SharedEvents,
     logits: Callable[[Ints, Int[Tensor, "B C"], PatchT], Float[Tensor, "B C"]],
-    epochs: int,
-    learning_rate: float,
-    prior: float,
-    seed: int,
-    batch_size: int = 1024,
-    on_epoch: Callable[[int, float], None] | None = None,
+    settings: JointFit,
     with_mean: bool = False,
     fixed: bool = False,
 ) -> tuple[SharedBasis[PatchT], Float[Tensor, "K"], Float[Tensor, "U K"]]:
@@ -120,9 +144,8 @@ def learn_basis(
 
     Args:
         basis: where Θ starts from, on the device that computes; ϑ₀ stays as it is.
-        events, users: (E,) rows of the log and dense numbers 0…U−1 of their users.
-        draw: what each epoch learns from.
-        logits: positions (B,) in `events`, their candidates, the patch of each (U = B) → what the patched model says.
+        shared: events that f has not seen.
+        logits: positions (B,) in the events, their candidates, the patch of each (U = B) → what the patched model says.
         with_mean: learn μ; if not it is 0.
         fixed: keep Θ as it is; for a μ to a given basis.
 
@@ -135,30 +158,16 @@ def learn_basis(
     device = basis.theta.device
     learned = basis.learnable(device, fixed)
     # what each user's θ̂ is beside μ
-    table = torch.zeros(int(users.max(initial=-1)) + 1, basis.size, device=device, requires_grad=True)
+    table = torch.zeros(int(shared.users.max(initial=-1)) + 1, basis.size, device=device, requires_grad=True)
     mean = torch.zeros(basis.size, device=device, requires_grad=with_mean)
-    owners = torch.from_numpy(users).to(device)
+    owners = torch.from_numpy(shared.users).to(device)
 
     def forward(rows: Ints, candidates: Tensor) -> tuple[Tensor, Tensor]:
         own = table[owners[torch.from_numpy(rows).to(device)]]
         return logits(rows, candidates, learned.patch(own + mean)), own
 
     others = [table, mean] if with_mean else [table]
-    learn_jointly(
-        learned.theta,
-        1.0,
-        others,
-        forward,
-        events,
-        users,
-        draw,
-        epochs,
-        learning_rate,
-        prior,
-        seed,
-        batch_size,
-        on_epoch,
-    )
+    learn_jointly(learned.theta, 1.0, others, forward, shared, settings)
     codes = (table + mean).detach().cpu()
     return replace(basis, theta=learned.theta.detach()).to("cpu"), mean.detach().cpu(), codes
 
@@ -168,15 +177,8 @@ def learn_jointly(
     length: float,
     others: list[Tensor],
     forward: Callable[[Ints, Int[Tensor, "B C"]], tuple[Float[Tensor, "B C"], Float[Tensor, "B K"]]],
-    events: Ints,
-    users: Ints,
-    draw: Draw,
-    epochs: int,
-    learning_rate: float,
-    prior: float,
-    seed: int,
-    batch_size: int = 1024,
-    on_epoch: Callable[[int, float], None] | None = None,
+    shared: SharedEvents,
+    settings: JointFit,
 ) -> None:
     """Train what all users share together with what gives each user's numbers; both are changed in place.
 
@@ -184,26 +186,25 @@ def learn_jointly(
         columns: what all users share; its columns keep the length `length`. Without gradients it stays as it is.
         others: what gives the users' numbers (a table of them, or a network).
         forward: positions of events (B,), their candidates (B, C) → logits, and what the prior keeps small.
-        events, users, draw: see `learn_basis`.
 
     Raises:
         DivergedError: the loss became infinite or NaN.
     """
     device = columns.device
-    share = torch.from_numpy(1.0 / np.bincount(users)[users]).float().to(device)
+    share = torch.from_numpy(1.0 / np.bincount(shared.users)[shared.users]).float().to(device)
     learned = columns.requires_grad
-    optimiser = torch.optim.Adam([columns, *others] if learned else others, lr=learning_rate)
-    for epoch in range(epochs):
-        candidates, labels, weights = draw(epoch)
-        order = permutation(seed, "basis/shuffle", events, epoch)
+    optimiser = torch.optim.Adam([columns, *others] if learned else others, lr=settings.learning_rate)
+    for epoch in range(settings.epochs):
+        candidates, labels, weights = shared.draw(epoch)
+        order = permutation(settings.seed, "basis/shuffle", shared.events, epoch)
         total = 0.0
-        for begin in range(0, len(order), batch_size):
-            rows = order[begin : begin + batch_size]
+        for begin in range(0, len(order), settings.batch_size):
+            rows = order[begin : begin + settings.batch_size]
             index = torch.from_numpy(rows)
             logits, codes = forward(rows, candidates[index])
             losses = F.binary_cross_entropy_with_logits(logits, labels[index].to(device), reduction="none")
             data = (losses * weights[index].to(device)).sum()
-            loss = (data + prior * (codes.square().sum(1) * share[index.to(device)]).sum()) / len(rows)
+            loss = (data + settings.prior * (codes.square().sum(1) * share[index.to(device)]).sum()) / len(rows)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -216,8 +217,8 @@ def learn_jointly(
             raise DivergedError(
                 f"the loss of Θ became {mean}", "Lower --basis-learning-rate and run the command again."
             )
-        if on_epoch is not None:
-            on_epoch(epoch + 1, mean)
+        if settings.on_epoch is not None:
+            settings.on_epoch(epoch + 1, mean)
 
 
 def descend(

@@ -6,7 +6,6 @@ codes. `stages/patch_methods.py` has the table of the pairs.
 Shapes: U users, N rows (a row is one candidate of one event), H1 and H2 hidden units, D embedding, K numbers in a code.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcclctl.algorithm.basis import Draw, descend, learn_jointly
+from dcclctl.algorithm.basis import JointFit, SharedEvents, descend, learn_jointly
 from dcclctl.algorithm.din import Din, prelu
 from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.metapatch import (
@@ -65,12 +64,11 @@ def cloud_logits(head: Head, rows: DeviceRows) -> Float[Tensor, "U N"]:
 
 
 @dataclass(frozen=True)
-class PatchSpace:
-    """MetaPatch: ϑ = ϑ₀ + Θ·θ̂; mean: μ (K,), what the prior expects of θ̂."""
+class BasisSpace:
+    """ϑ = ϑ₀ + Θ·θ̂, whatever θ̂ comes from."""
 
     head: Head
     basis: Basis
-    mean: Float[Tensor, "K"]
 
     @property
     def size(self) -> int:
@@ -78,6 +76,13 @@ class PatchSpace:
 
     def logits(self, rows: LocalRows, codes: Float[Tensor, "U K"]) -> Float[Tensor, "U N"]:
         return head_logits(self.head, rows.z1, self.basis.patch(codes))
+
+
+@dataclass(frozen=True)
+class PatchSpace(BasisSpace):
+    """MetaPatch; mean: μ (K,), what the prior expects of θ̂."""
+
+    mean: Float[Tensor, "K"]
 
 
 # Linearised MetaPatch
@@ -174,33 +179,25 @@ def learn_map(
     head: Head,
     embeddings: Float[Tensor, "I D"],
     start: Float[Tensor, "D K"],
-    events: Ints,
-    users: Ints,
-    draw: Draw,
+    shared: SharedEvents,
     activations: Activations,
-    epochs: int,
-    learning_rate: float,
-    prior: float,
-    seed: int,
-    on_epoch: Callable[[int, float], None] | None = None,
+    settings: JointFit,
 ) -> Float[Tensor, "D K"]:
-    """M by auto-decoding, as Θ is learned (basis.learn_basis, which says what the arguments are)."""
+    """M by auto-decoding, as Θ is learned (see basis.learn_basis)."""
     device = embeddings.device
     map = start.clone().to(device).requires_grad_()
-    table = torch.zeros(int(users.max(initial=-1)) + 1, map.shape[1], device=device, requires_grad=True)
-    owners = torch.from_numpy(users).to(device)
+    table = torch.zeros(int(shared.users.max(initial=-1)) + 1, map.shape[1], device=device, requires_grad=True)
+    owners = torch.from_numpy(shared.users).to(device)
 
     def forward(rows: Ints, candidates: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            offset = _head_of_cloud(head, activations(events[rows], candidates))
+            offset = _head_of_cloud(head, activations(shared.events[rows], candidates))
         codes = table[owners[torch.from_numpy(rows).to(device)]]
         own = codes @ map.T  # (B, D)
         return offset + (embeddings[candidates.to(device)] @ own.unsqueeze(-1)).squeeze(-1), codes
 
     length = float(start.norm(dim=0)[0])
-    learn_jointly(
-        map, length, [table], forward, events, users, draw, epochs, learning_rate, prior, seed, on_epoch=on_epoch
-    )
+    learn_jointly(map, length, [table], forward, shared, settings)
     return map.detach().cpu()
 
 
@@ -393,7 +390,7 @@ def known_sequences(log: EventLog, block: Block) -> tuple[Ints, Ints]:
 
 
 @dataclass(frozen=True)
-class GeneratedSpace(PatchSpace):
+class GeneratedSpace(BasisSpace):
     """MetaPatch whose codes come from the generator."""
 
     generator: Generator
@@ -412,35 +409,27 @@ def learn_generator(
     basis: Basis,
     generator: Generator,
     histories: Histories,
-    events: Ints,
-    users: Ints,
-    draw: Draw,
+    shared: SharedEvents,
     activations: Activations,
-    epochs: int,
-    learning_rate: float,
-    prior: float,
-    seed: int,
-    on_epoch: Callable[[int, float], None] | None = None,
+    settings: JointFit,
 ) -> Basis:
     """Generator and Θ together, on everybody's events; each event's code comes from what stands before the event.
 
-    The generator is changed in place. See basis.learn_basis for the other arguments.
+    The generator is changed in place.
     """
     device = histories.embeddings.device
     learned = basis.learnable(device)
     profile = histories.log.profile.to(device)
 
     def forward(rows: Ints, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        own = events[rows]
+        own = shared.events[rows]
         with torch.no_grad():
             z1 = activations(own, candidates)
         codes = generator(histories.of_events(own), profile[torch.from_numpy(histories.log.user[own]).to(device)])
         return head_logits(head, z1, learned.patch(codes)), codes
 
     weights: list[Tensor] = list(generator.parameters())
-    learn_jointly(
-        learned.theta, 1.0, weights, forward, events, users, draw, epochs, learning_rate, prior, seed, on_epoch=on_epoch
-    )
+    learn_jointly(learned.theta, 1.0, weights, forward, shared, settings)
     return replace(basis, theta=learned.theta.detach().cpu())
 
 

@@ -3,11 +3,9 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -17,16 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcclctl.algorithm import devicemethods, training
-from dcclctl.algorithm.basis import Draw
 from dcclctl.algorithm.devicemethods import LocalRows, Space
-from dcclctl.algorithm.eventlog import Block, EventLog
+from dcclctl.algorithm.eventlog import Block
 from dcclctl.algorithm.metapatch import Basis, Head
 from dcclctl.algorithm.sampling import Ints
 from dcclctl.algorithm.scoring import item_embeddings
 from dcclctl.algorithm.sequence import KINDS, runs
 from dcclctl.config import PatchConfig
 from dcclctl.errors import DataError, UsageError
-from dcclctl.stages.compute import OnProgress, settle, torch_device
+from dcclctl.stages.compute import OnProgress, settle
+from dcclctl.stages.fleet import Fleet, fit_shard
 from dcclctl.stages.handles import CloudModel, Dataset, Memory, shard_name
 from dcclctl.stages.patch_methods import METHODS, SIMILARITY_EVENTS, Lenders
 from dcclctl.stages.patch_state import StateDevices
@@ -136,7 +134,7 @@ def patch(
         for shard in range(n_shards):
             members = active[shard * config.shard_users : (shard + 1) * config.shard_users]
             if not work.finished(shard_name(shard)):
-                work.write_tensors(shard_name(shard), fit_shard(devices, log, config, members, mine, space))
+                work.write_tensors(shard_name(shard), fit_shard(devices, members, mine, space))
                 computed += len(members)
             rate = computed / max(time.perf_counter() - started, 1e-9)
             on_progress(
@@ -157,95 +155,26 @@ def patch(
         return work.commit(facts | summary(table, space.size, len(users))), False
 
 
-class Fleet(Protocol):
-    """The devices of one run, on one kind of cloud model. `family` says how what they learn is served (stages/serve.py)."""
-
-    family: str
-
-    def basis(self, given: Basis | None, events: Ints) -> Any:
-        """What all users share: the cloud's, or learned from everybody's events of the block."""
-
-    def rows(self, users: Ints, events: Ints, first: Ints, counts: Ints) -> Any:
-        """What some users learn from: events[first : first + counts] of each, padded to the largest count."""
-
-    def fit(self, basis: Any, rows: Any) -> Float[Tensor, "U K"]:
-        """θ̂ of the rows' users."""
-
-    def before(self, rows: Any, newest: Bool[Tensor, "U N"], until: Ints) -> Any:
-        """The rows without each user's newest events.
-
-        Args:
-            newest: which. until: (U,) where they begin in `EventLog.sequence`; −1 where there are none.
-        """
-
-    def mean_losses(
-        self, basis: Any, rows: Any, newest: Bool[Tensor, "U N"], codes: Float[Tensor, "U K"]
-    ) -> Float[Tensor, "U"]:
-        """Each user's mean cross-entropy over the newest events as served with θ̂; NaN where there are none."""
-
-
-def fit_shard(
-    fleet: Fleet, log: EventLog, config: PatchConfig, members: Ints, events: Ints, basis: Any
-) -> dict[str, Tensor]:
-    """θ̂ of one shard's users and whether it helps them: what one file of the artifact holds."""
-    first = np.searchsorted(log.user[events], members)
-    counts = np.searchsorted(log.user[events], members, side="right") - first
-    codes = torch.zeros(len(members), basis.size)
-    losses = torch.full((len(members), 2), math.nan, dtype=torch.float64)
-    for batch in packed(counts, 1 + config.negatives, config.batch_rows):
-        rows = fleet.rows(members[batch], events, first[batch], counts[batch])
-        index = torch.from_numpy(batch)
-        codes[index] = fleet.fit(basis, rows).cpu()
-        held = held_back_of(counts[batch], config.held_back)
-        if held.any():
-            # A patch learned without the newest events, judged on them. What is kept is learned from all events.
-            age = counts[batch][:, None] - 1 - np.arange(counts[batch].max())
-            newest = torch.from_numpy(age < held[:, None])
-            begin = np.minimum(first[batch] + counts[batch] - held, len(events) - 1)
-            until = np.where(held > 0, log.history_end[events[begin]], -1)
-            trial = fleet.fit(basis, fleet.before(rows, newest, until))
-            both = [fleet.mean_losses(basis, rows, newest, code) for code in (torch.zeros_like(trial), trial)]
-            losses[index] = torch.stack(both, dim=1).cpu()
-    # false for NaN: nothing was held back, nothing is proven
-    kept = losses[:, 1] < losses[:, 0] if config.guard else torch.ones(len(members), dtype=torch.bool)
-    return {
-        "theta": codes * kept.unsqueeze(1),
-        "user_index": torch.from_numpy(members),
-        "events": torch.from_numpy(counts),
-        "losses": losses,
-        "kept": kept,
-    }
-
-
 def _fleet(cloud: CloudModel, config: PatchConfig, block: Block, work: Work, on_progress: OnProgress) -> Fleet:
     if cloud.settings["model"] in KINDS:
         return StateDevices(cloud, config, block, work, on_progress)
     return Devices(cloud, config, block, work, on_progress)
 
 
-class Devices:
-    """The fleet of one run: one frozen DIN and what its users' devices do with it."""
+class Devices(Fleet):
+    """One frozen DIN and what its users' devices do with it."""
 
     def __init__(
         self, cloud: CloudModel, config: PatchConfig, block: Block, work: Work, on_progress: OnProgress
     ) -> None:
-        self.cloud, self.config, self.block, self.work, self.on_progress = cloud, config, block, work, on_progress
+        super().__init__(cloud.dataset.log, config, block, work, on_progress)
+        self.cloud = cloud
         self.method = METHODS[config.method]
         self.family = self.method.family
-        self.log: EventLog = cloud.dataset.log
         self.model = cloud.module(config)
         self.head: Head = Head.of(self.model)
         first, second = cloud.settings["hidden_sizes"]
         self.hidden_sizes: tuple[int, int] = (first, second)
-        self.device = torch_device(config)
-        self.catalogue = self.log.catalogue(block)
-        self.excluded = self.log.never_negative(block)
-
-    def samples(self, events: Ints, purpose: str, epoch: int = 0) -> training.Samples:
-        """Events of the block with their negatives."""
-        return training.sample(
-            self.log, events, self.config.negatives, self.catalogue, self.excluded, self.config.seed, purpose, epoch
-        )
 
     @torch.no_grad()
     def activations(self, events: Ints, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C H1"]:
@@ -265,34 +194,11 @@ class Devices:
         space: Space = self.method.prepare(self, given, events)
         return space
 
-    def owners(self, events: Ints) -> tuple[Ints, Ints]:
-        """The events, and their users numbered from 0 without gaps."""
-        return events, np.unique(self.log.user[events], return_inverse=True)[1]
-
-    def draws(self, events: Ints) -> Draw:
-        """Epoch → candidates, labels and weights of the events."""
-
-        def draw(epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-            drawn = self.samples(events, "basis/negatives", epoch)
-            return drawn.candidates, drawn.labels, drawn.weights
-
-        return draw
-
     @cached_property
     def lenders(self) -> Lenders:
         """Who may lend events to similar users."""
         histories = devicemethods.Histories(self.log, item_embeddings(self.model), SIMILARITY_EVENTS)
         return Lenders(self.log, self.log.events_in(self.block), histories, self.known)
-
-    def on_epoch(self, what: str) -> Callable[[int, float], None]:
-        """Tells about the epochs of what all users share."""
-
-        def told(epoch: int, loss: float) -> None:
-            self.work.record({"stage": "basis", "epoch": epoch, "loss": loss})
-            self.on_progress(what, epoch, self.config.basis_epochs, f"loss {loss:.4f}")
-
-        self.on_progress(what, 0, self.config.basis_epochs, "")
-        return told
 
     @cached_property
     def known(self) -> tuple[Ints, Ints]:
@@ -337,27 +243,6 @@ class Devices:
         return LocalRows(
             padded.flatten(1, 2), labels.flatten(1), weights.flatten(1), users, items.flatten(1), self.known[1][users]
         )
-
-
-def held_back_of(counts: Ints, fraction: float) -> Ints:
-    """Newest events to hold back of each user: the share rounded, at least 1; none of users with fewer than 3 events."""
-    if fraction == 0:
-        return np.zeros_like(counts)
-    held = np.maximum(1, np.floor(counts * fraction + 0.5).astype(np.int64))
-    return np.where(counts >= 3, np.minimum(held, counts - 1), 0)
-
-
-def packed(counts: Ints, width: int, batch_rows: int) -> list[Ints]:
-    """Users with similar numbers of events together, each batch at most `batch_rows` rows after padding (or one user)."""
-    order = np.argsort(counts, kind="stable")
-    batches, begin = [], 0
-    while begin < len(order):
-        end = begin + 1
-        while end < len(order) and (end + 1 - begin) * counts[order[end]] * width <= batch_rows:
-            end += 1
-        batches.append(order[begin:end])
-        begin = end
-    return batches
 
 
 def _users_table(work: Work, dataset: Dataset, n_shards: int) -> pl.DataFrame:

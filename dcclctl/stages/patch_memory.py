@@ -32,9 +32,10 @@ from dcclctl.algorithm.scoring import Backbone, reading
 from dcclctl.config import PatchConfig
 from dcclctl.errors import UsageError
 from dcclctl.stages.compute import OnProgress
+from dcclctl.stages.fleet import held_back_of
 from dcclctl.stages.handles import CloudModel, Memory, new_memory_patch, shard_name
 from dcclctl.stages.models import MODULES
-from dcclctl.stages.patch import held_back_of, shard_table, summary, with_ids
+from dcclctl.stages.patch import shard_table, summary, with_ids
 from dcclctl.store.store import Artifact, Store, Work
 
 _BATCH = 512

@@ -95,14 +95,9 @@ def _learned_basis(devices: "Devices", given: Basis | None, events: Ints) -> tup
         return given, torch.zeros(given.size)
     basis, mean, _ = learn_basis(
         (given or _random_basis(devices)).to(devices.device),
-        *devices.owners(events),
-        devices.draws(events),
+        devices.shared(events),
         metapatch.frozen_head(devices.head, devices.activations, events),
-        config.basis_epochs,
-        config.basis_learning_rate,
-        config.prior,
-        config.seed,
-        on_epoch=devices.on_epoch("learn μ" if given is not None else "learn Θ"),
+        devices.joint_fit("learn μ" if given is not None else "learn Θ"),
         with_mean=with_mean,
         fixed=given is not None,
     )
@@ -138,14 +133,9 @@ def _item_space(devices: "Devices", given: Basis | None, events: Ints) -> ItemSp
             devices.head,
             embeddings,
             start,
-            *devices.owners(events),
-            devices.draws(events),
+            devices.shared(events),
             devices.activations,
-            config.basis_epochs,
-            config.basis_learning_rate,
-            config.prior,
-            config.seed,
-            devices.on_epoch("learn M"),
+            devices.joint_fit("learn M"),
         )
         devices.work.write_tensors(MAP_FILE, {"map": learned})
     return ItemSpace(devices.head, embeddings, devices.work.read_tensors(MAP_FILE)["map"].to(devices.device))
@@ -164,21 +154,14 @@ def _generated_space(devices: "Devices", given: Basis | None, events: Ints) -> G
             basis,
             generator,
             histories,
-            *devices.owners(events),
-            devices.draws(events),
+            devices.shared(events),
             devices.activations,
-            config.basis_epochs,
-            config.basis_learning_rate,
-            config.prior,
-            config.seed,
-            devices.on_epoch("learn the generator"),
+            devices.joint_fit("learn the generator"),
         )
         write_basis(work, basis)
         work.write_tensors("generator.safetensors", {name: w.cpu() for name, w in generator.state_dict().items()})
     generator.load_state_dict(work.read_tensors("generator.safetensors"))
-    basis = read_basis(work).to(devices.device)
-    nobody = torch.zeros(basis.size, device=devices.device)  # a generated code has no prior of its own
-    return GeneratedSpace(devices.head, basis, nobody, generator, histories)
+    return GeneratedSpace(devices.head, read_basis(work).to(devices.device), generator, histories)
 
 
 # A user's numbers

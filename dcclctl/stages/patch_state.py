@@ -15,7 +15,8 @@ from dcclctl.algorithm.sequence import SequenceBackbone, runs
 from dcclctl.algorithm.statepatch import StateBasis, StateRows, StateShape
 from dcclctl.config import PatchConfig
 from dcclctl.errors import UsageError
-from dcclctl.stages.compute import OnProgress, torch_device
+from dcclctl.stages.compute import OnProgress
+from dcclctl.stages.fleet import Fleet
 from dcclctl.stages.handles import (
     CloudModel,
     read_prior_mean,
@@ -42,8 +43,8 @@ class StateSpace:
         return self.basis.size
 
 
-class StateDevices:
-    """The fleet of one run: one frozen sequence model and what its users' devices do with it."""
+class StateDevices(Fleet):
+    """One frozen sequence model and what its users' devices do with it."""
 
     family = "state"
 
@@ -61,17 +62,8 @@ class StateDevices:
             )
         backbone = cloud.backbone(config)
         assert isinstance(backbone, SequenceBackbone)
-        self.config, self.work, self.on_progress, self.backbone = config, work, on_progress, backbone
-        self.log = cloud.dataset.log
-        self.device = torch_device(config)
-        self.catalogue = self.log.catalogue(block)
-        self.excluded = self.log.never_negative(block)
-
-    def samples(self, events: Ints, purpose: str, epoch: int = 0) -> training.Samples:
-        """Events of the block with their negatives."""
-        return training.sample(
-            self.log, events, self.config.negatives, self.catalogue, self.excluded, self.config.seed, purpose, epoch
-        )
+        super().__init__(cloud.dataset.log, config, block, work, on_progress)
+        self.backbone = backbone
 
     def states(self, events: Ints) -> Float[Tensor, "E D"]:
         """States before the events, computed for similarly long histories together."""
@@ -94,26 +86,11 @@ class StateDevices:
         config = self.config
         shape = StateShape(self.backbone.embeddings.shape[1], config.bottleneck)
 
-        def draw(epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-            drawn = self.samples(events, "basis/negatives", epoch)
-            return drawn.candidates, drawn.labels, drawn.weights
-
-        def on_epoch(epoch: int, loss: float) -> None:
-            self.work.record({"stage": "basis", "epoch": epoch, "loss": loss})
-            self.on_progress("learn Θ", epoch, config.basis_epochs, f"loss {loss:.4f}")
-
-        self.on_progress("learn Θ", 0, config.basis_epochs, "")
         basis, mean, _ = learn_basis(
             new_basis(shape, config.patch_size, stream(config.seed, "patch/basis")).to(self.device),
-            events,
-            np.unique(self.log.user[events], return_inverse=True)[1],
-            draw,
+            self.shared(events),
             statepatch.frozen_states(self.states(events), self._items),
-            config.basis_epochs,
-            config.basis_learning_rate,
-            config.prior,
-            config.seed,
-            on_epoch=on_epoch,
+            self.joint_fit("learn Θ"),
             with_mean=config.prior_mean == "learned",
         )
         write_prior_mean(self.work, mean)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from dcclctl.algorithm import basis as basis_module
 from dcclctl.algorithm import devicemethods, metapatch
+from dcclctl.algorithm.basis import JointFit, SharedEvents
 from dcclctl.algorithm.devicemethods import (
     GeneratedSpace,
     Generator,
@@ -285,7 +286,7 @@ def test_the_map_learns_with_columns_of_one_length(model: Din, head: Head, log: 
     start = new_map(embeddings, 4, seed=0)
     typical = float(embeddings.norm(dim=1).square().mean().sqrt())
     torch.testing.assert_close(start.norm(dim=0), torch.full((4,), 1 / typical))
-    learned = learn_map(head, embeddings, start, *learning(model, log), 3, 0.05, 1.0, seed=0)
+    learned = learn_map(head, embeddings, start, *learning(model, log), JointFit(3, 0.05, 1.0, seed=0))
     torch.testing.assert_close(learned.norm(dim=0), start.norm(dim=0))
     assert F.cosine_similarity(learned, start, dim=0).max() < 0.99
 
@@ -299,7 +300,9 @@ def learning(model: Din, log: EventLog):
         return drawn.candidates, drawn.labels, drawn.weights
 
     users = np.unique(log.user[events], return_inverse=True)[1]
-    return events, users, draw, lambda own, candidates: first_layer(model, log, own, candidates, 6).detach()
+    return SharedEvents(events, users, draw), lambda own, candidates: first_layer(
+        model, log, own, candidates, 6
+    ).detach()
 
 
 # Codes made in the cloud
@@ -381,15 +384,15 @@ def test_the_generator_learns_also_for_users_without_events_in_the_block() -> No
     histories = Histories(log, embeddings, 10)
     generator = Generator(histories.size, 8, 4, log.profile_sizes, torch.Generator().manual_seed(0))
     before = {name: weight.detach().clone() for name, weight in generator.named_parameters()}
-    space = GeneratedSpace(world.head, basis, torch.zeros(basis.size), generator, histories)
+    space = GeneratedSpace(world.head, basis, generator, histories)
     users, idle = np.arange(50), np.arange(50, 60)
     assert world.margin(space, users) == 0  # an untrained generator is the cloud model
     learned = learn_generator(
-        world.head, basis, generator, histories, *learning(world.model, log), 150, 0.05, 0.001, seed=0
+        world.head, basis, generator, histories, *learning(world.model, log), JointFit(150, 0.05, 0.001, seed=0)
     )
     for name, weight in generator.named_parameters():
         assert weight.grad is not None and not torch.equal(weight, before[name]), name
-    space = GeneratedSpace(world.head, learned, torch.zeros(learned.size), generator, histories)
+    space = GeneratedSpace(world.head, learned, generator, histories)
     assert world.margin(space, users) > 0.3
     assert world.margin(space, idle) > 0.1
 

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from dcclctl.algorithm import training
-from dcclctl.algorithm.basis import learn_basis, new_basis
+from dcclctl.algorithm.basis import JointFit, SharedEvents, learn_basis, new_basis
 from dcclctl.algorithm.din import Din, DinSizes
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventLog
 from dcclctl.algorithm.metapatch import DeviceRows, Head, PatchShape, fit_devices, frozen_head
@@ -163,19 +163,13 @@ class Personal:
         self.samples = samples
         self.basis, self.mean, _ = learn_basis(
             new_basis(PatchShape((16, 8), 4), 4, seed=0),
-            events,
-            log.user[events],
-            draw,
+            SharedEvents(events, log.user[events], draw),
             frozen_head(
                 self.head,
                 lambda rows, candidates: training.first_layer(self.model, log, rows, candidates, LIMIT),
                 events,
             ),
-            epochs=40,
-            learning_rate=0.02,
-            prior=0.3,
-            seed=0,
-            batch_size=64,
+            JointFit(epochs=40, learning_rate=0.02, prior=0.3, seed=0, batch_size=64),
             with_mean=with_mean,
         )
         own = samples(99)

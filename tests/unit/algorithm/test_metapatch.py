@@ -6,7 +6,7 @@ import torch
 from algorithm_worlds import basis_for, din, frozen, normal, random_log, samples_of
 from torch.nn import functional as F
 
-from dcclctl.algorithm.basis import learn_basis, new_basis
+from dcclctl.algorithm.basis import JointFit, SharedEvents, learn_basis, new_basis
 from dcclctl.algorithm.din import Din
 from dcclctl.algorithm.eventlog import DEVICE
 from dcclctl.algorithm.metapatch import (
@@ -315,16 +315,9 @@ def learn(model, basis, log, epochs=2, learning_rate=0.01, prior=10.0, batch_siz
 
     return learn_basis(
         basis,
-        events,
-        users,
-        draw,
+        SharedEvents(events, users, draw),
         frozen_head(Head.of(model), activations, events),
-        epochs,
-        learning_rate,
-        prior,
-        seed,
-        batch_size,
-        on_epoch,
+        JointFit(epochs, learning_rate, prior, seed, batch_size, on_epoch),
     )
 
 
@@ -373,15 +366,9 @@ def test_the_objective_of_the_basis_is_the_devices_own(model, basis, log, with_m
     # two steps: after the first, θ̂ is no longer zero
     ours, mean, table = learn_basis(
         basis,
-        events,
-        users,
-        lambda epoch: (samples.candidates, samples.labels, samples.weights),
+        SharedEvents(events, users, lambda epoch: (samples.candidates, samples.labels, samples.weights)),
         frozen_head(Head.of(model), lambda rows, candidates: first_layer(model, log, rows, candidates, 6), events),
-        epochs=2,
-        learning_rate=0.01,
-        prior=10.0,
-        seed=0,
-        batch_size=10**6,
+        JointFit(epochs=2, learning_rate=0.01, prior=10.0, seed=0, batch_size=10**6),
         with_mean=with_mean,
         fixed=fixed,
     )

@@ -11,7 +11,7 @@ from test_sequence import backbone_of, both
 from torch.nn import functional as F
 
 from dcclctl.algorithm import statepatch
-from dcclctl.algorithm.basis import learn_basis, new_basis
+from dcclctl.algorithm.basis import JointFit, SharedEvents, learn_basis, new_basis
 from dcclctl.algorithm.statepatch import StateBasis, StatePatch, StateRows, StateShape
 from dcclctl.errors import DivergedError
 
@@ -43,24 +43,29 @@ def first_events(rows: StateRows) -> StateRows:
     return StateRows(*(values[:, :1] for values in vars(rows).values()))
 
 
-def drawn_from(events: StateRows) -> tuple[Callable, Callable]:
-    """What a basis is learned from: the same candidates each epoch (U = events, N = 1), and the patched model on them."""
+def drawn_from(events: StateRows, users: np.ndarray | None = None) -> tuple[SharedEvents, Callable]:
+    """What a basis is learned from: the same candidates each epoch (events as rows, N = 1), and the patched model on them.
+
+    users: of the events; one each if not given.
+    """
     catalogue, biases = events.items.flatten(0, 2), events.bias.flatten()
     candidates = torch.arange(len(catalogue)).view(len(events.labels), -1)
 
     def draw(epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return candidates, events.labels[:, 0], events.weights[:, 0]
 
-    return draw, statepatch.frozen_states(events.states[:, 0], lambda wanted: (catalogue[wanted], biases[wanted]))
+    each = np.arange(len(candidates))
+    shared = SharedEvents(each, each if users is None else users, draw)
+    return shared, statepatch.frozen_states(events.states[:, 0], lambda wanted: (catalogue[wanted], biases[wanted]))
 
 
 def test_what_a_basis_is_learned_from_is_the_patched_model():
     events, patch = first_events(rows_of()), basis_of().patch(normal(U, K))
-    draw, logits = drawn_from(events)
+    shared, logits = drawn_from(events)
     some = np.array([3, 0])
     index = torch.from_numpy(some)
     chosen = StatePatch(*(piece[index] for piece in vars(patch).values()))
-    found = logits(some, draw(0)[0][index], chosen)
+    found = logits(some, shared.draw(0)[0][index], chosen)
     torch.testing.assert_close(found, events.logits(patch)[index, 0])
     assert not torch.isclose(found, events.logits(basis_of().patch(torch.zeros(U, K)))[index, 0]).any()
 
@@ -182,9 +187,10 @@ def test_the_basis_learns_what_users_have_in_common():
     start, losses = basis_of(), []
     kept = frozen(start.origin, start.theta)
     learned, mean, _ = learn_basis(
-        start, np.arange(len(users)), users, *drawn_from(whole), 30, 0.05, 0.1, seed=0, batch_size=64,
-        on_epoch=lambda epoch, loss: losses.append(loss),
-    )  # fmt: skip
+        start,
+        *drawn_from(whole, users),
+        JointFit(30, 0.05, 0.1, seed=0, batch_size=64, on_epoch=lambda epoch, loss: losses.append(loss)),
+    )
     assert frozen(start.origin, start.theta) == kept and torch.equal(learned.origin, start.origin)
     torch.testing.assert_close(learned.theta.norm(dim=0), torch.ones(K))
     assert losses[-1] < 0.5 * losses[0]
@@ -210,16 +216,7 @@ def test_the_mean_learns_what_all_users_share():
     whole = StateRows(states, items, torch.zeros(len(users), 1, 2), labels, torch.ones(len(users), 1, 2))
 
     basis, mean, _ = learn_basis(
-        basis_of(),
-        np.arange(len(users)),
-        users,
-        *drawn_from(whole),
-        30,
-        0.05,
-        10.0,
-        seed=0,
-        batch_size=64,
-        with_mean=True,
+        basis_of(), *drawn_from(whole, users), JointFit(30, 0.05, 10.0, seed=0, batch_size=64), with_mean=True
     )
     before, after = (whole.losses(basis.patch(codes.repeat(len(users), 1))).mean() for codes in (0 * mean, mean))
     assert after < 0.5 * before
@@ -230,4 +227,4 @@ def test_divergence_is_said():
     with pytest.raises(DivergedError, match="infinite"):
         statepatch.fit_devices(basis, replace(rows, states=rows.states * float("inf")), 3, 0.05, 0.3)
     with pytest.raises(DivergedError, match="Θ became"):
-        learn_basis(basis, np.arange(U), np.arange(U), *drawn_from(first_events(rows_of())), 3, 1e30, 0.1, seed=0)
+        learn_basis(basis, *drawn_from(first_events(rows_of())), JointFit(3, 1e30, 0.1, seed=0))

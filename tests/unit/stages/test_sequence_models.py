@@ -157,11 +157,11 @@ def test_score_explains_a_user(own: Path) -> None:
 def test_a_killed_patch_run_learns_no_second_basis(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = patch.fit_shard, []
 
-    def stop_at_second(fleet: Any, log: Any, config: Any, members: Ints, *rest: Any) -> dict[str, torch.Tensor]:
+    def stop_at_second(fleet: Any, members: Ints, *rest: Any) -> dict[str, torch.Tensor]:
         calls.append(int(members[0]))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(fleet, log, config, members, *rest)
+        return real(fleet, members, *rest)
 
     monkeypatch.setattr(patch, "fit_shard", stop_at_second)
     flags = ("--cloud=cloud@s", *PATCH, "--shard-users=21")
