@@ -23,7 +23,7 @@ from dcclctl.config import DistillConfig, EvaluateConfig
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.stages.compute import OnProgress, settle, torch_device
 from dcclctl.stages.handles import CloudModel, PatchSet, write_basis
-from dcclctl.stages.models.din import fit_facts, fit_model
+from dcclctl.stages.models.din import fit_facts, fit_model, fit_settings
 from dcclctl.stages.serve import SHUFFLED_SUFFIX, Subject, serve
 from dcclctl.store.store import Artifact, Store, Work
 
@@ -70,20 +70,7 @@ def distill(
         model = cloud.module(config)
         taught = _histories(patches, block, cloud.history, config)
         teacher, trust = _teacher(patches, config, taught), _trust(patches, config)
-        fit = training.FitSettings(
-            history=cloud.history,
-            negatives=config.negatives,
-            epochs=config.epochs,
-            patience=config.patience,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            dropout=config.dropout,
-            seed=config.seed,
-            purpose=f"distill/{config.on}",
-            beta=config.beta,
-            criterion=config.criterion,
-        )
+        fit = fit_settings(config, cloud.history, f"distill/{config.on}", config.beta)
         # what an old user did next says nothing about what somebody with so short a history does
         everything = np.arange(len(log.user))
         cut = taught.history_lengths(everything, cloud.history) < log.history_lengths(everything, cloud.history)

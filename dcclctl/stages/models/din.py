@@ -13,7 +13,7 @@ from dcclctl.algorithm.din import Din
 from dcclctl.algorithm.eventlog import PERIOD_NAMES, Block, EventLog
 from dcclctl.algorithm.sampling import Ints, PairSet, stream
 from dcclctl.algorithm.scoring import DinBackbone
-from dcclctl.config import ComputeSection, TrainConfig
+from dcclctl.config import ComputeSection, DistillConfig, TrainConfig
 from dcclctl.errors import DataError
 from dcclctl.stages.compute import OnProgress, torch_device
 from dcclctl.stages.handles import CloudModel, Dataset, new_model
@@ -35,7 +35,7 @@ def fit(
     settings = {name: value for name, value in config.model_dump(mode="json").items() if name in SIZES}
     model = parent.module(config) if parent else new_model(settings, dataset, _generator(config.seed))
     model.to(torch_device(config))
-    state = fit_model(model, dataset, blocks, fit_settings(config), work, on_progress, "train")
+    state = fit_model(model, dataset, blocks, train_settings(config), work, on_progress, "train")
     work.write_tensors("model.safetensors", state.best)
     return {"parameters": sum(weight.numel() for weight in state.best.values()), **fit_facts(dataset, blocks, state)}
 
@@ -44,10 +44,21 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(stream(seed, "train/weights"))
 
 
-def fit_settings(config: TrainConfig) -> training.FitSettings:
+def train_settings(config: TrainConfig) -> training.FitSettings:
     """What `train`'s settings say about how to descend, the same for every kind of model that does."""
+    return fit_settings(config, config.history, "train/" + "+".join(config.on))
+
+
+def fit_settings(
+    config: TrainConfig | DistillConfig, history: int, purpose: str, beta: float = 0.0
+) -> training.FitSettings:
+    """How to descend.
+
+    Args:
+        history: L of the model. purpose: names the random numbers. beta: weight of the teachers.
+    """
     return training.FitSettings(
-        history=config.history,
+        history=history,
         negatives=config.negatives,
         epochs=config.epochs,
         patience=config.patience,
@@ -56,7 +67,8 @@ def fit_settings(config: TrainConfig) -> training.FitSettings:
         weight_decay=config.weight_decay,
         dropout=config.dropout,
         seed=config.seed,
-        purpose="train/" + "+".join(config.on),
+        purpose=purpose,
+        beta=beta,
         criterion=config.criterion,
     )
 

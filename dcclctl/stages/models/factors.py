@@ -21,7 +21,7 @@ from dcclctl.config import ComputeSection, TrainConfig
 from dcclctl.errors import DataError
 from dcclctl.stages.compute import OnProgress, torch_device
 from dcclctl.stages.handles import CloudModel, Dataset
-from dcclctl.stages.models.din import Pass, fit_epochs, fit_facts, fit_settings
+from dcclctl.stages.models.din import Pass, fit_epochs, fit_facts, train_settings
 from dcclctl.store.store import Work
 
 SIZES = ("model", "history", "item_size", "hidden_sizes")
@@ -68,7 +68,7 @@ def fit(
                     f"and {config.model} learns from positive ones only",
                     "Choose other periods with --on, or ingest with another --label.",
                 )
-    fitting = replace(fit_settings(config), history=_limit(model), dropout=0.0)
+    fitting = replace(train_settings(config), history=_limit(model), dropout=0.0)
 
     def evaluate(valid: training.Samples) -> training.Judged:
         return judge(model, log, valid)

@@ -12,7 +12,7 @@ from dcclctl.config import ComputeSection, TrainConfig
 from dcclctl.errors import DataError
 from dcclctl.stages.compute import OnProgress, torch_device
 from dcclctl.stages.handles import CloudModel, Dataset
-from dcclctl.stages.models.din import Pass, fit_epochs, fit_facts, fit_settings
+from dcclctl.stages.models.din import Pass, fit_epochs, fit_facts, train_settings
 from dcclctl.store.store import Work
 
 SIZES = ("model", "history", "item_size", "category_size")
@@ -43,7 +43,7 @@ def fit(
     model = module(parent, config) if parent else _new_model(config.model_dump(), dataset, seed)
     model.to(torch_device(config))
     log, moments = dataset.log, Moments(dataset.log)
-    settings = fit_settings(config)
+    settings = train_settings(config)
 
     def evaluate(valid: training.Samples) -> training.Judged:
         return sequence_training.judge(model, moments, log, valid)
