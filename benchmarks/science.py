@@ -63,6 +63,8 @@ LONGER = "incremental cloud, in two steps, trained further"
 ONE_ROUND = "distilled, one round"
 DISTILLED, PAPERS_WAY = "distilled from memories", "the paper's way"
 FIRST_ROUND, SECOND_ROUND = "control, after the first of three", "control, after the second"
+#: what U(0, u) is put on
+UNENCODED = "distilled, the paper's way"
 MEAN_PATCH = "metapatch, mean (placebo)"
 #: the controls with six times the negatives
 ONCE_24, TWICE_24 = f"{ONCE}, 24 negatives", f"{TWICE}, 24 negatives"
@@ -327,8 +329,8 @@ class Study:
             TWICE: control,
             "memory patch": self.patched,
             DISTILLED: self.student,
-            "distilled, the paper's way": distilled,
-            "distilled, the paper's way, U(0, u)": distilled + "+encoder",
+            UNENCODED: distilled,
+            f"{UNENCODED}, U(0, u)": distilled + "+encoder",
             "memory patch on distilled": self.remembering("memory on distilled", self.student),
         }
         for part, after in (("cold", "10"), ("next", "next")):
@@ -630,7 +632,7 @@ def main() -> None:
                     others = (
                         *(("once", ONCE), ("twice", TWICE), ("more", ONCE_24), ("mean", MEAN_PATCH)),
                         *(("one", ONE_ROUND), ("first", FIRST_ROUND), ("second", SECOND_ROUND)),
-                        *(("paper", PAPERS_WAY), ("taught", DISTILLED)),
+                        *(("paper", PAPERS_WAY), ("taught", DISTILLED), ("own", UNENCODED)),
                     )
                     for short, other in others:
                         if other in found[0]["subject"].unique(maintain_order=True)[1:]:
