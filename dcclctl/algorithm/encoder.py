@@ -1,7 +1,9 @@
 """The encoder U: from a trained θ̂ and a user's profile to the vector that generates the patch served by the cloud.
 
 Source: Yao et al. 2021, section 3.2: U(θ̂, u) = W₁·tanh(W₂·θ̂ + W₃·u). A user without a patch is served with U(0, u).
-Differs: W₁ starts at zero, so that training starts from the cloud model; u is one-hot, so W₃·u sums rows of a table.
+Differs: W₁ starts at zero, so that training starts from the cloud model; u is one-hot, so W₃·u sums rows of a table, and a
+missing value is no category but adds nothing. So U(0, u) of somebody about whom nothing is known is zero, the cloud
+model: a patch made of nothing is what old users did, and costs those who are new (section 23 of EXPERIMENTS.md).
 """
 
 import torch
@@ -34,5 +36,6 @@ class Encoder(nn.Module):
 
     def forward(self, codes: Float[Tensor, "B K"], profile: Int[Tensor, "B F"]) -> Float[Tensor, "B K"]:
         """The code that is put in θ̂'s place in ϑ₀ + Θ·θ̂."""
-        known = self.profile[profile + self.offsets].sum(1)
+        told = (profile > 0).unsqueeze(-1)
+        known = (self.profile[profile + self.offsets] * told).sum(1)
         return torch.tanh(codes @ self.code.T + known) @ self.out.T

@@ -21,8 +21,21 @@ def test_it_is_the_equation_on_one_hot_profiles():
     nn.init.normal_(encoder.out)
     codes = normal(4, 4)
     u = torch.cat([F.one_hot(PROFILES[:, 0], 3), F.one_hot(PROFILES[:, 1], 4)], dim=1).float()
+    u[:, [0, 3]] = 0  # missing values are no category
     expected = (encoder.out @ torch.tanh(encoder.code @ codes.T + encoder.profile.T @ u.T)).T
     torch.testing.assert_close(encoder(codes, PROFILES), expected)
+
+
+def test_who_says_nothing_is_served_by_the_cloud_model():
+    encoder = new_encoder(4, 6, (3, 4), seed=1)
+    nn.init.normal_(encoder.out)
+    served = encoder(torch.zeros(4, 4), PROFILES)
+    assert not served[0].any()
+    assert served[1:].any(1).all()
+    without_profiles = new_encoder(4, 6, (1,), seed=1)
+    nn.init.normal_(without_profiles.out)
+    assert not without_profiles(torch.zeros(5, 4), torch.zeros(5, 1, dtype=torch.int64)).any()
+    assert without_profiles(normal(5, 4), torch.zeros(5, 1, dtype=torch.int64)).any(1).all()
 
 
 def test_all_three_matrices_learn_a_known_answer():
@@ -43,8 +56,11 @@ def test_all_three_matrices_learn_a_known_answer():
         loss.backward()
         optimiser.step()
     for name, weight in encoder.named_parameters():
-        assert weight.grad.any(-1).all(), f"a row of {name} gets no gradient"
-        assert (weight != before[name]).all(), f"{name} did not learn"
+        read = torch.ones(len(weight), dtype=torch.bool)
+        if name == "profile":
+            read[[0, 3]] = False  # missing values
+        assert torch.equal(weight.grad.any(-1), read), f"a row of {name} gets no gradient"
+        assert (weight != before[name])[read].all(), f"{name} did not learn"
     unseen = F.mse_loss(encoder(codes[300:], profile[300:]), answers[300:])
     assert unseen < 0.02 * answers.var()
 

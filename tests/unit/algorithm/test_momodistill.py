@@ -269,7 +269,12 @@ def test_the_basis_and_the_encoder_learn_and_all_else_is_frozen(world):
     assert (learned.theta != basis.theta).all()
     torch.testing.assert_close(learned.theta.norm(dim=0), torch.ones(4))
     for name, weight in encoder.named_parameters():
-        assert (weight != untrained[name]).float().mean() > 0.9, f"{name} did not learn"
+        changed = weight != untrained[name]
+        if name == "profile":  # missing values are never read
+            missing = torch.arange(len(weight))[:, None] == encoder.offsets
+            assert torch.equal(changed.all(1), ~missing.any(1))
+        else:
+            assert changed.float().mean() > 0.9, f"{name} did not learn"
     assert told == list(enumerate(losses, start=1))
     assert losses[-1] < losses[0]
 
@@ -291,7 +296,8 @@ def test_a_user_without_a_patch_is_served_from_the_profile_after_training(world)
     assert not encoder(nobody, log.profile).any()
     distill(world, encoder)
     served = encoder(nobody, log.profile)
-    assert served.any(1).all()
+    assert torch.equal(served.any(1), log.profile.any(1))
+    assert served.any()
     kinds, kind = torch.unique(log.profile, dim=0, return_inverse=True)
     assert len(torch.unique(served.detach(), dim=0)) == len(kinds) > 1
     for k in range(len(kinds)):
