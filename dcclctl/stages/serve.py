@@ -239,7 +239,7 @@ def serve(subject: Subject, config: EvaluateConfig, backbone: Backbone) -> tuple
         with torch.no_grad():
             unpatched = ~patched
             codes = torch.where(unpatched[:, None], encoder(torch.zeros_like(codes), log.profile), codes)
-        by[unpatched.numpy()] = "encoder"
+        by[(unpatched & log.profile.any(1)).numpy()] = "encoder"  # U(0, nothing known) is the cloud model
     by[patched.numpy()] = "patch"
     if subject.patches is not None:
         return FAMILIES[subject.patches.family](subject.patches, backbone, codes), by

@@ -15,11 +15,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 from world import DISTILL, EVALUATE, PATCH, TRAIN, World, dcclctl, done, ingest
 
+from dcclctl.algorithm.eventlog import TEST
 from dcclctl.algorithm.sampling import hashes
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.stages import evaluate as stage
 from dcclctl.stages.evaluate import open_subjects
+from dcclctl.stages.serve import serve
 from dcclctl.store.store import Store
 
 PERIODS = ("cloud", "device", "valid", "test")
@@ -311,6 +313,23 @@ def test_everybody_by_the_encoder(shop: Path) -> None:
     assert table["served_by"].unique(maintain_order=True).to_list() == ["cloud", "encoder"]
     halves = table.partition_by("subject", maintain_order=True)
     assert not halves[0]["log_loss"].equals(halves[1]["log_loss"])
+
+
+def test_who_says_nothing_is_served_and_counted_by_the_cloud_model(shop: Path) -> None:
+    subject = open_subjects(["cloud@2+encoder"], Store(shop))[0]
+    log, config = subject.cloud.dataset.log, EvaluateConfig.model_validate({"device": "cpu"})
+    log.profile[::2] = 0
+    backbone = subject.cloud.backbone(config)
+    head, by = serve(subject, config, backbone)
+    assert set(by[::2]) == {"cloud"} and set(by[1::2]) == {"encoder"}
+    events = log.events_in(TEST)
+    candidates = torch.arange(5).expand(len(events), -1)
+    with torch.no_grad():
+        z1 = backbone.activations(events, candidates)
+        served, plain = (one(events, candidates, z1) for one in (head, backbone.head))
+    silent = torch.from_numpy(log.user[events] % 2 == 0)
+    torch.testing.assert_close(served[silent], plain[silent], atol=1e-6, rtol=0)
+    assert not torch.isclose(served[~silent], plain[~silent], atol=1e-6, rtol=0).all(1).any()
 
 
 def test_an_encoder_that_is_not_there(world: World) -> None:
