@@ -112,6 +112,11 @@ class SharedEvents:
     users: Ints
     draw: Draw
 
+    @property
+    def n_users(self) -> int:
+        """U."""
+        return int(self.users.max(initial=-1)) + 1
+
 
 @dataclass(frozen=True)
 class JointFit:
@@ -158,7 +163,7 @@ def learn_basis(
     device = basis.theta.device
     learned = basis.learnable(device, fixed)
     # what each user's θ̂ is beside μ
-    table = torch.zeros(int(shared.users.max(initial=-1)) + 1, basis.size, device=device, requires_grad=True)
+    table = torch.zeros(shared.n_users, basis.size, device=device, requires_grad=True)
     mean = torch.zeros(basis.size, device=device, requires_grad=with_mean)
     owners = torch.from_numpy(shared.users).to(device)
 

@@ -186,7 +186,7 @@ def learn_map(
     """M by auto-decoding, as Θ is learned (see basis.learn_basis)."""
     device = embeddings.device
     map = start.clone().to(device).requires_grad_()
-    table = torch.zeros(int(shared.users.max(initial=-1)) + 1, map.shape[1], device=device, requires_grad=True)
+    table = torch.zeros(shared.n_users, map.shape[1], device=device, requires_grad=True)
     owners = torch.from_numpy(shared.users).to(device)
 
     def forward(rows: Ints, candidates: Tensor) -> tuple[Tensor, Tensor]:

@@ -265,5 +265,6 @@ def test_the_encoder_serves_users_without_a_patch_whose_profile_tells(personal):
         served = encoder(torch.zeros(60, 4), log.profile)
     gain = personal.losses(torch.zeros(60, 4)) - personal.losses(served, basis)
     assert gain[personal.told].mean() > 0.05
+    assert gain[personal.told].mean() > gain[~personal.told].mean() + 0.05
     assert not served[~personal.told].any()
     torch.testing.assert_close(gain[~personal.told], torch.zeros_like(gain[~personal.told]), atol=1e-5, rtol=0)
