@@ -208,7 +208,15 @@ class MemoryConfig(Section):
         "device", description="Last period (or part, e.g. device:2/3) that is remembered and counted."
     )
     size: Positive = Field(500, description="M: newest events that a device keeps, 4 bytes each.")
-    neighbours: Positive = Field(50, description="Nearest items by co-occurrence that come with every item.")
+    track: Count = Field(
+        20, description="T: newest events of which a device also keeps how near they were to its memory, 14 bytes each."
+    )
+    neighbours: Positive = Field(
+        50, description="Nearest items by co-occurrence, and items usually had before, that come with every item."
+    )
+    lookback: Count = Field(
+        10, description="Events before an item that may have led to it; 0: the order of events does not count."
+    )
     shrinkage: Annotated[float, Field(ge=0.0)] = Field(
         10.0, description="Added to the denominator of the similarity: how little a shared user or two proves."
     )

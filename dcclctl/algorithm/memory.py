@@ -1,20 +1,24 @@
 """The device's memory: a user's newest M events, and what it says about a candidate.
 
 The cloud model sees the last L events. The device holds its whole local log; here the newest M of it, as a ring of item
-numbers (4·M bytes at most). A new event overwrites the oldest; nothing else is stored, so nothing else has to be kept in step.
-From the ring and from statistics that the cloud ships with its model (`Statistics`) every candidate gets F features:
-how often, how much more than expected and how recently the user had the item and its categories, and how near the
-candidate's neighbours in everybody's log are to what the ring holds.
+numbers (4·M bytes at most). A new event overwrites the oldest. From the ring and from statistics that the cloud ships with
+its model (`Statistics`) every candidate gets F features: how often, how much more than expected and how recently the user
+had the item and its categories, how near the candidate's neighbours in everybody's log are to what the ring holds, and how
+often the candidate came soon after what the user had last.
 
 A feature has the mean of a set of reference users taken off, item by item: what is the same for everybody is the cloud
 model's business (an item that became popular has no features of anybody yet), and what is left is personal.
 
-`features` computes them for whole batches from the log; `Ring` is the device's own form, event by event. Both give the
-same numbers, which is tested.
+How far such features can be trusted differs from user to user, so a device also keeps a *track record*: the features that
+each of its newest T items had when it was had, one byte a feature. Their mean, drawn towards 0 where there are few, stands
+beside the features of every candidate: somebody whose items were near what the memory held will go on that way.
+
+`Memories` computes all of it for whole batches from the log; `Ring` is the device's own form, event by event. Both give
+the same numbers, which is tested.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +45,19 @@ FEATURES = (
     "similarity, sum",
     "similarity, largest",
     "similarity, recent",
+    "order, sum",
+    "order, largest",
 )
+#: R features whose track record is kept: all that differ between candidates
+TRACKED = FEATURES[1:]
 #: events after which recency has fallen to a half
 _HALF = 20.0
+#: what an event counts for as the one that led to a candidate, to what the one after it counts for
+_LEADS = 0.8
+#: a byte of the track record is a feature times this
+_STEPS = 32
+#: events that a track record without any is taken for
+_UNTRACKED = 3
 #: lift of an item without a category
 _NO_LIFT = -8.0
 #: events whose features are computed at once
@@ -59,6 +73,7 @@ class Statistics:
     Attributes:
         item_share: (I,) share of the events. category_share: (G + 1,) the same by category, the last for padding.
         neighbours, similarity: (I, N) each item's nearest items by co-occurrence; similarity 0 for padding.
+        predecessors, lead: (I, Q) the items that each was had soon after, and how much more often than others; 0 for padding.
         mean: (I, F) mean feature of an item over the reference users. scale: (F,) standard deviation of what is left.
     """
 
@@ -66,6 +81,8 @@ class Statistics:
     category_share: Float[Tensor, "G"]
     neighbours: Int[Tensor, "I N"]
     similarity: Float[Tensor, "I N"]
+    predecessors: Int[Tensor, "I Q"]
+    lead: Float[Tensor, "I Q"]
     mean: Float[Tensor, "I F"]
     scale: Float[Tensor, "F"]
 
@@ -74,23 +91,32 @@ class Statistics:
 
     @property
     def bytes_per_candidate(self) -> int:
-        """What a candidate brings along when it is sent to a device: shares, neighbours (4 + 4 bytes each), means."""
-        return 4 + 8 * self.neighbours.shape[1] + 4 * self.mean.shape[1]
+        """What a candidate brings along when it is sent to a device: share, neighbours and predecessors (4 + 4 bytes each), means."""
+        return 4 + 8 * (self.neighbours.shape[1] + self.predecessors.shape[1]) + 4 * self.mean.shape[1]
 
 
 def count_statistics(
-    log: EventLog, before: npt.NDArray[np.bool_], size: int, neighbours: int, shrinkage: float, seed: int
+    log: EventLog,
+    before: npt.NDArray[np.bool_],
+    size: int,
+    neighbours: int,
+    shrinkage: float,
+    lookback: int,
+    seed: int,
 ) -> Statistics:
     """Count everything that devices need to know of everybody, from the positive events in `before`.
 
     Args:
         log: the log. before: (N,) which of its events may be counted.
         size: M, as it will be on the devices.
-        neighbours: nearest items kept for each item.
-        shrinkage: added to the denominator of the cosine, so that one shared user does not make two rare items twins.
+        neighbours: nearest items, and predecessors, kept for each item.
+        shrinkage: added to the denominators, so that one shared user does not make two rare items twins.
+        lookback: events before an item that may have led to it; 0: order does not count.
         seed: of the choice of reference events.
 
     Similarity of i and j: Σ_u w_u / (√(n_i·n_j) + shrinkage) over the users that have both, w_u = 1 / log₂(2 + items of u).
+    Lead of i to j: Σ 1/d / (√(m_i·m_j) + shrinkage) over the events of j that have i as their d-th event before (a moment's
+    events come after all of an earlier one); m: events of an item.
     """
     rows = np.flatnonzero(before & (log.label > 0))
     counts = np.bincount(log.item[rows], minlength=log.n_items)
@@ -99,11 +125,11 @@ def count_statistics(
     by_category = torch.zeros(log.n_categories + 1)
     by_category.scatter_add_(0, categories.flatten(), share[:, None].expand_as(categories).flatten())
     near, similarity = _neighbours(log, rows, neighbours, shrinkage)
-    plain = Statistics(
-        share, by_category, near, similarity, torch.zeros(log.n_items, len(FEATURES)), torch.ones(len(FEATURES))
-    )
+    predecessors, lead = _predecessors(log, rows, neighbours, shrinkage, lookback)
+    nothing, one = torch.zeros(log.n_items, len(FEATURES)), torch.ones(len(FEATURES))
+    plain = Statistics(share, by_category, near, similarity, predecessors, lead, nothing, one)
     mean, scale = _reference(log, plain, np.flatnonzero(before), size, seed)
-    return Statistics(share, by_category, near, similarity, mean, scale)
+    return replace(plain, mean=mean, scale=scale)
 
 
 def _neighbours(log: EventLog, rows: Ints, count: int, shrinkage: float) -> tuple[Tensor, Tensor]:
@@ -127,6 +153,29 @@ def _neighbours(log: EventLog, rows: Ints, count: int, shrinkage: float) -> tupl
     return near, similarity
 
 
+def _predecessors(log: EventLog, rows: Ints, count: int, shrinkage: float, lookback: int) -> tuple[Tensor, Tensor]:
+    """Each item's predecessors with the largest lead, and the lead; equal ones by item number."""
+    cells, weights = [np.empty(0, np.int64)], [np.empty(0)]
+    sequence = log.sequence.numpy()
+    for distance in range(1, lookback + 1):
+        at = log.history_end[rows] - distance
+        there = at >= log.history_start[rows]
+        cells.append(log.item[rows[there]] * log.n_items + sequence[at[there]])
+        weights.append(np.full(int(there.sum()), 1 / distance))
+    pairs, inverse = np.unique(np.concatenate(cells), return_inverse=True)
+    item, source = pairs // max(log.n_items, 1), pairs % max(log.n_items, 1)
+    root = np.sqrt(np.bincount(log.item[rows], minlength=log.n_items))
+    lead = np.bincount(inverse, np.concatenate(weights), len(pairs)) / (root[item] * root[source] + shrinkage)
+    order = np.lexsort((source, -lead, item))
+    rank = np.arange(len(order)) - np.searchsorted(item[order], item[order])
+    order, rank = order[rank < count], rank[rank < count]
+    best = torch.zeros(log.n_items, min(count, max(log.n_items, 1)), dtype=torch.int64)
+    leads = torch.zeros(best.shape)
+    best[item[order], rank] = torch.from_numpy(source[order])
+    leads[item[order], rank] = torch.from_numpy(lead[order]).float()
+    return best, leads
+
+
 def _reference(log: EventLog, statistics: Statistics, rows: Ints, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Mean features of every item over the memories at some of the newest events, and the spread around them."""
     if not len(rows):
@@ -135,7 +184,7 @@ def _reference(log: EventLog, statistics: Statistics, rows: Ints, size: int, see
     chosen = newest[np.argsort(hashes(seed, "memory/reference", newest), kind="stable")[:_REFERENCES]]
     total, squares = (torch.zeros(log.n_items, len(FEATURES), dtype=torch.float64) for _ in range(2))
     for at in range(0, len(chosen), 8):
-        found = features(log, chosen[at : at + 8], None, statistics, size).double()
+        found = _of_batch(log, chosen[at : at + 8], None, statistics, size).double()
         total += found.sum(0)
         squares += found.square().sum(0)
     mean = total / len(chosen)
@@ -144,19 +193,82 @@ def _reference(log: EventLog, statistics: Statistics, rows: Ints, size: int, see
     return mean.float(), (spread + 1e-2).float()
 
 
-@torch.no_grad()
-def features(
-    log: EventLog, events: Ints, candidates: Int[Tensor, "B C"] | None, statistics: Statistics, size: int
-) -> Float[Tensor, "B C F"]:
-    """What each event's user remembers of each candidate, from the user's events at strictly earlier times.
+class Memories:
+    """What every device of a log remembers, and what it says of candidates, for whole batches of events.
 
     Args:
-        events: (B,) rows of the log. candidates: items, or None for the whole catalogue.
-        size: M, the newest events that a memory holds.
-
-    Returns:
-        The features with the reference users' mean taken off, in units of the spread (see Statistics).
+        log: its histories are what the devices have seen. statistics: what the cloud ships to them.
+        size: M. track: T.
     """
+
+    def __init__(self, log: EventLog, statistics: Statistics, size: int, track: int) -> None:
+        self.log, self.statistics, self.size, self.track = log, statistics, size, track
+        self._rows = np.flatnonzero(log.label > 0)  # of the events of log.sequence
+        owners = log.user[self._rows]
+        self._starts = np.searchsorted(owners, owners)  # where each event's user begins in log.sequence
+        self._kept = torch.zeros(len(owners) if track else 0, len(TRACKED), dtype=torch.int8)
+        self._known = np.zeros(len(owners), dtype=bool)
+
+    @property
+    def width(self) -> int:
+        """F + R."""
+        return len(FEATURES) + len(TRACKED)
+
+    @torch.no_grad()
+    def features(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C FR"]:
+        """Features of the candidates at each event, and the track record, which is the same for all of them.
+
+        Args:
+            events: (B,) row numbers. candidates: items; None is every item.
+
+        Returns:
+            F + R numbers for each candidate; nothing of the event's own moment or later is in them.
+        """
+        own = _of_batch(self.log, events, candidates, self.statistics, self.size)
+        record = self._record(events).unsqueeze(1).expand(-1, own.shape[1], -1)
+        return torch.cat([own, record], -1)
+
+    def _record(self, events: Ints) -> Float[Tensor, "B R"]:
+        """Each event's track record."""
+        log = self.log
+        start, end = log.history_start[events], log.history_end[events]
+        lengths = np.minimum(end - start, self.track)
+        asked = np.repeat(np.arange(len(events)), lengths)
+        at = np.repeat(end - lengths - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        # what a device whose log begins later (see EventLog.shortened) kept of an event is no other's
+        whole = start[asked] == self._starts[at]
+        new = np.unique(at[whole])
+        new = new[~self._known[new]]
+        self._kept[torch.from_numpy(new)] = self._judged(new, self._starts[new])
+        self._known[new] = True
+        kept = torch.empty(len(at), len(TRACKED), dtype=torch.int8)
+        kept[torch.from_numpy(whole)] = self._kept[torch.from_numpy(at[whole])]
+        kept[torch.from_numpy(~whole)] = self._judged(at[~whole], start[asked[~whole]])
+        sums = torch.zeros(len(events), len(TRACKED)).index_add_(0, torch.from_numpy(asked), kept.float())
+        return _mean_record(sums, torch.from_numpy(lengths))
+
+    def _judged(self, at: Ints, starts: Ints) -> Int[Tensor, "B R"]:
+        """What a device keeps of some events of log.sequence, whose log begins with the events `starts`."""
+        rows = self._rows[at]
+        view = replace(self.log, history_start=starts, history_end=self.log.history_end[rows])
+        items = torch.from_numpy(self.log.item[rows]).unsqueeze(1)
+        return _in_bytes(_of_batch(view, np.arange(len(rows)), items, self.statistics, self.size)[:, 0])
+
+
+def _in_bytes(found: Float[Tensor, "... F"]) -> Int[Tensor, "... R"]:
+    """What a device keeps of the features that an item had when it was had."""
+    return (found[..., 1:] * _STEPS).round().clamp(-127, 127).to(torch.int8)
+
+
+def _mean_record(sums: Float[Tensor, "B R"], counts: Int[Tensor, "B"]) -> Float[Tensor, "B R"]:
+    return sums / _STEPS / (counts.unsqueeze(1) + _UNTRACKED)
+
+
+@torch.no_grad()
+def _of_batch(
+    log: EventLog, events: Ints, candidates: Int[Tensor, "B C"] | None, statistics: Statistics, size: int
+) -> Float[Tensor, "B C F"]:
+    """Features of the candidates (None: of every item) at each event."""
     if candidates is None:
         candidates = torch.arange(log.n_items).expand(len(events), -1)
     parts = []
@@ -193,6 +305,10 @@ def _features(
     fresh = recency.gather(1, at).view(near.shape)
     known = similarity * (fresh > 0)
     columns += [torch.log1p(10 * known.sum(-1)), 5 * known.amax(-1), 5 * (similarity * fresh).sum(-1)]
+    newest = torch.zeros(b, n_items).scatter_reduce_(1, held, mask * _LEADS ** torch.arange(held.shape[1]), "amax")
+    before = statistics.predecessors[candidates]
+    led = statistics.lead[candidates] * newest.gather(1, before.flatten(1)).view(before.shape)
+    columns += [torch.log1p(20 * led.sum(-1)), 10 * led.amax(-1)]
     return (torch.stack(columns, -1) - statistics.mean[candidates]) / statistics.scale
 
 
@@ -231,23 +347,35 @@ def _category_columns(
 
 
 class Ring:
-    """One device's memory: the newest M items, 4 bytes each, in the order of the events."""
+    """One device's memory: the newest M items, 4 bytes each, in the order of the events, and the newest T of its track record.
 
-    def __init__(self, size: int, items: Iterable[int] = ()) -> None:
+    Args:
+        size: M. items: had so far, oldest first; nothing is kept of their features. track: T.
+    """
+
+    def __init__(self, size: int, items: Iterable[int] = (), track: int = 0) -> None:
         self.items = np.zeros(size, dtype=np.uint32)
+        self.kept = np.zeros((track, len(TRACKED)), dtype=np.int8)
         self.seen = 0
         for item in items:
             self.observe(item)
 
-    def observe(self, item: int) -> None:
-        """Take in one event: it overwrites the oldest. Constant time."""
+    def observe(self, item: int, found: Float[Tensor, "FR"] | None = None) -> None:
+        """Take in one event: it overwrites the oldest. Constant time.
+
+        Args:
+            item: what was had. found: its features before that (see `features`), as the device had them when it ranked it.
+        """
         self.items[self.seen % len(self.items)] = item
+        if len(self.kept):
+            known = torch.zeros(len(FEATURES)) if found is None else found[: len(FEATURES)]
+            self.kept[self.seen % len(self.kept)] = _in_bytes(known).numpy()
         self.seen += 1
 
     @property
     def bytes(self) -> int:
-        """Bytes on the device: the ring as far as it is filled, and the counter."""
-        return 4 * min(self.seen, len(self.items)) + 8
+        """Bytes on the device: both rings as far as they are filled, and the counter."""
+        return 4 * min(self.seen, len(self.items)) + len(TRACKED) * min(self.seen, len(self.kept)) + 8
 
     def newest_first(self) -> Ints:
         """Items held, newest first."""
@@ -256,10 +384,13 @@ class Ring:
 
     def features(
         self, candidates: Int[Tensor, "C"], item_categories: Int[Tensor, "I S"], statistics: Statistics
-    ) -> Float[Tensor, "C F"]:
-        """The candidates' features, as the device computes them."""
+    ) -> Float[Tensor, "C FR"]:
+        """The candidates' features and the track record, as the device computes them."""
         held = torch.from_numpy(self.newest_first())[None]
         mask = torch.ones(held.shape)
         if not held.shape[1]:
             held, mask = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1)
-        return _features(held, mask, candidates[None], item_categories, statistics)[0]
+        own = _features(held, mask, candidates[None], item_categories, statistics)[0]
+        sums = torch.from_numpy(self.kept.astype(np.float32)).sum(0, keepdim=True)
+        record = _mean_record(sums, torch.tensor([min(self.seen, len(self.kept))]))
+        return torch.cat([own, record.expand(len(own), -1)], -1)

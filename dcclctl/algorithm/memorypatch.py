@@ -1,6 +1,6 @@
 """The memory-conditioned patch: h(f(x), c(m, x)) with c = features of the candidate in the user's local memory.
 
-    φ = [tanh(A·[c, f(x)] + a), c]          H hidden units and the F features
+    φ = [tanh(A·[c, t, f(x)] + a), c]       H hidden units and the F features; t: the device's track record, the same for all x
     f^(m)(x) = f(x) + (w + V·θ̂^(m))·φ        w, A, a, V: learned in the cloud, the same for everybody
     θ̂^(m) = U(θ̂, u, s)                       θ̂: trained on the device (or 0), u: the user's profile, s: summary of the memory
 
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from dcclctl.algorithm.basis import descend
 from dcclctl.algorithm.eventlog import EventLog
-from dcclctl.algorithm.memory import FEATURES
+from dcclctl.algorithm.memory import FEATURES, TRACKED
 from dcclctl.algorithm.sampling import Ints, permutation
 from dcclctl.errors import DivergedError
 
@@ -46,7 +46,7 @@ class MemoryPatch(nn.Module):
     ) -> None:
         super().__init__()
         width = hidden_size + len(FEATURES)
-        self.inner = nn.Parameter(torch.empty(hidden_size, len(FEATURES) + 1))  # A
+        self.inner = nn.Parameter(torch.empty(hidden_size, len(FEATURES) + len(TRACKED) + 1))  # A
         self.inner_bias = nn.Parameter(torch.zeros(hidden_size))  # a
         self.outer = nn.Parameter(torch.zeros(width))  # w
         self.basis = nn.Parameter(torch.empty(width, code_size))  # V
@@ -77,13 +77,15 @@ class MemoryPatch(nn.Module):
         known = self.profile[profile + self.offsets].sum(1) + shares @ self.summary
         return codes @ self.code.T + torch.tanh(known)
 
-    def units(self, features: Float[Tensor, "B C F"], logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C W"]:
-        """φ."""
+    def units(self, features: Float[Tensor, "B C FR"], logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C W"]:
+        """φ; features: c and t, as `Memories.features` gives them."""
         inputs = torch.cat([features, logits.unsqueeze(-1)], -1)
-        return torch.cat([torch.tanh(F.linear(inputs, self.inner, self.inner_bias)), features], -1)
+        return torch.cat(
+            [torch.tanh(F.linear(inputs, self.inner, self.inner_bias)), features[..., : len(FEATURES)]], -1
+        )
 
     def forward(
-        self, features: Float[Tensor, "B C F"], logits: Float[Tensor, "B C"], codes: Float[Tensor, "B K"]
+        self, features: Float[Tensor, "B C FR"], logits: Float[Tensor, "B C"], codes: Float[Tensor, "B K"]
     ) -> Float[Tensor, "B C"]:
         """f^(m)(x); `codes` are what `encode` gives."""
         weights = self.outer + codes @ self.basis.T  # (B, W)
@@ -95,7 +97,7 @@ class MemoryRows:
     """Events with everything that the patch reads, computed once.
 
     Attributes:
-        events: (B,) rows of the log. held: (B,) how many events the memory holds. features: (B, C, F).
+        events: (B,) rows of the log. held: (B,) how many events the memory holds. features: (B, C, F + R), see memory.py.
         logits, labels, weights: (B, C); logits are those of an f that has not been trained on these events, as if it had been
             trained with as many negatives as there are here (see `prior_shift`). shares: (B, G + 1) see
             `category_shares`; (B, 0) where nobody has a θ̂.
@@ -103,7 +105,7 @@ class MemoryRows:
 
     events: Ints
     held: Ints
-    features: Float[Tensor, "B C F"]
+    features: Float[Tensor, "B C FR"]
     logits: Float[Tensor, "B C"]
     labels: Float[Tensor, "B C"]
     weights: Float[Tensor, "B C"]

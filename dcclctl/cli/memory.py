@@ -30,7 +30,9 @@ def memory(
     ] = None,
     until: Annotated[str | None, _option("until", metavar="PERIOD")] = None,
     size: Annotated[int | None, _option("size", metavar="M")] = None,
+    track: Annotated[int | None, _option("track", metavar="T")] = None,
     neighbours: Annotated[int | None, _option("neighbours", metavar="N")] = None,
+    lookback: Annotated[int | None, _option("lookback", metavar="N")] = None,
     shrinkage: Annotated[float | None, _option("shrinkage", metavar="X")] = None,
     seed: Annotated[int | None, _option("seed", metavar="N")] = None,
     store: StoreOption = DEFAULT_STORE,
@@ -41,9 +43,10 @@ def memory(
 ) -> None:
     """Keep what every device remembers of its user's log.
 
-    A device keeps its user's newest M items (4 bytes each) and takes in every further event by overwriting the oldest.
-    The memory never leaves the device when it serves. What the cloud ships beside it are counts over everybody's log: popularity,
-    and each item's nearest items. dcclctl patch --method memory learns what to make of both.
+    A device keeps its user's newest M items (4 bytes each) and takes in every further event by overwriting the oldest; of
+    the newest T it also keeps how near each was to what the memory held before it. The memory never leaves the device when
+    it serves. What the cloud ships beside it are counts over everybody's log: popularity, each item's nearest items, and
+    those usually had before it. dcclctl patch --method memory learns what to make of both.
 
     \b
     Examples:
@@ -51,7 +54,15 @@ def memory(
       dcclctl memory --size 100 --until device
     """
     settings = resolve(
-        MemoryConfig, config, until=until, size=size, neighbours=neighbours, shrinkage=shrinkage, seed=seed
+        MemoryConfig,
+        config,
+        until=until,
+        size=size,
+        track=track,
+        neighbours=neighbours,
+        lookback=lookback,
+        shrinkage=shrinkage,
+        seed=seed,
     )
     from dcclctl.stages.handles import Dataset
     from dcclctl.stages.memory import remember

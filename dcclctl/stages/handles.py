@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dcclctl import __version__
 from dcclctl.algorithm.basis import SharedBasis
 from dcclctl.algorithm.din import Din, DinSizes
 from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import EventLog
-from dcclctl.algorithm.memory import Statistics
+from dcclctl.algorithm.memory import FEATURES, Statistics
 from dcclctl.algorithm.memorypatch import MemoryPatch
 from dcclctl.algorithm.metapatch import Basis, PatchShape
 from dcclctl.algorithm.scoring import Backbone
@@ -239,6 +240,11 @@ class Memory:
         given = self.artifact.inputs["dataset"].id
         if given != self.dataset.artifact.id:
             raise _differ("the dataset", self.artifact, given, self.dataset.artifact, self.dataset.artifact.id)
+        if self.artifact.facts["features"] != list(FEATURES):
+            raise ArtifactError(
+                f"{self.artifact.ref} has other features than this dcclctl {__version__} knows",
+                "Make it and its patches again: dcclctl memory, then dcclctl patch.",
+            )
 
     @property
     def config(self) -> dict[str, Any]:
@@ -248,6 +254,11 @@ class Memory:
     def size(self) -> int:
         """M."""
         return int(self.config["size"])
+
+    @property
+    def track(self) -> int:
+        """T."""
+        return int(self.config["track"])
 
     @cached_property
     def statistics(self) -> Statistics:

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 
 from dcclctl.algorithm.eventlog import Block
-from dcclctl.algorithm.memory import FEATURES, Ring, count_statistics
+from dcclctl.algorithm.memory import FEATURES, TRACKED, Ring, count_statistics
 from dcclctl.config import MemoryConfig
 from dcclctl.errors import DataError, UsageError
 from dcclctl.stages.handles import Dataset
@@ -39,10 +39,12 @@ def remember(dataset: Dataset, config: MemoryConfig, store: Store, force: bool =
             raise DataError(
                 f"{dataset.artifact.ref} has no positive events up to {config.until}", "Ingest with other --periods."
             )
-        statistics = count_statistics(log, before, config.size, config.neighbours, config.shrinkage, config.seed)
+        statistics = count_statistics(
+            log, before, config.size, config.neighbours, config.shrinkage, config.lookback, config.seed
+        )
         work.write_tensors("statistics.safetensors", statistics.tensors())
         users, starts = np.unique(log.user[rows], return_index=True)
-        rings = [Ring(config.size, items.tolist()) for items in np.split(log.item[rows], starts[1:])]
+        rings = [Ring(config.size, items.tolist(), config.track) for items in np.split(log.item[rows], starts[1:])]
         table = pl.DataFrame(
             {
                 "user_index": users.astype(np.int32),
@@ -64,5 +66,6 @@ def remember(dataset: Dataset, config: MemoryConfig, store: Store, force: bool =
             "bytes_per_user_largest": int(table["bytes"].to_numpy().max()),
             "bytes_per_candidate": statistics.bytes_per_candidate,
             "features": list(FEATURES),
+            "tracked": list(TRACKED),
         }
         return work.commit(facts), False

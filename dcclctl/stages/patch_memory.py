@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dcclctl.algorithm import training
 from dcclctl.algorithm.eventlog import Block
-from dcclctl.algorithm.memory import Statistics, count_statistics, features
+from dcclctl.algorithm.memory import Memories, Statistics, count_statistics
 from dcclctl.algorithm.memorypatch import (
     MemoryFit,
     MemoryPatch,
@@ -138,6 +138,7 @@ class MemoryDevices:
                 memory.size,
                 memory.config["neighbours"],
                 memory.config["shrinkage"],
+                memory.config["lookback"],
                 self.config.seed,
             )
             backbone, shift = model.backbone(self.config), prior_shift(model.negatives, self.config.negatives)
@@ -178,9 +179,9 @@ class MemoryDevices:
     ) -> MemoryRows:
         """Rows of some events of a part of the block, as the backbone's log gives their histories; ref: its model."""
         memory, log, events = self.memory, backbone.log, sampled.events
-        width = sampled.candidates.shape[1]
-        found = torch.empty(len(events), width, statistics.mean.shape[1])
-        logits = torch.empty(len(events), width)
+        memories = Memories(log, statistics, memory.size, memory.track)
+        logits = torch.empty(sampled.candidates.shape)
+        found = torch.empty(*sampled.candidates.shape, memories.width)
         order = np.argsort(backbone.lengths(events), kind="stable")
         for at in range(0, len(order), _BATCH):
             some = order[at : at + _BATCH]
@@ -188,7 +189,7 @@ class MemoryDevices:
             candidates = sampled.candidates[index]
             below = backbone.activations(events[some], candidates)
             logits[index] = backbone.head(events[some], candidates, below).cpu() + shift
-            found[index] = features(log, events[some], candidates, statistics, memory.size)
+            found[index] = memories.features(events[some], candidates)
             self.on_progress(f"remember {ref}", min(at + _BATCH, len(order)), len(order), "")
         shares = category_shares(log, events, memory.size) if self.personal else torch.zeros(len(events), 0)
         held = log.history_lengths(events, memory.size)

@@ -16,7 +16,7 @@ from torch import Tensor
 from dcclctl.algorithm.devicemethods import item_head, layer_head
 from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import EventLog
-from dcclctl.algorithm.memory import features
+from dcclctl.algorithm.memory import Memories
 from dcclctl.algorithm.memorypatch import category_shares, prior_shift
 from dcclctl.algorithm.sampling import Ints, permutation
 from dcclctl.algorithm.scoring import Backbone, DinBackbone, HeadFunction, patched_head
@@ -123,7 +123,7 @@ def _serve_from_memory(subject: Subject, backbone: Backbone, seed: int) -> tuple
     if subject.suffix == MEAN_SUFFIX and patched.any():
         codes = mean_code(codes, patched)
     lender = _lenders(log, seed) if subject.suffix == SHUFFLED_SUFFIX else None
-    statistics, size = memory.statistics, memory.size
+    memories, size = Memories(log, memory.statistics, memory.size, memory.track), memory.size
     smallest = int(patches.artifact.facts["smallest_memory"])
     shift = prior_shift(subject.cloud.negatives, int(patches.artifact.config["negatives"]))
 
@@ -133,7 +133,7 @@ def _serve_from_memory(subject: Subject, backbone: Backbone, seed: int) -> tuple
         logits = cloud.cpu()
         users = torch.from_numpy(log.user[events])
         source = events if lender is None else lender(events)
-        found = features(log, source, candidates, statistics, size)
+        found = memories.features(source, candidates)
         known = category_shares(log, source, size) if patch.code_size else torch.zeros(len(events), 0)
         own = patch.encode(codes[users], log.profile[users], known)
         remembers = torch.from_numpy(log.history_lengths(source, smallest) >= smallest) & patched[users]

@@ -9,10 +9,10 @@ import torch
 from algorithm_worlds import Row, log_of
 
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventLog
-from dcclctl.algorithm.memory import FEATURES, Ring, Statistics, count_statistics, features
+from dcclctl.algorithm.memory import FEATURES, TRACKED, Memories, Ring, Statistics, count_statistics
 
-#: M: smaller than the histories, so that rings wrap
-SIZE = 6
+#: M and T: smaller than the histories, so that rings wrap
+SIZE, TRACK = 6, 4
 N_USERS, N_ITEMS, N_CATEGORIES = 9, 30, 5
 
 
@@ -41,19 +41,35 @@ def categorised() -> dict[str, object]:
 
 
 def counted(world: EventLog, until: str = "device", neighbours: int = 4, shrinkage: float = 1.0) -> Statistics:
-    return count_statistics(world, world.up_to(Block.parse(until)), SIZE, neighbours, shrinkage, 3)
+    return count_statistics(world, world.up_to(Block.parse(until)), SIZE, neighbours, shrinkage, 3, 3)
 
 
-def plain(n_items: int, category_share: list[float], similar: dict[tuple[int, int], float]) -> Statistics:
+def features(
+    world: EventLog, events: np.ndarray, candidates: torch.Tensor | None, statistics: Statistics, size: int
+) -> torch.Tensor:
+    """Without the track record."""
+    return Memories(world, statistics, size, 0).features(events, candidates)[..., : len(FEATURES)]
+
+
+def plain(
+    n_items: int,
+    category_share: list[float],
+    similar: dict[tuple[int, int], float],
+    led: dict[tuple[int, int], float] | None = None,
+) -> Statistics:
     """Nothing taken off and nothing scaled, so that features are what their formulas say; items have equal shares."""
-    similarity = torch.zeros(n_items, n_items)
-    for (item, other), value in similar.items():
-        similarity[item, other] = value
+    similarity, lead = torch.zeros(2, n_items, n_items)
+    for matrix, given in ((similarity, similar), (lead, led or {})):
+        for (item, other), value in given.items():
+            matrix[item, other] = value
+    every = torch.arange(n_items).expand(n_items, -1)
     return Statistics(
         torch.full((n_items,), 1 / n_items),
         torch.tensor(category_share),
-        torch.arange(n_items).expand(n_items, -1),
+        every,
         similarity,
+        every,
+        lead,
         torch.zeros(n_items, len(FEATURES)),
         torch.ones(len(FEATURES)),
     )
@@ -69,10 +85,10 @@ def test_a_batch_has_the_features_of_every_devices_ring(repeats: bool, categorie
     rows = random_rows(repeats)
     world = log_of(rows, N_USERS, N_ITEMS, repeats=repeats, **(categorised() if categories else {}))
     statistics = counted(world)
-    found = features(world, np.arange(len(rows)), None, statistics, SIZE)
+    found = Memories(world, statistics, SIZE, TRACK).features(np.arange(len(rows)), None)
     everything, wrapped, row = torch.arange(N_ITEMS), 0, 0
     for _, mine in groupby(rows, key=lambda each: each[0]):
-        ring = Ring(SIZE)
+        ring = Ring(SIZE, track=TRACK)
         for _, moment in groupby(mine, key=lambda each: each[2]):
             expected = ring.features(everything, world.item_categories, statistics)
             for _, item, _, label, _ in list(moment):
@@ -80,21 +96,56 @@ def test_a_batch_has_the_features_of_every_devices_ring(repeats: bool, categorie
                 wrapped += ring.seen > SIZE
                 row += 1
                 if label:
-                    ring.observe(item)
+                    ring.observe(item, expected[item])
+        assert ring.bytes == 8 + 4 * SIZE + TRACK * len(TRACKED)
     assert row == len(rows)
     assert wrapped > 30
+    record = found[:, 0, len(FEATURES) :]
+    assert (record.abs().sum(1) > 0).sum() > 100
+    assert found[..., len(FEATURES) :].equal(record.unsqueeze(1).expand(-1, N_ITEMS, -1))  # the same for all candidates
+    # some events after others, in another order, candidates of choice
     chosen = torch.tensor([[3, 3, 7], [0, 29, 1]])
-    few = features(world, np.array([40, 100]), chosen, statistics, SIZE)
+    few = Memories(world, statistics, SIZE, TRACK).features(np.array([100, 40]), chosen.flip(0)).flip(0)
     torch.testing.assert_close(few, torch.stack([found[40][chosen[0]], found[100][chosen[1]]]))
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_a_device_whose_log_begins_later_has_a_record_of_its_own(keep: int) -> None:
+    """In a shortened log an event's record is that of a ring which saw the kept events only; others keep theirs."""
+    world = log_of(random_rows(False), N_USERS, N_ITEMS, repeats=False, **categorised())
+    statistics = counted(world)
+    some = np.flatnonzero(world.history_lengths(np.arange(len(world.user)), keep + 1) > keep)[::3]
+    cut = world.shortened(some, np.full(len(some), keep))
+    found = Memories(cut, statistics, SIZE, TRACK).features(some, None)
+    whole = Memories(world, statistics, SIZE, TRACK).features(some, None)
+    for row, event in enumerate(some):
+        ring = Ring(SIZE, track=TRACK)
+        ends = world.history_end[event]
+        seen = [at for at in np.flatnonzero(world.label > 0) if world.user[at] == world.user[event]]
+        kept = [at for at in seen if world.history_end[at] < ends][-keep:]
+        begins = ends - keep
+        for at in kept:  # events of one moment do not see each other
+            before = Ring(SIZE, world.sequence[begins : max(begins, int(world.history_end[at]))].tolist())
+            own = before.features(torch.tensor([world.item[at]]), world.item_categories, statistics)[0]
+            ring.observe(int(world.item[at]), own)
+        torch.testing.assert_close(found[row], ring.features(torch.arange(N_ITEMS), world.item_categories, statistics))
+    record = slice(len(FEATURES), None)
+    assert not found[:, 0, record].allclose(whole[:, 0, record])
+    others = np.setdiff1d(np.arange(len(world.user)), some)
+    everything = Memories(cut, statistics, SIZE, TRACK).features(np.arange(len(world.user)), None)
+    torch.testing.assert_close(
+        everything[torch.from_numpy(others)], Memories(world, statistics, SIZE, TRACK).features(others, None)
+    )
+    torch.testing.assert_close(everything[torch.from_numpy(some)], found)
 
 
 def test_no_events_have_no_features() -> None:
     world = log_of(random_rows(), N_USERS, N_ITEMS)
-    assert features(world, np.empty(0, np.int64), torch.empty(0, 4, dtype=torch.int64), counted(world), SIZE).shape == (
-        0,
-        4,
-        len(FEATURES),
-    )
+    nobody = torch.empty(0, 4, dtype=torch.int64)
+    for track in (0, TRACK):
+        memories = Memories(world, counted(world), SIZE, track)
+        found = memories.features(np.empty(0, np.int64), nobody)
+        assert found.shape == (0, 4, memories.width) == (0, 4, len(FEATURES) + len(TRACKED))
 
 
 # -- figures made by hand
@@ -107,7 +158,8 @@ def test_every_feature_by_hand() -> None:
     """
     a, b, none = 0, 1, 2
     categories = torch.tensor([[a, none], [a, b], [b, none], [a, b], [none, none]])
-    statistics = plain(5, [0.5, 0.25, 0.25], {(3, 1): 0.6, (3, 2): 0.2, (1, 4): 0.9})
+    led = {(3, 2): 0.1, (3, 0): 0.5, (1, 1): 0.3, (1, 4): 0.9}
+    statistics = plain(5, [0.5, 0.25, 0.25], {(3, 1): 0.6, (3, 2): 0.2, (1, 4): 0.9}, led)
     ring = Ring(4, [4, 0, 1, 1, 2])  # 4 is overwritten
     first, second, third = ring.features(torch.tensor([1, 3, 4]), categories, statistics)
     fresh = [1 / (1 + age / 20) for age in range(4)]
@@ -128,6 +180,8 @@ def test_every_feature_by_hand() -> None:
             "similarity, sum": 0.0,  # item 4 is forgotten
             "similarity, largest": 0.0,
             "similarity, recent": 0.0,
+            "order, sum": log1p(20 * 0.3 * 0.8),
+            "order, largest": 10 * 0.3 * 0.8,
         },
         abs=1e-6,
     )
@@ -146,6 +200,8 @@ def test_every_feature_by_hand() -> None:
             "similarity, sum": log1p(10 * 0.8),
             "similarity, largest": 5 * 0.6,
             "similarity, recent": 5 * (0.6 * fresh[1] + 0.2 * fresh[0]),
+            "order, sum": log1p(20 * (0.1 + 0.5 * 0.8**3)),
+            "order, largest": 10 * 0.5 * 0.8**3,
         },
         abs=1e-6,
     )
@@ -154,13 +210,42 @@ def test_every_feature_by_hand() -> None:
 
 
 def named(row: torch.Tensor) -> dict[str, float]:
-    return dict(zip(FEATURES, row.tolist(), strict=True))
+    assert not row[len(FEATURES) :].any()  # a ring that was given items only has no track record
+    return dict(zip(FEATURES, row[: len(FEATURES)].tolist(), strict=True))
+
+
+def test_the_track_record_by_hand() -> None:
+    """Three events are taken for without any, a byte is a feature times 32, and 4 is the most that is kept."""
+    ring = Ring(4, track=2)
+    statistics, categories = plain(5, [1.0], {}), torch.zeros(5, 1, dtype=torch.int64)
+    found = torch.zeros(3, len(FEATURES) + len(TRACKED))
+    found[:, FEATURES.index("item count")] = torch.tensor([9.0, 0.26, 1.0])
+    found[:, FEATURES.index("size")] = 1
+    found[:, FEATURES.index("order, sum")] = torch.tensor([0.0, -0.5, -9.0])
+
+    def record() -> dict[str, float]:
+        own = ring.features(torch.tensor([3, 4]), categories, statistics)[:, len(FEATURES) :]
+        assert own[0].equal(own[1])
+        return {name: value for name, value in zip(TRACKED, own[0].tolist(), strict=True) if value}
+
+    assert (record(), ring.bytes) == ({}, 8)
+    ring.observe(0, found[0])
+    assert (record(), ring.bytes) == ({"item count": pytest.approx(127 / 32 / 4)}, 8 + 4 + 14)
+    ring.observe(1, found[1])
+    assert record() == {"item count": pytest.approx((127 + 8) / 32 / 5), "order, sum": pytest.approx(-0.5 / 5)}
+    ring.observe(2, found[2])  # the first one is forgotten
+    assert record() == {
+        "item count": pytest.approx((8 + 32) / 32 / 5),
+        "order, sum": pytest.approx((-16 - 127) / 32 / 5),
+    }
+    assert ring.bytes == 8 + 3 * 4 + 2 * 14
+    assert ring.kept.nbytes == 2 * 14
 
 
 def test_an_empty_memory_says_nothing_of_anybody() -> None:
     statistics = plain(5, [1.0], {(3, 0): 0.6})
     found = Ring(4).features(torch.arange(5), torch.zeros(5, 1, dtype=torch.int64), statistics)
-    assert found.shape == (5, len(FEATURES))
+    assert found.shape == (5, len(FEATURES) + len(TRACKED))
     assert not found.any()  # item 0, which stands in the empty places, neither
     world = log_of([(0, 1, 1, 1, CLOUD)], 1, 5)
     assert not features(world, np.array([0]), None, statistics, 4).any()
@@ -208,7 +293,37 @@ def test_similarity_is_the_weighted_shrunk_cosine() -> None:
             assert value == pytest.approx(both / (size + shrinkage), rel=1e-5)
     nearest = counted(world, "device", 3, shrinkage)
     assert nearest.similarity.equal(statistics.similarity[:, :3])
-    assert nearest.bytes_per_candidate == 4 + 8 * 3 + 4 * len(FEATURES)
+    assert nearest.bytes_per_candidate == 4 + 8 * 3 + 8 * 3 + 4 * len(FEATURES)
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_lead_counts_what_came_soon_after_what(repeats: bool) -> None:
+    rows = random_rows(repeats)
+    world = log_of(rows, N_USERS, N_ITEMS, repeats=repeats)
+    statistics = count_statistics(world, world.up_to(Block(DEVICE)), SIZE, N_ITEMS, 2.5, 3, 3)
+    lead, number = np.zeros((N_ITEMS, N_ITEMS)), np.zeros(N_ITEMS)
+    for _, mine in groupby((row for row in rows if row[3] and row[4] <= DEVICE), key=lambda each: each[0]):
+        had: list[int] = []
+        for _, moment in groupby(mine, key=lambda each: each[2]):
+            together = [item for _, item, *_ in moment]
+            for item in together:
+                number[item] += 1
+                for distance, before in enumerate(had[:-4:-1], 1):
+                    lead[item, before] += 1 / distance
+            had += together
+    lead /= np.sqrt(number[:, None] * number) + 2.5
+    assert (lead > 0).sum() > 100
+    for item in range(N_ITEMS):
+        found = zip(statistics.predecessors[item].tolist(), statistics.lead[item].tolist(), strict=True)
+        expected = {before: lead[item, before] for before in range(N_ITEMS) if lead[item, before]}
+        assert {before: value for before, value in found if value} == pytest.approx(expected, rel=1e-5)
+    fewer = count_statistics(world, world.up_to(Block(DEVICE)), SIZE, 3, 2.5, 3, 3)
+    assert fewer.lead.equal(statistics.lead[:, :3])
+    assert list(statistics.lead[0]) == sorted(statistics.lead[0], reverse=True)
+    without = count_statistics(world, world.up_to(Block(DEVICE)), SIZE, 3, 2.5, 0, 3)
+    assert not without.lead.any()
+    silent = Memories(world, without, SIZE, TRACK).features(np.arange(len(rows)), None)
+    assert not silent[..., [FEATURES.index("order, sum"), FEATURES.index("order, largest")]].any()
 
 
 def test_without_shrinkage_an_item_of_nobody_is_near_nothing() -> None:
@@ -239,7 +354,7 @@ def test_later_events_and_negatives_change_nothing_that_is_counted() -> None:
         for user, item, *rest, label, period in rows
     ]
     found = counted(log_of(disliked, N_USERS, N_ITEMS, **categorised()))
-    for name in ("item_share", "category_share", "neighbours", "similarity", "mean"):
+    for name in ("item_share", "category_share", "neighbours", "similarity", "predecessors", "lead", "mean"):
         assert found.tensors()[name].equal(only.tensors()[name]), name
 
 
@@ -258,7 +373,8 @@ def test_what_comes_later_changes_no_feature() -> None:
     other = [row if row[4] <= DEVICE else (row[0], 3, row[2], 1, row[4]) for row in rows]
     changed = log_of(other, N_USERS, N_ITEMS, **categorised())
     statistics = counted(world)
-    assert features(world, early, None, statistics, SIZE).equal(features(changed, early, None, statistics, SIZE))
+    before, after = (Memories(each, statistics, SIZE, TRACK) for each in (world, changed))
+    assert before.features(early, None).equal(after.features(early, None))
     late = np.flatnonzero(world.period == TEST)
     assert not features(world, late, None, statistics, SIZE).equal(features(changed, late, None, statistics, SIZE))
 

@@ -10,7 +10,7 @@ from algorithm_worlds import Row, log_of, normal
 from torch.nn import functional as F
 
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
-from dcclctl.algorithm.memory import FEATURES, count_statistics, features
+from dcclctl.algorithm.memory import FEATURES, TRACKED, Memories, count_statistics
 from dcclctl.algorithm.memorypatch import (
     MemoryFit,
     MemoryPatch,
@@ -24,7 +24,8 @@ from dcclctl.algorithm.sampling import PairSet
 from dcclctl.algorithm.training import sample
 from dcclctl.errors import DivergedError
 
-N_USERS, N_ITEMS, N_CATEGORIES, SIZE = 60, 60, 6, 50
+N_USERS, N_ITEMS, N_CATEGORIES, SIZE, TRACK = 60, 60, 6, 50, 8
+WIDTH = len(FEATURES) + len(TRACKED)
 FIT = MemoryFit(epochs=6, learning_rate=0.01, weight_decay=0.01, batch_size=64, seed=4)
 
 
@@ -64,22 +65,23 @@ def rows_of(
     excluded: PairSet | None = None,
     lent: bool = False,
     keep: int = SIZE,
+    track: int = TRACK,
 ) -> MemoryRows:
     """Rows as the devices make them, on a cloud model that knows nothing.
 
     Args:
         excluded: what may not be drawn; the log's own rule if not given. lent: with the memories of other users.
-        keep: events that each memory keeps, the newest.
+        keep: events that each memory keeps, the newest. track: T.
     """
     block = Block(period)
     events = log.events_in(block)
     samples = sample(
         log, events, negatives, log.catalogue(block), excluded or log.never_negative(block), 1, f"test/{period}"
     )
-    statistics = count_statistics(log, log.before(block), SIZE, 5, 1.0, 2)
+    statistics = count_statistics(log, log.before(block), SIZE, 5, 1.0, 3, 2)
     whose = events[np.argsort((log.user[events] + 1) % N_USERS, kind="stable")] if lent else events
     log = log.shortened(whose, np.full(len(whose), keep))
-    found = features(log, whose, samples.candidates, statistics, SIZE)
+    found = Memories(log, statistics, SIZE, track).features(whose, samples.candidates)
     logits = torch.full(samples.labels.shape, -math.log(negatives))
     shares = category_shares(log, whose, SIZE)
     held = log.history_lengths(whose, SIZE)
@@ -117,7 +119,7 @@ def test_a_new_patch_is_the_cloud_model() -> None:
         patch = new_patch(log, code_size)
         logits = 5 * normal(4, 7)
         codes = torch.zeros(4, code_size)
-        assert patch(normal(4, 7, len(FEATURES), seed=1), logits, codes).equal(logits)
+        assert patch(normal(4, 7, WIDTH, seed=1), logits, codes).equal(logits)
         assert patch.encode(codes, log.profile[:4], torch.zeros(4, N_CATEGORIES + 1)).equal(codes)
 
 
@@ -140,7 +142,7 @@ def test_the_patch_and_its_codes_by_formula() -> None:
     log = replace(shop(0.5), profile=torch.tensor([[1, 0]] * N_USERS), profile_sizes=(2, 3))
     patch = filled(new_patch(log, 2)).requires_grad_(False)
     weight = {name: value.detach().double().numpy() for name, value in patch.named_parameters()}
-    found, logits, codes = normal(1, 2, len(FEATURES)), normal(1, 2, seed=1), normal(1, 2, seed=2)
+    found, logits, codes = normal(1, 2, WIDTH), normal(1, 2, seed=1), normal(1, 2, seed=2)
     shares = torch.tensor([[0.5, 0.5, 0, 0, 0, 0, 0]])
     code = weight["code"] @ codes[0].double().numpy() + np.tanh(
         weight["profile"][1] + weight["profile"][2 + 0] + 0.5 * (weight["summary"][0] + weight["summary"][1])
@@ -148,8 +150,9 @@ def test_the_patch_and_its_codes_by_formula() -> None:
     encoded = patch.encode(codes, log.profile[:1], shares)
     np.testing.assert_allclose(encoded.detach()[0], code, rtol=1e-5)
     for at in range(2):
-        c, f = found[0, at].double().numpy(), float(logits[0, at])
-        phi = np.concatenate([np.tanh(weight["inner"] @ [*c, f] + weight["inner_bias"]), c])
+        both, f = found[0, at].double().numpy(), float(logits[0, at])
+        c = both[: len(FEATURES)]  # the track record behind them goes into the hidden units only
+        phi = np.concatenate([np.tanh(weight["inner"] @ [*both, f] + weight["inner_bias"]), c])
         expected = f + (weight["outer"] + weight["basis"] @ code) @ phi
         assert float(patch(found, logits, encoded)[0, at]) == pytest.approx(expected, rel=1e-4)
 
@@ -193,13 +196,13 @@ def test_users_who_come_back_are_learned_and_strangers_memories_are_not() -> Non
 def test_what_a_short_memory_says_has_to_be_learned_from_short_ones() -> None:
     """Everybody remembers 18 events or more when the patch is learned; then somebody comes who has had one or two."""
     log = shop(0.6)
-    rows = rows_of(log, DEVICE)
-    short = [rows_of(log, DEVICE, keep=keep) for keep in (1, 2, 4)]
+    rows = rows_of(log, DEVICE, track=0)  # a track record would say how little there is to go by
+    short = [rows_of(log, DEVICE, keep=keep, track=0) for keep in (1, 2, 4)]
     found = {}
     for name, taught in (("long", rows), ("short too", MemoryRows.join([rows, *short]))):
         patch = new_patch(log)
         learn(patch, taught, log, FIT)
-        found[name] = [log_loss(log, patch, rows_of(log, TEST, keep=keep)) for keep in (1, 2, SIZE)]
+        found[name] = [log_loss(log, patch, rows_of(log, TEST, keep=keep, track=0)) for keep in (1, 2, SIZE)]
     nothing = log_loss(log, new_patch(log), rows_of(log, TEST, keep=1))
     assert found["long"][0] > nothing > found["short too"][0]
     assert found["long"][1] > found["short too"][1]

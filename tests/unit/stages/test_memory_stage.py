@@ -13,7 +13,7 @@ from tampered import rewrite
 from world import EVALUATE, PATCH, TRAIN, World, dcclctl, done, ingest, quiet_progress
 
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
-from dcclctl.algorithm.memory import FEATURES, count_statistics, features
+from dcclctl.algorithm.memory import FEATURES, TRACKED, Memories, count_statistics
 from dcclctl.algorithm.memorypatch import MemoryPatch, MemoryRows, learn
 from dcclctl.algorithm.sampling import Ints, PairSet
 from dcclctl.config import EvaluateConfig, MemoryConfig, PatchConfig
@@ -28,7 +28,7 @@ from dcclctl.stages.patch_memory import MemoryDevices, lessons
 from dcclctl.stages.serve import Subject, serve
 from dcclctl.store.store import Artifact, Store
 
-MEMORY = ("--size=8", "--neighbours=5")
+MEMORY = ("--size=8", "--neighbours=5", "--track=3")
 #: on cloud@3, which is cloud@1 trained further on the device period
 PATCHED = ("--method=memory", "--memory-epochs=2", "--memory-hidden=4", "--threads=1")
 FRESH = ("--cloud=cloud@3", *PATCHED)
@@ -94,19 +94,22 @@ def test_a_memory_is_the_newest_positive_items_of_everybody(remembering: Path) -
         name: all[:8] for name, all in expected.items()
     }
     assert table["seen"].to_list() == [len(expected[name]) for name in table["user_id"]]
-    assert table["bytes"].to_list() == [8 + 4 * min(8, len(expected[name])) for name in table["user_id"]]
+    assert table["bytes"].to_list() == [
+        8 + 4 * min(8, len(expected[name])) + len(TRACKED) * min(3, len(expected[name])) for name in table["user_id"]
+    ]
     facts = memory.facts
     assert facts["users"] == table.height == len(expected) < dataset.users.height  # new users have none yet
     assert facts["events"] == events.height
-    assert facts["bytes_per_user_largest"] == 40
+    assert facts["bytes_per_user_largest"] == 40 + 3 * 14
     assert facts["full"] == sum(len(all) >= 8 for all in expected.values())
     assert facts["features"] == list(FEATURES)
+    assert facts["tracked"] == list(TRACKED) == list(FEATURES[1:])
     assert not any("n" in name for name in table["user_id"])
 
 
 def test_the_command_says_what_a_device_needs_and_finds_what_it_made(own: Path) -> None:
     again = done("memory", *MEMORY, store=own)
-    assert (again["ref"], again["bytes_per_user"]) == ("memory@1", 40)
+    assert (again["ref"], again["bytes_per_user"]) == ("memory@1", 82)
     tree = dcclctl("artifacts", "lineage", "patches@2", store=own).stdout
     assert all(name in tree for name in ("memory@1", "cloud@3", "cloud@1", "dataset@1"))
     forced = done("memory", *MEMORY, "--force", store=own)
@@ -114,7 +117,7 @@ def test_the_command_says_what_a_device_needs_and_finds_what_it_made(own: Path) 
     result = dcclctl("memory", *MEMORY, "--until=cloud", store=own)
     assert result.exit_code == 0
     assert "up to cloud (dataset@1)" in result.stdout
-    assert "40 at most" in result.stdout
+    assert "82 at most" in result.stdout
     assert done("memory", *MEMORY, "--until=cloud", store=own)["id"] != again["id"]
     assert dcclctl("artifacts", "verify", store=own).exit_code == 0
     shown = dcclctl("artifacts", "show", "memory@1", store=own)
@@ -414,7 +417,7 @@ def test_some_events_are_learned_from_with_a_short_memory_too(remembering: Path)
     assert 0.2 < (short.held[long] == 1).mean() < 0.45  # log 2 / log 9 = 0.32
     # by hand: a log in which nothing but the K newest events of the user stands before the event
     model, memory = devices.lessons[0][0], devices.memory
-    statistics = count_statistics(log, log.before(Block(DEVICE)), memory.size, 5, memory.config["shrinkage"], 0)
+    statistics = count_statistics(log, log.before(Block(DEVICE)), memory.size, 5, memory.config["shrinkage"], 10, 0)
     for row in np.flatnonzero(short.held < most)[:20]:
         event, held = int(short.events[row]), int(short.held[row])
         cut = replace(
@@ -422,7 +425,8 @@ def test_some_events_are_learned_from_with_a_short_memory_too(remembering: Path)
         )
         one = np.array([event])
         candidates = devices.samples(one, Block(DEVICE), 0).candidates
-        assert features(cut, one, candidates, statistics, memory.size).allclose(short.features[[row]], atol=1e-5)
+        found = Memories(cut, statistics, memory.size, 3).features(one, candidates)
+        assert found.allclose(short.features[[row]], atol=1e-5)
         below = model.backbone(devices.config, cut)
         assert below.head(one, candidates, below.activations(one, candidates)).allclose(short.logits[[row]], atol=1e-5)
 
@@ -455,7 +459,7 @@ def test_logits_are_compared_at_one_frequency_of_clicks(own: Path) -> None:
     logits, found = logits_of(subject, events)
     inner = subject.patches.memory_patch()
     with torch.no_grad():
-        seen = features(log, events, None, memory.statistics, memory.size)
+        seen = Memories(log, memory.statistics, memory.size, 3).features(events, None)
         expected = inner(seen, logits + math.log(4 / 12), torch.zeros(len(events), 0)) - math.log(4 / 12)
     remembers = torch.from_numpy(log.history_lengths(events, 1) > 0)
     torch.testing.assert_close(found[remembers], expected[remembers])
@@ -493,14 +497,15 @@ def test_negatives_are_drawn_from_what_the_user_remembers_too(
         monkeypatch.setattr(EventLog, "never_negative", lambda log, *blocks: PairSet(log.user, log.item, log.n_items))
     looked_at: list[tuple[bool, list[bool]]] = []
 
-    def spy(log: EventLog, events: Ints, candidates: torch.Tensor, *more: Any) -> torch.Tensor:
-        held, mask = log.histories(events, 100)
+    def spy(memories: Memories, events: Ints, candidates: torch.Tensor) -> torch.Tensor:
+        held, mask = memories.log.histories(events, 100)
         for items, real, row in zip(held, mask, candidates.tolist(), strict=True):
             memory = set(items[real].tolist())
             looked_at.append((row[0] in memory, [item in memory for item in row[1:]]))
-        return features(log, events, candidates, *more)
+        return features(memories, events, candidates)
 
-    monkeypatch.setattr(patch_memory, "features", spy)
+    features = Memories.features
+    monkeypatch.setattr(Memories, "features", spy)
     root = tmp_path / "store"
     ingest(tmp_path / "log", root, "--repeats=keep")
     done("train", *TRAIN, "--epochs=1", store=root)
