@@ -30,7 +30,7 @@ from dcclctl.algorithm.baselines.neighbours import co_occurrences
 from dcclctl.algorithm.eventlog import EventLog
 from dcclctl.algorithm.sampling import Ints, hashes
 
-#: F features; the first says how much the memory holds and is the same for all candidates
+#: features of a candidate; the first says how much the memory holds and is the same for all candidates
 FEATURES = (
     "size",
     "item count",
@@ -45,11 +45,9 @@ FEATURES = (
     "similarity, sum",
     "similarity, largest",
     "similarity, recent",
-    "order, sum",
-    "order, largest",
 )
-#: R features whose track record is kept: all that differ between candidates
-TRACKED = FEATURES[1:]
+#: and where it is known what came soon after what
+ORDER_FEATURES = ("order, sum", "order, largest")
 #: events after which recency has fallen to a half
 _HALF = 20.0
 #: what an event counts for as the one that led to a candidate, to what the one after it counts for
@@ -73,7 +71,8 @@ class Statistics:
     Attributes:
         item_share: (I,) share of the events. category_share: (G + 1,) the same by category, the last for padding.
         neighbours, similarity: (I, N) each item's nearest items by co-occurrence; similarity 0 for padding.
-        predecessors, lead: (I, Q) the items that each was had soon after, and how much more often than others; 0 for padding.
+        predecessors, lead: (I, Q) the items that each was had soon after, and how much more often than others; 0 for padding,
+            Q = 0 if order does not count.
         mean: (I, F) mean feature of an item over the reference users. scale: (F,) standard deviation of what is left.
     """
 
@@ -85,6 +84,16 @@ class Statistics:
     lead: Float[Tensor, "I Q"]
     mean: Float[Tensor, "I F"]
     scale: Float[Tensor, "F"]
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the F features that a candidate has."""
+        return FEATURES + (ORDER_FEATURES if self.predecessors.shape[1] else ())
+
+    @property
+    def tracked(self) -> tuple[str, ...]:
+        """Names of the R features whose track record may be kept: all that differ between candidates."""
+        return self.features[1:]
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -126,7 +135,8 @@ def count_statistics(
     by_category.scatter_add_(0, categories.flatten(), share[:, None].expand_as(categories).flatten())
     near, similarity = _neighbours(log, rows, neighbours, shrinkage)
     predecessors, lead = _predecessors(log, rows, neighbours, shrinkage, lookback)
-    nothing, one = torch.zeros(log.n_items, len(FEATURES)), torch.ones(len(FEATURES))
+    width = len(FEATURES) + (len(ORDER_FEATURES) if lookback else 0)
+    nothing, one = torch.zeros(log.n_items, width), torch.ones(width)
     plain = Statistics(share, by_category, near, similarity, predecessors, lead, nothing, one)
     mean, scale = _reference(log, plain, np.flatnonzero(before), size, seed)
     return replace(plain, mean=mean, scale=scale)
@@ -155,6 +165,7 @@ def _neighbours(log: EventLog, rows: Ints, count: int, shrinkage: float) -> tupl
 
 def _predecessors(log: EventLog, rows: Ints, count: int, shrinkage: float, lookback: int) -> tuple[Tensor, Tensor]:
     """Each item's predecessors with the largest lead, and the lead; equal ones by item number."""
+    count = min(count, max(log.n_items, 1)) if lookback else 0
     cells, weights = [np.empty(0, np.int64)], [np.empty(0)]
     sequence = log.sequence.numpy()
     for distance in range(1, lookback + 1):
@@ -169,7 +180,7 @@ def _predecessors(log: EventLog, rows: Ints, count: int, shrinkage: float, lookb
     order = np.lexsort((source, -lead, item))
     rank = np.arange(len(order)) - np.searchsorted(item[order], item[order])
     order, rank = order[rank < count], rank[rank < count]
-    best = torch.zeros(log.n_items, min(count, max(log.n_items, 1)), dtype=torch.int64)
+    best = torch.zeros(log.n_items, count, dtype=torch.int64)
     leads = torch.zeros(best.shape)
     best[item[order], rank] = torch.from_numpy(source[order])
     leads[item[order], rank] = torch.from_numpy(lead[order]).float()
@@ -182,7 +193,7 @@ def _reference(log: EventLog, statistics: Statistics, rows: Ints, size: int, see
         return statistics.mean, statistics.scale
     newest = rows[np.lexsort((log.share[rows], log.period[rows]))[-max(len(rows) // 4, 1) :]]
     chosen = newest[np.argsort(hashes(seed, "memory/reference", newest), kind="stable")[:_REFERENCES]]
-    total, squares = (torch.zeros(log.n_items, len(FEATURES), dtype=torch.float64) for _ in range(2))
+    total, squares = (torch.zeros(statistics.mean.shape, dtype=torch.float64) for _ in range(2))
     for at in range(0, len(chosen), 8):
         found = _of_batch(log, chosen[at : at + 8], None, statistics, size).double()
         total += found.sum(0)
@@ -198,7 +209,7 @@ class Memories:
 
     Args:
         log: its histories are what the devices have seen. statistics: what the cloud ships to them.
-        size: M. track: T.
+        size: M. track: T; 0 keeps no track record.
     """
 
     def __init__(self, log: EventLog, statistics: Statistics, size: int, track: int) -> None:
@@ -206,13 +217,13 @@ class Memories:
         self._rows = np.flatnonzero(log.label > 0)  # of the events of log.sequence
         owners = log.user[self._rows]
         self._starts = np.searchsorted(owners, owners)  # where each event's user begins in log.sequence
-        self._kept = torch.zeros(len(owners) if track else 0, len(TRACKED), dtype=torch.int8)
+        self._kept = torch.zeros(len(owners) if track else 0, len(statistics.tracked), dtype=torch.int8)
         self._known = np.zeros(len(owners), dtype=bool)
 
     @property
     def width(self) -> int:
         """F + R."""
-        return len(FEATURES) + len(TRACKED)
+        return len(self.statistics.features) + (len(self.statistics.tracked) if self.track else 0)
 
     @torch.no_grad()
     def features(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C FR"]:
@@ -225,6 +236,8 @@ class Memories:
             F + R numbers for each candidate; nothing of the event's own moment or later is in them.
         """
         own = _of_batch(self.log, events, candidates, self.statistics, self.size)
+        if not self.track:
+            return own
         record = self._record(events).unsqueeze(1).expand(-1, own.shape[1], -1)
         return torch.cat([own, record], -1)
 
@@ -241,10 +254,10 @@ class Memories:
         new = new[~self._known[new]]
         self._kept[torch.from_numpy(new)] = self._judged(new, self._starts[new])
         self._known[new] = True
-        kept = torch.empty(len(at), len(TRACKED), dtype=torch.int8)
+        kept = torch.empty(len(at), self._kept.shape[1], dtype=torch.int8)
         kept[torch.from_numpy(whole)] = self._kept[torch.from_numpy(at[whole])]
         kept[torch.from_numpy(~whole)] = self._judged(at[~whole], start[asked[~whole]])
-        sums = torch.zeros(len(events), len(TRACKED)).index_add_(0, torch.from_numpy(asked), kept.float())
+        sums = torch.zeros(len(events), kept.shape[1]).index_add_(0, torch.from_numpy(asked), kept.float())
         return _mean_record(sums, torch.from_numpy(lengths))
 
     def _judged(self, at: Ints, starts: Ints) -> Int[Tensor, "B R"]:
@@ -276,7 +289,7 @@ def _of_batch(
         some = slice(at, at + _EVENTS)
         held, mask = log.histories(events[some], size)
         parts.append(_features(held, mask.float(), candidates[some], log.item_categories, statistics))
-    return torch.cat(parts) if parts else torch.zeros(*candidates.shape, len(FEATURES))
+    return torch.cat(parts) if parts else torch.zeros(*candidates.shape, statistics.mean.shape[1])
 
 
 def _features(
@@ -305,10 +318,11 @@ def _features(
     fresh = recency.gather(1, at).view(near.shape)
     known = similarity * (fresh > 0)
     columns += [torch.log1p(10 * known.sum(-1)), 5 * known.amax(-1), 5 * (similarity * fresh).sum(-1)]
-    newest = torch.zeros(b, n_items).scatter_reduce_(1, held, mask * _LEADS ** torch.arange(held.shape[1]), "amax")
-    before = statistics.predecessors[candidates]
-    led = statistics.lead[candidates] * newest.gather(1, before.flatten(1)).view(before.shape)
-    columns += [torch.log1p(20 * led.sum(-1)), 10 * led.amax(-1)]
+    if statistics.predecessors.shape[1]:
+        newest = torch.zeros(b, n_items).scatter_reduce_(1, held, mask * _LEADS ** torch.arange(held.shape[1]), "amax")
+        before = statistics.predecessors[candidates]
+        led = statistics.lead[candidates] * newest.gather(1, before.flatten(1)).view(before.shape)
+        columns += [torch.log1p(20 * led.sum(-1)), 10 * led.amax(-1)]
     return (torch.stack(columns, -1) - statistics.mean[candidates]) / statistics.scale
 
 
@@ -350,12 +364,12 @@ class Ring:
     """One device's memory: the newest M items, 4 bytes each, in the order of the events, and the newest T of its track record.
 
     Args:
-        size: M. items: had so far, oldest first; nothing is kept of their features. track: T.
+        size: M. items: had so far, oldest first; nothing is kept of their features. track: T. tracked: R.
     """
 
-    def __init__(self, size: int, items: Iterable[int] = (), track: int = 0) -> None:
+    def __init__(self, size: int, items: Iterable[int] = (), track: int = 0, tracked: int = 0) -> None:
         self.items = np.zeros(size, dtype=np.uint32)
-        self.kept = np.zeros((track, len(TRACKED)), dtype=np.int8)
+        self.kept = np.zeros((track, tracked), dtype=np.int8)
         self.seen = 0
         for item in items:
             self.observe(item)
@@ -368,14 +382,15 @@ class Ring:
         """
         self.items[self.seen % len(self.items)] = item
         if len(self.kept):
-            known = torch.zeros(len(FEATURES)) if found is None else found[: len(FEATURES)]
+            own = 1 + self.kept.shape[1]
+            known = torch.zeros(own) if found is None else found[:own]
             self.kept[self.seen % len(self.kept)] = _in_bytes(known).numpy()
         self.seen += 1
 
     @property
     def bytes(self) -> int:
         """Bytes on the device: both rings as far as they are filled, and the counter."""
-        return 4 * min(self.seen, len(self.items)) + len(TRACKED) * min(self.seen, len(self.kept)) + 8
+        return 4 * min(self.seen, len(self.items)) + self.kept.shape[1] * min(self.seen, len(self.kept)) + 8
 
     def newest_first(self) -> Ints:
         """Items held, newest first."""
@@ -391,6 +406,8 @@ class Ring:
         if not held.shape[1]:
             held, mask = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1)
         own = _features(held, mask, candidates[None], item_categories, statistics)[0]
+        if not len(self.kept):
+            return own
         sums = torch.from_numpy(self.kept.astype(np.float32)).sum(0, keepdim=True)
         record = _mean_record(sums, torch.tensor([min(self.seen, len(self.kept))]))
         return torch.cat([own, record.expand(len(own), -1)], -1)

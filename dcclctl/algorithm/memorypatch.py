@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from dcclctl.algorithm.basis import descend
 from dcclctl.algorithm.eventlog import EventLog
-from dcclctl.algorithm.memory import FEATURES, TRACKED
 from dcclctl.algorithm.sampling import Ints, permutation
 from dcclctl.errors import DivergedError
 
@@ -30,7 +29,7 @@ class MemoryPatch(nn.Module):
     """All weights of the patch that the cloud ships.
 
     Args:
-        hidden_size: H. code_size: K, numbers in θ̂; 0 makes a patch that is the same function for everybody.
+        hidden_size: H. features: F. tracked: R, 0 without a track record. code_size: K, numbers in θ̂; 0 makes a patch that is the same function for everybody.
         profile_sizes: codes of each profile column. n_categories: G. generator: source of the initial weights.
     """
 
@@ -39,14 +38,16 @@ class MemoryPatch(nn.Module):
     def __init__(
         self,
         hidden_size: int,
+        features: int,
+        tracked: int,
         code_size: int,
         profile_sizes: tuple[int, ...],
         n_categories: int,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        width = hidden_size + len(FEATURES)
-        self.inner = nn.Parameter(torch.empty(hidden_size, len(FEATURES) + len(TRACKED) + 1))  # A
+        width = hidden_size + features
+        self.inner = nn.Parameter(torch.empty(hidden_size, features + tracked + 1))  # A
         self.inner_bias = nn.Parameter(torch.zeros(hidden_size))  # a
         self.outer = nn.Parameter(torch.zeros(width))  # w
         self.basis = nn.Parameter(torch.empty(width, code_size))  # V
@@ -80,9 +81,8 @@ class MemoryPatch(nn.Module):
     def units(self, features: Float[Tensor, "B C FR"], logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C W"]:
         """φ; features: c and t, as `Memories.features` gives them."""
         inputs = torch.cat([features, logits.unsqueeze(-1)], -1)
-        return torch.cat(
-            [torch.tanh(F.linear(inputs, self.inner, self.inner_bias)), features[..., : len(FEATURES)]], -1
-        )
+        own = len(self.outer) - len(self.inner)  # F
+        return torch.cat([torch.tanh(F.linear(inputs, self.inner, self.inner_bias)), features[..., :own]], -1)
 
     def forward(
         self, features: Float[Tensor, "B C FR"], logits: Float[Tensor, "B C"], codes: Float[Tensor, "B K"]

@@ -14,12 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dcclctl import __version__
 from dcclctl.algorithm.basis import SharedBasis
 from dcclctl.algorithm.din import Din, DinSizes
 from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import EventLog
-from dcclctl.algorithm.memory import FEATURES, Statistics
+from dcclctl.algorithm.memory import Statistics
 from dcclctl.algorithm.memorypatch import MemoryPatch
 from dcclctl.algorithm.metapatch import Basis, PatchShape
 from dcclctl.algorithm.scoring import Backbone
@@ -240,10 +239,10 @@ class Memory:
         given = self.artifact.inputs["dataset"].id
         if given != self.dataset.artifact.id:
             raise _differ("the dataset", self.artifact, given, self.dataset.artifact, self.dataset.artifact.id)
-        if self.artifact.facts["features"] != list(FEATURES):
+        if "track" not in self.config:
             raise ArtifactError(
-                f"{self.artifact.ref} has other features than this dcclctl {__version__} knows",
-                "Make it and its patches again: dcclctl memory, then dcclctl patch.",
+                f"{self.artifact.ref} was made before memories knew the order of events",
+                "Make it again: dcclctl memory, then dcclctl patch.",
             )
 
     @property
@@ -284,9 +283,11 @@ def open_memory(reference: str | None, dataset: Dataset, method: str, store: Sto
     return None
 
 
-def new_memory_patch(log: EventLog, hidden_size: int, code_size: int, generator: torch.Generator) -> MemoryPatch:
+def new_memory_patch(memory: Memory, hidden_size: int, code_size: int, generator: torch.Generator) -> MemoryPatch:
     """A memory-conditioned patch that gives the cloud model's logits until it is learned."""
-    return MemoryPatch(hidden_size, code_size, log.profile_sizes, log.n_categories, generator)
+    log, facts = memory.dataset.log, memory.artifact.facts
+    features, tracked = len(facts["features"]), len(facts["tracked"])
+    return MemoryPatch(hidden_size, features, tracked, code_size, log.profile_sizes, log.n_categories, generator)
 
 
 @dataclass(frozen=True)
@@ -317,7 +318,8 @@ class PatchSet:
         """What the cloud ships of a memory-conditioned patch."""
         facts, config = self.artifact.facts, self.artifact.config
         generator = torch.Generator().manual_seed(0)
-        patch = new_memory_patch(self.cloud.dataset.log, config["memory_hidden"], facts["patch_size"], generator)
+        assert self.memory is not None
+        patch = new_memory_patch(self.memory, config["memory_hidden"], facts["patch_size"], generator)
         patch.load_state_dict(self.artifact.read_tensors("memory_patch.safetensors"))
         return patch.requires_grad_(False)
 

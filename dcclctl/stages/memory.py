@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 
 from dcclctl.algorithm.eventlog import Block
-from dcclctl.algorithm.memory import FEATURES, TRACKED, Ring, count_statistics
+from dcclctl.algorithm.memory import Ring, count_statistics
 from dcclctl.config import MemoryConfig
 from dcclctl.errors import DataError, UsageError
 from dcclctl.stages.handles import Dataset
@@ -43,8 +43,12 @@ def remember(dataset: Dataset, config: MemoryConfig, store: Store, force: bool =
             log, before, config.size, config.neighbours, config.shrinkage, config.lookback, config.seed
         )
         work.write_tensors("statistics.safetensors", statistics.tensors())
+        tracked = statistics.tracked if config.track else ()
         users, starts = np.unique(log.user[rows], return_index=True)
-        rings = [Ring(config.size, items.tolist(), config.track) for items in np.split(log.item[rows], starts[1:])]
+        rings = [
+            Ring(config.size, items.tolist(), config.track, len(tracked))
+            for items in np.split(log.item[rows], starts[1:])
+        ]
         table = pl.DataFrame(
             {
                 "user_index": users.astype(np.int32),
@@ -65,7 +69,7 @@ def remember(dataset: Dataset, config: MemoryConfig, store: Store, force: bool =
             "bytes_per_user_mean": float(table["bytes"].to_numpy().mean()),
             "bytes_per_user_largest": int(table["bytes"].to_numpy().max()),
             "bytes_per_candidate": statistics.bytes_per_candidate,
-            "features": list(FEATURES),
-            "tracked": list(TRACKED),
+            "features": list(statistics.features),
+            "tracked": list(tracked),
         }
         return work.commit(facts), False

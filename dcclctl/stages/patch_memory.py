@@ -204,7 +204,7 @@ class MemoryDevices:
         """Everything that the cloud ships, learned from the rows."""
         config, log = self.config, self.log
         patch = new_memory_patch(
-            log,
+            self.memory,
             config.memory_hidden,
             config.patch_size if self.personal else 0,
             torch.Generator().manual_seed(stream(config.seed, "memory/weights")),

@@ -9,10 +9,13 @@ import torch
 from algorithm_worlds import Row, log_of
 
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventLog
-from dcclctl.algorithm.memory import FEATURES, TRACKED, Memories, Ring, Statistics, count_statistics
+from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Memories, Ring, Statistics, count_statistics
 
 #: M and T: smaller than the histories, so that rings wrap
 SIZE, TRACK = 6, 4
+#: with the order of events
+ALL = FEATURES + ORDER_FEATURES
+TRACKED = ALL[1:]
 N_USERS, N_ITEMS, N_CATEGORIES = 9, 30, 5
 
 
@@ -48,7 +51,7 @@ def features(
     world: EventLog, events: np.ndarray, candidates: torch.Tensor | None, statistics: Statistics, size: int
 ) -> torch.Tensor:
     """Without the track record."""
-    return Memories(world, statistics, size, 0).features(events, candidates)[..., : len(FEATURES)]
+    return Memories(world, statistics, size, 0).features(events, candidates)
 
 
 def plain(
@@ -70,8 +73,8 @@ def plain(
         similarity,
         every,
         lead,
-        torch.zeros(n_items, len(FEATURES)),
-        torch.ones(len(FEATURES)),
+        torch.zeros(n_items, len(ALL)),
+        torch.ones(len(ALL)),
     )
 
 
@@ -88,7 +91,7 @@ def test_a_batch_has_the_features_of_every_devices_ring(repeats: bool, categorie
     found = Memories(world, statistics, SIZE, TRACK).features(np.arange(len(rows)), None)
     everything, wrapped, row = torch.arange(N_ITEMS), 0, 0
     for _, mine in groupby(rows, key=lambda each: each[0]):
-        ring = Ring(SIZE, track=TRACK)
+        ring = Ring(SIZE, track=TRACK, tracked=len(TRACKED))
         for _, moment in groupby(mine, key=lambda each: each[2]):
             expected = ring.features(everything, world.item_categories, statistics)
             for _, item, _, label, _ in list(moment):
@@ -100,9 +103,9 @@ def test_a_batch_has_the_features_of_every_devices_ring(repeats: bool, categorie
         assert ring.bytes == 8 + 4 * SIZE + TRACK * len(TRACKED)
     assert row == len(rows)
     assert wrapped > 30
-    record = found[:, 0, len(FEATURES) :]
+    record = found[:, 0, len(ALL) :]
     assert (record.abs().sum(1) > 0).sum() > 100
-    assert found[..., len(FEATURES) :].equal(record.unsqueeze(1).expand(-1, N_ITEMS, -1))  # the same for all candidates
+    assert found[..., len(ALL) :].equal(record.unsqueeze(1).expand(-1, N_ITEMS, -1))  # the same for all candidates
     # some events after others, in another order, candidates of choice
     chosen = torch.tensor([[3, 3, 7], [0, 29, 1]])
     few = Memories(world, statistics, SIZE, TRACK).features(np.array([100, 40]), chosen.flip(0)).flip(0)
@@ -119,7 +122,7 @@ def test_a_device_whose_log_begins_later_has_a_record_of_its_own(keep: int) -> N
     found = Memories(cut, statistics, SIZE, TRACK).features(some, None)
     whole = Memories(world, statistics, SIZE, TRACK).features(some, None)
     for row, event in enumerate(some):
-        ring = Ring(SIZE, track=TRACK)
+        ring = Ring(SIZE, track=TRACK, tracked=len(TRACKED))
         ends = world.history_end[event]
         seen = [at for at in np.flatnonzero(world.label > 0) if world.user[at] == world.user[event]]
         kept = [at for at in seen if world.history_end[at] < ends][-keep:]
@@ -129,7 +132,7 @@ def test_a_device_whose_log_begins_later_has_a_record_of_its_own(keep: int) -> N
             own = before.features(torch.tensor([world.item[at]]), world.item_categories, statistics)[0]
             ring.observe(int(world.item[at]), own)
         torch.testing.assert_close(found[row], ring.features(torch.arange(N_ITEMS), world.item_categories, statistics))
-    record = slice(len(FEATURES), None)
+    record = slice(len(ALL), None)
     assert not found[:, 0, record].allclose(whole[:, 0, record])
     others = np.setdiff1d(np.arange(len(world.user)), some)
     everything = Memories(cut, statistics, SIZE, TRACK).features(np.arange(len(world.user)), None)
@@ -145,7 +148,7 @@ def test_no_events_have_no_features() -> None:
     for track in (0, TRACK):
         memories = Memories(world, counted(world), SIZE, track)
         found = memories.features(np.empty(0, np.int64), nobody)
-        assert found.shape == (0, 4, memories.width) == (0, 4, len(FEATURES) + len(TRACKED))
+        assert found.shape == (0, 4, memories.width) == (0, 4, len(ALL) + (len(TRACKED) if track else 0))
 
 
 # -- figures made by hand
@@ -205,26 +208,25 @@ def test_every_feature_by_hand() -> None:
         },
         abs=1e-6,
     )
-    nothing = dict.fromkeys(FEATURES, 0.0) | {"size": size, "item lift": log(1 / (4 / 5 + 1))}
+    nothing = dict.fromkeys(ALL, 0.0) | {"size": size, "item lift": log(1 / (4 / 5 + 1))}
     assert named(third) == pytest.approx(nothing, abs=1e-6)
 
 
 def named(row: torch.Tensor) -> dict[str, float]:
-    assert not row[len(FEATURES) :].any()  # a ring that was given items only has no track record
-    return dict(zip(FEATURES, row[: len(FEATURES)].tolist(), strict=True))
+    return dict(zip(ALL, row.tolist(), strict=True))
 
 
 def test_the_track_record_by_hand() -> None:
     """Three events are taken for without any, a byte is a feature times 32, and 4 is the most that is kept."""
-    ring = Ring(4, track=2)
+    ring = Ring(4, track=2, tracked=len(TRACKED))
     statistics, categories = plain(5, [1.0], {}), torch.zeros(5, 1, dtype=torch.int64)
-    found = torch.zeros(3, len(FEATURES) + len(TRACKED))
-    found[:, FEATURES.index("item count")] = torch.tensor([9.0, 0.26, 1.0])
-    found[:, FEATURES.index("size")] = 1
-    found[:, FEATURES.index("order, sum")] = torch.tensor([0.0, -0.5, -9.0])
+    found = torch.zeros(3, len(ALL) + len(TRACKED))
+    found[:, ALL.index("item count")] = torch.tensor([9.0, 0.26, 1.0])
+    found[:, ALL.index("size")] = 1
+    found[:, ALL.index("order, sum")] = torch.tensor([0.0, -0.5, -9.0])
 
     def record() -> dict[str, float]:
-        own = ring.features(torch.tensor([3, 4]), categories, statistics)[:, len(FEATURES) :]
+        own = ring.features(torch.tensor([3, 4]), categories, statistics)[:, len(ALL) :]
         assert own[0].equal(own[1])
         return {name: value for name, value in zip(TRACKED, own[0].tolist(), strict=True) if value}
 
@@ -245,7 +247,7 @@ def test_the_track_record_by_hand() -> None:
 def test_an_empty_memory_says_nothing_of_anybody() -> None:
     statistics = plain(5, [1.0], {(3, 0): 0.6})
     found = Ring(4).features(torch.arange(5), torch.zeros(5, 1, dtype=torch.int64), statistics)
-    assert found.shape == (5, len(FEATURES) + len(TRACKED))
+    assert found.shape == (5, len(ALL))
     assert not found.any()  # item 0, which stands in the empty places, neither
     world = log_of([(0, 1, 1, 1, CLOUD)], 1, 5)
     assert not features(world, np.array([0]), None, statistics, 4).any()
@@ -261,9 +263,7 @@ def test_the_mean_over_the_reference_memories_is_taken_off() -> None:
     statistics = counted(world, "test")
     order = np.lexsort((world.share, world.period))
     found = features(world, order[-(len(rows) // 4) :], None, statistics, SIZE).double()
-    torch.testing.assert_close(
-        found[..., 1:].mean(0), torch.zeros(N_ITEMS, len(FEATURES) - 1).double(), atol=2e-3, rtol=0
-    )
+    torch.testing.assert_close(found[..., 1:].mean(0), torch.zeros(N_ITEMS, len(ALL) - 1).double(), atol=2e-3, rtol=0)
     spread = found.var(0, unbiased=False).mean(0).sqrt() * statistics.scale / (statistics.scale - 1e-2)
     assert spread[1:].numpy() == pytest.approx(1, abs=2e-3)
     # the size is not a matter of the item: it stays above 0 where anything is remembered
@@ -293,7 +293,7 @@ def test_similarity_is_the_weighted_shrunk_cosine() -> None:
             assert value == pytest.approx(both / (size + shrinkage), rel=1e-5)
     nearest = counted(world, "device", 3, shrinkage)
     assert nearest.similarity.equal(statistics.similarity[:, :3])
-    assert nearest.bytes_per_candidate == 4 + 8 * 3 + 8 * 3 + 4 * len(FEATURES)
+    assert nearest.bytes_per_candidate == 4 + 8 * 3 + 8 * 3 + 4 * len(ALL)
 
 
 @pytest.mark.parametrize("repeats", [True, False])
@@ -321,9 +321,14 @@ def test_lead_counts_what_came_soon_after_what(repeats: bool) -> None:
     assert fewer.lead.equal(statistics.lead[:, :3])
     assert list(statistics.lead[0]) == sorted(statistics.lead[0], reverse=True)
     without = count_statistics(world, world.up_to(Block(DEVICE)), SIZE, 3, 2.5, 0, 3)
-    assert not without.lead.any()
-    silent = Memories(world, without, SIZE, TRACK).features(np.arange(len(rows)), None)
-    assert not silent[..., [FEATURES.index("order, sum"), FEATURES.index("order, largest")]].any()
+    assert without.lead.shape == (N_ITEMS, 0)
+    assert (without.features, statistics.features) == (FEATURES, ALL)
+    assert (without.tracked, statistics.tracked) == (FEATURES[1:], TRACKED)
+    assert without.bytes_per_candidate == 4 + 8 * 3 + 4 * len(FEATURES)
+    every = np.arange(len(rows))
+    plain, ordered = (features(world, every, None, each, SIZE) for each in (without, statistics))
+    assert plain.shape[2] == len(FEATURES)
+    torch.testing.assert_close(plain[..., :10], ordered[..., :10])  # neighbours are as many as predecessors, fewer here
 
 
 def test_without_shrinkage_an_item_of_nobody_is_near_nothing() -> None:

@@ -10,7 +10,7 @@ from algorithm_worlds import Row, log_of, normal
 from torch.nn import functional as F
 
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
-from dcclctl.algorithm.memory import FEATURES, TRACKED, Memories, count_statistics
+from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Memories, count_statistics
 from dcclctl.algorithm.memorypatch import (
     MemoryFit,
     MemoryPatch,
@@ -25,7 +25,8 @@ from dcclctl.algorithm.training import sample
 from dcclctl.errors import DivergedError
 
 N_USERS, N_ITEMS, N_CATEGORIES, SIZE, TRACK = 60, 60, 6, 50, 8
-WIDTH = len(FEATURES) + len(TRACKED)
+N_FEATURES = len(FEATURES + ORDER_FEATURES)
+WIDTH = N_FEATURES + N_FEATURES - 1
 FIT = MemoryFit(epochs=6, learning_rate=0.01, weight_decay=0.01, batch_size=64, seed=4)
 
 
@@ -88,9 +89,9 @@ def rows_of(
     return MemoryRows(events, held, found, logits, samples.labels, samples.weights, shares)
 
 
-def new_patch(log: EventLog, code_size: int = 0, seed: int = 0) -> MemoryPatch:
+def new_patch(log: EventLog, code_size: int = 0, seed: int = 0, tracked: int = N_FEATURES - 1) -> MemoryPatch:
     generator = torch.Generator().manual_seed(seed)
-    return MemoryPatch(8, code_size, log.profile_sizes, log.n_categories, generator)
+    return MemoryPatch(8, N_FEATURES, tracked, code_size, log.profile_sizes, log.n_categories, generator)
 
 
 @torch.no_grad()
@@ -151,7 +152,7 @@ def test_the_patch_and_its_codes_by_formula() -> None:
     np.testing.assert_allclose(encoded.detach()[0], code, rtol=1e-5)
     for at in range(2):
         both, f = found[0, at].double().numpy(), float(logits[0, at])
-        c = both[: len(FEATURES)]  # the track record behind them goes into the hidden units only
+        c = both[:N_FEATURES]  # the track record behind them goes into the hidden units only
         phi = np.concatenate([np.tanh(weight["inner"] @ [*both, f] + weight["inner_bias"]), c])
         expected = f + (weight["outer"] + weight["basis"] @ code) @ phi
         assert float(patch(found, logits, encoded)[0, at]) == pytest.approx(expected, rel=1e-4)
@@ -200,7 +201,7 @@ def test_what_a_short_memory_says_has_to_be_learned_from_short_ones() -> None:
     short = [rows_of(log, DEVICE, keep=keep, track=0) for keep in (1, 2, 4)]
     found = {}
     for name, taught in (("long", rows), ("short too", MemoryRows.join([rows, *short]))):
-        patch = new_patch(log)
+        patch = new_patch(log, tracked=0)
         learn(patch, taught, log, FIT)
         found[name] = [log_loss(log, patch, rows_of(log, TEST, keep=keep, track=0)) for keep in (1, 2, SIZE)]
     nothing = log_loss(log, new_patch(log), rows_of(log, TEST, keep=1))

@@ -13,7 +13,7 @@ from tampered import rewrite
 from world import EVALUATE, PATCH, TRAIN, World, dcclctl, done, ingest, quiet_progress
 
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
-from dcclctl.algorithm.memory import FEATURES, TRACKED, Memories, count_statistics
+from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Memories, count_statistics
 from dcclctl.algorithm.memorypatch import MemoryPatch, MemoryRows, learn
 from dcclctl.algorithm.sampling import Ints, PairSet
 from dcclctl.config import EvaluateConfig, MemoryConfig, PatchConfig
@@ -95,15 +95,15 @@ def test_a_memory_is_the_newest_positive_items_of_everybody(remembering: Path) -
     }
     assert table["seen"].to_list() == [len(expected[name]) for name in table["user_id"]]
     assert table["bytes"].to_list() == [
-        8 + 4 * min(8, len(expected[name])) + len(TRACKED) * min(3, len(expected[name])) for name in table["user_id"]
+        8 + 4 * min(8, len(expected[name])) + 14 * min(3, len(expected[name])) for name in table["user_id"]
     ]
     facts = memory.facts
     assert facts["users"] == table.height == len(expected) < dataset.users.height  # new users have none yet
     assert facts["events"] == events.height
     assert facts["bytes_per_user_largest"] == 40 + 3 * 14
     assert facts["full"] == sum(len(all) >= 8 for all in expected.values())
-    assert facts["features"] == list(FEATURES)
-    assert facts["tracked"] == list(TRACKED) == list(FEATURES[1:])
+    assert facts["features"] == [*FEATURES, *ORDER_FEATURES]
+    assert facts["tracked"] == facts["features"][1:]
     assert not any("n" in name for name in table["user_id"])
 
 
