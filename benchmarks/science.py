@@ -18,6 +18,9 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     harm       how many users the memory patch and the distilled cloud make worse, noise taken off: valid and test side by side
     sasrec     SASRec kept fresh, and the memory patch on it, on test
     cold       new users served with their first 0, 1, 3, 5, 10 events: on what follows the tenth, and on what comes next
+    newcomers  the same with other users made new under every seed, and the memory patch alone
+
+Some chapters have memories without order and track record (PLAIN): their tables were made when there was nothing else.
 
 Everything goes through the command line, and what is in the store already is reused: a stopped run goes on. Each
 (log, chapter) gives a table OUT/<log>.<chapter>.md and the figures behind it as .json. Tail is the less active half.
@@ -51,7 +54,12 @@ CHAPTERS = (
     "baselines",
     "sasrec",
     "cold",
+    "newcomers",
 )
+#: a memory that does not count the order of events, and keeps no track record
+PLAIN = ["--track", "0", "--lookback", "0"]
+#: chapters whose memories are such
+WITH_PLAIN = ("devices", "stronger", "lessons", "rounds", "baselines", "sasrec", "cold")
 #: the control: trained until valid AUC rises no more, as `train --continue` does by itself
 LONG = ["--epochs", "20", "--patience", "2", "--learning-rate", "0.002"]
 #: passes and rate of `distill --lesson unlabelled`, for the control beside it: until it ranks no better, too
@@ -66,6 +74,8 @@ FIRST_ROUND, SECOND_ROUND = "control, after the first of three", "control, after
 #: what U(0, u) is put on
 UNENCODED = "distilled, the paper's way"
 MEAN_PATCH = "metapatch, mean (placebo)"
+#: parts of the chapters about new users: judged on what follows the tenth event, and on what comes next
+PROTOCOLS = {"cold": ("cold", "next"), "newcomers": ("newcomers-later", "newcomers-next")}
 #: the controls with six times the negatives
 ONCE_24, TWICE_24 = f"{ONCE}, 24 negatives", f"{TWICE}, 24 negatives"
 MORE_NEGATIVES = ["--negatives", "24"]
@@ -80,7 +90,13 @@ DEVICE_METHODS = (
     "similar-users",
     "label-correction",
 )
-#: variants of the memory-conditioned patch, judged on valid
+#: variants of the memory, judged on valid
+MEMORIES = {
+    "no order": ["--lookback", "0"],
+    "no track record": ["--track", "0"],
+    "neither": PLAIN,
+}
+#: variants of the patch on it
 PERSONAL = {
     "θ̂ encoded": ["--personal", "encoder"],
     "θ̂ encoded and trained, λ = 10": ["--personal", "device", "--prior", "10"],
@@ -94,8 +110,9 @@ BASELINES = ("popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "
 class Study:
     """One log under one seed: the models that the chapters share, made when first asked for."""
 
-    def __init__(self, run: Runner, dataset: str, seed: int, candidates: str) -> None:
-        self.run, self.dataset, self.seed, self.candidates = run, dataset, seed, candidates
+    def __init__(self, run: Runner, dataset: str, seed: int, candidates: str, counts: list[str]) -> None:
+        """Args: counts: flags of every memory."""
+        self.run, self.dataset, self.seed, self.candidates, self.counts = run, dataset, seed, candidates, counts
 
     def made(self, name: str, command: str, *arguments: str) -> str:
         return self.run(f"{name} {self.seed}", command, *arguments, "--seed", str(self.seed))
@@ -135,7 +152,8 @@ class Study:
         return self.continued("longer", self.incremental, "device", budget=LESSON)
 
     def memory(self, *arguments: str) -> str:
-        return self.run("memory " + " ".join(arguments), "memory", "--dataset", self.dataset, *arguments)
+        flags = [*self.counts, *arguments]
+        return self.run("memory " + " ".join(flags), "memory", "--dataset", self.dataset, *flags)
 
     def remembering(self, name: str, cloud: str, *arguments: str, memory: str = "") -> str:
         """Memory-conditioned patches."""
@@ -201,6 +219,7 @@ class Study:
         control = self.incremental
         memory = self.patched
         short = self.remembering("memory of 20", control, memory=self.memory("--size", "20"))
+        plain = self.remembering("plain memory", control, memory=self.memory(*PLAIN))
         models = {
             TWICE: control,
             ONCE: self.once,
@@ -209,6 +228,7 @@ class Study:
             "memory patch": memory,
             "memory patch, shuffled memories (placebo)": memory + "+shuffled",
             "memory patch of the last 20 events": short,
+            "memory patch, neither order nor track record": plain,
         }
         return self.evaluated("memory", models, "test")
 
@@ -221,6 +241,8 @@ class Study:
     def personal(self) -> pl.DataFrame:
         control = self.incremental
         models = {TWICE: control, "memory patch": self.patched}
+        for name, flags in MEMORIES.items():
+            models[f"memory patch, {name}"] = self.remembering(name, control, memory=self.memory(*flags))
         for name, flags in PERSONAL.items():
             models[f"memory patch, {name}"] = self.remembering(name, control, *flags)
         return self.evaluated("personal", models, "valid")
@@ -333,10 +355,32 @@ class Study:
             f"{UNENCODED}, U(0, u)": distilled + "+encoder",
             "memory patch on distilled": self.remembering("memory on distilled", self.student),
         }
-        for part, after in (("cold", "10"), ("next", "next")):
+        yield from self.with_first_events(models, "cold", "next")
+
+    def newcomers(self) -> Iterator[tuple[str, pl.DataFrame]]:
+        models = {TWICE: self.incremental, "memory patch": self.patched}
+        for part, table in self.with_first_events(models, *PROTOCOLS["newcomers"]):
+            yield part, table.filter(pl.col("group") == "new")
+
+    def with_first_events(
+        self, models: dict[str, str], later: str, following: str
+    ) -> Iterator[tuple[str, pl.DataFrame]]:
+        """New users after each number of events: judged on what follows the tenth, and on what comes next."""
+        for part, after in ((later, "10"), (following, "next")):
             for first in (0, 1, 3, 5, 10):
                 served = ["--first-events", str(first), "--targets-after", after]
                 yield f"{part}.{first}", self.evaluated(f"{part} {first}", models, "test", *served)
+
+
+def numbered_together(tables: list[pl.DataFrame]) -> list[pl.DataFrame]:
+    """Tables of different data sets of one log, with one number for each user of any of them."""
+    ids = pl.concat([table.select("user_id") for table in tables]).unique().sort("user_id")
+    ids = ids.with_row_index("user_index").cast({"user_index": pl.Int32})
+    width = tables[0].columns
+    return [
+        table.drop("user_index").join(ids, on="user_id", how="left", maintain_order="left").select(width)
+        for table in tables
+    ]
 
 
 def mean_over_seeds(tables: list[pl.DataFrame]) -> pl.DataFrame:
@@ -599,24 +643,27 @@ def main() -> None:
     for name in options.logs.split(","):
         for chapter in options.chapters.split(","):
             print(f"{name}, {chapter}", flush=True)
-            fresh = chapter == "cold"  # another dataset: a tenth of the users is new there
+            fresh = chapter in PROTOCOLS  # other data sets: some of the users are new there
             store = options.out / (f"{name}.new.store" if fresh else f"{name}.store")
             run = Runner(store, options.threads, {} if fresh else given.get(name, {}))
             more = ["--new-users", "0.15"] if fresh else []
-            dataset = run("ingest", "ingest", *arguments[name], *more)
             tables: dict[str, list[pl.DataFrame]] = {}
             blocks: list[dict[str, pl.DataFrame]] = []
             compared: dict[str, list[dict[str, object]]] = {}
             for seed in map(int, options.seeds.split(",")):
-                study = Study(run, dataset, seed, options.candidates)
+                drawn = ["--seed", str(seed)] if chapter == "newcomers" else []
+                dataset = run(f"ingest {' '.join(drawn)}".strip(), "ingest", *arguments[name], *more, *drawn)
+                study = Study(run, dataset, seed, options.candidates, PLAIN if chapter in WITH_PLAIN else [])
                 if chapter == "harm":
                     blocks.append(study.harm())
                     lasting = lasting_harm(blocks)
                     (options.out / f"{name}.harm.json").write_text(json.dumps(lasting, indent=1))
                     (options.out / f"{name}.harm.md").write_text(harm_table(lasting))
                 elif fresh:
-                    for part, table in study.cold():
+                    for part, table in getattr(study, chapter)():
                         tables.setdefault(part, []).append(table)
+                    if drawn:
+                        tables = {part: numbered_together(found) for part, found in tables.items()}
                 else:
                     made = study.memories() if chapter == "memory" else getattr(study, chapter)()
                     tables.setdefault(chapter, []).append(made)
@@ -640,8 +687,8 @@ def main() -> None:
                             (options.out / f"{name}.{part}.{short}.json").write_text(json.dumps(against, indent=1))
                             (options.out / f"{name}.{part}.{short}.md").write_text(markdown(against))
                 if fresh:
-                    for protocol in ("cold", "next"):
-                        own = {part: found for part, found in compared.items() if part.startswith(protocol)}
+                    for protocol in PROTOCOLS[chapter]:
+                        own = {part: found for part, found in compared.items() if part.startswith(protocol + ".")}
                         (options.out / f"{name}.{protocol}.md").write_text(cold_table(own))
                 (options.out / f"{name}.{chapter}.costs.{seed}.json").write_text(json.dumps(run.costs, indent=1))
     print("see", options.out)
