@@ -58,8 +58,10 @@ _STEPS = 32
 _UNTRACKED = 3
 #: lift of an item without a category
 _NO_LIFT = -8.0
-#: events whose features are computed at once
-_EVENTS = 128
+#: events whose features are computed at once, at most; and numbers in a table of theirs by item
+_EVENTS, _CELLS = 128, 1 << 24
+#: pairs of events that are counted at once, about
+_PAIRS = 1 << 24
 #: events of other users whose memories are the reference
 _REFERENCES = 300
 
@@ -165,25 +167,30 @@ def _neighbours(log: EventLog, rows: Ints, count: int, shrinkage: float) -> tupl
 
 def _predecessors(log: EventLog, rows: Ints, count: int, shrinkage: float, lookback: int) -> tuple[Tensor, Tensor]:
     """Each item's predecessors with the largest lead, and the lead; equal ones by item number."""
-    count = min(count, max(log.n_items, 1)) if lookback else 0
-    cells, weights = [np.empty(0, np.int64)], [np.empty(0)]
-    sequence = log.sequence.numpy()
-    for distance in range(1, lookback + 1):
-        at = log.history_end[rows] - distance
-        there = at >= log.history_start[rows]
-        cells.append(log.item[rows[there]] * log.n_items + sequence[at[there]])
-        weights.append(np.full(int(there.sum()), 1 / distance))
-    pairs, inverse = np.unique(np.concatenate(cells), return_inverse=True)
-    item, source = pairs // max(log.n_items, 1), pairs % max(log.n_items, 1)
+    count = min(count, log.n_items) if lookback else 0
+    best, leads = torch.zeros(log.n_items, count, dtype=torch.int64), torch.zeros(log.n_items, count)
     root = np.sqrt(np.bincount(log.item[rows], minlength=log.n_items))
-    lead = np.bincount(inverse, np.concatenate(weights), len(pairs)) / (root[item] * root[source] + shrinkage)
-    order = np.lexsort((source, -lead, item))
-    rank = np.arange(len(order)) - np.searchsorted(item[order], item[order])
-    order, rank = order[rank < count], rank[rank < count]
-    best = torch.zeros(log.n_items, count, dtype=torch.int64)
-    leads = torch.zeros(best.shape)
-    best[item[order], rank] = torch.from_numpy(source[order])
-    leads[item[order], rank] = torch.from_numpy(lead[order]).float()
+    rows = rows[np.argsort(log.item[rows], kind="stable")]
+    sequence, back = log.sequence.numpy(), np.arange(1, lookback + 1)
+    first = 0
+    while count and first < len(rows):
+        # some items at a time: all events of an item are in one part
+        last = int(
+            np.searchsorted(log.item[rows], log.item[rows[min(first + _PAIRS // lookback, len(rows) - 1)]], "right")
+        )
+        part = rows[first:last]
+        at = log.history_end[part][:, None] - back
+        there = at >= log.history_start[part][:, None]
+        targets, weights = np.broadcast_to(log.item[part][:, None], at.shape), np.broadcast_to(1 / back, at.shape)
+        pairs, inverse = np.unique(targets[there] * log.n_items + sequence[at[there]], return_inverse=True)
+        item, source = pairs // log.n_items, pairs % log.n_items
+        lead = np.bincount(inverse, weights[there], len(pairs)) / (root[item] * root[source] + shrinkage)
+        order = np.lexsort((source, -lead, item))
+        rank = np.arange(len(order)) - np.searchsorted(item[order], item[order])
+        order, rank = order[rank < count], rank[rank < count]
+        best[item[order], rank] = torch.from_numpy(source[order])
+        leads[item[order], rank] = torch.from_numpy(lead[order]).float()
+        first = last
     return best, leads
 
 
@@ -285,8 +292,9 @@ def _of_batch(
     if candidates is None:
         candidates = torch.arange(log.n_items).expand(len(events), -1)
     parts = []
-    for at in range(0, len(events), _EVENTS):
-        some = slice(at, at + _EVENTS)
+    step = max(1, min(_EVENTS, _CELLS // max(log.n_items, 1)))
+    for at in range(0, len(events), step):
+        some = slice(at, at + step)
         held, mask = log.histories(events[some], size)
         parts.append(_features(held, mask.float(), candidates[some], log.item_categories, statistics))
     return torch.cat(parts) if parts else torch.zeros(*candidates.shape, statistics.mean.shape[1])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from algorithm_worlds import Row, log_of
 
+from dcclctl.algorithm import memory
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventLog
 from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Memories, Ring, Statistics, count_statistics
 
@@ -297,7 +298,7 @@ def test_similarity_is_the_weighted_shrunk_cosine() -> None:
 
 
 @pytest.mark.parametrize("repeats", [True, False])
-def test_lead_counts_what_came_soon_after_what(repeats: bool) -> None:
+def test_lead_counts_what_came_soon_after_what(repeats: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = random_rows(repeats)
     world = log_of(rows, N_USERS, N_ITEMS, repeats=repeats)
     statistics = count_statistics(world, world.up_to(Block(DEVICE)), SIZE, N_ITEMS, 2.5, 3, 3)
@@ -317,6 +318,10 @@ def test_lead_counts_what_came_soon_after_what(repeats: bool) -> None:
         found = zip(statistics.predecessors[item].tolist(), statistics.lead[item].tolist(), strict=True)
         expected = {before: lead[item, before] for before in range(N_ITEMS) if lead[item, before]}
         assert {before: value for before, value in found if value} == pytest.approx(expected, rel=1e-5)
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "_PAIRS", 100)  # in parts
+        parts = count_statistics(world, world.up_to(Block(DEVICE)), SIZE, N_ITEMS, 2.5, 3, 3)
+    assert parts.lead.equal(statistics.lead) and parts.predecessors.equal(statistics.predecessors)
     fewer = count_statistics(world, world.up_to(Block(DEVICE)), SIZE, 3, 2.5, 3, 3)
     assert fewer.lead.equal(statistics.lead[:, :3])
     assert list(statistics.lead[0]) == sorted(statistics.lead[0], reverse=True)
