@@ -652,7 +652,9 @@ def main() -> None:
             compared: dict[str, list[dict[str, object]]] = {}
             for seed in map(int, options.seeds.split(",")):
                 drawn = ["--seed", str(seed)] if chapter == "newcomers" else []
-                dataset = run(f"ingest {' '.join(drawn)}".strip(), "ingest", *arguments[name], *more, *drawn)
+                if drawn:  # a name means one command for good, and here every seed has a data set of its own
+                    run = Runner(store, options.threads)
+                dataset = run("ingest", "ingest", *arguments[name], *more, *drawn)
                 study = Study(run, dataset, seed, options.candidates, PLAIN if chapter in WITH_PLAIN else [])
                 if chapter == "harm":
                     blocks.append(study.harm())
