@@ -245,7 +245,7 @@ class PatchConfig(ComputeSection):
         **dict.fromkeys(("similar_users", "similar_events", "similar_weight"), ("similar-users",)),
         "personal": ("memory",),
         **dict.fromkeys(("memory_hidden", "memory_epochs", "memory_learning_rate", "memory_weight_decay"), ("memory",)),
-        **dict.fromkeys(("memory_short", "memory_floor"), ("memory",)),
+        **dict.fromkeys(("memory_short", "memory_floor", "memory_order"), ("memory",)),
     }
 
     users: str = Field(
@@ -319,6 +319,10 @@ class PatchConfig(ComputeSection):
         0.5,
         description="Method memory: share of the events that the patch is learned from a second time, with a memory cut to a few "
         "events, as a new device has.",
+    )
+    memory_order: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Method memory: does it count what came soon after what? auto: unless held-back events are foretold better without.",
     )
     memory_floor: Fraction = Field(
         0.01,

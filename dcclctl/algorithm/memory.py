@@ -97,6 +97,12 @@ class Statistics:
         """Names of the R features whose track record may be kept: all that differ between candidates."""
         return self.features[1:]
 
+    @property
+    def about_order(self) -> list[int]:
+        """Which of the F + R numbers of a candidate speak of order, where there is a track record."""
+        own = [self.features.index(name) for name in ORDER_FEATURES if name in self.features]
+        return own + [len(self.features) + self.tracked.index(self.features[at]) for at in own]
+
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 

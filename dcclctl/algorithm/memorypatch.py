@@ -11,7 +11,7 @@ on (as MetaPatch's Θ is); c holds no parameter of f, so that the patch can be p
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -60,6 +60,15 @@ class MemoryPatch(nn.Module):
             nn.init.eye_(self.code)
         offsets = [sum(profile_sizes[:column]) for column in range(len(profile_sizes))]
         self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
+
+    @torch.no_grad()
+    def forget(self, columns: list[int]) -> None:
+        """Make nothing of some of the F + R numbers of a candidate, whatever they are."""
+        hidden = len(self.inner)
+        self.inner[:, columns] = 0
+        linear = [hidden + column for column in columns if column < len(self.outer) - hidden]
+        self.outer[linear] = 0
+        self.basis[linear] = 0
 
     @property
     def code_size(self) -> int:
@@ -116,6 +125,12 @@ class MemoryRows:
         tensors = (self.features, self.logits, self.labels, self.weights, self.shares)
         rows = index.numpy()
         return MemoryRows(self.events[rows], self.held[rows], *(tensor[index] for tensor in tensors))
+
+    def blank(self, columns: list[int]) -> "MemoryRows":
+        """The same rows with nothing in some of the F + R numbers."""
+        features = self.features.clone()
+        features[..., columns] = 0
+        return replace(self, features=features)
 
     def where(self, wanted: Bool[Tensor, "B"]) -> "MemoryRows":
         """Those events for which `wanted` is true."""

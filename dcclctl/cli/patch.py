@@ -63,6 +63,7 @@ def patch(
     memory_learning_rate: Annotated[float | None, _option("memory_learning_rate", metavar="RATE")] = None,
     memory_weight_decay: Annotated[float | None, _option("memory_weight_decay", metavar="RATE")] = None,
     memory_short: Annotated[float | None, _option("memory_short", metavar="SHARE")] = None,
+    memory_order: Annotated[str | None, _option("memory_order", metavar="auto|always|never")] = None,
     memory_floor: Annotated[float | None, _option("memory_floor", metavar="SHARE")] = None,
     shard_users: Annotated[int | None, _option("shard_users", metavar="N")] = None,
     batch_rows: Annotated[int | None, _option("batch_rows", metavar="N")] = None,
@@ -115,6 +116,7 @@ def patch(
         memory_learning_rate=memory_learning_rate,
         memory_weight_decay=memory_weight_decay,
         memory_short=memory_short,
+        memory_order=memory_order,
         memory_floor=memory_floor,
         shard_users=shard_users,
         batch_rows=batch_rows,
@@ -156,6 +158,12 @@ def patch(
         reporter.line(
             f"own held-back loss improved for {facts['improved_share']:.1%} of the {facts['users_judged']:,} users "
             "that have events to hold back"
+        )
+    tried = facts.get("order_losses", {})
+    if tried:
+        reporter.line(
+            f"the order of events {'counts' if facts['order'] else 'is left out'}: held-back log loss {tried['with']:.4f} with it, "
+            f"{tried['without']:.4f} without"
         )
     if facts.get("smallest_memory", 1) > 1:
         reporter.line(f"who remembers fewer than {facts['smallest_memory']:,} events is served by the cloud model")

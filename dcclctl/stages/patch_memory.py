@@ -200,9 +200,10 @@ class MemoryDevices:
         """Is there a θ̂ at all?"""
         return self.config.personal != "none"
 
-    def learn(self, rows: MemoryRows, what: str) -> MemoryPatch:
-        """Everything that the cloud ships, learned from the rows."""
+    def learn(self, rows: MemoryRows, what: str, order: bool = True) -> MemoryPatch:
+        """Everything that the cloud ships, learned from the rows; without order it makes nothing of what came after what."""
         config, log = self.config, self.log
+        left_out = [] if order else [at for at in self.memory.statistics.about_order if at < rows.features.shape[2]]
         patch = new_memory_patch(
             self.memory,
             config.memory_hidden,
@@ -214,11 +215,12 @@ class MemoryDevices:
         )
         learn(
             patch,
-            rows,
+            rows.blank(left_out) if left_out else rows,
             log,
             settings,
             lambda epoch, loss: self.on_progress(what, epoch, config.memory_epochs, f"loss {loss:.4f}"),
         )
+        patch.forget(left_out)
         return patch
 
     def codes(self, patch: MemoryPatch, rows: MemoryRows, keep: Bool[Tensor, "B"]) -> Float[Tensor, "U K"]:
@@ -257,14 +259,24 @@ def patch_with_memory(
     newest = torch.from_numpy(_newest(owners, held_back_of(read, config.held_back)))
     everything = torch.ones(len(owners), dtype=torch.bool)
     losses = torch.full((log.n_users, 2), float("nan"), dtype=torch.float64)
+    order, tried = config.memory_order != "never" and bool(memory.statistics.about_order), {}
     if newest.any():
         # learned without the newest events of every user, judged on them; what is shipped is learned from all
         known = torch.from_numpy(~np.isin(short.events, rows.events[newest.numpy()]))
-        trial = devices.learn(MemoryRows.join([rows.where(~newest), short.where(known)]), "learn (held back)")
-        codes = devices.codes(trial, rows, ~newest)
-        losses = user_losses(trial, rows, log, codes, newest)
+        older = MemoryRows.join([rows.where(~newest), short.where(known)])
+
+        def judged(order: bool) -> Float[Tensor, "U two"]:
+            trial = devices.learn(older, "learn (held back)", order)
+            return user_losses(trial, rows, log, devices.codes(trial, rows, ~newest), newest)
+
+        losses = judged(order)
+        if order and config.memory_order == "auto":
+            without = judged(False)
+            tried = {"with": float(losses[:, 1].nanmean()), "without": float(without[:, 1].nanmean())}
+            if tried["without"] < tried["with"]:
+                order, losses = False, without
     learned = MemoryRows.join([rows, short])
-    patch = devices.learn(learned, "learn")
+    patch = devices.learn(learned, "learn", order)
     codes = devices.codes(patch, rows, everything)
     work.write_tensors("memory_patch.safetensors", {n: w.detach().clone() for n, w in patch.state_dict().items()})
     # What it makes of fewer events than it was learned from is not known: there the cloud model serves.
@@ -285,6 +297,8 @@ def patch_with_memory(
             "own_basis": True,  # whatever Θ and U the cloud model has, they are nothing to these patches
             "learned_with": [f"{model.artifact.id} on {block}" for model, block in devices.lessons],
             "smallest_memory": smallest,
+            "order": order,
+            "order_losses": tried,
             "patch_size": patch.code_size,
             "patch_weights": sum(weight.numel() for weight in patch.parameters()),
             **summary(table, patch.code_size, len(users)),

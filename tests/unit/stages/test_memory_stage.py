@@ -14,7 +14,7 @@ from world import EVALUATE, PATCH, TRAIN, World, dcclctl, done, ingest, quiet_pr
 
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
 from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Memories, count_statistics
-from dcclctl.algorithm.memorypatch import MemoryPatch, MemoryRows, learn
+from dcclctl.algorithm.memorypatch import MemoryPatch, MemoryRows, learn, user_losses
 from dcclctl.algorithm.sampling import Ints, PairSet
 from dcclctl.config import EvaluateConfig, MemoryConfig, PatchConfig
 from dcclctl.errors import ArtifactError, UsageError
@@ -475,7 +475,8 @@ def test_what_is_held_back_is_not_learned_from_in_short_either(own: Path, monkey
 
     monkeypatch.setattr(patch_memory, "learn", spy)
     done("patch", "--memory-short=1", "--held-back=0.3", *FRESH, store=own)
-    trial, final = taught
+    trial, without_order, final = taught
+    assert trial.tolist() == without_order.tolist()
     log = cloud_of(Store(own), "cloud@3").dataset.log
     assert set(final) == set(log.events_in(DEVICE))
     held = np.setdiff1d(final, trial)
@@ -483,6 +484,63 @@ def test_what_is_held_back_is_not_learned_from_in_short_either(own: Path, monkey
     for user in np.unique(log.user[held]):
         mine = np.unique(final[log.user[final] == user])
         assert set(np.intersect1d(mine, held)) == set(mine[-len(np.intersect1d(mine, held)) :])
+
+
+@pytest.mark.parametrize("better", [None, "with", "without"])
+def test_order_counts_unless_held_back_events_are_foretold_better_without(
+    own: Path, monkeypatch: pytest.MonkeyPatch, better: str | None
+) -> None:
+    judged: list[torch.Tensor] = []
+
+    def spy(*arguments: Any) -> torch.Tensor:
+        found = user_losses(*arguments)
+        # the first trial is the one with order
+        found[:, 1] += {None: 0, "with": -1, "without": 1}[better] if not judged else 0
+        judged.append(found[:, 1])
+        return found
+
+    monkeypatch.setattr(patch_memory, "user_losses", spy)
+    store = Store(own)
+    made = store.resolve(done("patch", *FRESH, store=own)["ref"])
+    tried = made.facts["order_losses"]
+    assert [tried["with"], tried["without"]] == pytest.approx([float(losses.nanmean()) for losses in judged])
+    assert made.facts["order"] == (tried["with"] <= tried["without"])
+    assert better is None or made.facts["order"] == (better == "with")
+    chosen = "always" if made.facts["order"] else "never"
+    alone = store.resolve(done("patch", f"--memory-order={chosen}", *FRESH, store=own)["ref"])
+    assert (alone.facts["order"], alone.facts["order_losses"]) == (made.facts["order"], {})
+    first, second = (each.read_tensors("memory_patch.safetensors") for each in (made, alone))
+    assert all(weight.equal(second[name]) for name, weight in first.items())
+    # what is recorded of every user is what the trial of the chosen kind made of the held-back events
+    after = made.read_table("users.parquet")["loss_after"].to_numpy()
+    index = made.read_table("users.parquet")["user_index"].to_numpy()
+    np.testing.assert_allclose(after, judged[0 if made.facts["order"] else 1].numpy()[index])
+
+
+@pytest.mark.parametrize("personal", ["none", "device"])
+def test_a_patch_without_order_makes_nothing_of_it(own: Path, personal: str) -> None:
+    made = Store(own).resolve(done("patch", "--memory-order=never", f"--personal={personal}", *FRESH, store=own)["ref"])
+    inner = PatchSet.load(made, Store(own)).memory_patch()
+    names = [*made_memory(own).facts["features"], *(f"record of {name}" for name in made_memory(own).facts["tracked"])]
+    features = torch.randn(3, 4, len(names), generator=torch.Generator().manual_seed(0))
+    logits, codes = torch.zeros(3, 4), torch.ones(3, inner.code_size)
+    plain = inner(features, logits, codes)
+    for at, name in enumerate(names):
+        changed = features.clone()
+        changed[..., at] += 1
+        assert inner(changed, logits, codes).equal(plain) == ("order" in name), name
+
+
+def made_memory(root: Path) -> Artifact:
+    return Store(root).resolve("memory@1")
+
+
+def test_without_order_in_the_memory_there_is_nothing_to_choose(own: Path) -> None:
+    done("memory", "--size=8", "--neighbours=5", "--track=0", "--lookback=0", store=own)
+    made = Store(own).resolve(done("patch", *FRESH, store=own)["ref"])
+    assert (made.facts["order"], made.facts["order_losses"]) == (False, {})
+    inner = PatchSet.load(made, Store(own)).memory_patch()
+    assert inner.inner.shape == (4, len(FEATURES) + 1)
 
 
 # -- nothing gives the label away
