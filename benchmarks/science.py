@@ -59,7 +59,7 @@ CHAPTERS = (
 #: a memory that does not count the order of events, and keeps no track record
 PLAIN = ["--track", "0", "--lookback", "0"]
 #: chapters whose memories are such
-WITH_PLAIN = ("devices", "stronger", "lessons", "rounds", "baselines", "sasrec", "cold")
+WITH_PLAIN = ("devices", "harm", "stronger", "clouds", "lessons", "rounds", "baselines", "sasrec", "cold")
 #: the control: trained until valid AUC rises no more, as `train --continue` does by itself
 LONG = ["--epochs", "20", "--patience", "2", "--learning-rate", "0.002"]
 #: passes and rate of `distill --lesson unlabelled`, for the control beside it: until it ranks no better, too
