@@ -13,6 +13,9 @@ How far such features can be trusted differs from user to user, so a device also
 each of its newest T items had when it was had, one byte a feature. Their mean, drawn towards 0 where there are few, stands
 beside the features of every candidate: somebody whose items were near what the memory held will go on that way.
 
+The features of old events are those that today's statistics give them: when the cloud ships new ones, a device judges its
+newest events anew. Statistics that have counted an event flatter it (EXPERIMENTS.md, section 25).
+
 `Memories` computes all of it for whole batches from the log; `Ring` is the device's own form, event by event. Both give
 the same numbers, which is tested.
 """
@@ -393,7 +396,7 @@ class Ring:
         """Take in one event: it overwrites the oldest. Constant time.
 
         Args:
-            item: what was had. found: its features before that (see `features`), as the device had them when it ranked it.
+            item: what was had. found: its features before that (see `features`), by the statistics that the device has now.
         """
         self.items[self.seen % len(self.items)] = item
         if len(self.kept):
