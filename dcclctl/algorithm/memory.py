@@ -61,7 +61,7 @@ _STEPS = 32
 _UNTRACKED = 3
 #: lift of an item without a category
 _NO_LIFT = -8.0
-#: events whose features are computed at once, at most; and numbers in a table of theirs by item
+#: events whose features are computed at once, at most; and numbers in a table of theirs, about
 _EVENTS, _CELLS = 128, 1 << 24
 #: pairs of events that are counted at once, about
 _PAIRS = 1 << 24
@@ -302,7 +302,8 @@ def _of_batch(
     if candidates is None:
         candidates = torch.arange(log.n_items).expand(len(events), -1)
     parts = []
-    step = max(1, min(_EVENTS, _CELLS // max(log.n_items, 1)))
+    numbers = candidates.shape[1] * (statistics.neighbours.shape[1] + statistics.predecessors.shape[1])
+    step = max(1, min(_EVENTS, _CELLS // max(log.n_items if candidates.shape[1] == log.n_items else 1, numbers, 1)))
     for at in range(0, len(events), step):
         some = slice(at, at + step)
         held, mask = log.histories(events[some], size)
@@ -319,27 +320,35 @@ def _features(
 ) -> Float[Tensor, "B C F"]:
     """Features from the items in memory, newest first; `mask` is 0 where there is none."""
     b, n_items = len(held), len(item_categories)
+    # tables over the items that somebody here holds, all others in one last column of zeros; as a whole where all are asked for
+    place = torch.arange(n_items)
+    if candidates.shape[1] < n_items:
+        some = torch.unique(held[mask > 0])
+        place = torch.full((n_items,), len(some))
+        place[some] = torch.arange(len(some))
+        n_items = len(some) + 1
+    here, asked = place[held], place[candidates]
     n = mask.sum(1, keepdim=True)  # (B, 1)
     freshness = mask / (1 + torch.arange(held.shape[1]) / _HALF)
-    count = torch.zeros(b, n_items).scatter_add_(1, held, mask)
-    recency = torch.zeros(b, n_items).scatter_reduce_(1, held, freshness, "amax")
-    own = count.gather(1, candidates)
+    count = torch.zeros(b, n_items).scatter_add_(1, here, mask)
+    recency = torch.zeros(b, n_items).scatter_reduce_(1, here, freshness, "amax")
+    own = count.gather(1, asked)
     columns = [
         torch.log1p(n).expand_as(own) / 5,
         torch.log1p(own),
         torch.log((own + 1) / (n * statistics.item_share[candidates] + 1)),
-        recency.gather(1, candidates),
+        recency.gather(1, asked),
         *_category_columns(held, mask, freshness, candidates, item_categories, statistics),
     ]
     near, similarity = statistics.neighbours[candidates], statistics.similarity[candidates]  # (B, C, N)
-    at = near.flatten(1)
+    at = place[near].flatten(1)
     fresh = recency.gather(1, at).view(near.shape)
     known = similarity * (fresh > 0)
     columns += [torch.log1p(10 * known.sum(-1)), 5 * known.amax(-1), 5 * (similarity * fresh).sum(-1)]
     if statistics.predecessors.shape[1]:
-        newest = torch.zeros(b, n_items).scatter_reduce_(1, held, mask * _LEADS ** torch.arange(held.shape[1]), "amax")
+        newest = torch.zeros(b, n_items).scatter_reduce_(1, here, mask * _LEADS ** torch.arange(held.shape[1]), "amax")
         before = statistics.predecessors[candidates]
-        led = statistics.lead[candidates] * newest.gather(1, before.flatten(1)).view(before.shape)
+        led = statistics.lead[candidates] * newest.gather(1, place[before].flatten(1)).view(before.shape)
         columns += [torch.log1p(20 * led.sum(-1)), 10 * led.amax(-1)]
     return (torch.stack(columns, -1) - statistics.mean[candidates]) / statistics.scale
 

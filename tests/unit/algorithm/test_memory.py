@@ -161,6 +161,19 @@ def test_an_event_never_sees_itself_in_the_record() -> None:
     torch.testing.assert_close(found[0], ring.features(torch.arange(6), world.item_categories, statistics))
 
 
+def test_few_candidates_have_the_features_that_they_have_among_all() -> None:
+    """Bit for bit, though their tables are made over the items that are held, and an item may be held by nobody."""
+    world = log_of(random_rows(), N_USERS, N_ITEMS, **categorised())
+    events, statistics = np.arange(len(world.user)), counted(world)
+    memories = Memories(world, statistics, SIZE, TRACK)
+    every = memories.features(events, None)
+    few = torch.from_numpy(np.random.default_rng(0).integers(0, N_ITEMS, (len(events), 7)))
+    expected = every.gather(1, few.unsqueeze(2).expand(-1, -1, every.shape[2]))
+    assert memories.features(events, few).equal(expected)
+    alone = events[:1]  # nothing is held
+    assert memories.features(alone, few[:1]).equal(expected[:1])
+
+
 def test_no_events_have_no_features() -> None:
     world = log_of(random_rows(), N_USERS, N_ITEMS)
     nobody = torch.empty(0, 4, dtype=torch.int64)
