@@ -279,8 +279,7 @@ class Memories:
     def _judged(self, at: Ints, starts: Ints) -> Int[Tensor, "B R"]:
         """What a device keeps of some events of log.sequence, whose log begins with the events `starts`."""
         rows = self._rows[at]
-        # an event never sees itself, also where a log lets its history go on (see stages/score.py)
-        view = replace(self.log, history_start=starts, history_end=np.minimum(self.log.history_end[rows], at))
+        view = replace(self.log, history_start=starts, history_end=self.log.history_end[rows])
         items = torch.from_numpy(self.log.item[rows]).unsqueeze(1)
         return _in_bytes(_of_batch(view, np.arange(len(rows)), items, self.statistics, self.size)[:, 0])
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from dcclctl.algorithm.eventlog import TEST
+from dcclctl.algorithm.eventlog import TEST, EventLog
 from dcclctl.algorithm.sampling import Ints
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import DataError, UsageError
@@ -70,11 +70,9 @@ def score_user(subject: Subject, user_id: str, top: int, config: EvaluateConfig)
         raise DataError(f"user {user_id!r} has no events", "Choose another user.")
     past, later = mine[log.period[mine] < TEST], mine[log.period[mine] == TEST]
     # The history at the start of the test period: at its first event, or, without one, after the user's last event.
-    moment = later[:1] if len(later) else past[-1:]
+    moment = later[:1]
     if not len(later):
-        ends = log.history_end.copy()
-        ends[moment] = log.history_start[moment] + int((log.label[past] > 0).sum())
-        log = replace(log, history_end=ends)
+        log, moment = after_everything(log, int(past[-1]))
     seen = np.unique(log.item[past[log.label[past] > 0]])
     backbone = subject.cloud.backbone(config, log)
     head, served = serve(subject, config, backbone)
@@ -105,6 +103,23 @@ def score_user(subject: Subject, user_id: str, top: int, config: EvaluateConfig)
         rankings=rankings,
         served_by={name: "cloud" if name == "cloud" else str(served[user]) for name in logits},
     )
+
+
+def after_everything(log: EventLog, last: int) -> tuple[EventLog, Ints]:
+    """A log with one more row, a moment after the user's last event `last` at which nothing was had; and that row's number."""
+    at = last + 1
+    seen = int((log.label[log.user == log.user[last]] > 0).sum())
+    longer = replace(
+        log,
+        user=np.insert(log.user, at, log.user[last]),
+        item=np.insert(log.item, at, log.item[last]),
+        label=np.insert(log.label, at, 0),
+        period=np.insert(log.period, at, log.period[last]),
+        share=np.insert(log.share, at, log.share[last]),
+        history_start=np.insert(log.history_start, at, log.history_start[last]),
+        history_end=np.insert(log.history_end, at, log.history_start[last] + seen),
+    )
+    return longer, np.array([at])
 
 
 def _ranking(order: Ints, logits: npt.NDArray[np.float32], cloud_place: Ints, names: pl.DataFrame) -> pl.DataFrame:

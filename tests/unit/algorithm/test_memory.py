@@ -1,6 +1,5 @@
 """What a device remembers: the batch's features against the device's own ring, and against figures made by hand."""
 
-import dataclasses
 from itertools import groupby
 from math import log, log1p, log2, sqrt
 
@@ -142,23 +141,6 @@ def test_a_device_whose_log_begins_later_has_a_record_of_its_own(keep: int) -> N
         everything[torch.from_numpy(others)], Memories(world, statistics, SIZE, TRACK).features(others, None)
     )
     torch.testing.assert_close(everything[torch.from_numpy(some)], found)
-
-
-def test_an_event_never_sees_itself_in_the_record() -> None:
-    """`score` asks what a user would be shown after everything: the last event's history is then the whole log."""
-    rows = [(0, item, time, 1, CLOUD) for time, item in enumerate([1, 2, 3, 4])]
-    rows += [(1, item, time, 1, CLOUD) for time, item in enumerate([4, 3, 2, 1, 0])]
-    world = log_of(rows, 2, 6)
-    statistics = counted(world)
-    ends = world.history_end.copy()
-    ends[3] = world.history_start[3] + 4
-    found = Memories(dataclasses.replace(world, history_end=ends), statistics, SIZE, TRACK).features(
-        np.array([3]), None
-    )
-    ring = Ring(SIZE, track=TRACK, tracked=len(TRACKED))
-    for _, item, *_ in rows[:4]:
-        ring.observe(item, ring.features(torch.tensor([item]), world.item_categories, statistics)[0])
-    torch.testing.assert_close(found[0], ring.features(torch.arange(6), world.item_categories, statistics))
 
 
 def test_few_candidates_have_the_features_that_they_have_among_all() -> None:

@@ -2,15 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+import torch
 from test_evaluate import PlainLog, PlainModel
 from world import World, dcclctl, done, ingest
 
+from dcclctl.algorithm.eventlog import CLOUD, Block, EventLog
+from dcclctl.algorithm.memory import Memories, Ring, count_statistics
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import UsageError
 from dcclctl.stages.evaluate import open_subjects
-from dcclctl.stages.score import score_user
+from dcclctl.stages.score import after_everything, score_user
 from dcclctl.store.store import Store
 
 CONFIG = EvaluateConfig(threads=1)
@@ -109,3 +113,26 @@ def test_unknown_user(world: World) -> None:
         score_user(open_subjects(["cloud@1"], world.store)[0], "nobody", 5, CONFIG)
     assert error.value.remedy.startswith(f"Its users are {world.dataset().users['user_id'][0]}, ")
     assert dcclctl("score", "cloud@1", "--user=nobody", store=world.root).exit_code == 2
+
+
+@pytest.mark.parametrize("times", [[0, 1, 2, 3], [0, 1, 3, 3]])
+def test_after_everything_a_memory_is_what_the_device_holds(times: list[int]) -> None:
+    """Also where the user's last events came together: none of them was there when the others were had."""
+    user, item = np.array([0] * 4 + [1] * 5), np.array([1, 2, 3, 4, 4, 3, 2, 1, 0])
+    time, ones = np.array([*times, *range(5)]), np.ones(9, np.int64)
+    categories, profile = torch.zeros(6, 1, dtype=torch.int64), torch.zeros(2, 1, dtype=torch.int64)
+    log = EventLog.build(user, item, time, ones, CLOUD * ones, categories, 1, profile, (1,))
+    statistics = count_statistics(log, log.up_to(Block(CLOUD)), 10, 4, 1.0, 3, 3)
+    longer, row = after_everything(log, 3)
+    ring = Ring(10, track=4, tracked=len(statistics.tracked))
+    for moment in np.unique(times):
+        together = [int(each) for each, when in zip(item, times, strict=False) if when == moment]
+        found = ring.features(torch.tensor(together), categories, statistics)
+        for each, own in zip(together, found, strict=True):
+            ring.observe(each, own)
+    expected = ring.features(torch.arange(6), categories, statistics)
+    torch.testing.assert_close(Memories(longer, statistics, 10, 4).features(row, None)[0], expected)
+    # the other user's rows are one further down, and what they know is the same
+    others = np.arange(4, 9)
+    known = Memories(log, statistics, 10, 4).features(others, None)
+    assert Memories(longer, statistics, 10, 4).features(others + 1, None).equal(known)
