@@ -209,7 +209,8 @@ class MemoryConfig(Section):
     )
     size: Positive = Field(500, description="M: newest events that a device keeps, 4 bytes each.")
     track: Count = Field(
-        20, description="T: newest events of which a device also keeps how near they were to its memory, 14 bytes each."
+        20,
+        description="T: newest events of which a device also keeps how near they were to its memory, 14 bytes each (12 without order).",
     )
     neighbours: Positive = Field(
         50, description="Nearest items by co-occurrence, and items usually had before, that come with every item."
@@ -218,7 +219,7 @@ class MemoryConfig(Section):
         10, description="Events before an item that may have led to it; 0: the order of events does not count."
     )
     shrinkage: Annotated[float, Field(ge=0.0)] = Field(
-        10.0, description="Added to the denominator of the similarity: how little a shared user or two proves."
+        10.0, description="Added to the denominators of similarity and order: how little a shared user or two proves."
     )
 
 

@@ -247,7 +247,7 @@ def patch_with_memory(
         config: settings. store: where the cloud model's ancestors are. work: an open patches artifact.
 
     Raises:
-        UsageError: every model of the lineage has been trained on the block (see `lessons`).
+        UsageError: every model of the lineage has been trained on the block (see `lessons`); order is asked for and not known.
     """
     log = cloud.dataset.log
     block = Block.parse(config.on)
@@ -259,6 +259,11 @@ def patch_with_memory(
     newest = torch.from_numpy(_newest(owners, held_back_of(read, config.held_back)))
     everything = torch.ones(len(owners), dtype=torch.bool)
     losses = torch.full((log.n_users, 2), float("nan"), dtype=torch.float64)
+    if config.memory_order == "always" and not memory.statistics.about_order:
+        raise UsageError(
+            f"--memory-order always: {memory.artifact.ref} does not know the order of events",
+            "Make one that does: dcclctl memory --lookback 10",
+        )
     order, tried = config.memory_order != "never" and bool(memory.statistics.about_order), {}
     if newest.any():
         # learned without the newest events of every user, judged on them; what is shipped is learned from all

@@ -541,6 +541,9 @@ def test_without_order_in_the_memory_there_is_nothing_to_choose(own: Path) -> No
     assert (made.facts["order"], made.facts["order_losses"]) == (False, {})
     inner = PatchSet.load(made, Store(own)).memory_patch()
     assert inner.inner.shape == (4, len(FEATURES) + 1)
+    refused = dcclctl("patch", "--memory-order=always", *FRESH, store=own)
+    assert refused.exit_code == 2
+    assert "does not know the order of events" in refused.stderr
 
 
 # -- nothing gives the label away
