@@ -355,7 +355,7 @@ class Study:
             f"{UNENCODED}, U(0, u)": distilled + "+encoder",
             "memory patch on distilled": self.remembering("memory on distilled", self.student),
         }
-        yield from self.with_first_events(models, "cold", "next")
+        yield from self.with_first_events(models, *PROTOCOLS["cold"])
 
     def newcomers(self) -> Iterator[tuple[str, pl.DataFrame]]:
         models = {TWICE: self.incremental, "memory patch": self.patched}

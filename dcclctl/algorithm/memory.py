@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dcclctl.algorithm.baselines.neighbours import co_occurrences
+from dcclctl.algorithm.baselines.neighbours import co_occurrences, ranges
 from dcclctl.algorithm.eventlog import EventLog
 from dcclctl.algorithm.sampling import Ints, hashes
 
@@ -100,11 +100,13 @@ class Statistics:
         """Names of the R features whose track record may be kept: all that differ between candidates."""
         return self.features[1:]
 
-    @property
-    def about_order(self) -> list[int]:
-        """Which of the F + R numbers of a candidate speak of order, where there is a track record."""
-        own = [self.features.index(name) for name in ORDER_FEATURES if name in self.features]
-        return own + [len(self.features) + self.tracked.index(self.features[at]) for at in own]
+    def columns(self, track: int) -> tuple[str, ...]:
+        """Names of the F + R numbers of a candidate, where devices keep a track record of T = track events."""
+        return self.features + (self.tracked if track else ())
+
+    def about_order(self, track: int) -> list[int]:
+        """Which of the columns speak of order."""
+        return [at for at, name in enumerate(self.columns(track)) if name in ORDER_FEATURES]
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -178,20 +180,19 @@ def _predecessors(log: EventLog, rows: Ints, count: int, shrinkage: float, lookb
     """Each item's predecessors with the largest lead, and the lead; equal ones by item number."""
     count = min(count, log.n_items) if lookback else 0
     best, leads = torch.zeros(log.n_items, count, dtype=torch.int64), torch.zeros(log.n_items, count)
-    root = np.sqrt(np.bincount(log.item[rows], minlength=log.n_items))
     rows = rows[np.argsort(log.item[rows], kind="stable")]
+    items = log.item[rows]
+    root = np.sqrt(np.bincount(items, minlength=log.n_items))
     sequence, back = log.sequence.numpy(), np.arange(1, lookback + 1)
     first = 0
     while count and first < len(rows):
         # some items at a time: all events of an item are in one part
-        last = int(
-            np.searchsorted(log.item[rows], log.item[rows[min(first + _PAIRS // lookback, len(rows) - 1)]], "right")
-        )
-        part = rows[first:last]
+        last = int(np.searchsorted(items, items[min(first + _PAIRS // lookback, len(rows) - 1)], "right"))
+        part, targets = rows[first:last], items[first:last, None]
         at = log.history_end[part][:, None] - back
         there = at >= log.history_start[part][:, None]
-        targets, weights = np.broadcast_to(log.item[part][:, None], at.shape), np.broadcast_to(1 / back, at.shape)
-        pairs, inverse = np.unique(targets[there] * log.n_items + sequence[at[there]], return_inverse=True)
+        cells, weights = np.broadcast_to(targets * log.n_items, at.shape), np.broadcast_to(1 / back, at.shape)
+        pairs, inverse = np.unique(cells[there] + sequence[at[there]], return_inverse=True)
         item, source = pairs // log.n_items, pairs % log.n_items
         lead = np.bincount(inverse, weights[there], len(pairs)) / (root[item] * root[source] + shrinkage)
         order = np.lexsort((source, -lead, item))
@@ -239,7 +240,7 @@ class Memories:
     @property
     def width(self) -> int:
         """F + R."""
-        return len(self.statistics.features) + (len(self.statistics.tracked) if self.track else 0)
+        return len(self.statistics.columns(self.track))
 
     @torch.no_grad()
     def features(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C FR"]:
@@ -263,7 +264,7 @@ class Memories:
         start, end = log.history_start[events], log.history_end[events]
         lengths = np.minimum(end - start, self.track)
         asked = np.repeat(np.arange(len(events)), lengths)
-        at = np.repeat(end - lengths - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        at = ranges(end - lengths, end)
         # what a device whose log begins later (see EventLog.shortened) kept of an event is no other's
         whole = start[asked] == self._starts[at]
         new = np.unique(at[whole])
@@ -302,7 +303,7 @@ def _of_batch(
         candidates = torch.arange(log.n_items).expand(len(events), -1)
     parts = []
     numbers = candidates.shape[1] * (statistics.neighbours.shape[1] + statistics.predecessors.shape[1])
-    step = max(1, min(_EVENTS, _CELLS // max(log.n_items if candidates.shape[1] == log.n_items else 1, numbers, 1)))
+    step = max(1, min(_EVENTS, _CELLS // max(numbers, 1)))
     for at in range(0, len(events), step):
         some = slice(at, at + step)
         held, mask = log.histories(events[some], size)
@@ -320,13 +321,17 @@ def _features(
     """Features from the items in memory, newest first; `mask` is 0 where there is none."""
     b, n_items = len(held), len(item_categories)
     # tables over the items that somebody here holds, all others in one last column of zeros; as a whole where all are asked for
-    place = torch.arange(n_items)
+    place = None
     if candidates.shape[1] < n_items:
         some = torch.unique(held[mask > 0])
         place = torch.full((n_items,), len(some))
         place[some] = torch.arange(len(some))
         n_items = len(some) + 1
-    here, asked = place[held], place[candidates]
+
+    def column(items: Tensor) -> Tensor:
+        return items if place is None else place[items]
+
+    here, asked = column(held), column(candidates)
     n = mask.sum(1, keepdim=True)  # (B, 1)
     freshness = mask / (1 + torch.arange(held.shape[1]) / _HALF)
     count = torch.zeros(b, n_items).scatter_add_(1, here, mask)
@@ -340,14 +345,14 @@ def _features(
         *_category_columns(held, mask, freshness, candidates, item_categories, statistics),
     ]
     near, similarity = statistics.neighbours[candidates], statistics.similarity[candidates]  # (B, C, N)
-    at = place[near].flatten(1)
+    at = column(near).flatten(1)
     fresh = recency.gather(1, at).view(near.shape)
     known = similarity * (fresh > 0)
     columns += [torch.log1p(10 * known.sum(-1)), 5 * known.amax(-1), 5 * (similarity * fresh).sum(-1)]
     if statistics.predecessors.shape[1]:
         newest = torch.zeros(b, n_items).scatter_reduce_(1, here, mask * _LEADS ** torch.arange(held.shape[1]), "amax")
         before = statistics.predecessors[candidates]
-        led = statistics.lead[candidates] * newest.gather(1, place[before].flatten(1)).view(before.shape)
+        led = statistics.lead[candidates] * newest.gather(1, column(before).flatten(1)).view(before.shape)
         columns += [torch.log1p(20 * led.sum(-1)), 10 * led.amax(-1)]
     return (torch.stack(columns, -1) - statistics.mean[candidates]) / statistics.scale
 

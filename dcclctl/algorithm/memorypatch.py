@@ -61,12 +61,16 @@ class MemoryPatch(nn.Module):
         offsets = [sum(profile_sizes[:column]) for column in range(len(profile_sizes))]
         self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
 
+    @property
+    def n_features(self) -> int:
+        """F."""
+        return len(self.outer) - len(self.inner)
+
     @torch.no_grad()
     def forget(self, columns: list[int]) -> None:
         """Make nothing of some of the F + R numbers of a candidate, whatever they are."""
-        hidden = len(self.inner)
         self.inner[:, columns] = 0
-        linear = [hidden + column for column in columns if column < len(self.outer) - hidden]
+        linear = [len(self.inner) + column for column in columns if column < self.n_features]
         self.outer[linear] = 0
         self.basis[linear] = 0
 
@@ -90,8 +94,8 @@ class MemoryPatch(nn.Module):
     def units(self, features: Float[Tensor, "B C FR"], logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C W"]:
         """φ; features: c and t, as `Memories.features` gives them."""
         inputs = torch.cat([features, logits.unsqueeze(-1)], -1)
-        own = len(self.outer) - len(self.inner)  # F
-        return torch.cat([torch.tanh(F.linear(inputs, self.inner, self.inner_bias)), features[..., :own]], -1)
+        hidden = torch.tanh(F.linear(inputs, self.inner, self.inner_bias))
+        return torch.cat([hidden, features[..., : self.n_features]], -1)
 
     def forward(
         self, features: Float[Tensor, "B C FR"], logits: Float[Tensor, "B C"], codes: Float[Tensor, "B K"]

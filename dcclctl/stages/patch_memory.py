@@ -203,7 +203,7 @@ class MemoryDevices:
     def learn(self, rows: MemoryRows, what: str, order: bool = True) -> MemoryPatch:
         """Everything that the cloud ships, learned from the rows; without order it makes nothing of what came after what."""
         config, log = self.config, self.log
-        left_out = [] if order else [at for at in self.memory.statistics.about_order if at < rows.features.shape[2]]
+        left_out = [] if order else self.memory.statistics.about_order(self.memory.track)
         patch = new_memory_patch(
             self.memory,
             config.memory_hidden,
@@ -249,6 +249,12 @@ def patch_with_memory(
     Raises:
         UsageError: every model of the lineage has been trained on the block (see `lessons`); order is asked for and not known.
     """
+    knows_order = bool(memory.statistics.about_order(memory.track))
+    if config.memory_order == "always" and not knows_order:
+        raise UsageError(
+            f"--memory-order always: {memory.artifact.ref} does not know the order of events",
+            "Make one that does: dcclctl memory --lookback 10",
+        )
     log = cloud.dataset.log
     block = Block.parse(config.on)
     devices = MemoryDevices(lessons(cloud, block, store), memory, config, on_progress)
@@ -259,12 +265,7 @@ def patch_with_memory(
     newest = torch.from_numpy(_newest(owners, held_back_of(read, config.held_back)))
     everything = torch.ones(len(owners), dtype=torch.bool)
     losses = torch.full((log.n_users, 2), float("nan"), dtype=torch.float64)
-    if config.memory_order == "always" and not memory.statistics.about_order:
-        raise UsageError(
-            f"--memory-order always: {memory.artifact.ref} does not know the order of events",
-            "Make one that does: dcclctl memory --lookback 10",
-        )
-    order, tried = config.memory_order != "never" and bool(memory.statistics.about_order), {}
+    order, tried = knows_order and config.memory_order != "never", {}
     if newest.any():
         # learned without the newest events of every user, judged on them; what is shipped is learned from all
         known = torch.from_numpy(~np.isin(short.events, rows.events[newest.numpy()]))

@@ -47,14 +47,14 @@ def co_occurrences(
         last = min(first + step, n_items)
         part = slice(*np.searchsorted(sorted_items, [first, last]))
         begins, ends = (np.searchsorted(sorted_users, owners[part], side) for side in ("left", "right"))
-        others = items_of_user[_ranges(begins, ends)]
+        others = items_of_user[ranges(begins, ends)]
         cells = np.repeat(sorted_items[part] - first, ends - begins) * n_items + others
         weight = None if weights is None else np.repeat(weights[owners[part]], ends - begins)
         counts = np.bincount(cells, weight, minlength=(last - first) * n_items).reshape(-1, n_items)
         yield first, torch.from_numpy(counts).float()
 
 
-def _ranges(begins: Ints, ends: Ints) -> Ints:
+def ranges(begins: Ints, ends: Ints) -> Ints:
     """begins[0] … ends[0] − 1, begins[1] … ends[1] − 1, …"""
     lengths = ends - begins
     offsets = np.cumsum(lengths) - lengths
@@ -91,7 +91,7 @@ class Neighbours:
         """Sum of the similarities to the items of each bag."""
         start, n_items = self.start.numpy(), len(self.start) - 1
         begins, ends = start[items], start[items + 1]
-        at = _ranges(begins, ends)
+        at = ranges(begins, ends)
         cells = np.repeat(bags, ends - begins) * n_items + self.target.numpy()[at]
         sums = np.bincount(cells, weights=self.value.numpy()[at], minlength=n_bags * n_items)
         return torch.from_numpy(sums).view(n_bags, n_items).float()
@@ -184,7 +184,7 @@ class HistoryBackbone:
         """The distinct items of every history: position of the event in `events` (H,), ascending, and item (H,)."""
         begins, ends = self.log.history_start[events], self.log.history_end[events]
         bags = np.repeat(np.arange(len(events)), ends - begins)
-        items = self.log.sequence.numpy()[_ranges(begins, ends)]
+        items = self.log.sequence.numpy()[ranges(begins, ends)]
         keys = np.unique(bags * self.log.n_items + items)
         return keys // self.log.n_items, keys % self.log.n_items
 
