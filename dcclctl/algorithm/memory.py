@@ -117,23 +117,27 @@ class Statistics:
         return 4 + 8 * (self.neighbours.shape[1] + self.predecessors.shape[1]) + 4 * self.mean.shape[1]
 
 
-def count_statistics(
-    log: EventLog,
-    before: npt.NDArray[np.bool_],
-    size: int,
-    neighbours: int,
-    shrinkage: float,
-    lookback: int,
-    seed: int,
-) -> Statistics:
+@dataclass(frozen=True)
+class Counting:
+    """How everybody's events are counted.
+
+    Attributes:
+        size: M, as it will be on the devices. neighbours: nearest items, and predecessors, kept for each item.
+        shrinkage: added to the denominators, so that one shared user does not make two rare items twins.
+        lookback: events before an item that may have led to it; 0: order does not count.
+    """
+
+    size: int
+    neighbours: int
+    shrinkage: float
+    lookback: int
+
+
+def count_statistics(log: EventLog, before: npt.NDArray[np.bool_], counting: Counting, seed: int) -> Statistics:
     """Count everything that devices need to know of everybody, from the positive events in `before`.
 
     Args:
-        log: the log. before: (N,) which of its events may be counted.
-        size: M, as it will be on the devices.
-        neighbours: nearest items, and predecessors, kept for each item.
-        shrinkage: added to the denominators, so that one shared user does not make two rare items twins.
-        lookback: events before an item that may have led to it; 0: order does not count.
+        log: the log. before: (N,) which of its events may be counted. counting: how.
         seed: of the choice of reference events.
 
     Similarity of i and j: Σ_u w_u / (√(n_i·n_j) + shrinkage) over the users that have both, w_u = 1 / log₂(2 + items of u).
@@ -146,28 +150,28 @@ def count_statistics(
     categories = log.item_categories
     by_category = torch.zeros(log.n_categories + 1)
     by_category.scatter_add_(0, categories.flatten(), share[:, None].expand_as(categories).flatten())
-    near, similarity = _neighbours(log, rows, neighbours, shrinkage)
-    predecessors, lead = _predecessors(log, rows, neighbours, shrinkage, lookback)
-    width = len(FEATURES) + (len(ORDER_FEATURES) if lookback else 0)
+    near, similarity = _neighbours(log, rows, counting)
+    predecessors, lead = _predecessors(log, rows, counting)
+    width = len(FEATURES) + (len(ORDER_FEATURES) if counting.lookback else 0)
     nothing, one = torch.zeros(log.n_items, width), torch.ones(width)
     plain = Statistics(share, by_category, near, similarity, predecessors, lead, nothing, one)
-    mean, scale = _reference(log, plain, np.flatnonzero(before), size, seed)
+    mean, scale = _reference(log, plain, np.flatnonzero(before), counting.size, seed)
     return replace(plain, mean=mean, scale=scale)
 
 
-def _neighbours(log: EventLog, rows: Ints, count: int, shrinkage: float) -> tuple[Tensor, Tensor]:
+def _neighbours(log: EventLog, rows: Ints, counting: Counting) -> tuple[Tensor, Tensor]:
     pairs = np.unique(log.user[rows] * log.n_items + log.item[rows])
     users, items = pairs // max(log.n_items, 1), pairs % max(log.n_items, 1)
     degree = np.bincount(users, minlength=log.n_users)
     owners = np.bincount(items, minlength=log.n_items)
-    count = min(count, max(log.n_items - 1, 1))
+    count = min(counting.neighbours, max(log.n_items - 1, 1))
     near = torch.zeros(log.n_items, count, dtype=torch.int64)
     similarity = torch.zeros(log.n_items, count)
     # an item without users has nothing to divide: by what does not matter, but it may not be 0
     root = torch.from_numpy(np.sqrt(owners)).clamp(min=1)
     for first, shared in co_occurrences(users, items, log.n_items, 1 / np.log2(2 + degree)):
         here = torch.arange(len(shared))
-        cosine = shared / (root[first : first + len(shared), None] * root + shrinkage)
+        cosine = shared / (root[first : first + len(shared), None] * root + counting.shrinkage)
         cosine[here, here + first] = 0
         # a stable order: equal similarities by item number
         order = torch.argsort(cosine, dim=1, descending=True, stable=True)[:, :count]
@@ -176,9 +180,10 @@ def _neighbours(log: EventLog, rows: Ints, count: int, shrinkage: float) -> tupl
     return near, similarity
 
 
-def _predecessors(log: EventLog, rows: Ints, count: int, shrinkage: float, lookback: int) -> tuple[Tensor, Tensor]:
+def _predecessors(log: EventLog, rows: Ints, counting: Counting) -> tuple[Tensor, Tensor]:
     """Each item's predecessors with the largest lead, and the lead; equal ones by item number."""
-    count = min(count, log.n_items) if lookback else 0
+    lookback = counting.lookback
+    count = min(counting.neighbours, log.n_items) if lookback else 0
     best, leads = torch.zeros(log.n_items, count, dtype=torch.int64), torch.zeros(log.n_items, count)
     rows = rows[np.argsort(log.item[rows], kind="stable")]
     items = log.item[rows]
@@ -194,7 +199,7 @@ def _predecessors(log: EventLog, rows: Ints, count: int, shrinkage: float, lookb
         cells, weights = np.broadcast_to(targets * log.n_items, at.shape), np.broadcast_to(1 / back, at.shape)
         pairs, inverse = np.unique(cells[there] + sequence[at[there]], return_inverse=True)
         item, source = pairs // log.n_items, pairs % log.n_items
-        lead = np.bincount(inverse, weights[there], len(pairs)) / (root[item] * root[source] + shrinkage)
+        lead = np.bincount(inverse, weights[there], len(pairs)) / (root[item] * root[source] + counting.shrinkage)
         order = np.lexsort((source, -lead, item))
         rank = np.arange(len(order)) - np.searchsorted(item[order], item[order])
         order, rank = order[rank < count], rank[rank < count]

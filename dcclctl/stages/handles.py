@@ -18,7 +18,7 @@ from dcclctl.algorithm.basis import SharedBasis
 from dcclctl.algorithm.din import Din, DinSizes
 from dcclctl.algorithm.encoder import Encoder
 from dcclctl.algorithm.eventlog import EventLog
-from dcclctl.algorithm.memory import Statistics
+from dcclctl.algorithm.memory import Counting, Statistics
 from dcclctl.algorithm.memorypatch import MemoryPatch
 from dcclctl.algorithm.metapatch import Basis, PatchShape
 from dcclctl.algorithm.scoring import Backbone
@@ -258,6 +258,11 @@ class Memory:
     def track(self) -> int:
         """T."""
         return int(self.config["track"])
+
+    @property
+    def counting(self) -> Counting:
+        """How its statistics were counted, and those are that its patches are learned with."""
+        return Counting(self.size, *(self.config[name] for name in ("neighbours", "shrinkage", "lookback")))
 
     @cached_property
     def statistics(self) -> Statistics:

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 
 from dcclctl.algorithm.eventlog import Block
-from dcclctl.algorithm.memory import Ring, count_statistics
+from dcclctl.algorithm.memory import Counting, Ring, count_statistics
 from dcclctl.config import MemoryConfig
 from dcclctl.errors import DataError, UsageError
 from dcclctl.stages.handles import Dataset
@@ -39,9 +39,8 @@ def remember(dataset: Dataset, config: MemoryConfig, store: Store, force: bool =
             raise DataError(
                 f"{dataset.artifact.ref} has no positive events up to {config.until}", "Ingest with other --periods."
             )
-        statistics = count_statistics(
-            log, before, config.size, config.neighbours, config.shrinkage, config.lookback, config.seed
-        )
+        counting = Counting(config.size, config.neighbours, config.shrinkage, config.lookback)
+        statistics = count_statistics(log, before, counting, config.seed)
         work.write_tensors("statistics.safetensors", statistics.tensors())
         tracked = statistics.tracked if config.track else ()
         users, starts = np.unique(log.user[rows], return_index=True)

@@ -132,15 +132,7 @@ class MemoryDevices:
         whole, short = [], []
         log, memory = self.log, self.memory
         for number, (model, block) in enumerate(self.lessons):
-            statistics = count_statistics(
-                log,
-                log.before(block),
-                memory.size,
-                memory.config["neighbours"],
-                memory.config["shrinkage"],
-                memory.config["lookback"],
-                self.config.seed,
-            )
+            statistics = count_statistics(log, log.before(block), memory.counting, self.config.seed)
             backbone, shift = model.backbone(self.config), prior_shift(model.negatives, self.config.negatives)
             events = self._events_of(block)
             some, lengths = self._shortened(events)

@@ -10,7 +10,7 @@ from algorithm_worlds import Row, log_of
 
 from dcclctl.algorithm import memory
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventLog
-from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Memories, Ring, Statistics, count_statistics
+from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Counting, Memories, Ring, Statistics, count_statistics
 
 #: M and T: smaller than the histories, so that rings wrap
 SIZE, TRACK = 6, 4
@@ -45,7 +45,7 @@ def categorised() -> dict[str, object]:
 
 
 def counted(world: EventLog, until: str = "device", neighbours: int = 4, shrinkage: float = 1.0) -> Statistics:
-    return count_statistics(world, world.up_to(Block.parse(until)), SIZE, neighbours, shrinkage, 3, 3)
+    return count_statistics(world, world.up_to(Block.parse(until)), Counting(SIZE, neighbours, shrinkage, 3), 3)
 
 
 def features(
@@ -314,7 +314,7 @@ def test_similarity_is_the_weighted_shrunk_cosine() -> None:
 def test_lead_counts_what_came_soon_after_what(repeats: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = random_rows(repeats)
     world = log_of(rows, N_USERS, N_ITEMS, repeats=repeats)
-    statistics = count_statistics(world, world.up_to(Block(DEVICE)), SIZE, N_ITEMS, 2.5, 3, 3)
+    statistics = count_statistics(world, world.up_to(Block(DEVICE)), Counting(SIZE, N_ITEMS, 2.5, 3), 3)
     lead, number = np.zeros((N_ITEMS, N_ITEMS)), np.zeros(N_ITEMS)
     for _, mine in groupby((row for row in rows if row[3] and row[4] <= DEVICE), key=lambda each: each[0]):
         had: list[int] = []
@@ -333,12 +333,12 @@ def test_lead_counts_what_came_soon_after_what(repeats: bool, monkeypatch: pytes
         assert {before: value for before, value in found if value} == pytest.approx(expected, rel=1e-5)
     with monkeypatch.context() as patched:
         patched.setattr(memory, "_PAIRS", 100)  # in parts
-        parts = count_statistics(world, world.up_to(Block(DEVICE)), SIZE, N_ITEMS, 2.5, 3, 3)
+        parts = count_statistics(world, world.up_to(Block(DEVICE)), Counting(SIZE, N_ITEMS, 2.5, 3), 3)
     assert parts.lead.equal(statistics.lead) and parts.predecessors.equal(statistics.predecessors)
-    fewer = count_statistics(world, world.up_to(Block(DEVICE)), SIZE, 3, 2.5, 3, 3)
+    fewer = count_statistics(world, world.up_to(Block(DEVICE)), Counting(SIZE, 3, 2.5, 3), 3)
     assert fewer.lead.equal(statistics.lead[:, :3])
     assert list(statistics.lead[0]) == sorted(statistics.lead[0], reverse=True)
-    without = count_statistics(world, world.up_to(Block(DEVICE)), SIZE, 3, 2.5, 0, 3)
+    without = count_statistics(world, world.up_to(Block(DEVICE)), Counting(SIZE, 3, 2.5, 0), 3)
     assert without.lead.shape == (N_ITEMS, 0)
     assert (without.features, statistics.features) == (FEATURES, ALL)
     assert (without.tracked, statistics.tracked) == (FEATURES[1:], TRACKED)

@@ -10,7 +10,7 @@ from algorithm_worlds import Row, log_of, normal
 from torch.nn import functional as F
 
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
-from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Memories, count_statistics
+from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Counting, Memories, count_statistics
 from dcclctl.algorithm.memorypatch import (
     MemoryFit,
     MemoryPatch,
@@ -79,7 +79,7 @@ def rows_of(
     samples = sample(
         log, events, negatives, log.catalogue(block), excluded or log.never_negative(block), 1, f"test/{period}"
     )
-    statistics = count_statistics(log, log.before(block), SIZE, 5, 1.0, 3, 2)
+    statistics = count_statistics(log, log.before(block), Counting(SIZE, 5, 1.0, 3), 2)
     whose = events[np.argsort((log.user[events] + 1) % N_USERS, kind="stable")] if lent else events
     log = log.shortened(whose, np.full(len(whose), keep))
     found = Memories(log, statistics, SIZE, track).features(whose, samples.candidates)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from dcclctl.algorithm import training
 from dcclctl.algorithm.eventlog import DEVICE, Block
-from dcclctl.algorithm.memory import count_statistics
+from dcclctl.algorithm.memory import Counting, count_statistics
 from dcclctl.algorithm.metapatch import patched_logits
 from dcclctl.algorithm.momodistill import (
     BasisSettings,
@@ -421,7 +421,7 @@ def questions(log, nearest=None, seed=0, count=6):
 def test_unlabelled_items_are_seen_ones_that_no_event_of_the_user_labels(world, repeats):
     log = dataclasses.replace(world[0], repeats=repeats)
     events, known = log.events_in(DEVICE), set(log.catalogue(DEVICE).tolist())
-    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), LIMIT, 5, 1.0, 3, seed=0)
+    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), Counting(LIMIT, 5, 1.0, 3), seed=0)
     for nearest in (None, statistics):
         drawn = questions(log, nearest)(events, 0).numpy()
         assert drawn.shape == (len(events), 6)
@@ -438,7 +438,7 @@ def test_unlabelled_items_are_seen_ones_that_no_event_of_the_user_labels(world, 
 def test_every_second_unlabelled_item_is_near_the_history(world):
     log, *_ = world
     events = log.events_in(DEVICE)
-    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), LIMIT, 5, 1.0, 3, seed=0)
+    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), Counting(LIMIT, 5, 1.0, 3), seed=0)
     uniform, near = questions(log)(events, 0), questions(log, statistics)(events, 0)
     assert torch.equal(near[:, ::2], uniform[:, ::2])
     changed = near[:, 1::2] != uniform[:, 1::2]
@@ -453,7 +453,7 @@ def test_every_second_unlabelled_item_is_near_the_history(world):
 def test_unlabelled_items_of_an_event_depend_on_nothing_but_the_event_epoch_and_seed(world):
     log, *_ = world
     events = log.events_in(DEVICE)
-    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), LIMIT, 5, 1.0, 3, seed=0)
+    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), Counting(LIMIT, 5, 1.0, 3), seed=0)
     draw = questions(log, statistics)
     some = np.random.default_rng(0).permutation(len(events))[:7]
     assert torch.equal(draw(events[some], 1), draw(events, 1)[torch.from_numpy(some)])
@@ -466,7 +466,7 @@ def test_who_has_no_history_is_asked_about_what_everybody_begins_with(world):
     log, *_ = world
     log = dataclasses.replace(log, repeats=False)
     events = log.events_in(DEVICE)
-    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), LIMIT, 5, 1.0, 3, seed=0)
+    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), Counting(LIMIT, 5, 1.0, 3), seed=0)
     forgetful = log.shortened(events, np.zeros(len(events), dtype=np.int64))
     draw = questions(forgetful, statistics)
     drawn = np.concatenate([draw(events, epoch).numpy() for epoch in range(200)])
@@ -492,7 +492,7 @@ def test_who_has_no_history_is_asked_about_what_everybody_begins_with(world):
 def test_where_nobody_liked_anything_all_questions_are_of_the_catalogue(world):
     log, *_ = world
     events = log.events_in(DEVICE)
-    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), LIMIT, 5, 1.0, 3, seed=0)
+    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), Counting(LIMIT, 5, 1.0, 3), seed=0)
     joyless = dataclasses.replace(log, label=np.zeros_like(log.label))
     forgetful = joyless.shortened(events, np.zeros(len(events), dtype=np.int64))
     drawn = questions(forgetful, statistics)(events, 0)

@@ -13,7 +13,7 @@ from tampered import rewrite
 from world import EVALUATE, PATCH, TRAIN, World, dcclctl, done, ingest, quiet_progress
 
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
-from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Memories, count_statistics
+from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Counting, Memories, count_statistics
 from dcclctl.algorithm.memorypatch import MemoryPatch, MemoryRows, learn, user_losses
 from dcclctl.algorithm.sampling import Ints, PairSet
 from dcclctl.config import EvaluateConfig, MemoryConfig, PatchConfig
@@ -417,7 +417,9 @@ def test_some_events_are_learned_from_with_a_short_memory_too(remembering: Path)
     assert 0.2 < (short.held[long] == 1).mean() < 0.45  # log 2 / log 9 = 0.32
     # by hand: a log in which nothing but the K newest events of the user stands before the event
     model, memory = devices.lessons[0][0], devices.memory
-    statistics = count_statistics(log, log.before(Block(DEVICE)), memory.size, 5, memory.config["shrinkage"], 10, 0)
+    statistics = count_statistics(
+        log, log.before(Block(DEVICE)), Counting(memory.size, 5, memory.config["shrinkage"], 10), 0
+    )
     for row in np.flatnonzero(short.held < most)[:20]:
         event, held = int(short.events[row]), int(short.held[row])
         cut = replace(

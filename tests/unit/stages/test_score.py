@@ -10,7 +10,7 @@ from test_evaluate import PlainLog, PlainModel
 from world import World, dcclctl, done, ingest
 
 from dcclctl.algorithm.eventlog import CLOUD, Block, EventLog
-from dcclctl.algorithm.memory import Memories, Ring, count_statistics
+from dcclctl.algorithm.memory import Counting, Memories, Ring, count_statistics
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import UsageError
 from dcclctl.stages.evaluate import open_subjects
@@ -122,7 +122,7 @@ def test_after_everything_a_memory_is_what_the_device_holds(times: list[int]) ->
     time, ones = np.array([*times, *range(5)]), np.ones(9, np.int64)
     categories, profile = torch.zeros(6, 1, dtype=torch.int64), torch.zeros(2, 1, dtype=torch.int64)
     log = EventLog.build(user, item, time, ones, CLOUD * ones, categories, 1, profile, (1,))
-    statistics = count_statistics(log, log.up_to(Block(CLOUD)), 10, 4, 1.0, 3, 3)
+    statistics = count_statistics(log, log.up_to(Block(CLOUD)), Counting(10, 4, 1.0, 3), 3)
     longer, row = after_everything(log, 3)
     ring = Ring(10, track=4, tracked=len(statistics.tracked))
     for moment in np.unique(times):
