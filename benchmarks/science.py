@@ -219,7 +219,7 @@ class Study:
         control = self.incremental
         memory = self.patched
         short = self.remembering("memory of 20", control, memory=self.memory("--size", "20"))
-        plain = self.remembering("plain memory", control, memory=self.memory(*PLAIN))
+        plain = self.remembering("neither", control, memory=self.memory(*MEMORIES["neither"]))
         models = {
             TWICE: control,
             ONCE: self.once,
@@ -398,6 +398,8 @@ def figures_of(tables: list[pl.DataFrame], against: str = "") -> list[dict[str, 
     subjects = joint["subject"].unique(maintain_order=True).to_list()
     subjects.sort(key=lambda name: name != against)  # stable: the reference first
     records: list[dict[str, object]] = []
+    # where all users are new, "all" says what "new" says: a family of comparisons has each of them once
+    repeated = "all" if joint["group"].unique().to_list() == ["new"] else ""
 
     def values(table: pl.DataFrame, subject: str, group: str, metric: str) -> float | None:
         own = table.filter((pl.col("subject") == subject) & ((pl.col("group") == group) | (group == "all")))
@@ -406,8 +408,7 @@ def figures_of(tables: list[pl.DataFrame], against: str = "") -> list[dict[str, 
     for subject in subjects:
         found = None if subject == subjects[0] else compare(paired_differences(joint, subject, subjects[0]), seed=0)
         # where every seed has users of its own, hardly anyone is judged under more than one
-        alone = joint["group"].unique().to_list() == ["new"]
-        worse = None if found is None or alone else harmed(tables, subject, subjects[0])
+        worse = None if found is None or repeated else harmed(tables, subject, subjects[0])
         for group in ("all", "tail", "head", "new"):
             for metric in METRICS:
                 value = values(joint, subject, group, metric)
@@ -421,7 +422,8 @@ def figures_of(tables: list[pl.DataFrame], against: str = "") -> list[dict[str, 
                     record |= {name: row[name] for name in ("users", "difference", "low", "high", "p_value")}
                     record["harmed"] = worse[group] if worse and metric == "gauc" else None
                 records.append(record)
-    p_values = pl.Series([record.get("p_value") for record in records], dtype=pl.Float64).fill_null(float("nan"))
+    asked = [None if record["group"] == repeated else record.get("p_value") for record in records]
+    p_values = pl.Series(asked, dtype=pl.Float64).fill_null(float("nan"))
     for record, corrected in zip(records, holm(p_values.to_numpy().copy()), strict=True):
         record["p_holm"] = None if corrected != corrected else float(corrected)
     return records

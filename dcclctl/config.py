@@ -215,7 +215,7 @@ class MemoryConfig(Section):
     neighbours: Positive = Field(
         50, description="Nearest items by co-occurrence, and items usually had before, that come with every item."
     )
-    lookback: Count = Field(
+    lookback: Annotated[int, Field(ge=0, le=1000)] = Field(
         10, description="Events before an item that may have led to it; 0: the order of events does not count."
     )
     shrinkage: Annotated[float, Field(ge=0.0)] = Field(
