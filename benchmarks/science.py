@@ -20,7 +20,8 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     cold       new users served with their first 0, 1, 3, 5, 10 events: on what follows the tenth, and on what comes next
     newcomers  the same with other users made new under every seed, and the memory patch alone
 
-Some chapters have memories without order and track record (PLAIN): their tables were made when there was nothing else.
+Some chapters have memories without order and track record, and patches to which popularity is nothing (WITH_PLAIN): their
+tables were made when there was nothing else.
 
 Everything goes through the command line, and what is in the store already is reused: a stopped run goes on. Each
 (log, chapter) gives a table OUT/<log>.<chapter>.md and the figures behind it as .json. Tail is the less active half.
@@ -58,7 +59,9 @@ CHAPTERS = (
 )
 #: a memory that does not count the order of events, and keeps no track record
 PLAIN = ["--track", "0", "--lookback", "0"]
-#: chapters whose memories are such
+#: a patch to which popularity is nothing, of the size that it then had
+UNWEIGHED = ["--memory-hidden", "32", "--no-memory-popularity"]
+#: chapters whose memories and patches are such
 WITH_PLAIN = ("devices", "harm", "stronger", "clouds", "lessons", "rounds", "baselines", "sasrec", "cold")
 #: the control: trained until valid AUC rises no more, as `train --continue` does by itself
 LONG = ["--epochs", "20", "--patience", "2", "--learning-rate", "0.002"]
@@ -101,7 +104,8 @@ PERSONAL = {
     "θ̂ encoded": ["--personal", "encoder"],
     "θ̂ encoded and trained, λ = 10": ["--personal", "device", "--prior", "10"],
     "θ̂ encoded and trained, λ = 100, K = 8": ["--personal", "device", "--prior", "100", "--patch-size", "8"],
-    "64 hidden units": ["--memory-hidden", "64"],
+    "32 hidden units": ["--memory-hidden", "32"],
+    "popularity is nothing, 32 hidden units": UNWEIGHED,
     "12 epochs": ["--memory-epochs", "12"],
 }
 BASELINES = ("popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "gru4rec", "sasrec")
@@ -110,9 +114,9 @@ BASELINES = ("popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "
 class Study:
     """One log under one seed: the models that the chapters share, made when first asked for."""
 
-    def __init__(self, run: Runner, dataset: str, seed: int, candidates: str, counts: list[str]) -> None:
-        """Args: counts: flags of every memory."""
-        self.run, self.dataset, self.seed, self.candidates, self.counts = run, dataset, seed, candidates, counts
+    def __init__(self, run: Runner, dataset: str, seed: int, candidates: str, plain: bool) -> None:
+        """Args: plain: memories without order and track record, patches to which popularity is nothing."""
+        self.run, self.dataset, self.seed, self.candidates, self.plain = run, dataset, seed, candidates, plain
 
     def made(self, name: str, command: str, *arguments: str) -> str:
         return self.run(f"{name} {self.seed}", command, *arguments, "--seed", str(self.seed))
@@ -152,12 +156,12 @@ class Study:
         return self.continued("longer", self.incremental, "device", budget=LESSON)
 
     def memory(self, *arguments: str) -> str:
-        flags = [*self.counts, *arguments]
+        flags = [*(PLAIN if self.plain else []), *arguments]
         return self.run("memory " + " ".join(flags), "memory", "--dataset", self.dataset, *flags)
 
     def remembering(self, name: str, cloud: str, *arguments: str, memory: str = "") -> str:
         """Memory-conditioned patches."""
-        chosen = ["--memory", memory or self.memory()]
+        chosen = ["--memory", memory or self.memory(), *(UNWEIGHED if self.plain else [])]
         return self.made(name, "patch", "--method", "memory", "--cloud", cloud, *chosen, *arguments)
 
     @property
@@ -229,6 +233,7 @@ class Study:
             "memory patch, shuffled memories (placebo)": memory + "+shuffled",
             "memory patch of the last 20 events": short,
             "memory patch, neither order nor track record": plain,
+            "memory patch, popularity is nothing": self.remembering("unweighed", control, *UNWEIGHED),
         }
         return self.evaluated("memory", models, "test")
 
@@ -299,8 +304,8 @@ class Study:
         for number in (1, 2, 3):
             block = f"device:{number}/3"
             fresh = self.continued(f"round {number} fresh", student, block)
-            chosen = ["--memory", self.memory("--until", block), "--on", block]
-            patches = self.made(f"round {number} patches", "patch", "--method", "memory", "--cloud", fresh, *chosen)
+            memory = self.memory("--until", block)
+            patches = self.remembering(f"round {number} patches", fresh, "--on", block, memory=memory)
             student = self.distilled(f"round {number}", patches, "--on", block)
             control = self.continued(f"round {number} control", control, block)
             control = self.continued(f"round {number} control, longer", control, block, budget=LESSON)
@@ -659,7 +664,7 @@ def main() -> None:
                 if drawn:  # a name means one command for good, and here every seed has a data set of its own
                     run = Runner(store, options.threads)
                 dataset = run("ingest", "ingest", *arguments[name], *more, *drawn)
-                study = Study(run, dataset, seed, options.candidates, PLAIN if chapter in WITH_PLAIN else [])
+                study = Study(run, dataset, seed, options.candidates, chapter in WITH_PLAIN)
                 if chapter == "harm":
                     blocks.append(study.harm())
                     lasting = lasting_harm(blocks)

@@ -246,7 +246,7 @@ class PatchConfig(ComputeSection):
         **dict.fromkeys(("similar_users", "similar_events", "similar_weight"), ("similar-users",)),
         "personal": ("memory",),
         **dict.fromkeys(("memory_hidden", "memory_epochs", "memory_learning_rate", "memory_weight_decay"), ("memory",)),
-        **dict.fromkeys(("memory_short", "memory_floor", "memory_order"), ("memory",)),
+        **dict.fromkeys(("memory_short", "memory_floor", "memory_order", "memory_popularity"), ("memory",)),
     }
 
     users: str = Field(
@@ -310,7 +310,7 @@ class PatchConfig(ComputeSection):
         description="Method memory: whose θ̂ bends the patch: nobody's (the memory alone makes it personal), one encoded from profile "
         "and memory, or that and one trained on the device.",
     )
-    memory_hidden: Positive = Field(32, description="Method memory: hidden units of the patch.")
+    memory_hidden: Positive = Field(64, description="Method memory: hidden units of the patch.")
     memory_epochs: Positive = Field(8, description="Method memory: passes over the events.")
     memory_learning_rate: Rate = Field(0.003, description="Method memory: AdamW's step size.")
     memory_weight_decay: Annotated[float, Field(ge=0.0)] = Field(
@@ -324,6 +324,10 @@ class PatchConfig(ComputeSection):
     memory_order: Literal["auto", "always", "never"] = Field(
         "auto",
         description="Method memory: does it count what came soon after what? auto: unless held-back events are foretold better without.",
+    )
+    memory_popularity: bool = Field(
+        True,
+        description="Method memory: does what a memory says of an item count by how popular the item is?",
     )
     memory_floor: Fraction = Field(
         0.01,

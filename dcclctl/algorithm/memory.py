@@ -22,6 +22,7 @@ the same numbers, which is tested.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +95,13 @@ class Statistics:
     def features(self) -> tuple[str, ...]:
         """Names of the F features that a candidate has."""
         return FEATURES + (ORDER_FEATURES if self.predecessors.shape[1] else ())
+
+    @cached_property
+    def popularity(self) -> Float[Tensor, "I"]:
+        """How popular each item is: log of its share, standardised over the items."""
+        log_share = torch.log(self.item_share)
+        spread = log_share.std(correction=0)
+        return (log_share - log_share.mean()) / (spread if spread > 0 else 1.0)
 
     @property
     def tracked(self) -> tuple[str, ...]:

@@ -1,12 +1,18 @@
 """The memory-conditioned patch: h(f(x), c(m, x)) with c = features of the candidate in the user's local memory.
 
-    φ = [tanh(A·[c, t, f(x)] + a), c]       H hidden units and the F features; t: the device's track record, the same for all x
+    φ = [u(c, t) − u(0, 0), c]               H hidden units and the F features; t: the device's track record, the same for all x
+    u(c, t) = tanh(A·[c, t, f(x), p(x)] + a)  p(x): how popular x is with everybody
     f^(m)(x) = f(x) + (w + V·θ̂^(m))·φ        w, A, a, V: learned in the cloud, the same for everybody
     θ̂^(m) = U(θ̂, u, s)                       θ̂: trained on the device (or 0), u: the user's profile, s: summary of the memory
 
 So every user gets a patch from what the device remembers, also one who never trained. A user whose memory is empty is
 served by the cloud model. The weights w, A, a, V and U are learned from events that the f beneath had not been trained
 on (as MetaPatch's Θ is); c holds no parameter of f, so that the patch can be put on a fresher f than it was learned with.
+
+What a memory says of an item is worth more or less as the item is popular: sharing a rare item proves more than sharing one that
+everybody has. So p goes into the hidden units; by itself, where a memory says what everybody's would (c = t = 0), it counts for
+nothing, or the patch would learn to mend the cloud model's own idea of what is popular. (`popularity=False` is the patch
+without p and u(0, 0).)
 """
 
 import math
@@ -29,7 +35,7 @@ class MemoryPatch(nn.Module):
     """All weights of the patch that the cloud ships.
 
     Args:
-        hidden_size: H. features: F. tracked: R, 0 without a track record. code_size: K, numbers in θ̂; 0 makes a patch that is the same function for everybody.
+        hidden_size: H. features: F. tracked: R, 0 without a track record. popularity: does p count? code_size: K, numbers in θ̂; 0 makes a patch that is the same function for everybody.
         profile_sizes: codes of each profile column. n_categories: G. generator: source of the initial weights.
     """
 
@@ -40,6 +46,7 @@ class MemoryPatch(nn.Module):
         hidden_size: int,
         features: int,
         tracked: int,
+        popularity: bool,
         code_size: int,
         profile_sizes: tuple[int, ...],
         n_categories: int,
@@ -47,7 +54,8 @@ class MemoryPatch(nn.Module):
     ) -> None:
         super().__init__()
         width = hidden_size + features
-        self.inner = nn.Parameter(torch.empty(hidden_size, features + tracked + 1))  # A
+        self.popularity = popularity
+        self.inner = nn.Parameter(torch.empty(hidden_size, features + tracked + 1 + popularity))  # A
         self.inner_bias = nn.Parameter(torch.zeros(hidden_size))  # a
         self.outer = nn.Parameter(torch.zeros(width))  # w
         self.basis = nn.Parameter(torch.empty(width, code_size))  # V
@@ -91,18 +99,26 @@ class MemoryPatch(nn.Module):
         known = self.profile[profile + self.offsets].sum(1) + shares @ self.summary
         return codes @ self.code.T + torch.tanh(known)
 
-    def units(self, features: Float[Tensor, "B C FR"], logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C W"]:
-        """φ; features: c and t, as `Memories.features` gives them."""
-        inputs = torch.cat([features, logits.unsqueeze(-1)], -1)
-        hidden = torch.tanh(F.linear(inputs, self.inner, self.inner_bias))
+    def units(
+        self, features: Float[Tensor, "B C FR"], logits: Float[Tensor, "B C"], popularity: Float[Tensor, "B C"]
+    ) -> Float[Tensor, "B C W"]:
+        """φ; features: c and t, as `Memories.features` gives them. popularity: p, as `Statistics.popularity` has it."""
+        item = torch.stack([logits, popularity] if self.popularity else [logits], -1)
+        hidden = torch.tanh(F.linear(torch.cat([features, item], -1), self.inner, self.inner_bias))
+        if self.popularity:
+            hidden = hidden - torch.tanh(F.linear(item, self.inner[:, features.shape[-1] :], self.inner_bias))
         return torch.cat([hidden, features[..., : self.n_features]], -1)
 
     def forward(
-        self, features: Float[Tensor, "B C FR"], logits: Float[Tensor, "B C"], codes: Float[Tensor, "B K"]
+        self,
+        features: Float[Tensor, "B C FR"],
+        logits: Float[Tensor, "B C"],
+        popularity: Float[Tensor, "B C"],
+        codes: Float[Tensor, "B K"],
     ) -> Float[Tensor, "B C"]:
         """f^(m)(x); `codes` are what `encode` gives."""
         weights = self.outer + codes @ self.basis.T  # (B, W)
-        return logits + (self.units(features, logits) @ weights.unsqueeze(-1)).squeeze(-1)
+        return logits + (self.units(features, logits, popularity) @ weights.unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -111,7 +127,7 @@ class MemoryRows:
 
     Attributes:
         events: (B,) rows of the log. held: (B,) how many events the memory holds. features: (B, C, F + R), see memory.py.
-        logits, labels, weights: (B, C); logits are those of an f that has not been trained on these events, as if it had been
+        logits, popularity, labels, weights: (B, C); logits are those of an f that has not been trained on these events, as if it had been
             trained with as many negatives as there are here (see `prior_shift`). shares: (B, G + 1) see
             `category_shares`; (B, 0) where nobody has a θ̂.
     """
@@ -120,15 +136,15 @@ class MemoryRows:
     held: Ints
     features: Float[Tensor, "B C FR"]
     logits: Float[Tensor, "B C"]
+    popularity: Float[Tensor, "B C"]
     labels: Float[Tensor, "B C"]
     weights: Float[Tensor, "B C"]
     shares: Float[Tensor, "B G"]
 
     def pick(self, index: Tensor) -> "MemoryRows":
         """Some of the events, in the order given."""
-        tensors = (self.features, self.logits, self.labels, self.weights, self.shares)
         rows = index.numpy()
-        return MemoryRows(self.events[rows], self.held[rows], *(tensor[index] for tensor in tensors))
+        return MemoryRows(self.events[rows], self.held[rows], *(getattr(self, name)[index] for name in _TENSORS))
 
     def blank(self, columns: list[int]) -> "MemoryRows":
         """The same rows with nothing in some of the F + R numbers."""
@@ -143,10 +159,13 @@ class MemoryRows:
     @classmethod
     def join(cls, parts: list["MemoryRows"]) -> "MemoryRows":
         """One after the other."""
-        names = ("features", "logits", "labels", "weights", "shares")
-        joined = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        joined = (torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS)
         events, held = (np.concatenate([getattr(part, name) for part in parts]) for name in ("events", "held"))
         return cls(events, held, *joined)
+
+
+#: the tensors of `MemoryRows`
+_TENSORS = ("features", "logits", "popularity", "labels", "weights", "shares")
 
 
 def prior_shift(trained: int, wanted: int) -> float:
@@ -209,7 +228,7 @@ def learn(
             some = rows.pick(order[at : at + settings.batch_size])
             users = torch.from_numpy(log.user[some.events])
             codes = patch.encode(torch.zeros(len(users), patch.code_size), log.profile[users], some.shares)
-            logits = patch(some.features, some.logits, codes)
+            logits = patch(some.features, some.logits, some.popularity, codes)
             each = F.binary_cross_entropy_with_logits(logits, some.labels, reduction="none")
             loss = (each * some.weights).sum() / some.weights.sum()
             optimiser.zero_grad()
@@ -247,8 +266,8 @@ def fit_codes(
     """
     users = torch.from_numpy(log.user[rows.events])
     start = patch.encode(torch.zeros(len(users), patch.code_size), log.profile[users], rows.shares)
-    offset = patch(rows.features, rows.logits, start)
-    slopes = patch.units(rows.features, rows.logits) @ patch.basis @ patch.code  # (B, C, K)
+    offset = patch(rows.features, rows.logits, rows.popularity, start)
+    slopes = patch.units(rows.features, rows.logits, rows.popularity) @ patch.basis @ patch.code  # (B, C, K)
     weights = rows.weights * keep.unsqueeze(1)
 
     def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
@@ -270,7 +289,7 @@ def user_losses(
     users = torch.from_numpy(log.user[rows.events])
     own = patch.encode(codes[users], log.profile[users], rows.shares)
     remembers = torch.from_numpy(rows.held > 0).unsqueeze(1)
-    patched = torch.where(remembers, patch(rows.features, rows.logits, own), rows.logits)
+    patched = torch.where(remembers, patch(rows.features, rows.logits, rows.popularity, own), rows.logits)
     weights = (rows.weights * judged.unsqueeze(1)).double()
     sums = []
     for logits in (rows.logits, patched):

@@ -64,6 +64,9 @@ def patch(
     memory_weight_decay: Annotated[float | None, _option("memory_weight_decay", metavar="RATE")] = None,
     memory_short: Annotated[float | None, _option("memory_short", metavar="SHARE")] = None,
     memory_order: Annotated[str | None, _option("memory_order", metavar="auto|always|never")] = None,
+    memory_popularity: Annotated[
+        bool | None, _option("memory_popularity", "--memory-popularity/--no-memory-popularity")
+    ] = None,
     memory_floor: Annotated[float | None, _option("memory_floor", metavar="SHARE")] = None,
     shard_users: Annotated[int | None, _option("shard_users", metavar="N")] = None,
     batch_rows: Annotated[int | None, _option("batch_rows", metavar="N")] = None,
@@ -117,6 +120,7 @@ def patch(
         memory_weight_decay=memory_weight_decay,
         memory_short=memory_short,
         memory_order=memory_order,
+        memory_popularity=memory_popularity,
         memory_floor=memory_floor,
         shard_users=shard_users,
         batch_rows=batch_rows,

@@ -288,11 +288,14 @@ def open_memory(reference: str | None, dataset: Dataset, method: str, store: Sto
     return None
 
 
-def new_memory_patch(memory: Memory, hidden_size: int, code_size: int, generator: torch.Generator) -> MemoryPatch:
+def new_memory_patch(
+    memory: Memory, hidden_size: int, popularity: bool, code_size: int, generator: torch.Generator
+) -> MemoryPatch:
     """A memory-conditioned patch that gives the cloud model's logits until it is learned."""
     log, facts = memory.dataset.log, memory.artifact.facts
     features, tracked = len(facts["features"]), len(facts["tracked"])
-    return MemoryPatch(hidden_size, features, tracked, code_size, log.profile_sizes, log.n_categories, generator)
+    sizes = (log.profile_sizes, log.n_categories)
+    return MemoryPatch(hidden_size, features, tracked, popularity, code_size, *sizes, generator)
 
 
 @dataclass(frozen=True)
@@ -324,7 +327,8 @@ class PatchSet:
         facts, config = self.artifact.facts, self.artifact.config
         generator = torch.Generator().manual_seed(0)
         assert self.memory is not None
-        patch = new_memory_patch(self.memory, config["memory_hidden"], facts["patch_size"], generator)
+        popularity = config.get("memory_popularity", False)  # those made before there was such a choice have none
+        patch = new_memory_patch(self.memory, config["memory_hidden"], popularity, facts["patch_size"], generator)
         patch.load_state_dict(self.artifact.read_tensors("memory_patch.safetensors"))
         return patch.requires_grad_(False)
 

@@ -185,7 +185,8 @@ class MemoryDevices:
             self.on_progress(f"remember {ref}", min(at + _BATCH, len(order)), len(order), "")
         shares = category_shares(log, events, memory.size) if self.personal else torch.zeros(len(events), 0)
         held = log.history_lengths(events, memory.size)
-        return MemoryRows(events, held, found, logits, sampled.labels, sampled.weights, shares)
+        popularity = statistics.popularity[sampled.candidates]
+        return MemoryRows(events, held, found, logits, popularity, sampled.labels, sampled.weights, shares)
 
     @property
     def personal(self) -> bool:
@@ -199,6 +200,7 @@ class MemoryDevices:
         patch = new_memory_patch(
             self.memory,
             config.memory_hidden,
+            config.memory_popularity,
             config.patch_size if self.personal else 0,
             torch.Generator().manual_seed(stream(config.seed, "memory/weights")),
         )

@@ -137,7 +137,9 @@ def _serve_from_memory(subject: Subject, backbone: Backbone, seed: int) -> tuple
         known = category_shares(log, source, size) if patch.code_size else torch.zeros(len(events), 0)
         own = patch.encode(codes[users], log.profile[users], known)
         remembers = torch.from_numpy(log.history_lengths(source, smallest) >= smallest) & patched[users]
-        remembered = patch(found, logits + shift, own) - shift
+        everybody = memory.statistics.popularity
+        popular = everybody.expand(len(events), -1) if candidates is None else everybody[candidates]
+        remembered = patch(found, logits + shift, popular, own) - shift
         return torch.where(remembers.unsqueeze(1), remembered, logits).to(cloud.device)
 
     by = np.full(log.n_users, "cloud", dtype="<U7")

@@ -386,6 +386,8 @@ def test_shares_by_hand() -> None:
     world = log_of(rows, 2, 3, item_categories=torch.tensor([[0, 1], [1, 2], [2, 2]]), n_categories=2)
     statistics = counted(world)
     assert statistics.item_share.tolist() == pytest.approx([1.5 / 4.5, 2.5 / 4.5, 0.5 / 4.5])
+    logs = np.log([1.5, 2.5, 0.5])
+    assert statistics.popularity.tolist() == pytest.approx((logs - logs.mean()) / logs.std(), rel=1e-5)
     assert statistics.category_share[:2].tolist() == pytest.approx([1.5 / 4.5, 4 / 4.5])
 
 
@@ -418,3 +420,11 @@ def test_a_ring_overwrites_the_oldest_and_never_grows() -> None:
     assert ring.items.nbytes == 12
     assert ring.seen == 7
     assert Ring(3, [1, 2]).newest_first().tolist() == [2, 1]
+
+
+def test_where_all_items_are_as_popular_popularity_says_nothing() -> None:
+    one = log_of([(0, 0, 1, 1, CLOUD), (1, 0, 2, 1, CLOUD)], 2, 1)
+    alike = log_of([(0, 0, 1, 1, CLOUD), (1, 1, 2, 1, CLOUD)], 2, 2)
+    for world in (one, alike):
+        counted = count_statistics(world, world.up_to(Block(CLOUD)), Counting(3, 2, 1.0, 1), 0)
+        assert counted.popularity.tolist() == [0.0] * world.n_items

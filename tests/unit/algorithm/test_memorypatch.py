@@ -86,12 +86,16 @@ def rows_of(
     logits = torch.full(samples.labels.shape, -math.log(negatives))
     shares = category_shares(log, whose, SIZE)
     held = log.history_lengths(whose, SIZE)
-    return MemoryRows(events, held, found, logits, samples.labels, samples.weights, shares)
+    popular = statistics.popularity[samples.candidates]
+    return MemoryRows(events, held, found, logits, popular, samples.labels, samples.weights, shares)
 
 
-def new_patch(log: EventLog, code_size: int = 0, seed: int = 0, tracked: int = N_FEATURES - 1) -> MemoryPatch:
+def new_patch(
+    log: EventLog, code_size: int = 0, seed: int = 0, tracked: int = N_FEATURES - 1, popularity: bool = True
+) -> MemoryPatch:
     generator = torch.Generator().manual_seed(seed)
-    return MemoryPatch(8, N_FEATURES, tracked, code_size, log.profile_sizes, log.n_categories, generator)
+    sizes = (log.profile_sizes, log.n_categories)
+    return MemoryPatch(8, N_FEATURES, tracked, popularity, code_size, *sizes, generator)
 
 
 @torch.no_grad()
@@ -99,7 +103,7 @@ def gauc(log: EventLog, patch: MemoryPatch, rows: MemoryRows) -> float:
     """Mean over the users of the share of (positive, negative) pairs that are in order; ties count half."""
     users = torch.from_numpy(log.user[rows.events])
     codes = patch.encode(torch.zeros(len(users), patch.code_size), log.profile[users], rows.shares)
-    logits = patch(rows.features, rows.logits, codes)
+    logits = patch(rows.features, rows.logits, rows.popularity, codes)
     own, others = logits[:, :1], logits[:, 1:]
     right = ((own > others).double() + 0.5 * (own == others).double()).mean(1)
     return float(np.mean([right[users == user].mean() for user in users.unique()]))
@@ -107,7 +111,7 @@ def gauc(log: EventLog, patch: MemoryPatch, rows: MemoryRows) -> float:
 
 @torch.no_grad()
 def log_loss(log: EventLog, patch: MemoryPatch, rows: MemoryRows) -> float:
-    logits = patch(rows.features, rows.logits, torch.zeros(len(rows.events), 0))
+    logits = patch(rows.features, rows.logits, rows.popularity, torch.zeros(len(rows.events), 0))
     return float(F.binary_cross_entropy_with_logits(logits, rows.labels))
 
 
@@ -120,7 +124,7 @@ def test_a_new_patch_is_the_cloud_model() -> None:
         patch = new_patch(log, code_size)
         logits = 5 * normal(4, 7)
         codes = torch.zeros(4, code_size)
-        assert patch(normal(4, 7, WIDTH, seed=1), logits, codes).equal(logits)
+        assert patch(normal(4, 7, WIDTH, seed=1), logits, normal(4, 7, seed=2), codes).equal(logits)
         assert patch.encode(codes, log.profile[:4], torch.zeros(4, N_CATEGORIES + 1)).equal(codes)
 
 
@@ -139,11 +143,13 @@ def filled(patch: MemoryPatch) -> MemoryPatch:
     return patch
 
 
-def test_the_patch_and_its_codes_by_formula() -> None:
+@pytest.mark.parametrize("popularity", [True, False])
+def test_the_patch_and_its_codes_by_formula(popularity: bool) -> None:
     log = replace(shop(0.5), profile=torch.tensor([[1, 0]] * N_USERS), profile_sizes=(2, 3))
-    patch = filled(new_patch(log, 2)).requires_grad_(False)
+    patch = filled(new_patch(log, 2, popularity=popularity)).requires_grad_(False)
     weight = {name: value.detach().double().numpy() for name, value in patch.named_parameters()}
     found, logits, codes = normal(1, 2, WIDTH), normal(1, 2, seed=1), normal(1, 2, seed=2)
+    popular = normal(1, 2, seed=3)
     shares = torch.tensor([[0.5, 0.5, 0, 0, 0, 0, 0]])
     code = weight["code"] @ codes[0].double().numpy() + np.tanh(
         weight["profile"][1] + weight["profile"][2 + 0] + 0.5 * (weight["summary"][0] + weight["summary"][1])
@@ -153,9 +159,47 @@ def test_the_patch_and_its_codes_by_formula() -> None:
     for at in range(2):
         both, f = found[0, at].double().numpy(), float(logits[0, at])
         c = both[:N_FEATURES]  # the track record behind them goes into the hidden units only
-        phi = np.concatenate([np.tanh(weight["inner"] @ [*both, f] + weight["inner_bias"]), c])
+        item = [f, float(popular[0, at])] if popularity else [f]
+        hidden = np.tanh(weight["inner"] @ [*both, *item] + weight["inner_bias"])
+        if popularity:  # what the item is by itself is the cloud model's business
+            hidden -= np.tanh(weight["inner"] @ [*np.zeros(WIDTH), *item] + weight["inner_bias"])
+        phi = np.concatenate([hidden, c])
         expected = f + (weight["outer"] + weight["basis"] @ code) @ phi
-        assert float(patch(found, logits, encoded)[0, at]) == pytest.approx(expected, rel=1e-4)
+        assert float(patch(found, logits, popular, encoded)[0, at]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_evidence_popularity_counts_for_nothing() -> None:
+    """Where a memory says what everybody's would, the cloud model's logit stands, however popular the item is."""
+    patch = filled(new_patch(shop(0.5)))
+    logits, popular = 3 * normal(5, 4), 3 * normal(5, 4, seed=1)
+    nothing, codes = torch.zeros(5, 4, WIDTH), torch.zeros(5, 0)
+    assert patch(nothing, logits, popular, codes).equal(logits)
+    some = normal(5, 4, WIDTH, seed=2)
+    assert not patch(some, logits, popular, codes).equal(patch(some, logits, popular + 1, codes))
+    without = filled(new_patch(shop(0.5), popularity=False))
+    assert without(some, logits, popular, codes).equal(without(some, logits, popular + 1, codes))
+
+
+def test_what_evidence_is_worth_is_learned_by_popularity() -> None:
+    """An item near the memory is the next one if it is rare, and one among many if everybody has it."""
+    log = shop(0.5)
+    draw = np.random.default_rng(3)
+    n = 600
+    features = torch.zeros(n, 5, WIDTH)
+    popular = torch.from_numpy(draw.choice([-1.0, 1.0], (n, 5))).float()
+    near = torch.from_numpy(draw.random((n, 5)) < 0.5)
+    features[..., 3] = 2.0 * near
+    odds = torch.where(near & (popular < 0), 2.0, -2.0)
+    labels = (torch.from_numpy(draw.random((n, 5))) < torch.sigmoid(odds)).float()
+    logits = torch.full((n, 5), -1.5)
+    rows = MemoryRows(
+        log.events_in(CLOUD)[:n], np.full(n, 5), features, logits, popular, labels, torch.ones(n, 5), torch.zeros(n, 0)
+    )
+    losses = {}
+    for popularity in (True, False):
+        patch = new_patch(log, popularity=popularity)
+        losses[popularity] = learn(patch, rows, log, replace(FIT, epochs=30))[-1]
+    assert losses[True] < losses[False] - 0.05
 
 
 def test_shares_of_a_memory_are_those_of_its_categories() -> None:
@@ -259,9 +303,8 @@ def test_all_devices_at_once_are_each_device_alone() -> None:
         code = torch.zeros(3, requires_grad=True)
         adam = torch.optim.Adam([code], lr=0.05)
         for _ in range(7):
-            logits = patch(
-                mine.features, mine.logits, patch.encode(code.expand(len(profile), -1), profile, mine.shares)
-            )
+            own = patch.encode(code.expand(len(profile), -1), profile, mine.shares)
+            logits = patch(mine.features, mine.logits, mine.popularity, own)
             each = F.binary_cross_entropy_with_logits(logits, mine.labels, reduction="none")
             adam.zero_grad()
             ((each * mine.weights).sum() + 0.3 * code.square().sum()).backward()
@@ -287,7 +330,7 @@ def test_losses_are_those_of_what_is_served() -> None:
             continue
         index = torch.from_numpy(mine)
         code = patch.encode(codes[[user]].expand(len(mine), -1), log.profile[[user] * len(mine)], rows.shares[index])
-        after = patch(rows.features[index], rows.logits[index], code)
+        after = patch(rows.features[index], rows.logits[index], rows.popularity[index], code)
         after = torch.where(torch.from_numpy(rows.held[mine] > 0)[:, None], after, rows.logits[index])
         expected = [
             F.binary_cross_entropy_with_logits(logits, rows.labels[index]).item()

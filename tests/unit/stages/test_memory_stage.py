@@ -14,7 +14,7 @@ from world import EVALUATE, PATCH, TRAIN, World, dcclctl, done, ingest, quiet_pr
 
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
 from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Counting, Memories, count_statistics
-from dcclctl.algorithm.memorypatch import MemoryPatch, MemoryRows, learn, user_losses
+from dcclctl.algorithm.memorypatch import MemoryPatch, MemoryRows, category_shares, learn, user_losses
 from dcclctl.algorithm.sampling import Ints, PairSet
 from dcclctl.config import EvaluateConfig, MemoryConfig, PatchConfig
 from dcclctl.errors import ArtifactError, UsageError
@@ -462,7 +462,8 @@ def test_logits_are_compared_at_one_frequency_of_clicks(own: Path) -> None:
     inner = subject.patches.memory_patch()
     with torch.no_grad():
         seen = Memories(log, memory.statistics, memory.size, 3).features(events, None)
-        expected = inner(seen, logits + math.log(4 / 12), torch.zeros(len(events), 0)) - math.log(4 / 12)
+        popular = memory.statistics.popularity.expand(len(events), -1)
+        expected = inner(seen, logits + math.log(4 / 12), popular, torch.zeros(len(events), 0)) - math.log(4 / 12)
     remembers = torch.from_numpy(log.history_lengths(events, 1) > 0)
     torch.testing.assert_close(found[remembers], expected[remembers])
     assert store.resolve(made).config["negatives"] == 12
@@ -526,11 +527,50 @@ def test_a_patch_without_order_makes_nothing_of_it(own: Path, personal: str) -> 
     names = [*made_memory(own).facts["features"], *(f"record of {name}" for name in made_memory(own).facts["tracked"])]
     features = torch.randn(3, 4, len(names), generator=torch.Generator().manual_seed(0))
     logits, codes = torch.zeros(3, 4), torch.ones(3, inner.code_size)
-    plain = inner(features, logits, codes)
+    popular = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    plain = inner(features, logits, popular, codes)
     for at, name in enumerate(names):
         changed = features.clone()
         changed[..., at] += 1
-        assert inner(changed, logits, codes).equal(plain) == ("order" in name), name
+        assert inner(changed, logits, popular, codes).equal(plain) == ("order" in name), name
+
+
+@pytest.mark.parametrize("popularity", [True, False])
+def test_popularity_counts_where_it_is_asked_for(own: Path, popularity: bool) -> None:
+    flag = "--memory-popularity" if popularity else "--no-memory-popularity"
+    made = done("patch", flag, "--personal=encoder", *FRESH, store=own)["ref"]
+    subject = subject_of(own, made)
+    assert subject.patches is not None and subject.patches.memory is not None
+    inner, memory = subject.patches.memory_patch(), subject.patches.memory
+    n_numbers = len(memory.statistics.columns(memory.track))
+    assert inner.inner.shape == (4, n_numbers + 1 + popularity)
+    # as served, of all items and of some
+    log = subject.cloud.dataset.log
+    events = log.events_in(TEST)[:20]
+    logits, found = logits_of(subject, events)
+    with torch.no_grad():
+        seen = Memories(log, memory.statistics, memory.size, memory.track).features(events, None)
+        users = torch.from_numpy(log.user[events])
+        codes = inner.encode(
+            torch.zeros(len(events), inner.code_size), log.profile[users], category_shares(log, events, memory.size)
+        )
+        everybody = memory.statistics.popularity.expand(len(events), -1)
+        expected = inner(seen, logits, everybody, codes)
+        other = inner(seen, logits, everybody + 1, codes)
+    remembers = torch.from_numpy(log.history_lengths(events, 1) > 0)
+    torch.testing.assert_close(found[remembers], expected[remembers])
+    assert other.equal(expected) != popularity
+
+
+def test_patches_of_before_popularity_counted_are_served_as_they_were(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An artifact that was made before there was the choice does not name it."""
+    made = PatchSet.load(
+        Store(own).resolve(done("patch", "--no-memory-popularity", *FRESH, store=own)["ref"]), Store(own)
+    )
+    monkeypatch.delitem(made.artifact.config, "memory_popularity")
+    assert not made.memory_patch().popularity
 
 
 def made_memory(root: Path) -> Artifact:
@@ -542,7 +582,7 @@ def test_without_order_in_the_memory_there_is_nothing_to_choose(own: Path) -> No
     made = Store(own).resolve(done("patch", *FRESH, store=own)["ref"])
     assert (made.facts["order"], made.facts["order_losses"]) == (False, {})
     inner = PatchSet.load(made, Store(own)).memory_patch()
-    assert inner.inner.shape == (4, len(FEATURES) + 1)
+    assert inner.inner.shape == (4, len(FEATURES) + 2)  # the features, the logit, and how popular the item is
     refused = dcclctl("patch", "--memory-order=always", *FRESH, store=own)
     assert refused.exit_code == 2
     assert "does not know the order of events" in refused.stderr
