@@ -1,7 +1,7 @@
 """The memory-conditioned patch: h(f(x), c(m, x)) with c = features of the candidate in the user's local memory.
 
-    φ = [u(c, t) − u(0, 0), c]               H hidden units and the F features; t: the device's track record, the same for all x
-    u(c, t) = tanh(A·[c, t, f(x), p(x)] + a)  p(x): how popular x is with everybody
+    φ = [u(c, p) − u(0, p) + u(0, 0), c]    H hidden units and the F features
+    u(c, p) = tanh(A·[c, t, f(x), p] + a)   t: the device's track record, the same for all x; p: how popular x is with everybody
     f^(m)(x) = f(x) + (w + V·θ̂^(m))·φ        w, A, a, V: learned in the cloud, the same for everybody
     θ̂^(m) = U(θ̂, u, s)                       θ̂: trained on the device (or 0), u: the user's profile, s: summary of the memory
 
@@ -9,10 +9,10 @@ So every user gets a patch from what the device remembers, also one who never tr
 served by the cloud model. The weights w, A, a, V and U are learned from events that the f beneath had not been trained
 on (as MetaPatch's Θ is); c holds no parameter of f, so that the patch can be put on a fresher f than it was learned with.
 
-What a memory says of an item is worth more or less as the item is popular: sharing a rare item proves more than sharing one that
-everybody has. So p goes into the hidden units; by itself, where a memory says what everybody's would (c = t = 0), it counts for
-nothing, or the patch would learn to mend the cloud model's own idea of what is popular. (`popularity=False` is the patch
-without p and u(0, 0).)
+What a memory says of an item is worth more or less as the item is popular: what is near a rare item proves more than what is near
+one that everybody has. So p goes into the hidden units, but only together with c: where a memory says what everybody's would
+(c = 0 but for its size), and of an item as popular as most (p = 0), φ is what it would be without p. Otherwise the patch would learn
+to mend the cloud model's own idea of what is popular, which is no matter of the user. (`popularity=False`: without p, φ = [u(c), c].)
 """
 
 import math
@@ -103,10 +103,16 @@ class MemoryPatch(nn.Module):
         self, features: Float[Tensor, "B C FR"], logits: Float[Tensor, "B C"], popularity: Float[Tensor, "B C"]
     ) -> Float[Tensor, "B C W"]:
         """φ; features: c and t, as `Memories.features` gives them. popularity: p, as `Statistics.popularity` has it."""
-        item = torch.stack([logits, popularity] if self.popularity else [logits], -1)
-        hidden = torch.tanh(F.linear(torch.cat([features, item], -1), self.inner, self.inner_bias))
-        if self.popularity:
-            hidden = hidden - torch.tanh(F.linear(item, self.inner[:, features.shape[-1] :], self.inner_bias))
+        inputs = torch.cat([features, logits.unsqueeze(-1)], -1)
+        if not self.popularity:
+            hidden = torch.tanh(F.linear(inputs, self.inner, self.inner_bias))
+        else:
+            known, popular = self.inner[:, :-1], popularity.unsqueeze(-1) * self.inner[:, -1]
+            # where c is 0 but for the size of the memory, its first
+            others = [0, *range(self.n_features, known.shape[1])]
+            nothing = F.linear(inputs[..., others], known[:, others], self.inner_bias)
+            hidden = torch.tanh(F.linear(inputs, known, self.inner_bias) + popular)
+            hidden = hidden - torch.tanh(nothing + popular) + torch.tanh(nothing)
         return torch.cat([hidden, features[..., : self.n_features]], -1)
 
     def forward(

@@ -161,23 +161,32 @@ def test_the_patch_and_its_codes_by_formula(popularity: bool) -> None:
         c = both[:N_FEATURES]  # the track record behind them goes into the hidden units only
         item = [f, float(popular[0, at])] if popularity else [f]
         hidden = np.tanh(weight["inner"] @ [*both, *item] + weight["inner_bias"])
-        if popularity:  # what the item is by itself is the cloud model's business
-            hidden -= np.tanh(weight["inner"] @ [*np.zeros(WIDTH), *item] + weight["inner_bias"])
+        if popularity:  # what an item's popularity says by itself is the cloud model's business
+            alone = [c[0], *np.zeros(N_FEATURES - 1), *both[N_FEATURES:], f]
+            hidden -= np.tanh(weight["inner"] @ [*alone, item[1]] + weight["inner_bias"])
+            hidden += np.tanh(weight["inner"] @ [*alone, 0] + weight["inner_bias"])
         phi = np.concatenate([hidden, c])
         expected = f + (weight["outer"] + weight["basis"] @ code) @ phi
         assert float(patch(found, logits, popular, encoded)[0, at]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_without_evidence_popularity_counts_for_nothing() -> None:
-    """Where a memory says what everybody's would, the cloud model's logit stands, however popular the item is."""
+    """Where a memory of any size and record says of an item what everybody's would, it does not matter how popular the item is."""
     patch = filled(new_patch(shop(0.5)))
-    logits, popular = 3 * normal(5, 4), 3 * normal(5, 4, seed=1)
-    nothing, codes = torch.zeros(5, 4, WIDTH), torch.zeros(5, 0)
-    assert patch(nothing, logits, popular, codes).equal(logits)
+    logits, popular, codes = 3 * normal(5, 4), 3 * normal(5, 4, seed=1), torch.zeros(5, 0)
     some = normal(5, 4, WIDTH, seed=2)
-    assert not patch(some, logits, popular, codes).equal(patch(some, logits, popular + 1, codes))
+    nothing = some.clone()
+    nothing[..., 1:N_FEATURES] = 0
+    torch.testing.assert_close(patch(nothing, logits, popular, codes), patch(nothing, logits, popular + 1, codes))
+    assert (patch(some, logits, popular, codes) - patch(some, logits, popular + 1, codes)).abs().min() > 1e-3
+    # and an average item is judged as by the patch to which popularity is nothing
     without = filled(new_patch(shop(0.5), popularity=False))
     assert without(some, logits, popular, codes).equal(without(some, logits, popular + 1, codes))
+    with torch.no_grad():
+        for name, weight in without.named_parameters():
+            weight.copy_(getattr(patch, name)[:, :-1] if name == "inner" else getattr(patch, name))
+    average = torch.zeros(5, 4)
+    torch.testing.assert_close(patch(some, logits, average, codes), without(some, logits, average, codes))
 
 
 def test_what_evidence_is_worth_is_learned_by_popularity() -> None:
