@@ -10,6 +10,7 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     memory     memory-conditioned patches against the incremental control, on test, with placebos and ablations
     personal   variants of the memory-conditioned patch, on valid
     stronger   the incremental control with six times the negatives, and the memory patch on it, on test
+    popularity the memory patch where what it says counts by how popular the item is, with placebos: on valid and on test
     further    the memory patch on the control of `clouds`, on test
     clouds     distilled clouds against the incremental control, on test
     lessons    who may teach, and how much each word counts: variants of both ways of teaching, on test
@@ -20,8 +21,7 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     cold       new users served with their first 0, 1, 3, 5, 10 events: on what follows the tenth, and on what comes next
     newcomers  the same with other users made new under every seed, and the memory patch alone
 
-Some chapters have memories without order and track record, and patches to which popularity is nothing (WITH_PLAIN): their
-tables were made when there was nothing else.
+Some chapters have memories without order and track record (WITH_PLAIN): their tables were made when there was nothing else.
 
 Everything goes through the command line, and what is in the store already is reused: a stopped run goes on. Each
 (log, chapter) gives a table OUT/<log>.<chapter>.md and the figures behind it as .json. Tail is the less active half.
@@ -48,6 +48,7 @@ CHAPTERS = (
     "harm",
     "personal",
     "stronger",
+    "popularity",
     "further",
     "clouds",
     "lessons",
@@ -59,9 +60,9 @@ CHAPTERS = (
 )
 #: a memory that does not count the order of events, and keeps no track record
 PLAIN = ["--track", "0", "--lookback", "0"]
-#: a patch to which popularity is nothing, of the size that it then had
-UNWEIGHED = ["--memory-hidden", "32", "--no-memory-popularity"]
-#: chapters whose memories and patches are such
+#: a patch to which what a memory says counts by how popular the item is
+WEIGHED = ["--memory-popularity", "--memory-hidden", "64"]
+#: chapters whose memories are plain
 WITH_PLAIN = ("devices", "harm", "stronger", "clouds", "lessons", "rounds", "baselines", "sasrec", "cold")
 #: the control: trained until valid AUC rises no more, as `train --continue` does by itself
 LONG = ["--epochs", "20", "--patience", "2", "--learning-rate", "0.002"]
@@ -74,6 +75,7 @@ LONGER = "incremental cloud, in two steps, trained further"
 ONE_ROUND = "distilled, one round"
 DISTILLED, PAPERS_WAY = "distilled from memories", "the paper's way"
 FIRST_ROUND, SECOND_ROUND = "control, after the first of three", "control, after the second"
+UNWEIGHED = "memory patch, popularity is nothing"
 #: what U(0, u) is put on
 UNENCODED = "distilled, the paper's way"
 MEAN_PATCH = "metapatch, mean (placebo)"
@@ -104,8 +106,7 @@ PERSONAL = {
     "θ̂ encoded": ["--personal", "encoder"],
     "θ̂ encoded and trained, λ = 10": ["--personal", "device", "--prior", "10"],
     "θ̂ encoded and trained, λ = 100, K = 8": ["--personal", "device", "--prior", "100", "--patch-size", "8"],
-    "32 hidden units": ["--memory-hidden", "32"],
-    "popularity is nothing, 32 hidden units": UNWEIGHED,
+    "64 hidden units": ["--memory-hidden", "64"],
     "12 epochs": ["--memory-epochs", "12"],
 }
 BASELINES = ("popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "gru4rec", "sasrec")
@@ -115,7 +116,7 @@ class Study:
     """One log under one seed: the models that the chapters share, made when first asked for."""
 
     def __init__(self, run: Runner, dataset: str, seed: int, candidates: str, plain: bool) -> None:
-        """Args: plain: memories without order and track record, patches to which popularity is nothing."""
+        """Args: plain: memories without order and track record."""
         self.run, self.dataset, self.seed, self.candidates, self.plain = run, dataset, seed, candidates, plain
 
     def made(self, name: str, command: str, *arguments: str) -> str:
@@ -161,7 +162,7 @@ class Study:
 
     def remembering(self, name: str, cloud: str, *arguments: str, memory: str = "") -> str:
         """Memory-conditioned patches."""
-        chosen = ["--memory", memory or self.memory(), *(UNWEIGHED if self.plain else [])]
+        chosen = ["--memory", memory or self.memory()]
         return self.made(name, "patch", "--method", "memory", "--cloud", cloud, *chosen, *arguments)
 
     @property
@@ -233,7 +234,6 @@ class Study:
             "memory patch, shuffled memories (placebo)": memory + "+shuffled",
             "memory patch of the last 20 events": short,
             "memory patch, neither order nor track record": plain,
-            "memory patch, popularity is nothing": self.remembering("unweighed", control, *UNWEIGHED),
         }
         return self.evaluated("memory", models, "test")
 
@@ -259,6 +259,15 @@ class Study:
         more = self.remembering("memory on long, 24 negatives", self.incremental_more)
         models["memory patch, on 24 negatives"] = more
         return self.evaluated("stronger", models, "test")
+
+    def popularity(self) -> Iterator[tuple[str, pl.DataFrame]]:
+        """Does a rare item prove more? And how much of what that brings is had with another user's memory?"""
+        weighed = self.remembering("weighed by popularity", self.incremental, *WEIGHED)
+        models = {TWICE: self.incremental}
+        for name, patches in ((UNWEIGHED, self.patched), ("memory patch, by popularity", weighed)):
+            models |= {name: patches, f"{name}, shuffled memories (placebo)": patches + "+shuffled"}
+        for period in ("valid", "test"):
+            yield f"popularity-{period}", self.evaluated(f"popularity {period}", models, period)
 
     def further(self) -> pl.DataFrame:
         """The strictest control, and memories on top of it."""
@@ -670,7 +679,7 @@ def main() -> None:
                     lasting = lasting_harm(blocks)
                     (options.out / f"{name}.harm.json").write_text(json.dumps(lasting, indent=1))
                     (options.out / f"{name}.harm.md").write_text(harm_table(lasting))
-                elif fresh:
+                elif fresh or chapter == "popularity":
                     for part, table in getattr(study, chapter)():
                         tables.setdefault(part, []).append(table)
                     if drawn:
@@ -690,7 +699,7 @@ def main() -> None:
                     others = (
                         *(("once", ONCE), ("twice", TWICE), ("more", ONCE_24), ("mean", MEAN_PATCH)),
                         *(("one", ONE_ROUND), ("first", FIRST_ROUND), ("second", SECOND_ROUND)),
-                        *(("paper", PAPERS_WAY), ("taught", DISTILLED), ("own", UNENCODED)),
+                        *(("paper", PAPERS_WAY), ("taught", DISTILLED), ("own", UNENCODED), ("unweighed", UNWEIGHED)),
                     )
                     for short, other in others:
                         if other in found[0]["subject"].unique(maintain_order=True)[1:]:

@@ -310,7 +310,7 @@ class PatchConfig(ComputeSection):
         description="Method memory: whose θ̂ bends the patch: nobody's (the memory alone makes it personal), one encoded from profile "
         "and memory, or that and one trained on the device.",
     )
-    memory_hidden: Positive = Field(64, description="Method memory: hidden units of the patch.")
+    memory_hidden: Positive = Field(32, description="Method memory: hidden units of the patch.")
     memory_epochs: Positive = Field(8, description="Method memory: passes over the events.")
     memory_learning_rate: Rate = Field(0.003, description="Method memory: AdamW's step size.")
     memory_weight_decay: Annotated[float, Field(ge=0.0)] = Field(
@@ -326,8 +326,8 @@ class PatchConfig(ComputeSection):
         description="Method memory: does it count what came soon after what? auto: unless held-back events are foretold better without.",
     )
     memory_popularity: bool = Field(
-        True,
-        description="Method memory: does what a memory says of an item count by how popular the item is?",
+        False,
+        description="Method memory: does what a memory says of an item count by how popular the item is? Best with --memory-hidden 64.",
     )
     memory_floor: Fraction = Field(
         0.01,

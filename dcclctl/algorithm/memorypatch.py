@@ -1,7 +1,6 @@
 """The memory-conditioned patch: h(f(x), c(m, x)) with c = features of the candidate in the user's local memory.
 
-    φ = [u(c, p) − u(0, p) + u(0, 0), c]    H hidden units and the F features
-    u(c, p) = tanh(A·[c, t, f(x), p] + a)   t: the device's track record, the same for all x; p: how popular x is with everybody
+    φ = [tanh(A·[c, t, f(x)] + a), c]       H hidden units and the F features; t: the device's track record, the same for all x
     f^(m)(x) = f(x) + (w + V·θ̂^(m))·φ        w, A, a, V: learned in the cloud, the same for everybody
     θ̂^(m) = U(θ̂, u, s)                       θ̂: trained on the device (or 0), u: the user's profile, s: summary of the memory
 
@@ -9,10 +8,14 @@ So every user gets a patch from what the device remembers, also one who never tr
 served by the cloud model. The weights w, A, a, V and U are learned from events that the f beneath had not been trained
 on (as MetaPatch's Θ is); c holds no parameter of f, so that the patch can be put on a fresher f than it was learned with.
 
-What a memory says of an item is worth more or less as the item is popular: what is near a rare item proves more than what is near
-one that everybody has. So p goes into the hidden units, but only together with c: where a memory says what everybody's would
-(c = 0 but for its size), and of an item as popular as most (p = 0), φ is what it would be without p. Otherwise the patch would learn
-to mend the cloud model's own idea of what is popular, which is no matter of the user. (`popularity=False`: without p, φ = [u(c), c].)
+With `popularity` what a memory says of an item counts by how popular the item is, p: what is near a rare item proves more than what
+is near one that everybody has.
+
+    φ = [u(c, p) − u(0, p) + u(0, 0), c]    u(c, p) = tanh(A·[c, t, f(x), p] + a)
+
+So where a memory says what everybody's would (c = 0 but for its size), or of an item of average popularity (p = 0), φ is what it is
+without: popularity by itself is the cloud model's business. Better for all users on four logs, and worse for the tail on one of them
+(EXPERIMENTS.md, section 26).
 """
 
 import math

@@ -582,7 +582,7 @@ def test_without_order_in_the_memory_there_is_nothing_to_choose(own: Path) -> No
     made = Store(own).resolve(done("patch", *FRESH, store=own)["ref"])
     assert (made.facts["order"], made.facts["order_losses"]) == (False, {})
     inner = PatchSet.load(made, Store(own)).memory_patch()
-    assert inner.inner.shape == (4, len(FEATURES) + 2)  # the features, the logit, and how popular the item is
+    assert inner.inner.shape == (4, len(FEATURES) + 1)  # the features and the logit
     refused = dcclctl("patch", "--memory-order=always", *FRESH, store=own)
     assert refused.exit_code == 2
     assert "does not know the order of events" in refused.stderr
