@@ -38,7 +38,8 @@ class MemoryPatch(nn.Module):
     """All weights of the patch that the cloud ships.
 
     Args:
-        hidden_size: H. features: F. tracked: R, 0 without a track record. popularity: does p count? code_size: K, numbers in θ̂; 0 makes a patch that is the same function for everybody.
+        hidden_size: H. features: F. tracked: R, 0 without a track record. popularity: does p count?
+        code_size: K, numbers in θ̂; 0 makes a patch that is the same function for everybody.
         profile_sizes: codes of each profile column. n_categories: G. generator: source of the initial weights.
     """
 
@@ -111,7 +112,7 @@ class MemoryPatch(nn.Module):
             hidden = torch.tanh(F.linear(inputs, self.inner, self.inner_bias))
         else:
             known, popular = self.inner[:, :-1], popularity.unsqueeze(-1) * self.inner[:, -1]
-            # where c is 0 but for the size of the memory, its first
+            # where c is 0 but for its first number, the size of the memory
             others = [0, *range(self.n_features, known.shape[1])]
             nothing = F.linear(inputs[..., others], known[:, others], self.inner_bias)
             hidden = torch.tanh(F.linear(inputs, known, self.inner_bias) + popular)
@@ -136,8 +137,8 @@ class MemoryRows:
 
     Attributes:
         events: (B,) rows of the log. held: (B,) how many events the memory holds. features: (B, C, F + R), see memory.py.
-        logits, popularity, labels, weights: (B, C); logits are those of an f that has not been trained on these events, as if it had been
-            trained with as many negatives as there are here (see `prior_shift`). shares: (B, G + 1) see
+        logits, popularity, labels, weights: (B, C); logits are those of an f that has not been trained on these events, as
+            if it had been trained with as many negatives as there are here (see `prior_shift`); popularity is p. shares: (B, G + 1) see
             `category_shares`; (B, 0) where nobody has a θ̂.
     """
 
