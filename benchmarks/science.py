@@ -63,7 +63,7 @@ PLAIN = ["--track", "0", "--lookback", "0"]
 #: a patch to which what a memory says counts by how popular the item is
 WEIGHED = ["--memory-popularity", "--memory-hidden", "64"]
 #: chapters whose memories are plain
-WITH_PLAIN = ("devices", "harm", "stronger", "clouds", "lessons", "rounds", "baselines", "sasrec", "cold")
+WITH_PLAIN = ("devices", "stronger", "lessons", "baselines", "cold")
 #: the control: trained until valid AUC rises no more, as `train --continue` does by itself
 LONG = ["--epochs", "20", "--patience", "2", "--learning-rate", "0.002"]
 #: passes and rate of `distill --lesson unlabelled`, for the control beside it: until it ranks no better, too
