@@ -679,14 +679,12 @@ def main() -> None:
                     lasting = lasting_harm(blocks)
                     (options.out / f"{name}.harm.json").write_text(json.dumps(lasting, indent=1))
                     (options.out / f"{name}.harm.md").write_text(harm_table(lasting))
-                elif fresh or chapter == "popularity":
-                    for part, table in getattr(study, chapter)():
+                else:
+                    made = study.memories() if chapter == "memory" else getattr(study, chapter)()
+                    for part, table in [(chapter, made)] if isinstance(made, pl.DataFrame) else made:
                         tables.setdefault(part, []).append(table)
                     if drawn:
                         tables = {part: numbered_together(found) for part, found in tables.items()}
-                else:
-                    made = study.memories() if chapter == "memory" else getattr(study, chapter)()
-                    tables.setdefault(chapter, []).append(made)
                 for part, found in tables.items():
                     records = compared[part] = figures_of(found)
                     (options.out / f"{name}.{part}.json").write_text(json.dumps(records, indent=1))

@@ -20,7 +20,7 @@ without: popularity by itself is the cloud model's business. Better for all user
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -175,7 +175,7 @@ class MemoryRows:
 
 
 #: the tensors of `MemoryRows`
-_TENSORS = ("features", "logits", "popularity", "labels", "weights", "shares")
+_TENSORS = tuple(field.name for field in fields(MemoryRows) if field.name not in ("events", "held"))
 
 
 def prior_shift(trained: int, wanted: int) -> float:

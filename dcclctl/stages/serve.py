@@ -126,6 +126,7 @@ def _serve_from_memory(subject: Subject, backbone: Backbone, seed: int) -> tuple
     memories, size = Memories(log, memory.statistics, memory.size, memory.track), memory.size
     smallest = int(patches.artifact.facts["smallest_memory"])
     shift = prior_shift(subject.cloud.negatives, int(patches.artifact.config["negatives"]))
+    everybody = memory.statistics.popularity
 
     def head(events: Ints, candidates: Tensor | None, below: Tensor) -> Tensor:
         # on the processor, where the memories are; an accelerator only computes what the cloud model does
@@ -137,7 +138,6 @@ def _serve_from_memory(subject: Subject, backbone: Backbone, seed: int) -> tuple
         known = category_shares(log, source, size) if patch.code_size else torch.zeros(len(events), 0)
         own = patch.encode(codes[users], log.profile[users], known)
         remembers = torch.from_numpy(log.history_lengths(source, smallest) >= smallest) & patched[users]
-        everybody = memory.statistics.popularity
         popular = everybody.expand(len(events), -1) if candidates is None else everybody[candidates]
         remembered = patch(found, logits + shift, popular, own) - shift
         return torch.where(remembers.unsqueeze(1), remembered, logits).to(cloud.device)
