@@ -93,6 +93,26 @@ COMPARISON: Final = {
     "users_to_settle": ("Int64", "users that would settle an inconclusive row, if the difference is as it looks now"),
 }
 
+#: One row per (subject but the baseline, metric): does it do more for tail users than for head users? Computed when it is
+#: shown, and in no artifact. Of log_loss less is better here too.
+TAIL_MINUS_HEAD: Final = {
+    "subject": ("String", "id-based name of the scored artifact"),
+    "metric": ("String", "name of the metric"),
+    "users": ("Int64", "tail and head users with a value on both sides"),
+    "difference": (
+        "Float64",
+        "mean difference of the tail to the baseline − that of the head; null if either has no user",
+    ),
+    "low": ("Float64", "lower end of its 95 % bootstrap interval; null where either group has fewer than 20 users"),
+    "high": ("Float64", "its upper end"),
+    "p_value": ("Float64", "two-sided, of this comparison alone"),
+    "p_holm": ("Float64", "the same, corrected (Holm) for all metrics"),
+    "verdict": (
+        "String",
+        "tail or head: whom it favours (more gain, less loss), where p_holm is at most 0.05; else inconclusive",
+    ),
+}
+
 #: One row per (K of --first-events, subject, metric): new users served with their first K events.
 FIRST_EVENTS: Final = {
     "first_events": ("Int32", "K: events in every history"),

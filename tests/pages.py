@@ -5,7 +5,7 @@ import polars as pl
 
 from dcclctl.metrics.groups import aggregate, paired_differences
 from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
-from dcclctl.stages.compare import comparison, harms
+from dcclctl.stages.compare import comparison, harms, tail_minus_head
 
 USERS = 200
 #: ids as a hostile log would have them: markup, a formula, rich markup, a terminal sequence, reversed text
@@ -51,12 +51,13 @@ def part(users: pl.DataFrame | None = None, models: int = 3, **changes: object) 
     scored = per_user() if users is None else users
     chosen = MODELS[:models]
     scored = scored.filter(pl.col("subject").is_in([model.name for model in chosen]))
-    compared = harm = worst = pl.DataFrame()
+    compared = harm = worst = who = pl.DataFrame()
     gains: dict[str, list[float]] = {}
     if models > 1:
         compared = comparison(scored, BASELINE, seed=0, resamples=200)
         harm, worst = harms(scored, BASELINE)
         worst = worst.filter(pl.col("metric") == "ndcg@10")
+        who = tail_minus_head(scored, BASELINE, seed=0, resamples=200).filter(pl.col("metric") == "ndcg@10")
         gains = {
             model.name: paired_differences(scored, model.name, BASELINE)["ndcg@10"].to_list() for model in chosen[1:]
         }
@@ -86,6 +87,7 @@ def part(users: pl.DataFrame | None = None, models: int = 3, **changes: object) 
         "comparison": compared,
         "harm": harm,
         "worst": worst,
+        "tail_minus_head": who,
         "reliability": pl.DataFrame(
             bins, schema=["subject", "lower", "upper", "rows", "predicted", "observed"], orient="row"
         ),

@@ -302,8 +302,8 @@ def _compare(
         What --json says of them, and how many rules failed.
     """
     from dcclctl.report import ci
-    from dcclctl.report.comparison import comparison_table, gate_table, harm_table, points
-    from dcclctl.stages.compare import MAIN_GROUPS, compare_evaluation, harm_metric, main_metrics
+    from dcclctl.report.comparison import comparison_table, gate_table, harm_table, points, tail_minus_head_line
+    from dcclctl.stages.compare import MAIN_GROUPS, compare_evaluation, harm_metric, main_metrics, tail_minus_head
     from dcclctl.stages.gate import judge
 
     against = made.config["against"]
@@ -313,6 +313,11 @@ def _compare(
     if against in comparison["subject"]:
         reporter.line(f"{names[against]} is the baseline itself: it is compared with itself")
     reporter.table(comparison_table(comparison, names, against, shown))
+    who = tail_minus_head(made.read_table("per_user.parquet"), against, made.seed)
+    for (subject,), rows in who.group_by("subject", maintain_order=True):
+        said = tail_minus_head_line(rows.to_dicts(), names[str(subject)], shown)
+        if said:
+            reporter.line(said)
     reporter.table(harm_table(harm, comparison, names, against, harmed_by))
     for (subject,), lost in worst.filter(metric=harmed_by).group_by("subject", maintain_order=True):
         users = [f"{row['user_id']} ({row['group']}, {points(row['difference'])})" for row in lost.to_dicts()]
@@ -330,14 +335,15 @@ def _compare(
         heading = f"{made.ref}: {made.facts['on']}, {made.facts['events']:,} events of {made.facts['users']:,} users"
         text = ci.markdown(comparison, harm, worst, verdicts, names, against, shown, harmed_by, heading)
         markdown.write_text(text, encoding="utf-8")
-    said = {
+    facts = {
         "against": names[against],
         "comparison": _rows(comparison, names),
+        "tail_minus_head": _rows(who, names),
         "harm": _rows(harm, names),
         "worst_users": _rows(worst.drop("user_index"), names),
         "gate": _rows(verdicts, names),
     }
-    return said, verdicts["verdict"].to_list().count("fail")
+    return facts, verdicts["verdict"].to_list().count("fail")
 
 
 def _rows(table: "pl.DataFrame", names: dict[str, str]) -> list[dict[str, Any]]:

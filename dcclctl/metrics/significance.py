@@ -20,6 +20,7 @@ CONFIDENCE = 0.95
 MIN_USERS = 20
 _BLOCK_CELLS = 4_000_000
 _MOST_USERS = 10**9
+_FIGURES = ("difference", "low", "high", "p_value", "p_holm")
 
 
 def bootstrap_means(values: Floats, masks: NDArray[np.bool_], seed: int = 0, resamples: int = RESAMPLES) -> Floats:
@@ -126,7 +127,6 @@ def compare(
     membership = members(table)
     masks = np.stack([membership[group] for group in groups])
     means = bootstrap_means(values, masks, seed, resamples)
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
 
     rows: list[tuple[object, ...]] = []
     for g, group in enumerate(groups):
@@ -134,27 +134,75 @@ def compare(
         for m in range(len(metrics)):
             own = values[masks[g], m]
             own = own[~np.isnan(own)]
-            drawn = means[:, g, m]
-            low = high = p_value = math.nan
-            if len(own) >= MIN_USERS:
-                low, high = (float(bound) for bound in np.nanquantile(drawn, tails))
-                below, above = np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0)
-                p_value = min(1.0, 2 * (min(below, above) + 1) / (resamples + 1))
-            facts.append((own, low, high, p_value))
+            facts.append((own, *_spread(means[:, g, m], len(own), confidence)))
         corrected = holm(np.array([fact[3] for fact in facts]))
         for metric, (own, low, high, p_value), p_holm in zip(metrics, facts, corrected, strict=True):
             mean = float(own.mean()) if len(own) else math.nan
             settle = users_to_settle(mean, float(own.std(ddof=1)), confidence=confidence) if low <= 0 <= high else None
             rows.append((group, metric, len(own), mean, low, high, p_value, float(p_holm), settle))
-    figures = ("difference", "low", "high", "p_value", "p_holm")
     return pl.DataFrame(
         rows,
         schema={
             "group": pl.String,
             "metric": pl.String,
             "users": pl.Int64,
-            **dict.fromkeys(figures, pl.Float64),
+            **dict.fromkeys(_FIGURES, pl.Float64),
             "users_to_settle": pl.Int64,
         },
         orient="row",
-    ).with_columns(pl.col(figures).fill_nan(None))
+    ).with_columns(pl.col(_FIGURES).fill_nan(None))
+
+
+def contrast(
+    differences: pl.DataFrame,
+    one: str = "tail",
+    other: str = "head",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> pl.DataFrame:
+    """Does a change do more for one group than for another? The mean difference of `one` minus that of `other`.
+
+    Each model's difference is paired by user, the two groups are not: they share no user. Both means come from the same
+    resamples of all users, as in `compare`.
+
+    Args:
+        differences: what `groups.paired_differences` returned.
+        one, other: names from `groups.GROUP_NAMES`, of groups without a common user.
+        seed: of the draws.
+        resamples: number of bootstrap resamples.
+        confidence: of the interval, e.g. 0.95.
+
+    Returns:
+        One row per metric: metric, users Int64 (of both groups, with a value), difference Float64 (null if a group has
+        no user), low, high, p_value and p_holm (over the metrics), which are null where a group has fewer than
+        `MIN_USERS` users.
+    """
+    metrics = metric_columns(differences)
+    table = differences.sort("user_index")
+    values = table.select(metrics).to_numpy().astype(np.float64).reshape(len(table), len(metrics))
+    membership = members(table)
+    masks = np.stack([membership[one], membership[other]])
+    means = bootstrap_means(values, masks, seed, resamples)
+    facts = []
+    for m in range(len(metrics)):
+        mine, theirs = (values[mask & ~np.isnan(values[:, m]), m] for mask in masks)
+        mean = float(mine.mean() - theirs.mean()) if len(mine) and len(theirs) else math.nan
+        drawn = means[:, 0, m] - means[:, 1, m]
+        users = len(mine) + len(theirs)
+        facts.append((metrics[m], users, mean, *_spread(drawn, min(len(mine), len(theirs)), confidence)))
+    corrected = holm(np.array([fact[-1] for fact in facts]))
+    return pl.DataFrame(
+        [(*fact, float(p_holm)) for fact, p_holm in zip(facts, corrected, strict=True)],
+        schema={"metric": pl.String, "users": pl.Int64, **dict.fromkeys(_FIGURES, pl.Float64)},
+        orient="row",
+    ).with_columns(pl.col(_FIGURES).fill_nan(None))
+
+
+def _spread(drawn: Floats, users: int, confidence: float) -> tuple[float, float, float]:
+    """Percentile interval and two-sided p-value of a mean from its resamples; NaN for fewer than `MIN_USERS` users."""
+    if users < MIN_USERS:
+        return math.nan, math.nan, math.nan
+    low, high = (float(bound) for bound in np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]))
+    below, above = np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0)
+    return low, high, min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1))

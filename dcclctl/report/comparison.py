@@ -9,7 +9,7 @@ from rich.text import Text
 from dcclctl.tables import GROUPS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 #: Differences are shown in points: hundredths of the metric's own unit.
 POINTS = 100
@@ -109,6 +109,41 @@ def comparison_table(comparison: pl.DataFrame, names: "Mapping[str, str]", again
 
 def _place(row: "Mapping[str, Any]", names: "Mapping[str, str]", metrics: list[str]) -> tuple[int, int]:
     return list(names).index(row["subject"]), metrics.index(row["metric"])
+
+
+def favoured(row: "Mapping[str, Any]") -> str:
+    """Whom the model does more for, of a row of a TAIL_MINUS_HEAD table: 'favours the tail', also where all lose by it."""
+    return f"favours the {row['verdict']}" if row["verdict"] in ("tail", "head") else str(row["verdict"])
+
+
+def unsettled(row: "Mapping[str, Any]") -> str:
+    """Why a row of a TAIL_MINUS_HEAD table is inconclusive although it may not look so; empty where it is plain."""
+    if row["verdict"] != "inconclusive" or row["difference"] is None:
+        return ""
+    if row["low"] is None:
+        return "too few users to tell"
+    return "" if row["low"] <= 0 <= row["high"] else "after Holm's correction"
+
+
+def tail_minus_head_line(rows: "Iterable[Mapping[str, Any]]", ref: str, metrics: list[str]) -> str:
+    """In one line whether tail users gain more than head users; empty where one of the two groups has no users.
+
+    Args:
+        rows: TAIL_MINUS_HEAD rows of one model. ref: reference of the model. metrics: those to show.
+    """
+    rows = [row for row in rows if row["metric"] in metrics and row["difference"] is not None]
+    if not rows:
+        return ""
+    measured: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda row: row["verdict"] == "inconclusive"):
+        figure = (
+            f"{metric_name(row['metric'])} {points(row['difference'])} {interval(row['low'], row['high'])}".rstrip()
+        )
+        why = unsettled(row)
+        verdict = why if row["low"] is None else f"{favoured(row)} {why}".rstrip()
+        measured.setdefault(verdict, []).append(figure)
+    said = [f"{verdict} ({', '.join(figures)})" for verdict, figures in measured.items()]
+    return f"{ref}, gain of tail users minus gain of head users: " + "; ".join(said)
 
 
 def first_events_table(table: pl.DataFrame, names: "Mapping[str, str]", against: str, metrics: list[str]) -> Table:

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from dcclctl.report import charts
-from dcclctl.report.comparison import interval, metric_name, points, words
+from dcclctl.report.comparison import favoured, interval, metric_name, points, unsettled, words
 from dcclctl.report.page import EvaluationPart, Model, Page
 from dcclctl.report.text import plain
 from dcclctl.tables import ACTIVITY_GROUPS, GROUPS
@@ -18,7 +18,6 @@ SHOWN_GROUPS = ("tail", "head", "new", "all")
 #: users named in the list of the worst off
 WORST_SHOWN = 5
 _LOSSES = ("log_loss", "ece")
-_GROUP_WORDS = {"tail": "tail users", "head": "head users", "new": "new users", "all": "all users"}
 _PERIODS = {"test": "the test period", "valid": "the validation period", "device": "the device period"}
 
 
@@ -202,13 +201,21 @@ def _verdict(part: EvaluationPart, model: Model) -> dict[str, Any]:
         row = _row(part, model.name, group, part.metric)
         cells.append(
             {
-                "group": _GROUP_WORDS[group],
                 "difference": points(row["difference"]) + _relative(row) if row["users"] else "–",
                 "interval": interval(row["low"], row["high"]),
                 "verdict": row["verdict"],
                 "words": words(row).removeprefix(row["verdict"]).removeprefix(":").strip(),
             }
         )
+    who = part.tail_minus_head.filter(pl.col("subject") == model.name).row(0, named=True)
+    cells.append(
+        {
+            "difference": points(who["difference"]),
+            "interval": interval(who["low"], who["high"]),
+            "verdict": favoured(who),
+            "words": unsettled(who),
+        }
+    )
     share = part.harm.filter(
         (pl.col("subject") == model.name) & (pl.col("group") == "all") & (pl.col("metric") == part.metric)
     ).row(0, named=True)

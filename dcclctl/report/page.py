@@ -41,7 +41,7 @@ class EvaluationPart:
         models: in the order they were given. baseline: the one that the others are compared with; None if there is
             nothing to compare. control: is the baseline a cloud model that was simply trained further?
         metrics: those that the tables show first. metric: the one that the verdict is about.
-        aggregate, comparison, harm, reliability: tables, see tables.py.
+        aggregate, comparison, harm, reliability: tables, see tables.py. tail_minus_head: TAIL_MINUS_HEAD rows of `metric`.
         gains: model name → every user's difference in `metric` to the baseline, more is better.
         worst: WORST_USERS rows of `metric`.
     """
@@ -66,6 +66,7 @@ class EvaluationPart:
     comparison: "pl.DataFrame"
     harm: "pl.DataFrame"
     worst: "pl.DataFrame"
+    tail_minus_head: "pl.DataFrame"
     reliability: "pl.DataFrame"
     gains: dict[str, list[float]] = field(default_factory=dict)
 

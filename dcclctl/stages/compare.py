@@ -11,7 +11,7 @@ import polars as pl
 from dcclctl.errors import UsageError
 from dcclctl.metrics.groups import LOWER_IS_BETTER, members, metric_columns, paired_differences
 from dcclctl.metrics.harm import harm, worst_users
-from dcclctl.metrics.significance import CONFIDENCE, RESAMPLES, compare, users_to_settle
+from dcclctl.metrics.significance import CONFIDENCE, RESAMPLES, compare, contrast, users_to_settle
 from dcclctl.store.store import Artifact
 
 #: Groups that a comparison is made for unless others are asked for.
@@ -69,20 +69,10 @@ def comparison(
     """The same from a PER_USER table; see `compare_evaluation`."""
     tables = []
     for subject, differences in _paired(per_user, against):
-        # A p-value is at least 2 / (resamples + 1), and Holm multiplies it by the number of metrics: with many cut-offs
-        # 2,000 resamples could not call anything real.
-        enough = max(resamples, _RESAMPLES_PER_METRIC * len(metric_columns(differences)))
-        facts = compare(differences, groups, seed, enough)
+        facts = compare(differences, groups, seed, _enough(differences, resamples))
         settled = {(group, metric): users for group, metric, users in _settling(differences, groups)}
         means = _paired_means(per_user, subject, against, groups)
-        gain = pl.when(pl.col("metric").is_in(LOWER_IS_BETTER)).then(-pl.col("difference")).otherwise("difference")
-        verdict = (
-            pl.when(pl.col("p_holm").is_null() | (pl.col("p_holm") > LEVEL))
-            .then(pl.lit("inconclusive"))
-            .when(gain > 0)
-            .then(pl.lit("better"))
-            .otherwise(pl.lit("worse"))
-        )
+        verdict = _verdict("better", "worse")
         open_cases = pl.Series(
             "settled", [settled[key] for key in facts.select("group", "metric").iter_rows()], pl.Int64
         )
@@ -124,6 +114,45 @@ def harms(
             named = worst_users(differences, metric, WORST_USERS).rename({metric: "difference"})
             worst.append(named.select(pl.lit(subject).alias("subject"), pl.lit(metric).alias("metric"), pl.all()))
     return pl.concat(shares), pl.concat(worst)
+
+
+def tail_minus_head(per_user: pl.DataFrame, against: str, seed: int, resamples: int = RESAMPLES) -> pl.DataFrame:
+    """Does every other subject do more for tail users than for head users, compared with the baseline?
+
+    Args:
+        per_user: PER_USER table. against: the baseline's name in it. seed: of the draws. resamples: at least.
+
+    Returns:
+        A TAIL_MINUS_HEAD table, see tables.py.
+
+    Raises:
+        UsageError: the evaluation did not score the baseline.
+    """
+    tables = [
+        contrast(differences, "tail", "head", seed, _enough(differences, resamples)).select(
+            pl.lit(subject).alias("subject"), pl.all(), _verdict("tail", "head").alias("verdict")
+        )
+        for subject, differences in _paired(per_user, against)
+    ]
+    return pl.concat(tables)
+
+
+def _enough(differences: pl.DataFrame, resamples: int) -> int:
+    """A p-value is at least 2 / (resamples + 1), and Holm multiplies it by the number of metrics: with many cut-offs
+    2,000 resamples could not call anything real."""
+    return max(resamples, _RESAMPLES_PER_METRIC * len(metric_columns(differences)))
+
+
+def _verdict(above: str, below: str) -> pl.Expr:
+    """What a difference is called where it is real: `above` if it is a gain, whichever way the metric points."""
+    gain = pl.when(pl.col("metric").is_in(LOWER_IS_BETTER)).then(-pl.col("difference")).otherwise("difference")
+    return (
+        pl.when(pl.col("p_holm").is_null() | (pl.col("p_holm") > LEVEL))
+        .then(pl.lit("inconclusive"))
+        .when(gain > 0)
+        .then(pl.lit(above))
+        .otherwise(pl.lit(below))
+    )
 
 
 def main_metrics(metrics: list[str]) -> list[str]:

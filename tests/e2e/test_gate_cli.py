@@ -232,6 +232,17 @@ def test_the_baseline_is_in_the_id_and_its_number_is_not(store: Path, tmp_path: 
     assert "comparison.parquet" not in alone.manifest["files"]
 
 
+def test_who_gains_more_is_said(store: Path) -> None:
+    told = json.loads(evaluate(store, "patches@1", "cloud@1", "--against=cloud@1", "--json").stdout)
+    by_group = {(row["group"], row["metric"]): row["difference"] for row in told["comparison"]}
+    assert {row["subject"] for row in told["tail_minus_head"]} == {"patches@1"}
+    for row in told["tail_minus_head"]:
+        means = by_group["tail", row["metric"]], by_group["head", row["metric"]]
+        assert row["difference"] == pytest.approx(means[0] - means[1], abs=1e-12)
+    shown = evaluate(store, "patches@1", "cloud@1", "--against=cloud@1").stdout
+    assert "patches@1, gain of tail users minus gain of head users: " in shown
+
+
 def test_the_guard_shows_lift_and_harm_before_and_after(store: Path) -> None:
     guarded = done("patch", "--cloud=cloud@release", *PATCH, "--guard", store=store)
     assert 0 < guarded["kept"] < guarded["users"]

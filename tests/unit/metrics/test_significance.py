@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dcclctl.metrics import significance
-from dcclctl.metrics.significance import MIN_USERS, bootstrap_means, compare, holm, users_to_settle
+from dcclctl.metrics.significance import MIN_USERS, bootstrap_means, compare, contrast, holm, users_to_settle
 
 
 def differences(**metrics):
@@ -88,6 +88,42 @@ def test_a_group_is_compared_on_its_own_users():
     assert (head["users"], tail["users"], new["users"]) == (100, 400, 0)
     assert head["low"] > 0 > tail["high"]
     assert new["difference"] is None and new["low"] is None and new["p_holm"] is None
+
+
+def test_contrast_agrees_with_welch():
+    """The two groups share no user, so their difference is that of two independent means (scipy, Welch's t-test)."""
+    gains = np.random.default_rng(9).normal(size=1000)
+    head = np.arange(1000) % 5 == 0
+    gains[~head] += 0.2
+    row = contrast(differences(ndcg=gains), resamples=10_000).row(0, named=True)
+    reference = stats.ttest_ind(gains[~head], gains[head], equal_var=False)
+    bounds = reference.confidence_interval(0.95)
+    error = float(reference.statistic) ** -1 * row["difference"]
+    assert row["users"] == 1000
+    assert row["difference"] == pytest.approx(gains[~head].mean() - gains[head].mean(), abs=1e-12)
+    assert (row["low"], row["high"]) == pytest.approx((bounds.low, bounds.high), abs=0.1 * error)
+    assert row["p_value"] == pytest.approx(reference.pvalue, abs=0.02)
+
+
+def test_groups_that_gain_alike_differ_rarely():
+    """A/A: head and tail gain the same in the mean, the tail with more noise. 0 is in 95 % of the intervals, give or take chance."""
+    holds = 0
+    for number in range(400):
+        rng = np.random.default_rng([13, number])
+        gains = 0.1 + rng.normal(size=300) * np.where(np.arange(300) % 5 == 0, 0.5, 2.0)
+        row = contrast(differences(ndcg=gains), seed=number, resamples=1000).row(0, named=True)
+        holds += row["low"] <= 0 <= row["high"]
+    assert 0.93 <= holds / 400 <= 0.97
+
+
+def test_contrast_of_a_group_without_users_or_with_too_few():
+    gains = np.random.default_rng(14).normal(size=60)
+    table = differences(ndcg=gains, auc=[None if u % 5 == 0 else 1.0 for u in range(60)])
+    ndcg, auc = contrast(table).iter_rows(named=True)  # 12 head users
+    assert ndcg["difference"] is not None and ndcg["users"] == 60
+    assert ndcg["low"] is None and ndcg["high"] is None and ndcg["p_value"] is None and ndcg["p_holm"] is None
+    assert auc["difference"] is None and auc["users"] == 48
+    assert contrast(table, "tail", "new")["difference"].to_list() == [None, None]
 
 
 def test_users_without_a_value_are_left_out():

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from dcclctl.report.ci import escape, junit, markdown
-from dcclctl.report.comparison import gate_words, metric_name, words
+from dcclctl.report.comparison import gate_words, metric_name, tail_minus_head_line, words
 
 HOSTILE = "<script>alert(1)</script> [/red] | `x` @here ![i](//evil.example/#1) \x1b[31m\u202e &amp; *b* _u_ ~s~ $m$"
 NAMES = {"cloud@aaaaaaaa": "cloud@1", "patches@bbbbbbbb": "patches@1"}
@@ -132,3 +132,28 @@ def test_verdicts_in_words(changes, said):
 def test_sampled_metrics_are_called_so():
     assert metric_name("ndcg@10/1000") == "NDCG@10 sampled"
     assert [metric_name(name) for name in ("mrr", "gauc", "log_loss", "hr@5")] == ["MRR", "GAUC", "log loss", "HR@5"]
+
+
+def who(metric: str, verdict: str, **changes: object) -> dict[str, object]:
+    return {"metric": metric, "difference": 0.0125, "low": 0.005, "high": 0.02, "verdict": verdict} | changes
+
+
+def test_who_gains_more_in_one_line():
+    rows = [
+        who("gauc", "tail"),
+        who("hr@10/300", "inconclusive", low=-0.001),
+        who("ndcg@10", "head", difference=-0.01, low=-0.02, high=-0.001),
+        who("mrr", "inconclusive"),
+        who("hr@5", "tail"),  # not asked for
+    ]
+    assert tail_minus_head_line(rows, "patches@1", ["gauc", "hr@10/300", "ndcg@10", "mrr"]) == (
+        "patches@1, gain of tail users minus gain of head users: favours the tail (GAUC +1.25 [+0.50, +2.00]); "
+        "favours the head (NDCG@10 -1.00 [-2.00, -0.10]); inconclusive (HR@10 sampled +1.25 [-0.10, +2.00]); "
+        "inconclusive after Holm's correction (MRR +1.25 [+0.50, +2.00])"
+    )
+
+
+def test_who_gains_more_where_there_are_few_or_none():
+    few, none = who("gauc", "inconclusive", low=None, high=None), who("gauc", "inconclusive", difference=None)
+    assert tail_minus_head_line([few], "patches@1", ["gauc"]).endswith(": too few users to tell (GAUC +1.25)")
+    assert tail_minus_head_line([none], "patches@1", ["gauc"]) == ""

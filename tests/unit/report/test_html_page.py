@@ -99,6 +99,16 @@ def test_no_verdict_is_no_claim() -> None:
     assert told[1] == "No gain of tail users is shown."
 
 
+def test_who_gains_more_stands_beside_the_verdicts() -> None:
+    extra = pl.when((pl.col("group") == "tail") & (pl.col("subject") == BETTER)).then(0.05).otherwise(0.0)
+    text = Tree(render(page(part(per_user().with_columns(pl.col("ndcg@10") + extra), models=2)))).text
+    cell = text[text.index("tail minus head") :]
+    found = re.search(r"\+(\d\.\d\d)\s+\[\+\d\.\d\d, \+\d\.\d\d\]\s*favours the tail", cell)
+    assert found and 5 <= float(found[1]) <= 7.5  # 5 points by design; the head has the one user who loses 50
+    few = per_user().filter(pl.col("group") != "tail")
+    assert "favours" not in Tree(render(page(part(few, models=2)))).text
+
+
 def test_one_model_is_compared_with_nothing() -> None:
     assert headline(part(models=1)) == ["Only cloud@1 was scored, so there is nothing to compare it with."]
     text = Tree(render(page(part(models=1)))).text

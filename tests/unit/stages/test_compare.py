@@ -7,8 +7,8 @@ from scipy import stats
 
 from dcclctl.errors import UsageError
 from dcclctl.metrics.significance import users_to_settle
-from dcclctl.stages.compare import LEVEL, comparison, harms, main_metrics
-from dcclctl.tables import COMPARISON, HARM, WORST_USERS
+from dcclctl.stages.compare import LEVEL, comparison, harms, main_metrics, tail_minus_head
+from dcclctl.tables import COMPARISON, HARM, TAIL_MINUS_HEAD, WORST_USERS
 
 
 def per_user(**subjects: dict[str, list[float | None]]) -> pl.DataFrame:
@@ -56,6 +56,34 @@ def test_tables_have_the_columns_that_are_described():
     shares, worst = harms(table, "a")
     assert {name: str(kind) for name, kind in shares.schema.items()} == schema_of(HARM)
     assert {name: str(kind) for name, kind in worst.schema.items()} == schema_of(WORST_USERS)
+    who = tail_minus_head(table, "a", 0)
+    assert {name: str(kind) for name, kind in who.schema.items()} == schema_of(TAIL_MINUS_HEAD)
+
+
+def test_who_gains_more_is_named_whichever_way_the_metric_points():
+    base, noise = noisy()
+    head = np.arange(300) % 5 == 0
+    towards_head = base + noise * 0.1 + np.where(head, 0.2, 0.0)
+    table = per_user(
+        a={"ndcg@10": base, "log_loss": base, "auc": base},
+        b={"ndcg@10": towards_head, "log_loss": towards_head, "auc": base + noise},
+    )
+    found = tail_minus_head(table, "a", 0)
+    assert row(found, metric="ndcg@10")["verdict"] == "head"
+    assert row(found, metric="ndcg@10")["difference"] == pytest.approx(-0.2, abs=0.01)
+    # The head's loss rises more: the tail is better off, though nobody gains.
+    assert row(found, metric="log_loss")["verdict"] == "tail"
+    assert row(found, metric="gauc")["verdict"] == "inconclusive"
+    # New users belong to neither group.
+    assert row(found, metric="ndcg@10")["users"] == 290
+
+
+def test_more_metrics_take_more_resamples_to_tell_who_gains_more():
+    base, noise = noisy()
+    gains = np.where(np.arange(300) % 5 == 0, 0.0, 0.1)
+    metrics = {f"hr@{k}": base + noise + gains for k in range(1, 31)}
+    found = tail_minus_head(per_user(a=dict.fromkeys(metrics, base), b=metrics), "a", 0)
+    assert found["verdict"].unique().to_list() == ["tail"]
 
 
 def test_verdicts_follow_the_direction_of_the_metric():
