@@ -20,9 +20,10 @@ newest events anew. Statistics that have counted an event flatter it (EXPERIMENT
 the same numbers, which is tested.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -139,6 +140,11 @@ class Counting:
     neighbours: int
     shrinkage: float
     lookback: int
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Counting":
+        """What a memory's settings say of it, as `dcclctl memory` is told them and its artifact records them."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
 
 def count_statistics(log: EventLog, before: npt.NDArray[np.bool_], counting: Counting, seed: int) -> Statistics:

@@ -262,7 +262,7 @@ class Memory:
     @property
     def counting(self) -> Counting:
         """How its statistics were counted, and those are that its patches are learned with."""
-        return Counting(self.size, *(self.config[name] for name in ("neighbours", "shrinkage", "lookback")))
+        return Counting.of(self.config)
 
     @cached_property
     def statistics(self) -> Statistics:

@@ -39,8 +39,7 @@ def remember(dataset: Dataset, config: MemoryConfig, store: Store, force: bool =
             raise DataError(
                 f"{dataset.artifact.ref} has no positive events up to {config.until}", "Ingest with other --periods."
             )
-        counting = Counting(config.size, config.neighbours, config.shrinkage, config.lookback)
-        statistics = count_statistics(log, before, counting, config.seed)
+        statistics = count_statistics(log, before, Counting.of(config.recorded()), config.seed)
         work.write_tensors("statistics.safetensors", statistics.tensors())
         tracked = statistics.tracked if config.track else ()
         users, starts = np.unique(log.user[rows], return_index=True)
