@@ -2,7 +2,8 @@
 
     python benchmarks/results_page.py results/ [--page docs/results.md]
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is the file OUT/NAME.md.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is the file OUT/NAME.md, or `favours`: tail minus head
+of what the memory patch and the taught cloud model gain, logs down.
 """
 
 import argparse
@@ -13,6 +14,8 @@ from pathlib import Path
 import altair as alt
 import polars as pl
 import vl_convert
+from figures import METRICS, cell
+from study import DISTILLED
 
 HERE = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -23,10 +26,32 @@ def fill(page: str, out: Path) -> str:
     """The page with every table replaced by the newest one; tables that were not made stay as they are."""
 
     def newest(found: re.Match[str]) -> str:
+        if found[2] == "favours":
+            return f"{found[1]}\n{favours(out)}\n{found[3]}"
         source = out / f"{found[2]}.md"
         return f"{found[1]}\n{source.read_text()}\n{found[3]}" if source.exists() else found[0]
 
     return TABLE.sub(newest, page)
+
+
+def favours(out: Path) -> str:
+    """Gain of the tail minus that of the head, of the memory patch and of the taught cloud model, each over its control."""
+    shown = {"memory": "memory patch", "clouds": DISTILLED}
+    found: dict[str, dict[str, str]] = {}
+    for chapter, model in shown.items():
+        for path in sorted(out.glob(f"*.{chapter}.favours.json")):
+            log = path.name.removesuffix(f".{chapter}.favours.json")
+            own = {
+                f"{chapter} {row['metric']}": cell(row) for row in json.loads(path.read_text()) if row["model"] == model
+            }
+            found.setdefault(log, {}).update(own)
+    names = {"gauc": "GAUC", "hr@10": "HR@10", "ndcg@10": "NDCG@10"}
+    title = [f"{model}, {names[metric]}" for model in ("memory patch", "taught cloud") for metric in METRICS]
+    lines = ["| log | " + " | ".join(title) + " |", "|---" * (1 + len(title)) + "|"]
+    for log, cells in found.items():
+        row = [cells.get(f"{chapter} {metric}", "") for chapter in shown for metric in METRICS]
+        lines.append(f"| {log} | " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def by_activity(out: Path) -> pl.DataFrame | None:
