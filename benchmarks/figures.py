@@ -236,23 +236,33 @@ def markdown(records: Records) -> str:
     return "\n".join(lines) + "\n"
 
 
-def against_the_best(tables: list[pl.DataFrame], controls: list[str]) -> str:
+def against_the_best(tables: list[pl.DataFrame], controls: list[str]) -> Records:
     """Every memory patch against the control that it gains least over, group by group and metric by metric.
 
     The control is chosen on the period that is reported, so against the patch.
+
+    Returns:
+        Records of `figures_of` with the control's name and value.
     """
     by = {other: {(r["model"], r["group"], r["metric"]): r for r in figures_of(tables, other)} for other in controls}
-    keys = list(dict.fromkeys(key for records in by.values() for key in records))
-    lines = ["| model | group | metric | best control | its value | difference |", "|---|---|---|---|---|---|"]
-    for model, group, metric in keys:
-        found = [(records[(model, group, metric)].get("difference"), other) for other, records in by.items()]
-        least = min(((d, other) for d, other in found if d is not None), default=None)
-        if str(model).startswith("memory patch") and metric in ("gauc", "hr@10") and least is not None:
+    found: Records = []
+    for key in dict.fromkeys(key for records in by.values() for key in records):
+        differences = [(records[key].get("difference"), other) for other, records in by.items()]
+        least = min(((d, other) for d, other in differences if d is not None), default=None)
+        if str(key[0]).startswith("memory patch") and least is not None:
             records = by[least[1]]
-            value = 100 * records[(least[1], group, metric)]["value"]  # type: ignore[operator]
-            name = {"gauc": "GAUC", "hr@10": "HR@10"}[str(metric)]
-            difference = cell(records[(model, group, metric)])
-            lines.append(f"| {model} | {group} | {name} | {least[1]} | {value:.2f} | {difference} |")
+            found.append(records[key] | {"control": least[1], "control_value": records[(least[1], *key[1:])]["value"]})
+    return found
+
+
+def best_table(records: Records) -> str:
+    """Rows of `against_the_best`: GAUC and HR@10."""
+    lines = ["| model | group | metric | best control | its value | difference |", "|---|---|---|---|---|---|"]
+    for r in records:
+        if r["metric"] in ("gauc", "hr@10"):
+            name = {"gauc": "GAUC", "hr@10": "HR@10"}[str(r["metric"])]
+            value = 100 * r["control_value"]  # type: ignore[operator]
+            lines.append(f"| {r['model']} | {r['group']} | {name} | {r['control']} | {value:.2f} | {cell(r)} |")
     return "\n".join(lines) + "\n"
 
 

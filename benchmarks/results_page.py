@@ -2,8 +2,9 @@
 
     python benchmarks/results_page.py results/ [--page docs/results.md]
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is the file OUT/NAME.md, or `favours`: tail minus head
-of what the memory patch and the taught cloud model gain, logs down.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is the file OUT/NAME.md, or one of the tables over all
+logs: `gains`, what the memory patch gains over the better of two controls; `lessons`, what the taught cloud model gains over
+its control; `favours`, tail minus head of both.
 """
 
 import argparse
@@ -19,6 +20,15 @@ from study import DISTILLED
 
 HERE = Path(__file__).resolve().parent.parent
 TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+#: as tables and pictures call them, in their order
+LOGS = {
+    "ml-100k": "MovieLens-100k",
+    "grocery": "Amazon Grocery",
+    "amazon-beauty": "Amazon Beauty",
+    "journey-first": "Complete Journey, first purchases",
+    "journey-repeats": "Complete Journey, with repeats",
+    "sample-repeats": "Complete Journey, bundled sample with repeats",
+}
 COLOURS = {"incremental cloud, at once": "#8a8a8a", "metapatch (paper)": "#d1841f", "memory patch": "#2364aa"}
 
 
@@ -26,32 +36,87 @@ def fill(page: str, out: Path) -> str:
     """The page with every table replaced by the newest one; tables that were not made stay as they are."""
 
     def newest(found: re.Match[str]) -> str:
-        if found[2] == "favours":
-            return f"{found[1]}\n{favours(out)}\n{found[3]}"
         source = out / f"{found[2]}.md"
+        if found[2] in SUMMARIES:
+            return f"{found[1]}\n{SUMMARIES[found[2]](out)}\n{found[3]}"
         return f"{found[1]}\n{source.read_text()}\n{found[3]}" if source.exists() else found[0]
 
     return TABLE.sub(newest, page)
 
 
+class Across:
+    """One chapter's figures of all logs that have it: what the tables over logs are made of."""
+
+    def __init__(self, out: Path, chapter: str) -> None:
+        self.by = {
+            log: {
+                (row["model"], row.get("group"), row["metric"]): row
+                for row in json.loads((out / f"{log}.{chapter}.json").read_text())
+            }
+            for log in LOGS
+            if (out / f"{log}.{chapter}.json").exists()
+        }
+
+    def cell(self, log: str, model: str, metric: str, group: str | None = None) -> str:
+        found = self.by.get(log, {}).get((model, group, metric))
+        return cell(found) if found else ""
+
+    def seeds(self, log: str) -> str:
+        """How a log is called in a table; says so if it has other than three seeds."""
+        seeds = {row["seeds"] for row in self.by[log].values() if "seeds" in row} - {3}
+        return LOGS[log] + (f" ({seeds.pop()} seed)" if seeds else "")
+
+
+def table(title: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(title) + " |", "|---" * len(title) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def gains(out: Path) -> str:
+    """The memory patch over the better of two controls, for each figure by itself."""
+    best = Across(out, "memory.best")
+    shown = [("memory patch", "tail", "gauc"), ("memory patch", "tail", "hr@10"), ("memory patch", "all", "gauc")]
+    shown += [("memory patch of the last 20 events", "tail", "gauc")]
+    title = ["log", "GAUC, tail", "HR@10 of 300 sampled, tail", "GAUC, all"]
+    title += ["with only the 20 events that the cloud sees too: GAUC, tail"]
+    rows = [[best.seeds(log), *(best.cell(log, model, m, g) for model, g, m in shown)] for log in best.by]
+    return table(title, rows)
+
+
+def lessons(out: Path) -> str:
+    """The taught cloud model over the same model trained further, and what another user's memory teaches."""
+    clouds = Across(out, "clouds")
+    other = "distilled from shuffled memories (placebo)"
+    shown = [
+        (DISTILLED, "all", "gauc"),
+        (DISTILLED, "tail", "gauc"),
+        (DISTILLED, "tail", "hr@10"),
+        (other, "all", "gauc"),
+    ]
+    title = [
+        "log",
+        "GAUC, all",
+        "GAUC, tail",
+        "HR@10 of 300 sampled, tail",
+        "taught with another user's memory: GAUC, all",
+    ]
+    rows = [[clouds.seeds(log), *(clouds.cell(log, model, m, g) for model, g, m in shown)] for log in clouds.by]
+    return table(title, rows)
+
+
 def favours(out: Path) -> str:
     """Gain of the tail minus that of the head, of the memory patch and of the taught cloud model, each over its control."""
-    shown = {"memory": "memory patch", "clouds": DISTILLED}
-    found: dict[str, dict[str, str]] = {}
-    for chapter, model in shown.items():
-        for path in sorted(out.glob(f"*.{chapter}.favours.json")):
-            log = path.name.removesuffix(f".{chapter}.favours.json")
-            own = {
-                f"{chapter} {row['metric']}": cell(row) for row in json.loads(path.read_text()) if row["model"] == model
-            }
-            found.setdefault(log, {}).update(own)
+    shown = {"memory patch": Across(out, "memory.favours"), DISTILLED: Across(out, "clouds.favours")}
     names = {"gauc": "GAUC", "hr@10": "HR@10", "ndcg@10": "NDCG@10"}
     title = [f"{model}, {names[metric]}" for model in ("memory patch", "taught cloud") for metric in METRICS]
-    lines = ["| log | " + " | ".join(title) + " |", "|---" * (1 + len(title)) + "|"]
-    for log, cells in found.items():
-        row = [cells.get(f"{chapter} {metric}", "") for chapter in shown for metric in METRICS]
-        lines.append(f"| {log} | " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [LOGS[log], *(found.cell(log, model, metric) for model, found in shown.items() for metric in METRICS)]
+        for log in shown["memory patch"].by
+    ]
+    return table(["log", *title], rows)
+
+
+SUMMARIES = {"gains": gains, "lessons": lessons, "favours": favours}
 
 
 def by_activity(out: Path) -> pl.DataFrame | None:

@@ -37,6 +37,7 @@ from figures import (
     Records,
     activity_of,
     against_the_best,
+    best_table,
     cold_table,
     favour_table,
     figures_of,
@@ -145,8 +146,9 @@ class Chapter:
             self.write(f"{part}.favours", favours := tail_minus_head(found), favour_table(favours))
         if part == "memory":
             self.path("memory.activity.json").write_text(json.dumps(activity_of(found)))
-        if part == "stronger":
-            self.path("best.md").write_text(against_the_best(found, [ONCE, TWICE, ONCE_24, TWICE_24]))
+        if part in ("memory", "stronger"):
+            best = against_the_best(found, [ONCE, TWICE] if part == "memory" else [ONCE, TWICE, ONCE_24, TWICE_24])
+            self.write(f"{part}.best", best, best_table(best))
         others = found[0]["subject"].unique(maintain_order=True)[1:]
         for short, other in REFERENCES.items():
             if other in others:
