@@ -14,7 +14,9 @@ each of its newest T items had when it was had, one byte a feature. Their mean, 
 beside the features of every candidate: somebody whose items were near what the memory held will go on that way.
 
 The features of old events are those that today's statistics give them: when the cloud ships new ones, a device judges its
-newest events anew. Statistics that have counted an event flatter it (EXPERIMENTS.md, section 25).
+newest events anew. Statistics that have counted an event flatter it (EXPERIMENTS.md, section 25). So the record of a user
+whom they have not counted at all is on another scale than those that a patch has learned to read; until they do, the device
+takes what is *typical*: the mean record that those whom they know had when they held as many events (section 27).
 
 `Memories` computes all of it for whole batches from the log; `Ring` is the device's own form, event by event. Both give
 the same numbers, which is tested.
@@ -67,8 +69,8 @@ _NO_LIFT = -8.0
 _EVENTS, _CELLS = 128, 1 << 24
 #: pairs of events that are counted at once, about
 _PAIRS = 1 << 24
-#: events of other users whose memories are the reference
-_REFERENCES = 300
+#: events of other users whose memories are the reference; users whose track records are typical
+_REFERENCES, _TYPICAL = 300, 1000
 
 
 @dataclass(frozen=True)
@@ -246,10 +248,20 @@ class Memories:
     Args:
         log: its histories are what the devices have seen. statistics: what the cloud ships to them.
         size: M. track: T; 0 keeps no track record.
+        counted: (N,) events that the statistics have counted; users without any have a typical track record. None: every
+            device keeps its own.
     """
 
-    def __init__(self, log: EventLog, statistics: Statistics, size: int, track: int) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        statistics: Statistics,
+        size: int,
+        track: int,
+        counted: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
         self.log, self.statistics, self.size, self.track = log, statistics, size, track
+        self._counted = counted
         self._rows = np.flatnonzero(log.label > 0)  # of the events of log.sequence
         owners = log.user[self._rows]
         self._starts = np.searchsorted(owners, owners)  # where each event's user begins in log.sequence
@@ -277,8 +289,47 @@ class Memories:
         record = self._record(events).unsqueeze(1).expand(-1, own.shape[1], -1)
         return torch.cat([own, record], -1)
 
+    @cached_property
+    def typical(self) -> Float[Tensor, "T1 R"]:
+        """Mean track record of counted users when their devices held 0, 1, … T events: the cloud ships it with the statistics."""
+        assert self._counted is not None
+        counted = self._counted[self._rows]
+        owners = self.log.user[self._rows]
+        users = np.unique(owners[counted])
+        users = users[np.argsort(hashes(0, "memory/typical", users), kind="stable")[:_TYPICAL]]
+        place = np.arange(len(owners)) - self._starts  # in the user's log
+        at = np.flatnonzero(counted & (place < self.track) & np.isin(owners, users))
+        held = torch.from_numpy(place[at] + 1)
+        kept = self._judged(at, self._starts[at]).float()
+        sums = kept.cumsum(0)
+        first = torch.from_numpy(np.arange(len(at)) - place[at])  # where the user's events begin in `at`
+        records = _mean_record(sums - sums[first] + kept[first], held)
+        total = torch.zeros(self.track + 1, kept.shape[1]).index_add_(0, held, records)
+        users_of = torch.bincount(held, minlength=self.track + 1)
+        most = int(held.max()) if len(at) else 0  # nobody had more
+        return (total / users_of.clamp(min=1).unsqueeze(1))[torch.arange(self.track + 1).clamp(max=most)]
+
+    @cached_property
+    def _strangers(self) -> npt.NDArray[np.bool_]:
+        """(U,) users of whom the statistics have counted nothing."""
+        strangers = np.ones(self.log.n_users, dtype=bool)
+        if self._counted is None:
+            strangers[:] = False
+        else:
+            strangers[self.log.user[self._rows[self._counted[self._rows]]]] = False
+        return strangers
+
     def _record(self, events: Ints) -> Float[Tensor, "B R"]:
-        """Each event's track record."""
+        """Each event's track record, the user's own or a typical one."""
+        record = self._own_record(events)
+        strange = self._strangers[self.log.user[events]]
+        if strange.any():
+            held = self.log.history_lengths(events[strange], self.track)
+            record[torch.from_numpy(strange)] = self.typical[torch.from_numpy(held)]
+        return record
+
+    def _own_record(self, events: Ints) -> Float[Tensor, "B R"]:
+        """What each device has kept of its newest events."""
         log = self.log
         start, end = log.history_start[events], log.history_end[events]
         lengths = np.minimum(end - start, self.track)
@@ -448,9 +499,18 @@ class Ring:
         return self.items[last % len(self.items)].astype(np.int64)
 
     def features(
-        self, candidates: Int[Tensor, "C"], item_categories: Int[Tensor, "I S"], statistics: Statistics
+        self,
+        candidates: Int[Tensor, "C"],
+        item_categories: Int[Tensor, "I S"],
+        statistics: Statistics,
+        typical: Float[Tensor, "T1 R"] | None = None,
     ) -> Float[Tensor, "C FR"]:
-        """The candidates' features and the track record, as the device computes them."""
+        """The candidates' features and the track record, as the device computes them.
+
+        Args:
+            candidates: items. item_categories: of every item. statistics: what the cloud ships.
+            typical: track records of others, for a device of which the statistics have counted nothing (see `Memories`).
+        """
         held = torch.from_numpy(self.newest_first())[None]
         mask = torch.ones(held.shape)
         if not held.shape[1]:
@@ -458,6 +518,10 @@ class Ring:
         own = _features(held, mask, candidates[None], item_categories, statistics)[0]
         if not len(self.kept):
             return own
-        sums = torch.from_numpy(self.kept.astype(np.float32)).sum(0, keepdim=True)
-        record = _mean_record(sums, torch.tensor([min(self.seen, len(self.kept))]))
+        kept = min(self.seen, len(self.kept))
+        if typical is None:
+            sums = torch.from_numpy(self.kept.astype(np.float32)).sum(0, keepdim=True)
+            record = _mean_record(sums, torch.tensor([kept]))
+        else:
+            record = typical[kept].unsqueeze(0)
         return torch.cat([own, record.expand(len(own), -1)], -1)

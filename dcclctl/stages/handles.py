@@ -17,7 +17,7 @@ from torch import Tensor
 from dcclctl.algorithm.basis import SharedBasis
 from dcclctl.algorithm.din import Din, DinSizes
 from dcclctl.algorithm.encoder import Encoder
-from dcclctl.algorithm.eventlog import EventLog
+from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.memory import Counting, Statistics
 from dcclctl.algorithm.memorypatch import MemoryPatch
 from dcclctl.algorithm.metapatch import Basis, PatchShape
@@ -263,6 +263,11 @@ class Memory:
     def counting(self) -> Counting:
         """How its statistics were counted, and those are that its patches are learned with."""
         return Counting.of(self.config)
+
+    @property
+    def until(self) -> Block:
+        """Last block that its statistics have counted."""
+        return Block.parse(self.config["until"])
 
     @cached_property
     def statistics(self) -> Statistics:

@@ -123,7 +123,8 @@ def _serve_from_memory(subject: Subject, backbone: Backbone, seed: int) -> tuple
     if subject.suffix == MEAN_SUFFIX and patched.any():
         codes = mean_code(codes, patched)
     lender = _lenders(log, seed) if subject.suffix == SHUFFLED_SUFFIX else None
-    memories, size = Memories(log, memory.statistics, memory.size, memory.track), memory.size
+    size = memory.size
+    memories = Memories(log, memory.statistics, size, memory.track, log.up_to(memory.until))
     smallest = int(patches.artifact.facts["smallest_memory"])
     shift = prior_shift(subject.cloud.negatives, int(patches.artifact.config["negatives"]))
     everybody = memory.statistics.popularity

@@ -143,6 +143,80 @@ def test_a_device_whose_log_begins_later_has_a_record_of_its_own(keep: int) -> N
     torch.testing.assert_close(everything[torch.from_numpy(some)], found)
 
 
+def rings_of(rows: list[Row], world: EventLog, statistics: Statistics) -> dict[int, list[tuple[int, torch.Tensor]]]:
+    """user → of each positive event, oldest first: its period, and the ring's record of R numbers right after it."""
+    everything, told = torch.arange(N_ITEMS), {}
+    for user, mine in groupby(rows, key=lambda each: each[0]):
+        ring, records = Ring(SIZE, track=TRACK, tracked=len(TRACKED)), []
+        for _, moment in groupby(mine, key=lambda each: each[2]):
+            found = ring.features(everything, world.item_categories, statistics)
+            for _, item, _, label, period in list(moment):
+                if label:
+                    ring.observe(item, found[item])
+                    record = ring.features(everything[:1], world.item_categories, statistics)[0, len(ALL) :]
+                    records.append((period, record))
+        told[user] = records
+    return told
+
+
+def test_users_of_whom_nothing_was_counted_have_a_typical_record() -> None:
+    """The mean of what counted users' rings kept when they held as many events; everybody else keeps the own one."""
+    rows = random_rows()
+    world = log_of(rows, N_USERS, N_ITEMS, **categorised())
+    statistics = counted(world)
+    mask = world.up_to(Block.parse("cloud")) & (world.user % 3 > 0)
+    strangers = world.user % 3 == 0
+    memories = Memories(world, statistics, SIZE, TRACK, mask)
+    records = {user: own for user, own in rings_of(rows, world, statistics).items() if user % 3}
+    for held in range(TRACK + 1):
+        known = [own[held - 1][1] for own in records.values() if 0 < held <= len(own) and own[held - 1][0] == CLOUD]
+        expected = torch.stack(known).mean(0) if held else torch.zeros(len(TRACKED))
+        assert held == 0 or len(known) == 6
+        torch.testing.assert_close(memories.typical[held], expected)
+    everything = np.arange(len(rows))
+    own = Memories(world, statistics, SIZE, TRACK).features(everything, None)
+    found = memories.features(everything, None)
+    assert found[torch.from_numpy(~strangers)].equal(own[torch.from_numpy(~strangers)])
+    assert found[..., : len(ALL)].equal(own[..., : len(ALL)])
+    held = np.minimum(world.history_lengths(everything, TRACK), TRACK)[strangers]
+    assert set(held) == set(range(TRACK + 1))
+    taken = found[torch.from_numpy(strangers)][:, 0, len(ALL) :]
+    assert taken.equal(memories.typical[torch.from_numpy(held)])
+    # and so has the device itself
+    ring = Ring(SIZE, [3, 1], TRACK, len(TRACKED))
+    ring.kept[:] = 100
+    alone = ring.features(torch.arange(N_ITEMS), world.item_categories, statistics, memories.typical)
+    assert alone[:, len(ALL) :].equal(memories.typical[2].expand(N_ITEMS, -1))
+
+
+def test_nobody_had_more_events_than_this() -> None:
+    """Where no counted user held as many events, the record of those who held most is taken; without any it is nothing."""
+    rows: list[Row] = [(0, 1, 0, 1, CLOUD), (0, 2, 1, 1, CLOUD), *((1, item, item, 1, TEST) for item in range(6))]
+    world = log_of(rows, 2, N_ITEMS)
+    statistics = counted(world)
+    memories = Memories(world, statistics, SIZE, TRACK, world.up_to(Block.parse("device")))
+    assert memories.typical[2].any()
+    assert memories.typical[3].equal(memories.typical[2]) and memories.typical[TRACK].equal(memories.typical[2])
+    nobody = Memories(world, statistics, SIZE, TRACK, np.zeros(len(rows), dtype=bool))
+    assert not nobody.typical.any()
+    assert not nobody.features(np.arange(len(rows)), None)[..., len(ALL) :].any()
+    untracked = Memories(world, statistics, SIZE, 0, np.zeros(len(rows), dtype=bool))
+    assert untracked.features(np.arange(len(rows)), None).shape[2] == len(ALL)
+
+
+def test_some_users_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample that depends on the users' numbers only; events after what was counted change nothing."""
+    world = log_of(random_rows(), N_USERS, N_ITEMS)
+    statistics, mask = counted(world), world.up_to(Block.parse("cloud"))
+    every = Memories(world, statistics, SIZE, TRACK, mask).typical
+    monkeypatch.setattr(memory, "_TYPICAL", 4)
+    some = Memories(world, statistics, SIZE, TRACK, mask).typical
+    assert not some.allclose(every)
+    assert some.equal(Memories(world, statistics, SIZE, TRACK, mask).typical)
+    later = [row if row[4] == CLOUD else (row[0], (row[1] + 7) % N_ITEMS, *row[2:]) for row in random_rows()]
+    assert Memories(log_of(later, N_USERS, N_ITEMS), statistics, SIZE, TRACK, mask).typical.equal(some)
+
+
 def test_few_candidates_have_the_features_that_they_have_among_all() -> None:
     """Bit for bit, though their tables are made over the items that are held, and an item may be held by nobody."""
     world = log_of(random_rows(), N_USERS, N_ITEMS, **categorised())

@@ -461,7 +461,7 @@ def test_logits_are_compared_at_one_frequency_of_clicks(own: Path) -> None:
     logits, found = logits_of(subject, events)
     inner = subject.patches.memory_patch()
     with torch.no_grad():
-        seen = Memories(log, memory.statistics, memory.size, 3).features(events, None)
+        seen = Memories(log, memory.statistics, memory.size, 3, log.up_to(memory.until)).features(events, None)
         popular = memory.statistics.popularity.expand(len(events), -1)
         expected = inner(seen, logits + math.log(4 / 12), popular, torch.zeros(len(events), 0)) - math.log(4 / 12)
     remembers = torch.from_numpy(log.history_lengths(events, 1) > 0)
@@ -549,7 +549,8 @@ def test_popularity_counts_where_it_is_asked_for(own: Path, popularity: bool) ->
     events = log.events_in(TEST)[:20]
     logits, found = logits_of(subject, events)
     with torch.no_grad():
-        seen = Memories(log, memory.statistics, memory.size, memory.track).features(events, None)
+        everything = Memories(log, memory.statistics, memory.size, memory.track, log.up_to(memory.until))
+        seen = everything.features(events, None)
         users = torch.from_numpy(log.user[events])
         codes = inner.encode(
             torch.zeros(len(events), inner.code_size), log.profile[users], category_shares(log, events, memory.size)
