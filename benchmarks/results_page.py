@@ -1,4 +1,4 @@
-"""Put the tables of benchmarks/science.py into docs/results.md, and draw the effect by activity group.
+"""Put the tables of benchmarks/science.py into docs/results.md and README.md, and draw the effect by activity group.
 
     python benchmarks/results_page.py results/ [--page docs/results.md]
 
@@ -19,6 +19,7 @@ from figures import METRICS, cell
 from study import DISTILLED
 
 HERE = Path(__file__).resolve().parent.parent
+PAGES = (HERE / "docs" / "results.md", HERE / "README.md")
 TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: as tables and pictures call them, in their order
 LOGS = {
@@ -157,12 +158,13 @@ def picture(table: pl.DataFrame) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--page", type=Path, default=HERE / "docs" / "results.md")
+    parser.add_argument("--page", type=Path, action="append", help="default: docs/results.md and README.md")
     options = parser.parse_args()
-    options.page.write_text(fill(options.page.read_text(), options.out))
+    for page in options.page or PAGES:
+        page.write_text(fill(page.read_text(), options.out))
     table = by_activity(options.out)
     if table is not None:
-        (options.page.parent / "images" / "memory-by-activity.png").write_bytes(picture(table))
+        (HERE / "docs" / "images" / "memory-by-activity.png").write_bytes(picture(table))
 
 
 if __name__ == "__main__":

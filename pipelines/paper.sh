@@ -21,3 +21,5 @@ fi
 
 python "$here/benchmarks/science.py" --out "$out" --journey "$journey" --logs "$logs" \
   ${CHAPTERS:+--chapters "$CHAPTERS"} --seeds "${SEEDS:-0,1,2}" --threads "${THREADS:-2}"
+echo "The tables are in $out; to put them into docs/results.md and README.md, and to draw the picture:"
+echo "  python benchmarks/results_page.py $out"
