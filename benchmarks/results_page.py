@@ -123,9 +123,9 @@ SUMMARIES = {"gains": gains, "lessons": lessons, "favours": favours}
 def by_activity(out: Path) -> pl.DataFrame | None:
     """log, model, group from 1 (least active) to 20, Δ GAUC in points and its 95 % interval."""
     rows = []
-    for path in sorted(out.glob("*.memory.activity.json")):
-        log = path.name.removesuffix(".memory.activity.json")
-        rows += [{"log": log, **record} for record in json.loads(path.read_text())]
+    for log, name in LOGS.items():
+        path = out / f"{log}.memory.activity.json"
+        rows += [{"log": name, **record} for record in json.loads(path.read_text())] if path.exists() else []
     return pl.DataFrame(rows) if rows else None
 
 
@@ -147,7 +147,13 @@ def picture(table: pl.DataFrame) -> bytes:
         alt.layer(zero, band, line, data=table)
         .properties(width=330, height=190)
         .facet(
-            facet=alt.Facet("log:N", title=None, header=alt.Header(labelFontSize=13, labelFontWeight="bold")), columns=2
+            facet=alt.Facet(
+                "log:N",
+                title=None,
+                sort=list(LOGS.values()),
+                header=alt.Header(labelFontSize=13, labelFontWeight="bold"),
+            ),
+            columns=2,
         )
         .resolve_scale(y="independent")
         .properties(title="Who gains over the freshly trained cloud model? (test, 95 % intervals over users)")
