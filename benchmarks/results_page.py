@@ -137,7 +137,7 @@ def picture(table: pl.DataFrame) -> bytes:
             "model:N",
             title=None,
             scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())),
-            legend=alt.Legend(orient="top", labelLimit=300),
+            legend=alt.Legend(orient="top", labelLimit=300, symbolOpacity=1),
         ),
     )
     band = base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title="Δ GAUC, points"), y2="high:Q")
