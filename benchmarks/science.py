@@ -84,7 +84,7 @@ CHAPTERS = (
     "newcomers",
 )
 #: chapters whose memories are plain
-WITH_PLAIN = ("devices", "stronger", "lessons", "baselines", "cold")
+WITH_PLAIN = ("devices", "lessons", "baselines", "cold")
 #: models that a table is made against as well, beside its first one, and what that table is called
 REFERENCES = {
     "once": ONCE,
