@@ -177,9 +177,11 @@ def notes(part: EvaluationPart) -> list[str]:
             "same events). A gain is worth deploying only if it also holds against that: dcclctl train --continue REF --on device, "
             "then dcclctl evaluate … --against it."
         )
-    if part.baseline is not None and any(model.patched for model in part.models):
+    placebos = any(model.ref.endswith(("+mean", "+shuffled")) for model in part.models)
+    if part.baseline is not None and any(model.patched for model in part.models) and not placebos:
         found.append(
-            "A gain of patches is personal only if they also beat the mean patch for everyone, which is not among these models."
+            "A gain of patches is personal only if it is gone with another user's patch or memory, which is not among these models: "
+            "dcclctl evaluate … patches@N patches@N+shuffled."
         )
     if part.baseline is not None:
         found.append(

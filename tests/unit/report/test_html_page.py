@@ -109,6 +109,14 @@ def test_who_gains_more_stands_beside_the_verdicts() -> None:
     assert "favours" not in Tree(render(page(part(few, models=2)))).text
 
 
+def test_a_placebo_among_the_models_answers_the_note() -> None:
+    asked = "is personal only if it is gone with another user's patch or memory"
+    assert asked in " ".join(notes(part()))
+    for suffix in ("+mean", "+shuffled"):
+        lent = replace(MODELS[1], name=f"{BETTER}{suffix}", ref=f"patches@1{suffix}")
+        assert asked not in " ".join(notes(replace(part(), models=[*MODELS, lent])))
+
+
 def test_one_model_is_compared_with_nothing() -> None:
     assert headline(part(models=1)) == ["Only cloud@1 was scored, so there is nothing to compare it with."]
     text = Tree(render(page(part(models=1)))).text
@@ -119,7 +127,7 @@ def test_one_model_is_compared_with_nothing() -> None:
     ("changes", "said"),
     [
         ({}, "not the strong control"),
-        ({}, "beat the mean patch"),
+        ({}, "is personal only if it is gone with another user's"),
         ({}, "luck of training"),
         ({"candidates": 1000}, "1,000 sampled items"),
         ({"split": "per-user"}, "trends leak"),
