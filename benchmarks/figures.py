@@ -85,10 +85,9 @@ def tail_minus_head(tables: list[pl.DataFrame]) -> Records:
 def favour_table(records: Records) -> str:
     """Rows of `tail_minus_head`: models down, metrics across."""
     by = {(r["model"], r["metric"]): r for r in records}
-    lines = ["| model, tail minus head | GAUC | HR@10 | NDCG@10 |", "|---|---|---|---|"]
-    for model in dict.fromkeys(r["model"] for r in records):
-        lines.append(f"| {model} | " + " | ".join(cell(by[(model, metric)]) for metric in METRICS) + " |")
-    return "\n".join(lines) + "\n"
+    models = dict.fromkeys(str(r["model"]) for r in records)
+    rows = [[model, *(cell(by[(model, metric)]) for metric in METRICS)] for model in models]
+    return table(["model, tail minus head", "GAUC", "HR@10", "NDCG@10"], rows)
 
 
 def activity_of(tables: list[pl.DataFrame]) -> Records:
@@ -181,16 +180,12 @@ def harm_table(records: Records) -> str:
         "both, by chance",
         "lasting harm, estimated",
     ]
-    lines = ["| " + " | ".join(title) + " |", "|---" * len(title) + "|"]
+    rows = []
     for r in records:
         shares = [f"{100 * r[name]:.1f}" for name in ("valid", "test", "both", "by chance")]  # type: ignore[operator]
         estimate = f"{100 * r['estimate']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"  # type: ignore[operator]
-        lines.append(
-            f"| {r['model']}, {r['group']} | {r['control']} | {r['users']:,} | "
-            + " | ".join(shares)
-            + f" | {estimate} |"
-        )
-    return "\n".join(lines) + "\n"
+        rows.append([f"{r['model']}, {r['group']}", str(r["control"]), f"{r['users']:,}", *shares, estimate])
+    return table(title, rows)
 
 
 def harmed(tables: list[pl.DataFrame], subject: str, control: str) -> dict[str, float]:
@@ -224,7 +219,7 @@ def markdown(records: Records) -> str:
     groups = [g for g in ("all", "tail", "head", "new") if any(r["group"] == g for r in records)]
     title = ["model", "GAUC", "HR@10", "NDCG@10"]
     title += [f"{g}, {name}" for g in groups for name in ("Δ GAUC", "Δ HR@10")]
-    lines = ["| " + " | ".join(title) + " |", "|---" * len(title) + "|"]
+    rows = []
     for model in models:
         first = [by[(model, "all", metric)] for metric in METRICS if (model, "all", metric) in by]
         cells = [f"{100 * r['value']:.2f} ±{100 * r['spread']:.2f}" for r in first]  # type: ignore[operator]
@@ -232,8 +227,8 @@ def markdown(records: Records) -> str:
             for metric in ("gauc", "hr@10"):
                 record = by.get((model, group, metric), {})
                 cells.append(cell(record))
-        lines.append(f"| {model} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append([str(model), *cells])
+    return table(title, rows)
 
 
 def against_the_best(tables: list[pl.DataFrame], controls: list[str]) -> Records:
@@ -257,13 +252,13 @@ def against_the_best(tables: list[pl.DataFrame], controls: list[str]) -> Records
 
 def best_table(records: Records) -> str:
     """Rows of `against_the_best`: GAUC and HR@10."""
-    lines = ["| model | group | metric | best control | its value | difference |", "|---|---|---|---|---|---|"]
+    rows = []
     for r in records:
         if r["metric"] in ("gauc", "hr@10"):
             name = {"gauc": "GAUC", "hr@10": "HR@10"}[str(r["metric"])]
             value = 100 * r["control_value"]  # type: ignore[operator]
-            lines.append(f"| {r['model']} | {r['group']} | {name} | {r['control']} | {value:.2f} | {cell(r)} |")
-    return "\n".join(lines) + "\n"
+            rows.append([str(r["model"]), str(r["group"]), name, str(r["control"]), f"{value:.2f}", cell(r)])
+    return table(["model", "group", "metric", "best control", "its value", "difference"], rows)
 
 
 def cold_table(found: dict[str, Records]) -> str:
@@ -272,20 +267,26 @@ def cold_table(found: dict[str, Records]) -> str:
     Args:
         found: "….K" → records of `figures_of`.
     """
-    lines: list[str] = []
+    title: list[str] = []
+    rows: list[list[str]] = []
     for part, records in found.items():
         by = {(r["model"], r["metric"]): r for r in records if r["group"] == "new"}
         models = list(dict.fromkeys(model for model, _ in by))
-        if not lines:
+        if not title:
             title = ["K", "users", *(f"{models[0]}, {name}" for name in ("GAUC", "HR@10"))]
             title += [f"{model}, {name}" for model in models[1:] for name in ("Δ GAUC", "Δ HR@10")]
-            lines += ["| " + " | ".join(title) + " |", "|---" * len(title) + "|"]
         base = [by[(models[0], metric)] for metric in ("gauc", "hr@10")]
         cells = [part.rpartition(".")[2], str(by[(models[1], "gauc")]["users"])]
         cells += [f"{100 * r['value']:.2f}" for r in base]  # type: ignore[operator]
         cells += [cell(by[(model, metric)]) for model in models[1:] for metric in ("gauc", "hr@10")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return table(title, rows)
+
+
+def table(title: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = ["| " + " | ".join(title) + " |", "|---" * len(title) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
 def cell(record: dict[str, object]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import altair as alt
 import polars as pl
 import vl_convert
-from figures import METRICS, cell
+from figures import METRICS, cell, table
 from study import DISTILLED
 
 HERE = Path(__file__).resolve().parent.parent
@@ -66,11 +66,6 @@ class Across:
         """How a log is called in a table; says so if it has other than three seeds."""
         seeds = {row["seeds"] for row in self.by[log].values() if "seeds" in row} - {3}
         return LOGS[log] + (f" ({seeds.pop()} seed)" if seeds else "")
-
-
-def table(title: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(title) + " |", "|---" * len(title) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
 def gains(out: Path) -> str:

@@ -312,20 +312,21 @@ class Memories:
     @cached_property
     def _strangers(self) -> npt.NDArray[np.bool_]:
         """(U,) users of whom the statistics have counted nothing."""
-        strangers = np.ones(self.log.n_users, dtype=bool)
         if self._counted is None:
-            strangers[:] = False
-        else:
-            strangers[self.log.user[self._rows[self._counted[self._rows]]]] = False
+            return np.zeros(self.log.n_users, dtype=bool)
+        strangers = np.ones(self.log.n_users, dtype=bool)
+        strangers[self.log.user[self._rows[self._counted[self._rows]]]] = False
         return strangers
 
     def _record(self, events: Ints) -> Float[Tensor, "B R"]:
         """Each event's track record, the user's own or a typical one."""
-        record = self._own_record(events)
         strange = self._strangers[self.log.user[events]]
-        if strange.any():
-            held = self.log.history_lengths(events[strange], self.track)
-            record[torch.from_numpy(strange)] = self.typical[torch.from_numpy(held)]
+        if not strange.any():
+            return self._own_record(events)
+        record = torch.empty(len(events), self._kept.shape[1])
+        record[torch.from_numpy(~strange)] = self._own_record(events[~strange])
+        held = self.log.history_lengths(events[strange], self.track)
+        record[torch.from_numpy(strange)] = self.typical[torch.from_numpy(held)]
         return record
 
     def _own_record(self, events: Ints) -> Float[Tensor, "B R"]:

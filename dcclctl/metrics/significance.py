@@ -121,12 +121,7 @@ def compare(
         (over the metrics of the group), and users_to_settle Int64 where the interval holds 0. Interval and p-values are
         null for fewer than `MIN_USERS` users. The interval is for this comparison alone; p_holm is for all metrics.
     """
-    metrics = metric_columns(differences)
-    table = differences.sort("user_index")
-    values = table.select(metrics).to_numpy().astype(np.float64).reshape(len(table), len(metrics))
-    membership = members(table)
-    masks = np.stack([membership[group] for group in groups])
-    means = bootstrap_means(values, masks, seed, resamples)
+    metrics, values, masks, means = _resampled(differences, groups, seed, resamples)
 
     rows: list[tuple[object, ...]] = []
     for g, group in enumerate(groups):
@@ -178,12 +173,7 @@ def contrast(
         no user), low, high, p_value and p_holm (over the metrics), which are null where a group has fewer than
         `MIN_USERS` users.
     """
-    metrics = metric_columns(differences)
-    table = differences.sort("user_index")
-    values = table.select(metrics).to_numpy().astype(np.float64).reshape(len(table), len(metrics))
-    membership = members(table)
-    masks = np.stack([membership[one], membership[other]])
-    means = bootstrap_means(values, masks, seed, resamples)
+    metrics, values, masks, means = _resampled(differences, (one, other), seed, resamples)
     facts = []
     for m in range(len(metrics)):
         mine, theirs = (values[mask & ~np.isnan(values[:, m]), m] for mask in masks)
@@ -197,6 +187,18 @@ def contrast(
         schema={"metric": pl.String, "users": pl.Int64, **dict.fromkeys(_FIGURES, pl.Float64)},
         orient="row",
     ).with_columns(pl.col(_FIGURES).fill_nan(None))
+
+
+def _resampled(
+    differences: pl.DataFrame, groups: tuple[str, ...], seed: int, resamples: int
+) -> tuple[list[str], Floats, NDArray[np.bool_], Floats]:
+    """Names of the metrics, (users, metrics) differences in order of user, (groups, users) membership, resampled means."""
+    metrics = metric_columns(differences)
+    table = differences.sort("user_index")
+    values = table.select(metrics).to_numpy().astype(np.float64).reshape(len(table), len(metrics))
+    membership = members(table)
+    masks = np.stack([membership[group] for group in groups])
+    return metrics, values, masks, bootstrap_means(values, masks, seed, resamples)
 
 
 def _spread(drawn: Floats, users: int, confidence: float) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 #: Differences are shown in points: hundredths of the metric's own unit.
 POINTS = 100
+_CORRECTED = "after Holm's correction"
 _COLOURS = {"better": "green", "worse": "red", "fail": "bold red", "pass": "green"}
 
 
@@ -37,9 +38,12 @@ def words(row: "Mapping[str, Any]") -> str:
     """The verdict on one row of a COMPARISON table."""
     if row["verdict"] != "inconclusive":
         return str(row["verdict"])
-    # The interval is of this comparison alone; the verdict answers for all metrics of the group together.
-    alone = row["low"] is not None and not row["low"] <= 0 <= row["high"]
-    return "inconclusive" + (" after Holm's correction" if alone else "") + _unsettled(row, row["difference"])
+    return "inconclusive" + (" " + _CORRECTED if _real_alone(row) else "") + _unsettled(row, row["difference"])
+
+
+def _real_alone(row: "Mapping[str, Any]") -> bool:
+    """Does the interval leave out zero? It is of this comparison alone; the verdict answers for all metrics together."""
+    return row["low"] is not None and not row["low"] <= 0 <= row["high"]
 
 
 def gate_words(row: "Mapping[str, Any]") -> str:
@@ -116,13 +120,13 @@ def favoured(row: "Mapping[str, Any]") -> str:
     return f"favours the {row['verdict']}" if row["verdict"] in ("tail", "head") else str(row["verdict"])
 
 
-def unsettled(row: "Mapping[str, Any]") -> str:
+def why_open(row: "Mapping[str, Any]") -> str:
     """Why a row of a TAIL_MINUS_HEAD table is inconclusive although it may not look so; empty where it is plain."""
     if row["verdict"] != "inconclusive" or row["difference"] is None:
         return ""
     if row["low"] is None:
         return "too few users to tell"
-    return "" if row["low"] <= 0 <= row["high"] else "after Holm's correction"
+    return _CORRECTED if _real_alone(row) else ""
 
 
 def tail_minus_head_line(rows: "Iterable[Mapping[str, Any]]", ref: str, metrics: list[str]) -> str:
@@ -139,7 +143,7 @@ def tail_minus_head_line(rows: "Iterable[Mapping[str, Any]]", ref: str, metrics:
         figure = (
             f"{metric_name(row['metric'])} {points(row['difference'])} {interval(row['low'], row['high'])}".rstrip()
         )
-        why = unsettled(row)
+        why = why_open(row)
         verdict = why if row["low"] is None else f"{favoured(row)} {why}".rstrip()
         measured.setdefault(verdict, []).append(figure)
     said = [f"{verdict} ({', '.join(figures)})" for verdict, figures in measured.items()]

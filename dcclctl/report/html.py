@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from dcclctl.report import charts
-from dcclctl.report.comparison import favoured, interval, metric_name, points, unsettled, words
+from dcclctl.report.comparison import favoured, interval, metric_name, points, why_open, words
 from dcclctl.report.page import EvaluationPart, Model, Page
 from dcclctl.report.text import plain
 from dcclctl.tables import ACTIVITY_GROUPS, GROUPS
@@ -177,7 +177,7 @@ def notes(part: EvaluationPart) -> list[str]:
             "same events). A gain is worth deploying only if it also holds against that: dcclctl train --continue REF --on device, "
             "then dcclctl evaluate … --against it."
         )
-    placebos = any(model.ref.endswith(("+mean", "+shuffled")) for model in part.models)
+    placebos = any(model.placebo for model in part.models)
     if part.baseline is not None and any(model.patched for model in part.models) and not placebos:
         found.append(
             "A gain of patches is personal only if it is gone with another user's patch or memory, which is not among these models: "
@@ -215,7 +215,7 @@ def _verdict(part: EvaluationPart, model: Model) -> dict[str, Any]:
             "difference": points(who["difference"]),
             "interval": interval(who["low"], who["high"]),
             "verdict": favoured(who),
-            "words": unsettled(who),
+            "words": why_open(who),
         }
     )
     share = part.harm.filter(

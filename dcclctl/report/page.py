@@ -18,6 +18,7 @@ class Model:
         round: distillations that its cloud model has behind it. patched: are there patches on top?
         served_by: 'patch', 'encoder', 'cloud' → users.
         ece: calibration error; None without rows. coverage: share of the catalogue that is shown; None if sampled.
+        placebo: is everybody served with the mean patch, or another user's?
     """
 
     name: str
@@ -28,6 +29,7 @@ class Model:
     served_by: dict[str, int]
     ece: float | None
     coverage: float | None
+    placebo: bool = False
 
 
 @dataclass(frozen=True)

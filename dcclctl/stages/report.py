@@ -113,6 +113,7 @@ def _model(name: str, ref: str, artifact: Artifact, about: dict[str, object], ma
         served_by=about["served_by"],  # type: ignore[arg-type]
         ece=about["ece"],  # type: ignore[arg-type]
         coverage=about["coverage"],  # type: ignore[arg-type]
+        placebo=split_suffix(name)[1] in (MEAN_SUFFIX, SHUFFLED_SUFFIX),
     )
 
 

@@ -113,7 +113,7 @@ def test_a_placebo_among_the_models_answers_the_note() -> None:
     asked = "is personal only if it is gone with another user's patch or memory"
     assert asked in " ".join(notes(part()))
     for suffix in ("+mean", "+shuffled"):
-        lent = replace(MODELS[1], name=f"{BETTER}{suffix}", ref=f"patches@1{suffix}")
+        lent = replace(MODELS[1], name=f"{BETTER}{suffix}", ref=f"patches@1{suffix}", placebo=True)
         assert asked not in " ".join(notes(replace(part(), models=[*MODELS, lent])))
 
 
