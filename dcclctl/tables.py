@@ -93,8 +93,8 @@ COMPARISON: Final = {
     "users_to_settle": ("Int64", "users that would settle an inconclusive row, if the difference is as it looks now"),
 }
 
-#: One row per (subject but the baseline, metric): does it do more for tail users than for head users? Computed when it is
-#: shown, and in no artifact. Of log_loss less is better here too.
+#: One row per (subject but the baseline, metric): does it do more for tail users than for head users? Of log_loss less
+#: is better here too.
 TAIL_MINUS_HEAD: Final = {
     "subject": ("String", "id-based name of the scored artifact"),
     "metric": ("String", "name of the metric"),

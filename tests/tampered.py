@@ -9,13 +9,16 @@ def rewrite(store: Store, artifact: Artifact, seed: int = 99, **changes: Any) ->
     """The same artifact with some of its parts replaced and all hashes right.
 
     Args:
-        changes: `inputs`; `facts` or `config`, merged into its own; `tables`: name → table; `tensors`: name → tensors.
+        changes: `inputs`; `facts` or `config`, merged into its own; `tables`: name → table; `tensors`: name → tensors;
+            `without`: name of a file to leave out.
     """
     config = artifact.config | changes.get("config", {})
     with store.begin(
         artifact.manifest["stage"], artifact.kind, config, seed, changes.get("inputs", artifact.inputs)
     ) as work:
         for name in artifact.manifest["files"]:
+            if name == changes.get("without"):
+                continue
             if name in changes.get("tables", {}):
                 work.write_table(name, changes["tables"][name])
             elif name in changes.get("tensors", {}):

@@ -303,7 +303,13 @@ def _compare(
     """
     from dcclctl.report import ci
     from dcclctl.report.comparison import comparison_table, gate_table, harm_table, points, tail_minus_head_line
-    from dcclctl.stages.compare import MAIN_GROUPS, compare_evaluation, harm_metric, main_metrics, tail_minus_head
+    from dcclctl.stages.compare import (
+        MAIN_GROUPS,
+        compare_evaluation,
+        harm_metric,
+        main_metrics,
+        tail_minus_head_of_evaluation,
+    )
     from dcclctl.stages.gate import judge
 
     against = made.config["against"]
@@ -313,7 +319,7 @@ def _compare(
     if against in comparison["subject"]:
         reporter.line(f"{names[against]} is the baseline itself: it is compared with itself")
     reporter.table(comparison_table(comparison, names, against, shown))
-    who = tail_minus_head(made.read_table("per_user.parquet"), against, made.seed)
+    who = tail_minus_head_of_evaluation(made, against)
     for (subject,), rows in who.group_by("subject", maintain_order=True):
         said = tail_minus_head_line(rows.to_dicts(), names[str(subject)], shown)
         if said:

@@ -19,6 +19,7 @@ MAIN_GROUPS: Final = ("all", "head", "tail", "new")
 #: A difference is called real if p_holm, corrected for all metrics of its group, is at most this.
 LEVEL: Final = 1 - CONFIDENCE
 WORST_USERS: Final = 20
+TAIL_MINUS_HEAD_FILE: Final = "tail_minus_head.parquet"
 _RESAMPLES_PER_METRIC: Final = 100
 
 
@@ -45,18 +46,15 @@ def compare_evaluation(
     return comparison(evaluation.read_table("per_user.parquet"), against, evaluation.seed, groups, resamples)
 
 
-def harm_of_evaluation(
-    evaluation: Artifact, against: str, groups: tuple[str, ...] = MAIN_GROUPS
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Whom every other subject makes worse than the baseline.
-
-    Returns:
-        A HARM and a WORST_USERS table, see tables.py.
+def tail_minus_head_of_evaluation(evaluation: Artifact, against: str) -> pl.DataFrame:
+    """The evaluation's own TAIL_MINUS_HEAD table; computed where it has none against this baseline, as older ones.
 
     Raises:
         UsageError: the evaluation did not score the baseline.
     """
-    return harms(evaluation.read_table("per_user.parquet"), against, groups)
+    if evaluation.config["against"] == against and TAIL_MINUS_HEAD_FILE in evaluation.manifest["files"]:
+        return evaluation.read_table(TAIL_MINUS_HEAD_FILE)
+    return tail_minus_head(evaluation.read_table("per_user.parquet"), against, evaluation.seed)
 
 
 def comparison(
@@ -106,7 +104,14 @@ def comparison(
 def harms(
     per_user: pl.DataFrame, against: str, groups: tuple[str, ...] = MAIN_GROUPS
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """HARM and WORST_USERS tables from a PER_USER table; see `harm_of_evaluation`."""
+    """Whom every other subject makes worse than the baseline.
+
+    Returns:
+        A HARM and a WORST_USERS table, see tables.py.
+
+    Raises:
+        UsageError: the evaluation did not score the baseline.
+    """
     shares, worst = [], []
     for subject, differences in _paired(per_user, against):
         shares.append(harm(differences, groups).select(pl.lit(subject).alias("subject"), pl.all()))

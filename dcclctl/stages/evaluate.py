@@ -20,7 +20,7 @@ from dcclctl.metrics.calibration import expected_calibration_error, log_loss, re
 from dcclctl.metrics.groups import aggregate
 from dcclctl.metrics.ranking import hit_ratio, ndcg, ranks, reciprocal_rank
 from dcclctl.stages.cold import of_new_users, scored_events, seen_by_models
-from dcclctl.stages.compare import comparison, harms
+from dcclctl.stages.compare import TAIL_MINUS_HEAD_FILE, comparison, harms, tail_minus_head
 from dcclctl.stages.compute import OnProgress, settle
 from dcclctl.stages.handles import CloudModel, Dataset, PatchSet
 from dcclctl.stages.serve import SUFFIXES, Subject, encoder_of, serve, split_suffix
@@ -255,6 +255,7 @@ def evaluate(
         work.write_table("reliability.parquet", pl.concat(reliabilities))
         if against:
             work.write_table("comparison.parquet", comparison(per_user, against, config.seed))
+            work.write_table(TAIL_MINUS_HEAD_FILE, tail_minus_head(per_user, against, config.seed))
             shares, worst = harms(per_user, against)
             work.write_table("harm.parquet", shares)
             work.write_table("worst_users.parquet", worst)

@@ -11,7 +11,7 @@ from dcclctl.config import SECTIONS
 from dcclctl.metrics.groups import LOWER_IS_BETTER, paired_differences
 from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
 from dcclctl.report.text import plain
-from dcclctl.stages.compare import comparison, harm_metric, harms, main_metrics, tail_minus_head
+from dcclctl.stages.compare import comparison, harm_metric, harms, main_metrics, tail_minus_head_of_evaluation
 from dcclctl.stages.evaluate import display_names
 from dcclctl.stages.models import module_of
 from dcclctl.stages.serve import ENCODER_SUFFIX, MEAN_SUFFIX, SHUFFLED_SUFFIX, split_suffix
@@ -142,7 +142,7 @@ def _part(evaluation: Artifact, store: Store, made: dict[str, Artifact]) -> Eval
             compared = comparison(per_user, baseline.name, evaluation.seed)
             harm, worst = harms(per_user, baseline.name)
         worst = worst.filter(pl.col("metric") == metric)
-        who = tail_minus_head(per_user, baseline.name, evaluation.seed).filter(pl.col("metric") == metric)
+        who = tail_minus_head_of_evaluation(evaluation, baseline.name).filter(pl.col("metric") == metric)
         sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
         column = "auc" if metric == "gauc" else metric
         for model in models:

@@ -6,12 +6,15 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from polars.testing import assert_frame_equal
 from tampered import rewrite
 from typer.testing import Result
 from world import EVALUATE, SIZES, dcclctl, done
 
+from dcclctl.stages.compare import TAIL_MINUS_HEAD_FILE, tail_minus_head_of_evaluation
 from dcclctl.store.store import Store
 
 N_USERS, TASTES = 200, 5
@@ -229,7 +232,9 @@ def test_the_baseline_is_in_the_id_and_its_number_is_not(store: Path, tmp_path: 
     ]
     assert len({each.id for each in (alone, *compared)}) == 3
     assert compared[0].config["against"] == f"cloud@{place.resolve('cloud@1').id[:8]}"
-    assert "comparison.parquet" not in alone.manifest["files"]
+    for table in ("comparison.parquet", "tail_minus_head.parquet"):
+        assert table not in alone.manifest["files"]
+        assert all(table in each.manifest["files"] for each in compared)
 
 
 def test_who_gains_more_is_said(store: Path) -> None:
@@ -241,6 +246,23 @@ def test_who_gains_more_is_said(store: Path) -> None:
         assert row["difference"] == pytest.approx(means[0] - means[1], abs=1e-12)
     shown = evaluate(store, "patches@1", "cloud@1", "--against=cloud@1").stdout
     assert "patches@1, gain of tail users minus gain of head users: " in shown
+
+
+def test_who_gains_more_is_kept_and_made_where_it_was_not(store: Path) -> None:
+    place = Store(store)
+    kept = place.resolve(done("evaluate", "patches@1", "cloud@1", *EVALUATE, "--against=cloud@1", store=store)["ref"])
+    cloud, table = kept.config["against"], kept.read_table(TAIL_MINUS_HEAD_FILE)
+    (patches,) = table["subject"].unique()
+    # What was kept is what is read: another table in its place is shown in its place.
+    another = table.with_columns(pl.col("difference") + 1)
+    planted = rewrite(place, kept, tables={TAIL_MINUS_HEAD_FILE: another})
+    assert_frame_equal(tail_minus_head_of_evaluation(planted, cloud), another)
+    older = rewrite(place, kept, seed=kept.seed, config={"made_by": "an older one"}, without=TAIL_MINUS_HEAD_FILE)
+    assert_frame_equal(tail_minus_head_of_evaluation(older, cloud), table)
+    # Against the other model it is the same difference the other way round.
+    turned = tail_minus_head_of_evaluation(kept, patches)
+    assert turned["subject"].unique().to_list() == [cloud]
+    assert turned["difference"].to_list() == pytest.approx([-value for value in table["difference"]])
 
 
 def test_the_guard_shows_lift_and_harm_before_and_after(store: Path) -> None:
