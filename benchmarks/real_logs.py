@@ -1,4 +1,4 @@
-"""The paper's loop on real logs, three seeds: where the figures in README.md and EXPERIMENTS.md come from.
+"""The paper's loop on real logs, three seeds: where two tables in README.md and section 1 of EXPERIMENTS.md come from.
 
     python benchmarks/real_logs.py --out results/ [LOG …] [--seeds 0,1,2] [--threads 1]
 
@@ -8,6 +8,9 @@ the folder with the logs (--data, or DCCL_DATA); see README.md for where to get 
 For every seed: train on `cloud` (frozen), train it further on `device` (incremental, the strong control), patch on
 `device`, distill, and patch the distilled model on `valid`. `valid` is the block right after what the first patches
 and both cloud updates learned from; on `test` only the second patches are fresh. Everything goes through the command line.
+
+Each log gives OUT/<log>.md, rows of all models, groups and periods, and OUT/<log>.loop.md, a table of `test` alone, which
+benchmarks/results_page.py puts into README.md.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import json
 from pathlib import Path
 
 import polars as pl
+from figures import cell, table
 from pipeline import DATA, Runner, ingest_arguments, plain
 
 from dcclctl.metrics.groups import paired_differences
@@ -27,6 +31,15 @@ MODELS = ("frozen cloud", "incremental", "patched", "distilled", "distilled + en
 LARGE = ("grocery", "amazon-beauty")
 LOGS = ("sample", "ml-100k", "grocery", "amazon-beauty", "ml-100k-loo", "sample-repeats")
 COLUMNS = ("gauc", "hr@10", "ndcg@10")
+CONTROL = "incremental"
+#: the models of the short table, as it calls them
+SHOWN = {
+    "frozen cloud": "frozen cloud",
+    CONTROL: "incremental (the control)",
+    "patched": "frozen cloud, patched",
+    "distilled": "distilled",
+    "distilled + patched": "distilled, patched on `valid`",
+}
 
 
 def one_seed(run: Runner, name: str, seed: int, only: str) -> dict[str, pl.DataFrame]:
@@ -90,6 +103,37 @@ def lines_of(name: str, period: str, seeds: list[pl.DataFrame]) -> list[str]:
     return rows
 
 
+def loop_table(seeds: list[pl.DataFrame]) -> str:
+    """Markdown: models down; GAUC and HR@10 by group in points, and the paired difference to the control across."""
+    per_user, each = mean_over_seeds(seeds), [mean_over_seeds([table]) for table in seeds]
+
+    def mean(table: pl.DataFrame, model: str, group: str, metric: str) -> float:
+        own = table.filter((pl.col("subject") == model) & ((pl.col("group") == group) | (group == "all")))
+        return 100 * float(own[metric].mean())  # type: ignore[arg-type]
+
+    groups = ("head", "tail", "all")
+    rows = []
+    for model in [model for model in SHOWN if model in per_user["subject"].unique()]:
+        cells = [SHOWN[model]]
+        for metric in ("gauc", "hr@10"):
+            for group in groups:
+                spread = [mean(table, model, group, metric) for table in each]
+                cells.append(f"{mean(per_user, model, group, metric):.2f} ±{(max(spread) - min(spread)) / 2:.2f}")
+        for group in ("tail", "all"):
+            if model == CONTROL:
+                cells.append("")
+                continue
+            found = compare(paired_differences(per_user, model, CONTROL), (group,), seed=0)
+            cells.append(cell(found.filter(metric="gauc").row(0, named=True)))
+        rows.append(cells)
+    users = per_user.filter(pl.col("subject") == CONTROL)["group"].value_counts()
+    count = dict(users.iter_rows()) | {"all": users["count"].sum()}
+    title = [f"{name}, {group}" for name in ("GAUC", "HR@10") for group in groups]
+    title += [f"Δ GAUC to the control, {group}" for group in ("tail", "all")]
+    sizes = ", ".join(f"{group} {count[group]:,}" for group in groups)
+    return table([f"model ({sizes} users)", *title], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="LOG")
@@ -106,11 +150,12 @@ def main() -> None:
         dataset = run("ingest", "ingest", *known[name])
         tables: dict[str, list[pl.DataFrame]] = {"valid": [], "test": []}
         for seed in map(int, options.seeds.split(",")):
-            for period, table in one_seed(run, name, seed, dataset).items():
-                tables[period].append(table)
+            for period, per_user in one_seed(run, name, seed, dataset).items():
+                tables[period].append(per_user)
             (options.out / f"{name}.costs.{seed}.json").write_text(json.dumps(run.costs, indent=1))
             written = [line for period, found in tables.items() for line in lines_of(name, period, found)]
             (options.out / f"{name}.md").write_text("\n".join(written) + "\n")
+            (options.out / f"{name}.loop.md").write_text(loop_table(tables["test"]))
     print("see", options.out)
 
 

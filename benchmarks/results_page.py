@@ -4,7 +4,7 @@
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is the file OUT/NAME.md, or one of the tables over all
 logs: `gains`, what the memory patch gains over the better of two controls; `lessons`, what the taught cloud model gains over
-its control; `favours`, tail minus head of both.
+its control; `favours`, tail minus head of both; `loop`, what the paper's way gains.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import altair as alt
 import polars as pl
 import vl_convert
 from figures import METRICS, cell, table
-from study import DISTILLED
+from study import DISTILLED, ONCE
 
 HERE = Path(__file__).resolve().parent.parent
 PAGES = (HERE / "docs" / "results.md", HERE / "README.md")
@@ -37,10 +37,10 @@ def fill(page: str, out: Path) -> str:
     """The page with every table replaced by the newest one; tables that were not made stay as they are."""
 
     def newest(found: re.Match[str]) -> str:
-        source = out / f"{found[2]}.md"
-        if found[2] in SUMMARIES:
-            return f"{found[1]}\n{SUMMARIES[found[2]](out)}\n{found[3]}"
-        return f"{found[1]}\n{source.read_text()}\n{found[3]}" if source.exists() else found[0]
+        source, over_logs = out / f"{found[2]}.md", SUMMARIES.get(found[2])
+        own = source.read_text() if source.exists() else ""
+        made = over_logs(out) if over_logs else own
+        return f"{found[1]}\n{made}\n{found[3]}" if made else found[0]
 
     return TABLE.sub(newest, page)
 
@@ -76,7 +76,7 @@ def gains(out: Path) -> str:
     title = ["log", "GAUC, tail", "HR@10 of 300 sampled, tail", "GAUC, all"]
     title += ["with only the 20 events that the cloud sees too: GAUC, tail"]
     rows = [[best.seeds(log), *(best.cell(log, model, m, g) for model, g, m in shown)] for log in best.by]
-    return table(title, rows)
+    return table(title, rows) if rows else ""
 
 
 def lessons(out: Path) -> str:
@@ -97,7 +97,7 @@ def lessons(out: Path) -> str:
         "taught with another user's memory: GAUC, all",
     ]
     rows = [[clouds.seeds(log), *(clouds.cell(log, model, m, g) for model, g, m in shown)] for log in clouds.by]
-    return table(title, rows)
+    return table(title, rows) if rows else ""
 
 
 def favours(out: Path) -> str:
@@ -109,10 +109,28 @@ def favours(out: Path) -> str:
         [LOGS[log], *(found.cell(log, model, metric) for model, found in shown.items() for metric in METRICS)]
         for log in shown["memory patch"].by
     ]
-    return table(["log", *title], rows)
+    return table(["log", *title], rows) if rows else ""
 
 
-SUMMARIES = {"gains": gains, "lessons": lessons, "favours": favours}
+def loop(out: Path) -> str:
+    """The paper's patch on the frozen cloud model, that model trained further, and the paper's way of teaching over the latter."""
+    paper, clouds = Across(out, "paper"), Across(out, "clouds.once")
+    title = ["log", *("patched − frozen: GAUC, tail", "GAUC, all"), "trained further − frozen: GAUC, all"]
+    title += ["taught the paper's way − trained further: GAUC, tail", "GAUC, all"]
+    taught = "the paper's way, from metapatch"
+    rows = [
+        [
+            paper.seeds(log),
+            *(paper.cell(log, "metapatch", "gauc", group) for group in ("tail", "all")),
+            paper.cell(log, ONCE, "gauc", "all"),
+            *(clouds.cell(log, taught, "gauc", group) for group in ("tail", "all")),
+        ]
+        for log in paper.by
+    ]
+    return table(title, rows) if rows else ""
+
+
+SUMMARIES = {"gains": gains, "lessons": lessons, "favours": favours, "loop": loop}
 
 
 def by_activity(out: Path) -> pl.DataFrame | None:
