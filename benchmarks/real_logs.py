@@ -9,8 +9,8 @@ For every seed: train on `cloud` (frozen), train it further on `device` (increme
 `device`, distill, and patch the distilled model on `valid`. `valid` is the block right after what the first patches
 and both cloud updates learned from; on `test` only the second patches are fresh. Everything goes through the command line.
 
-Each log gives OUT/<log>.md, rows of all models, groups and periods, and OUT/<log>.loop.md, a table of `test` alone, which
-benchmarks/results_page.py puts into README.md.
+Each log gives OUT/<log>.loop.md, a table of `test`, which benchmarks/results_page.py puts into README.md, and
+OUT/<log>.loop.rows.md, rows of all models, groups and periods. The store is OUT/<log>.loop.store.
 """
 
 import argparse
@@ -145,16 +145,16 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     known = ingest_arguments(options.data)
     for name in options.names or LOGS:
-        run = Runner(options.out / f"{name}.store", options.threads)
+        run = Runner(options.out / f"{name}.loop.store", options.threads)
         print(name, flush=True)
         dataset = run("ingest", "ingest", *known[name])
         tables: dict[str, list[pl.DataFrame]] = {"valid": [], "test": []}
         for seed in map(int, options.seeds.split(",")):
             for period, per_user in one_seed(run, name, seed, dataset).items():
                 tables[period].append(per_user)
-            (options.out / f"{name}.costs.{seed}.json").write_text(json.dumps(run.costs, indent=1))
+            (options.out / f"{name}.loop.costs.{seed}.json").write_text(json.dumps(run.costs, indent=1))
             written = [line for period, found in tables.items() for line in lines_of(name, period, found)]
-            (options.out / f"{name}.md").write_text("\n".join(written) + "\n")
+            (options.out / f"{name}.loop.rows.md").write_text("\n".join(written) + "\n")
             (options.out / f"{name}.loop.md").write_text(loop_table(tables["test"]))
     print("see", options.out)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every table of docs/results.md, from the logs. Takes about a day on two cores; stopped half-way, it goes on where it was.
+# Every table of docs/results.md and of README.md, from the logs. Takes about a day on two cores; stopped half-way, it goes on where it was.
 #
 #   DCCL_DATA=logs pipelines/paper.sh                  # results in results/; logs/ as described in README.md
 #   LOGS=ml-100k CHAPTERS=memory SEEDS=0 pipelines/paper.sh
@@ -21,5 +21,10 @@ fi
 
 python "$here/benchmarks/science.py" --out "$out" --journey "$journey" --logs "$logs" \
   ${CHAPTERS:+--chapters "$CHAPTERS"} --seeds "${SEEDS:-0,1,2}" --threads "${THREADS:-2}"
+if [[ -z "${LOGS:-}${CHAPTERS:-}" ]]; then  # what only one table is about
+  python "$here/benchmarks/science.py" --out "$out" --logs sample-repeats --chapters memory \
+    --seeds "${SEEDS:-0,1,2}" --threads "${THREADS:-2}"
+  python "$here/benchmarks/real_logs.py" --out "$out" ml-100k sample --seeds "${SEEDS:-0,1,2}" --threads "${THREADS:-2}"
+fi
 echo "The tables are in $out; to put them into docs/results.md and README.md, and to draw the picture:"
 echo "  python benchmarks/results_page.py $out"
