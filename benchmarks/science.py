@@ -57,11 +57,13 @@ from study import (
     ONE_ROUND,
     PAPERS_WAY,
     PROTOCOLS,
+    SASREC,
     SECOND_ROUND,
     TWICE,
     TWICE_24,
     UNENCODED,
     UNWEIGHED,
+    WIDE,
     Study,
 )
 
@@ -98,6 +100,8 @@ REFERENCES = {
     "taught": DISTILLED,
     "own": UNENCODED,
     "unweighed": UNWEIGHED,
+    "wide": WIDE,
+    "sasrec": SASREC,
 }
 
 

@@ -53,7 +53,11 @@ PERSONAL = {
     "64 hidden units": ["--memory-hidden", "64"],
     "12 epochs": ["--memory-epochs", "12"],
 }
-BASELINES = ("popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "gru4rec", "sasrec")
+#: what a memory competes with: the cloud model that sees five times as much, and the best baseline
+WIDE, SASREC = "DIN, L = 100, at once", "sasrec"
+#: the memory patch among the baselines
+ON_DIN = "memory patch on DIN, L = 20"
+BASELINES = ("popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "gru4rec", SASREC)
 
 
 class Study:
@@ -283,9 +287,9 @@ class Study:
             "din at once", "train", "--dataset", self.dataset, *both
         )
         long = self.made("long", "train", "--dataset", self.dataset, "--history", "100")
-        models["DIN, L = 100, at once"] = self.continued("longer history once", long, "device")
+        models[WIDE] = self.continued("longer history once", long, "device")
         models[ONCE_24] = self.once_more
-        models["memory patch on DIN, L = 20"] = self.patched
+        models[ON_DIN] = self.patched
         return self.evaluated("baselines", models, "test")
 
     def sasrec(self) -> pl.DataFrame:
