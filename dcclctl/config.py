@@ -146,8 +146,11 @@ class IngestConfig(Section):
 
 #: `train --model` → its defaults where they differ from those that stand in TrainConfig, which are din's
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
-    "bpr": {"item_size": 64, "learning_rate": 0.005, "weight_decay": 1e-4},
-    # patient: both learn what is popular first, and for some epochs nothing else. history counts moments
+    # patient: all of them learn what is popular first, and for some epochs nothing else
+    "bpr": {"item_size": 64, "learning_rate": 0.005, "weight_decay": 1e-4, "epochs": 60, "patience": 5},
+    "fm": {"epochs": 60, "patience": 5},
+    "neumf": {"epochs": 60, "patience": 5},
+    # history counts moments
     "sasrec": {"history": 50, "negatives": 32, "epochs": 60, "patience": 5},
     "gru4rec": {"history": 50, "item_size": 64, "dropout": 0.4, "epochs": 60, "patience": 5},
 }
