@@ -24,7 +24,8 @@ python "$here/benchmarks/science.py" --out "$out" --journey "$journey" --logs "$
 if [[ -z "${LOGS:-}${CHAPTERS:-}" ]]; then  # what only one table is about
   python "$here/benchmarks/science.py" --out "$out" --logs sample-repeats --chapters memory \
     --seeds "${SEEDS:-0,1,2}" --threads "${THREADS:-2}"
-  python "$here/benchmarks/real_logs.py" --out "$out" ml-100k sample --seeds "${SEEDS:-0,1,2}" --threads "${THREADS:-2}"
+  python "$here/benchmarks/real_logs.py" --out "$out" ml-100k sample --periods test \
+    --seeds "${SEEDS:-0,1,2}" --threads "${THREADS:-2}"
 fi
 echo "The tables are in $out; to put them into docs/results.md and README.md, and to draw the picture:"
 echo "  python benchmarks/results_page.py $out"
