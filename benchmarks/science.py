@@ -21,7 +21,7 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     cold       new users served with their first 0, 1, 3, 5, 10 events: on what follows the tenth, and on what comes next
     newcomers  the same with other users made new under every seed, and the memory patch alone
 
-Some chapters have memories without order and track record (WITH_PLAIN): their tables were made when there was nothing else.
+The memories of `cold` have no order and no track record (WITH_PLAIN): its tables were made when there was nothing else.
 
 Everything goes through the command line, and what is in the store already is reused: a stopped run goes on. Each
 (log, chapter) gives a table OUT/<log>.<chapter>.md and the figures behind it as .json; beside it .favours.md, the gain of
@@ -85,8 +85,8 @@ CHAPTERS = (
     "cold",
     "newcomers",
 )
-#: chapters whose memories are plain
-WITH_PLAIN = ("devices", "lessons", "baselines", "cold")
+#: chapters whose memories are plain: `newcomers` has newer ones
+WITH_PLAIN = ("cold",)
 #: models that a table is made against as well, beside its first one, and what that table is called
 REFERENCES = {
     "once": ONCE,
