@@ -116,17 +116,21 @@ def favours(out: Path) -> str:
 
 
 def loop(out: Path) -> str:
-    """The paper's patch on the frozen cloud model, that model trained further, and the paper's way of teaching over the latter."""
-    paper, clouds = Across(out, "paper"), Across(out, "clouds.once")
-    title = ["log", *("patched − frozen: GAUC, tail", "GAUC, all"), "trained further − frozen: GAUC, all"]
-    title += ["taught the paper's way − trained further: GAUC, tail", "GAUC, all"]
-    taught = "the paper's way, from metapatch"
+    """The paper's patch on the frozen cloud model, that model trained further, and the paper's way of teaching over the
+    strictest control, from patched and from unpatched teachers."""
+    paper, clouds = Across(out, "paper"), Across(out, "clouds")
+    title = ["log", "patched − frozen: GAUC, tail", "GAUC, all", "trained further − frozen: GAUC, all"]
+    title += ["taught the paper's way − the strictest control: GAUC, all", "the same from unpatched teachers"]
+    taught = "the paper's way, from"
     rows = [
         [
             paper.seeds(log),
             *(paper.cell(log, "metapatch", "gauc", group) for group in ("tail", "all")),
             paper.cell(log, ONCE, "gauc", "all"),
-            *(clouds.cell(log, taught, "gauc", group) for group in ("tail", "all")),
+            *(
+                clouds.cell(log, f"{taught} {who}", "gauc", "all")
+                for who in ("metapatch", "the unpatched model (placebo)")
+            ),
         ]
         for log in paper.by
     ]
