@@ -68,7 +68,7 @@ class Across:
     def seeds(self, log: str) -> str:
         """How a log is called in a table; says so if it has other than three seeds."""
         seeds = {row["seeds"] for row in self.by[log].values() if "seeds" in row} - {3}
-        return LOGS[log] + (f" ({seeds.pop()} seed)" if seeds else "")
+        return LOGS[log] + "".join(f" ({count} seed{'s' * (count != 1)})" for count in seeds)
 
 
 def gains(out: Path) -> str:
