@@ -8,6 +8,7 @@ from study import DISTILLED, LONGER, ONCE, TWICE
 
 from dcclctl.metrics.groups import paired_differences
 from dcclctl.metrics.significance import compare, contrast, holm
+from dcclctl.report.comparison import metric_name
 
 METRICS = ("gauc", "hr@10", "ndcg@10")
 #: rows of a table
@@ -255,8 +256,8 @@ def best_table(records: Records) -> str:
     rows = []
     for r in records:
         if r["metric"] in ("gauc", "hr@10"):
-            name = {"gauc": "GAUC", "hr@10": "HR@10"}[str(r["metric"])]
             value = 100 * r["control_value"]  # type: ignore[operator]
+            name = metric_name(str(r["metric"]))
             rows.append([str(r["model"]), str(r["group"]), name, str(r["control"]), f"{value:.2f}", cell(r)])
     return table(["model", "group", "metric", "best control", "its value", "difference"], rows)
 

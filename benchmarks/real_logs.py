@@ -68,6 +68,17 @@ def mean_over_seeds(tables: list[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(tables).group_by(keys, maintain_order=True).agg(pl.col(*COLUMNS).mean())
 
 
+def of_group(table: pl.DataFrame, model: str, group: str) -> pl.DataFrame:
+    """Rows of one model's users in the group, or of all of them."""
+    return table.filter((pl.col("subject") == model) & ((pl.col("group") == group) | (group == "all")))
+
+
+def mean_and_spread(per_user: pl.DataFrame, each: list[pl.DataFrame], model: str, group: str, metric: str) -> str:
+    """In points: mean over users and seeds ± half the range over seeds (a table for each)."""
+    value, *seeds = (of_group(table, model, group)[metric].mean() for table in (per_user, *each))
+    return f"{100 * value:.2f} ±{100 * (max(seeds) - min(seeds)) / 2:.2f}"
+
+
 def lines_of(name: str, period: str, seeds: list[pl.DataFrame]) -> list[str]:
     """Markdown rows: points (×100) by model and group, and the paired difference to frozen and incremental."""
     per_user = mean_over_seeds(seeds)
@@ -75,19 +86,11 @@ def lines_of(name: str, period: str, seeds: list[pl.DataFrame]) -> list[str]:
     each = [mean_over_seeds([table]) for table in seeds]
     for subject in [model for model in MODELS if model in per_user["subject"].unique()]:
         for group in ("head", "tail", "new", "all"):
-            mine = per_user.filter((pl.col("subject") == subject) & ((pl.col("group") == group) | (group == "all")))
+            mine = of_group(per_user, subject, group)
             if mine.is_empty():
                 continue
-            cells = []
-            for metric in COLUMNS:
-                spread = [
-                    t.filter((pl.col("subject") == subject) & ((pl.col("group") == group) | (group == "all")))[
-                        metric
-                    ].mean()
-                    for t in each
-                ]
-                cells.append(f"{100 * mine[metric].mean():.2f} ±{100 * (max(spread) - min(spread)) / 2:.2f}")
-            for control in ("frozen cloud", "incremental"):
+            cells = [mean_and_spread(per_user, each, subject, group, metric) for metric in COLUMNS]
+            for control in ("frozen cloud", CONTROL):
                 if subject == control:
                     cells += ["", ""]
                     continue
@@ -104,30 +107,20 @@ def lines_of(name: str, period: str, seeds: list[pl.DataFrame]) -> list[str]:
 def loop_table(seeds: list[pl.DataFrame]) -> str:
     """Markdown: models down; GAUC and HR@10 by group in points, and the paired difference to the control across."""
     per_user, each = mean_over_seeds(seeds), [mean_over_seeds([table]) for table in seeds]
-
-    def mean(table: pl.DataFrame, model: str, group: str, metric: str) -> float:
-        own = table.filter((pl.col("subject") == model) & ((pl.col("group") == group) | (group == "all")))
-        return 100 * float(own[metric].mean())  # type: ignore[arg-type]
-
-    groups = ("head", "tail", "all")
+    groups, compared = ("head", "tail", "all"), ("tail", "all")
     rows = []
-    for model in [model for model in SHOWN if model in per_user["subject"].unique()]:
-        cells = [SHOWN[model]]
-        for metric in ("gauc", "hr@10"):
-            for group in groups:
-                spread = [mean(table, model, group, metric) for table in each]
-                cells.append(f"{mean(per_user, model, group, metric):.2f} ±{(max(spread) - min(spread)) / 2:.2f}")
-        for group in ("tail", "all"):
-            if model == CONTROL:
-                cells.append("")
-                continue
-            found = compare(paired_differences(per_user, model, CONTROL), (group,), seed=0)
-            cells.append(cell(found.filter(metric="gauc").row(0, named=True)))
-        rows.append(cells)
+    for model, called in SHOWN.items():
+        cells = [mean_and_spread(per_user, each, model, g, metric) for metric in ("gauc", "hr@10") for g in groups]
+        if model == CONTROL:
+            cells += [""] * len(compared)
+        else:
+            found = compare(paired_differences(per_user, model, CONTROL), compared, seed=0).filter(metric="gauc")
+            cells += [cell(row) for row in found.iter_rows(named=True)]
+        rows.append([called, *cells])
     users = per_user.filter(pl.col("subject") == CONTROL)["group"].value_counts()
     count = dict(users.iter_rows()) | {"all": users["count"].sum()}
     title = [f"{name}, {group}" for name in ("GAUC", "HR@10") for group in groups]
-    title += [f"Δ GAUC to the control, {group}" for group in ("tail", "all")]
+    title += [f"Δ GAUC to the control, {group}" for group in compared]
     sizes = ", ".join(f"{group} {count[group]:,}" for group in groups)
     return table([f"model ({sizes} users)", *title], rows)
 

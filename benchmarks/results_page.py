@@ -19,7 +19,9 @@ import polars as pl
 import vl_convert
 from figures import METRICS, cell, table
 from PIL import Image
-from study import DISTILLED, ON_DIN, ONCE
+from study import DISTILLED, FROM_METAPATCH, FROM_UNPATCHED, ON_DIN, ONCE
+
+from dcclctl.report.comparison import metric_name
 
 HERE = Path(__file__).resolve().parent.parent
 PAGES = (HERE / "docs" / "results.md", HERE / "README.md")
@@ -33,6 +35,8 @@ LOGS = {
     "journey-repeats": "Complete Journey, with repeats",
     "sample-repeats": "Complete Journey, bundled sample with repeats",
 }
+#: title and rows; no rows if no log has the figures
+Table = tuple[list[str], list[list[str]]]
 COLOURS = {"incremental cloud, at once": "#8a8a8a", "metapatch (paper)": "#d1841f", "memory patch": "#2364aa"}
 
 
@@ -40,12 +44,19 @@ def fill(page: str, out: Path) -> str:
     """The page with every table replaced by the newest one; tables that were not made stay as they are."""
 
     def newest(found: re.Match[str]) -> str:
-        source, over_logs = out / f"{found[2]}.md", SUMMARIES.get(found[2])
-        own = source.read_text() if source.exists() else ""
-        made = over_logs(out) if over_logs else own
+        made = made_table(found[2], out)
         return f"{found[1]}\n{made}\n{found[3]}" if made else found[0]
 
     return TABLE.sub(newest, page)
+
+
+def made_table(name: str, out: Path) -> str:
+    """Markdown of a table; empty if it was not made."""
+    if name in SUMMARIES:
+        title, rows = SUMMARIES[name](out)
+        return table(title, rows) if rows else ""
+    source = out / f"{name}.md"
+    return source.read_text() if source.exists() else ""
 
 
 class Across:
@@ -71,7 +82,7 @@ class Across:
         return LOGS[log] + "".join(f" ({count} seed{'s' * (count != 1)})" for count in seeds)
 
 
-def gains(out: Path) -> str:
+def gains(out: Path) -> Table:
     """The memory patch over the better of two controls, for each figure by itself."""
     best = Across(out, "memory.best")
     shown = [("memory patch", "tail", "gauc"), ("memory patch", "tail", "hr@10"), ("memory patch", "all", "gauc")]
@@ -79,10 +90,10 @@ def gains(out: Path) -> str:
     title = ["log", "GAUC, tail", "HR@10 of 300 sampled, tail", "GAUC, all"]
     title += ["with only the 20 events that the cloud sees too: GAUC, tail"]
     rows = [[best.seeds(log), *(best.cell(log, model, m, g) for model, g, m in shown)] for log in best.by]
-    return table(title, rows) if rows else ""
+    return title, rows
 
 
-def lessons(out: Path) -> str:
+def lessons(out: Path) -> Table:
     """The taught cloud model over the same model trained further, and what another user's memory teaches."""
     clouds = Across(out, "clouds")
     other = "distilled from shuffled memories (placebo)"
@@ -100,55 +111,49 @@ def lessons(out: Path) -> str:
         "taught with another user's memory: GAUC, all",
     ]
     rows = [[clouds.seeds(log), *(clouds.cell(log, model, m, g) for model, g, m in shown)] for log in clouds.by]
-    return table(title, rows) if rows else ""
+    return title, rows
 
 
-def favours(out: Path) -> str:
+def favours(out: Path) -> Table:
     """Gain of the tail minus that of the head, of the memory patch and of the taught cloud model, each over its control."""
     shown = {"memory patch": Across(out, "memory.favours"), DISTILLED: Across(out, "clouds.favours")}
-    names = {"gauc": "GAUC", "hr@10": "HR@10", "ndcg@10": "NDCG@10"}
-    title = [f"{model}, {names[metric]}" for model in ("memory patch", "taught cloud") for metric in METRICS]
+    title = [f"{model}, {metric_name(metric)}" for model in ("memory patch", "taught cloud") for metric in METRICS]
     rows = [
         [LOGS[log], *(found.cell(log, model, metric) for model, found in shown.items() for metric in METRICS)]
         for log in shown["memory patch"].by
     ]
-    return table(["log", *title], rows) if rows else ""
+    return ["log", *title], rows
 
 
-def loop(out: Path) -> str:
+def loop(out: Path) -> Table:
     """The paper's patch on the frozen cloud model, that model trained further, and the paper's way of teaching over the
     strictest control, from patched and from unpatched teachers."""
     paper, clouds = Across(out, "paper"), Across(out, "clouds")
     title = ["log", "patched − frozen: GAUC, tail", "GAUC, all", "trained further − frozen: GAUC, all"]
     title += ["taught the paper's way − the strictest control: GAUC, all", "the same from unpatched teachers"]
-    taught = "the paper's way, from"
     rows = [
         [
             paper.seeds(log),
             *(paper.cell(log, "metapatch", "gauc", group) for group in ("tail", "all")),
             paper.cell(log, ONCE, "gauc", "all"),
-            *(
-                clouds.cell(log, f"{taught} {who}", "gauc", "all")
-                for who in ("metapatch", "the unpatched model (placebo)")
-            ),
+            *(clouds.cell(log, taught, "gauc", "all") for taught in (FROM_METAPATCH, FROM_UNPATCHED)),
         ]
         for log in paper.by
     ]
-    return table(title, rows) if rows else ""
+    return title, rows
 
 
-def beyond(out: Path) -> str:
+def beyond(out: Path) -> Table:
     """The memory patch on DIN over the cloud model that sees 100 events, and over SASRec trained on everything."""
     wide = Across(out, "baselines.wide")
     found = {"DIN, L = 100": wide, "SASRec": Across(out, "baselines.sasrec")}
     shown = [("gauc", "all"), ("gauc", "tail"), ("hr@10", "all"), ("hr@10", "tail")]
-    names = {"gauc": "GAUC", "hr@10": "HR@10"}
-    title = ["log", *(f"over {other}: {names[metric]}, {group}" for other in found for metric, group in shown)]
+    title = ["log", *(f"over {other}: {metric_name(metric)}, {group}" for other in found for metric, group in shown)]
     rows = [
         [wide.seeds(log), *(by.cell(log, ON_DIN, metric, group) for by in found.values() for metric, group in shown)]
         for log in wide.by
     ]
-    return table(title, rows) if rows else ""
+    return title, rows
 
 
 SUMMARIES = {"gains": gains, "lessons": lessons, "favours": favours, "loop": loop, "beyond": beyond}

@@ -19,6 +19,8 @@ ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"
 LONGER = "incremental cloud, in two steps, trained further"
 ONE_ROUND = "distilled, one round"
 DISTILLED, PAPERS_WAY = "distilled from memories", "the paper's way"
+FROM_METAPATCH = f"{PAPERS_WAY}, from metapatch"
+FROM_UNPATCHED = f"{PAPERS_WAY}, from the unpatched model (placebo)"
 FIRST_ROUND, SECOND_ROUND = "control, after the first of three", "control, after the second"
 UNWEIGHED = "memory patch, popularity is nothing"
 #: what U(0, u) is put on
@@ -229,9 +231,8 @@ class Study:
         models[DISTILLED] = self.student
         models["distilled from shuffled memories (placebo)"] = self.distilled("shuffled", self.patched, *shuffled)
         models["distilled from the unpatched model (placebo)"] = self.distilled("unpatched", self.patched, *unpatched)
-        models["the paper's way, from metapatch"] = self.distilled("paper", self.metapatch, *PAPER)
-        placebo = self.distilled("paper unpatched", self.metapatch, *PAPER, *unpatched)
-        models["the paper's way, from the unpatched model (placebo)"] = placebo
+        models[FROM_METAPATCH] = self.distilled("paper", self.metapatch, *PAPER)
+        models[FROM_UNPATCHED] = self.distilled("paper unpatched", self.metapatch, *PAPER, *unpatched)
         models["memory patch on distilled"] = self.remembering("memory on distilled", self.student)
         return self.evaluated("clouds", models, "test")
 

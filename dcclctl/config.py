@@ -144,15 +144,16 @@ class IngestConfig(Section):
     max_reject: Fraction = Field(0.01, description="Fail if a larger share of the rows is rejected.")
 
 
+#: budget of models that learn what is popular first, and for some epochs nothing else
+_PATIENT = {"epochs": 60, "patience": 5}
 #: `train --model` → its defaults where they differ from those that stand in TrainConfig, which are din's
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
-    # patient: all of them learn what is popular first, and for some epochs nothing else
-    "bpr": {"item_size": 64, "learning_rate": 0.005, "weight_decay": 1e-4, "epochs": 60, "patience": 5},
-    "fm": {"epochs": 60, "patience": 5},
-    "neumf": {"epochs": 60, "patience": 5},
+    "bpr": {"item_size": 64, "learning_rate": 0.005, "weight_decay": 1e-4, **_PATIENT},
+    "fm": _PATIENT,
+    "neumf": _PATIENT,
     # history counts moments
-    "sasrec": {"history": 50, "negatives": 32, "epochs": 60, "patience": 5},
-    "gru4rec": {"history": 50, "item_size": 64, "dropout": 0.4, "epochs": 60, "patience": 5},
+    "sasrec": {"history": 50, "negatives": 32, **_PATIENT},
+    "gru4rec": {"history": 50, "item_size": 64, "dropout": 0.4, **_PATIENT},
 }
 
 

@@ -11,6 +11,7 @@ here="$(cd "$(dirname "$0")/.." && pwd)"
 out="${OUT:-$here/results}"
 logs="${LOGS:-ml-100k,grocery,amazon-beauty,journey-first,journey-repeats}"
 journey="$out/complete_journey"
+budget=(--seeds "${SEEDS:-0,1,2}" --threads "${THREADS:-2}")
 mkdir -p "$out"
 
 if [[ "$logs" == *journey* && ! -f "$journey/purchases.parquet" ]]; then
@@ -20,12 +21,10 @@ if [[ "$logs" == *journey* && ! -f "$journey/purchases.parquet" ]]; then
 fi
 
 python "$here/benchmarks/science.py" --out "$out" --journey "$journey" --logs "$logs" \
-  ${CHAPTERS:+--chapters "$CHAPTERS"} --seeds "${SEEDS:-0,1,2}" --threads "${THREADS:-2}"
+  ${CHAPTERS:+--chapters "$CHAPTERS"} "${budget[@]}"
 if [[ -z "${LOGS:-}${CHAPTERS:-}" ]]; then  # what only one table is about
-  python "$here/benchmarks/science.py" --out "$out" --logs sample-repeats --chapters memory \
-    --seeds "${SEEDS:-0,1,2}" --threads "${THREADS:-2}"
-  python "$here/benchmarks/real_logs.py" --out "$out" ml-100k sample --periods test \
-    --seeds "${SEEDS:-0,1,2}" --threads "${THREADS:-2}"
+  python "$here/benchmarks/science.py" --out "$out" --logs sample-repeats --chapters memory "${budget[@]}"
+  python "$here/benchmarks/real_logs.py" --out "$out" ml-100k sample --periods test "${budget[@]}"
 fi
 echo "The tables are in $out; to put them into docs/results.md and README.md, and to draw the picture:"
 echo "  python benchmarks/results_page.py $out"
