@@ -25,7 +25,7 @@ from dcclctl.report.comparison import metric_name
 
 HERE = Path(__file__).resolve().parent.parent
 PAGES = (HERE / "docs" / "results.md", HERE / "README.md")
-TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(?P<begin><!-- table (?P<name>\S+) -->\n)(?P<body>.*?)(?P<end><!-- end -->)", re.DOTALL)
 #: as tables and pictures call them, in their order
 LOGS = {
     "ml-100k": "MovieLens-100k",
@@ -41,22 +41,38 @@ COLOURS = {"incremental cloud, at once": "#8a8a8a", "metapatch (paper)": "#d1841
 
 
 def fill(page: str, out: Path) -> str:
-    """The page with every table replaced by the newest one; tables that were not made stay as they are."""
+    """The page with every table replaced by the newest one; tables that were not made stay as they are.
+
+    So do the rows of logs that have no figures here, in tables over all logs.
+    """
 
     def newest(found: re.Match[str]) -> str:
-        made = made_table(found[2], out)
-        return f"{found[1]}\n{made}\n{found[3]}" if made else found[0]
+        made = made_table(found["name"], out, found["body"])
+        return f"{found['begin']}\n{made}\n{found['end']}" if made else found[0]
 
     return TABLE.sub(newest, page)
 
 
-def made_table(name: str, out: Path) -> str:
-    """Markdown of a table; empty if it was not made."""
+def made_table(name: str, out: Path, before: str) -> str:
+    """Markdown of a table; empty if it was not made.
+
+    Args:
+        before: the table as it stands on the page.
+    """
     if name in SUMMARIES:
         title, rows = SUMMARIES[name](out)
-        return table(title, rows) if rows else ""
+        return table(title, with_rows_of_before(rows, len(title), before)) if rows else ""
     source = out / f"{name}.md"
     return source.read_text() if source.exists() else ""
+
+
+def with_rows_of_before(rows: list[list[str]], width: int, before: str) -> list[list[str]]:
+    """Rows, and those of other logs that stood in the table before, in the order of LOGS."""
+    lines = [line[2:-2].split(" | ") for line in before.splitlines() if line.startswith("| ")]
+    by_log: dict[str, list[str]] = {}
+    for row in [*(line for line in lines[1:] if len(line) == width), *rows]:
+        by_log[re.sub(r" \(\d+ seeds?\)$", "", row[0])] = row
+    return [by_log[name] for name in LOGS.values() if name in by_log]
 
 
 class Across:

@@ -16,6 +16,7 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     lessons    who may teach, and how much each word counts: variants of both ways of teaching, on test
     rounds     three rounds of keeping fresh, remembering and teaching against one, each beside its control, on test
     baselines  what a reviewer would ask for, and the long window, against the incremental control, on test
+    counted    those of them in closed form alone, and the memory patch: where `baselines` takes too long (not in the default)
     harm       how many users the memory patch and the distilled cloud make worse, noise taken off: valid and test side by side
     sasrec     SASRec kept fresh, and the memory patch on it, on test
     cold       new users served with their first 0, 1, 3, 5, 10 events: on what follows the tenth, and on what comes next
@@ -126,7 +127,8 @@ class Chapter:
         if drawn:  # a name means one command for good, and here every seed has a data set of its own
             self.run = Runner(self.store, self.options.threads)
         dataset = self.run("ingest", "ingest", *self.ingest, *drawn)
-        study = Study(self.run, dataset, seed, self.options.candidates, self.name in WITH_PLAIN)
+        repeats = "keep" in self.ingest
+        study = Study(self.run, dataset, seed, self.options.candidates, self.name in WITH_PLAIN, repeats)
         if self.name == "harm":
             self.blocks.append(study.harm())
             self.write("harm", lasting := lasting_harm(self.blocks), harm_table(lasting))

@@ -59,15 +59,18 @@ PERSONAL = {
 WIDE, SASREC = "DIN, L = 100, at once", "sasrec"
 #: the memory patch among the baselines
 ON_DIN = "memory patch on DIN, L = 20"
-BASELINES = ("popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "gru4rec", SASREC)
+#: baselines in closed form; where nobody has anything again, the second is the first
+COUNTED = ("popularity", "gp-topfreq", "recent", "item-knn", "ease")
+LEARNED = ("bpr", "fm", "neumf", "gru4rec", SASREC)
 
 
 class Study:
     """One log under one seed: the models that the chapters share, made when first asked for."""
 
-    def __init__(self, run: Runner, dataset: str, seed: int, candidates: str, plain: bool) -> None:
-        """Args: plain: memories without order and track record."""
-        self.run, self.dataset, self.seed, self.candidates, self.plain = run, dataset, seed, candidates, plain
+    def __init__(self, run: Runner, dataset: str, seed: int, candidates: str, plain: bool, repeats: bool) -> None:
+        """Args: plain: memories without order and track record. repeats: does the log have what a user had again?"""
+        self.run, self.dataset, self.seed, self.candidates = run, dataset, seed, candidates
+        self.plain, self.repeats = plain, repeats
 
     def made(self, name: str, command: str, *arguments: str) -> str:
         return self.run(f"{name} {self.seed}", command, *arguments, "--seed", str(self.seed))
@@ -279,13 +282,24 @@ class Study:
             models |= {after: controls[number], after.replace("control", "distilled"): students[number]}
         return self.evaluated("rounds", models, "test")
 
+    def baseline(self, name: str) -> str:
+        """A model that learns from everything at once."""
+        return self.made(name, "train", "--dataset", self.dataset, "--model", name, "--on", "cloud,device")
+
+    def counts(self) -> dict[str, str]:
+        """The baselines in closed form that this log tells apart."""
+        return {name: self.baseline(name) for name in COUNTED if self.repeats or name != "gp-topfreq"}
+
+    def counted(self) -> pl.DataFrame:
+        """How much of what the memory brings is had by counting what a user had?"""
+        models = {TWICE: self.incremental, **self.counts(), ON_DIN: self.patched}
+        return self.evaluated("counted", models, "test")
+
     def baselines(self) -> pl.DataFrame:
-        both = ["--on", "cloud,device"]
-        models = {TWICE: self.incremental, ONCE: self.once}
-        for name in BASELINES:
-            models[name] = self.made(name, "train", "--dataset", self.dataset, "--model", name, *both)
+        models = {TWICE: self.incremental, ONCE: self.once, **self.counts()}
+        models |= {name: self.baseline(name) for name in LEARNED}
         models["DIN, L = 20, cloud and device from scratch"] = self.made(
-            "din at once", "train", "--dataset", self.dataset, *both
+            "din at once", "train", "--dataset", self.dataset, "--on", "cloud,device"
         )
         long = self.made("long", "train", "--dataset", self.dataset, "--history", "100")
         models[WIDE] = self.continued("longer history once", long, "device")

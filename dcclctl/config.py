@@ -170,11 +170,11 @@ class TrainConfig(ComputeSection):
         "ridge": ("ease",),
     }
 
-    model: Literal["din", "popularity", "recent", "item-knn", "ease", "bpr", "fm", "neumf", "sasrec", "gru4rec"] = (
-        Field(
-            "din",
-            description="The cloud model: din (Deep Interest Network), or a baseline: popularity, recent, item-knn, ease, bpr, fm, neumf, sasrec, gru4rec.",
-        )
+    model: Literal[
+        "din", "popularity", "recent", "gp-topfreq", "item-knn", "ease", "bpr", "fm", "neumf", "sasrec", "gru4rec"
+    ] = Field(
+        "din",
+        description="The cloud model: din (Deep Interest Network), or a baseline: popularity, recent, gp-topfreq (what the user had most often first), item-knn, ease, bpr, fm, neumf, sasrec, gru4rec.",
     )
     on: list[LearningBlock] = Field(
         default=["cloud"],

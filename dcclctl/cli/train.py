@@ -70,8 +70,9 @@ def train(
     The weights of the epoch that ranks best on valid are kept. A run that is stopped continues at the last finished
     epoch when the same command is typed again, and ends with the same weights.
 
-    A default below that names no model is everybody's. Baselines cannot be patched: popularity, recent, item-knn and
-    ease are counted (item-knn and ease read a user's whole history), bpr, fm and neumf know a user by a vector.
+    A default below that names no model is everybody's. Some baselines cannot be patched: popularity, recent,
+    gp-topfreq, item-knn and ease are counted (the last three read a user's whole history), bpr, fm and neumf know a
+    user by a vector.
 
     \b
     Examples:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: `train --model` → module of this package
 MODULES: Mapping[str, str] = {
     "din": "din",
-    **dict.fromkeys(("popularity", "recent", "item-knn", "ease"), "counts"),
+    **dict.fromkeys(("popularity", "recent", "gp-topfreq", "item-knn", "ease"), "counts"),
     **dict.fromkeys(("bpr", "fm", "neumf"), "factors"),
     **dict.fromkeys(("sasrec", "gru4rec"), "sequence"),
 }

@@ -1,11 +1,17 @@
-"""Baselines in closed form: popularity, recent, item-knn, ease. Nothing is descended, so no epoch is chosen by `valid`."""
+"""Baselines in closed form: popularity, recent, gp-topfreq, item-knn, ease. Nothing is descended, so no epoch is chosen by `valid`."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dcclctl.algorithm.baselines.neighbours import HistoryBackbone, ItemWeights, Neighbours, ease, item_knn
-from dcclctl.algorithm.baselines.popularity import PopularityBackbone, item_counts, log_odds, newest_rows
+from dcclctl.algorithm.baselines.popularity import (
+    OwnCountsBackbone,
+    PopularityBackbone,
+    item_counts,
+    log_odds,
+    newest_rows,
+)
 from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.sampling import Ints
 from dcclctl.algorithm.scoring import Backbone
@@ -75,9 +81,11 @@ def _tensors(log: EventLog, counted: Ints, config: TrainConfig) -> dict[str, Ten
     counts = item_counts(log, counted)
     if config.model in ("popularity", "recent"):
         return {"logits": log_odds(counts, config.negatives)}
+    popularity = {"popularity": torch.from_numpy(counts).float()}
+    if config.model == "gp-topfreq":
+        return popularity
     pairs = np.unique(log.user[counted] * log.n_items + log.item[counted])
     users, items = pairs // log.n_items, pairs % log.n_items
-    popularity = {"popularity": torch.from_numpy(counts).float()}
     if config.model == "ease":
         return {"weights": ease(users, items, log.n_items, config.ridge).weights, **popularity}
     near = item_knn(users, items, log.n_items, config.neighbours, config.shrinkage, itself=log.repeats)
@@ -85,11 +93,13 @@ def _tensors(log: EventLog, counted: Ints, config: TrainConfig) -> dict[str, Ten
 
 
 def backbone(cloud: CloudModel, config: ComputeSection, log: EventLog) -> Backbone:
-    """Scores by popularity, or from an event's history."""
+    """Scores by popularity, from what the event's user had, or from what is near to that."""
     tensors, device = cloud.artifact.read_tensors("model.safetensors"), torch_device(config)
     if "logits" in tensors:
         return PopularityBackbone(tensors["logits"].to(device), log)
     if "weights" in tensors:
         return HistoryBackbone(ItemWeights(tensors["weights"].to(device)), log, tensors["popularity"].to(device))
+    if "start" not in tensors:
+        return OwnCountsBackbone(tensors["popularity"].to(device), log)
     near = Neighbours(tensors["start"], tensors["target"], tensors["value"])
     return HistoryBackbone(near.faster(), log, tensors["popularity"])

@@ -19,7 +19,13 @@ from dcclctl.algorithm.baselines.neighbours import (
     ease,
     item_knn,
 )
-from dcclctl.algorithm.baselines.popularity import PopularityBackbone, item_counts, log_odds, newest_rows
+from dcclctl.algorithm.baselines.popularity import (
+    OwnCountsBackbone,
+    PopularityBackbone,
+    item_counts,
+    log_odds,
+    newest_rows,
+)
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, EventLog
 from dcclctl.algorithm.scoring import Backbone, score
 
@@ -82,6 +88,24 @@ def test_popularity_is_the_log_odds_of_the_sampling() -> None:
     candidates = torch.tensor([[3, 0], [1, 1]])
     assert torch.equal(backbone.activations(np.array([5, 9]), candidates), logits[candidates])
     assert torch.equal(backbone.activations(np.array([5, 9]), None), torch.stack([logits, logits]))
+
+
+def test_own_counts_are_of_what_is_strictly_earlier_and_popularity_breaks_ties() -> None:
+    log, popularity = random_log(), np.arange(random_log().n_items)[::-1].copy()
+    backbone = OwnCountsBackbone(torch.from_numpy(popularity).float(), log)
+    events, found = all_logits(backbone, log, TEST)
+    expected = np.zeros((len(events), log.n_items))
+    for row, event in enumerate(events):
+        # history_end counts everybody's positive events before the moment
+        for item in log.sequence[log.history_start[event] : log.history_end[event]].tolist():
+            expected[row, item] += 1
+    assert expected.max() > 1 and (expected == 0).any()
+    assert (np.floor(found) == expected).all()
+    for row, had in zip(found, expected, strict=True):
+        assert (np.argsort(-row, kind="stable") == np.lexsort((-popularity, -had))).all()
+    assert (all_logits(backbone, log, TEST, batch=1)[1] == found).all()
+    candidates = torch.tensor([[4, 0, 0]]).expand(len(events), 3)
+    assert torch.equal(backbone.activations(events, candidates), torch.from_numpy(found)[:, [4, 0, 0]])
 
 
 @pytest.mark.parametrize("block", [1, 3 * N_ITEMS, 1 << 20])
