@@ -430,6 +430,11 @@ class EvaluateConfig(ComputeSection):
         description="With --first-events: score what follows a user's first N events, the same for every K (at least the "
         "largest K); next: what comes right after the first K, as a device meets it.",
     )
+    targets: Literal["all", "repeat", "explore"] = Field(
+        "all",
+        description="Which events are scored: all; repeat: of items that the user had before; explore: of items that "
+        "are new to the user.",
+    )
     batch_events: Positive = Field(256, description="Events scored at once; changes memory and speed, not results.")
     against: str = Field("", description="Baseline that every other model is compared with, user by user.")
 

@@ -56,6 +56,7 @@ def evaluate(
     unpatched: Annotated[str | None, _option("unpatched", metavar="encoder|cloud")] = None,
     first_events: Annotated[str | None, _option("first_events", metavar="0,1,3,5,10")] = None,
     targets_after: Annotated[str | None, _option("targets_after", metavar="N|next")] = None,
+    targets: Annotated[str | None, _option("targets", metavar="all|repeat|explore")] = None,
     batch_events: Annotated[int | None, _option("batch_events", metavar="N")] = None,
     against: Annotated[str | None, _option("against", metavar="REF")] = None,
     gate: Annotated[
@@ -104,6 +105,7 @@ def evaluate(
       dcclctl evaluate cloud@1 patches@1 patches@2 --against cloud@1     # patches@2: with patch --guard
       dcclctl evaluate cloud@2 cloud@2+encoder --against cloud@2 --first-events 0,1,3,5,10
       dcclctl evaluate cloud@2 patches@2 --against cloud@2 --first-events 0,1,3 --targets-after next
+      dcclctl evaluate cloud@1 cloud@2 patches@1 --targets explore
       dcclctl evaluate cloud --against cloud@release --max-drop tail.ndcg@10=1% --junit gate.xml
     """
     settings = resolve(
@@ -116,6 +118,7 @@ def evaluate(
         unpatched=unpatched,
         first_events=split_commas(first_events),
         targets_after=targets_after,
+        targets=targets,
         batch_events=batch_events,
         against=against,
         device=device,
@@ -133,6 +136,7 @@ def evaluate(
             "Leave out --gate, --max-drop, --junit and --markdown.",
         )
     from dcclctl.report.terminal import activity_sparklines, group_table
+    from dcclctl.stages.cold import targets_in_words
     from dcclctl.stages.evaluate import default_references, display_names, open_subjects
     from dcclctl.stages.evaluate import evaluate as run
     from dcclctl.stages.track import record_of
@@ -156,8 +160,8 @@ def evaluate(
     aggregate = made.read_table("aggregate.parquet")
     ranked = "all items" if facts["candidates"] == "all" else f"{facts['candidates']:,} sampled items"
     reporter.line(
-        f"{facts['on']} of {subjects[0].cloud.dataset.artifact.ref}: {facts['events']:,} events of {facts['users']:,} users, "
-        f"each ranked among {ranked}"
+        f"{facts['on']} of {subjects[0].cloud.dataset.artifact.ref}: {facts['events']:,} events of {facts['users']:,} users"
+        f"{targets_in_words(made.config)}, each ranked among {ranked}"
     )
     reporter.table(group_table(aggregate, names))
     reporter.table(activity_sparklines(aggregate, names))
@@ -203,7 +207,7 @@ def _first_events(
     """One evaluation for each K, and all of them in one table."""
     from dcclctl.algorithm.eventlog import Block
     from dcclctl.report.comparison import first_events_table
-    from dcclctl.stages.cold import by_first_events, one_each, scored_events
+    from dcclctl.stages.cold import by_first_events, one_each, scored_events, targets_in_words
     from dcclctl.stages.compare import main_metrics
     from dcclctl.stages.evaluate import display_names, evaluate, subject_name
     from dcclctl.stages.track import record_of
@@ -228,6 +232,7 @@ def _first_events(
         if after == "next"
         else f"{facts['events']:,} events of {facts['users']:,} new users after their first {after}"
     )
+    scored += targets_in_words(made[0].config)
     reporter.line(f"{facts['on']} of {subjects[0].cloud.dataset.artifact.ref}: {scored}, each ranked among {ranked}")
     against = subject_name(settings.against, place) if settings.against else ""
     shown = main_metrics(table["metric"].unique(maintain_order=True).to_list())
@@ -303,6 +308,7 @@ def _compare(
     """
     from dcclctl.report import ci
     from dcclctl.report.comparison import comparison_table, gate_table, harm_table, points, tail_minus_head_line
+    from dcclctl.stages.cold import targets_in_words
     from dcclctl.stages.compare import (
         MAIN_GROUPS,
         compare_evaluation,
@@ -339,6 +345,7 @@ def _compare(
         junit.write_text(ci.junit(verdicts, names, against), encoding="utf-8")
     if markdown:
         heading = f"{made.ref}: {made.facts['on']}, {made.facts['events']:,} events of {made.facts['users']:,} users"
+        heading += targets_in_words(made.config)
         text = ci.markdown(comparison, harm, worst, verdicts, names, against, shown, harmed_by, heading)
         markdown.write_text(text, encoding="utf-8")
     facts = {

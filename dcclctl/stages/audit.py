@@ -20,6 +20,7 @@ from dcclctl.algorithm.sampling import Ints
 from dcclctl.config import PERIODS
 from dcclctl.errors import ArtifactError
 from dcclctl.logs.split import iso, leave_one_out, new_users, per_user, shares_of
+from dcclctl.stages.cold import targets_in_words
 from dcclctl.stages.handles import Dataset
 from dcclctl.stages.models import MODULES
 from dcclctl.store.store import Artifact, Store
@@ -229,6 +230,16 @@ class Timeline:
         positive = np.sort(keys[self.label > 0])
         earlier: Ints = np.searchsorted(positive, keys) - np.searchsorted(positive, self.user * stride)
         return earlier
+
+    def repeated(self) -> npt.NDArray[np.bool_]:
+        """(N,) for each event, whether its user had its item at a strictly earlier time."""
+        events = pl.DataFrame({"user": self.user, "item": self.item, "time": self.time})
+        first = events.filter(self.label > 0).group_by("user", "item").agg(pl.col("time").min().alias("first"))
+        joined = events.join(first, on=["user", "item"], how="left", maintain_order="left")
+        again: npt.NDArray[np.bool_] = (
+            joined.select((pl.col("first") < pl.col("time")).fill_null(False)).to_series().to_numpy()
+        )
+        return again
 
     def findings(self) -> list[Finding]:
         """What is true of the dataset itself."""
@@ -540,7 +551,10 @@ def _judged(
 def _scored(evaluation: Artifact, timeline: Timeline) -> list[Finding]:
     """Did it score exactly the events of its block, for every subject?"""
     block = Block.parse(evaluation.config["on"])
-    rows, what = timeline.rows(block), _text([block])
+    rows, what = timeline.rows(block), _text([block]) + targets_in_words(evaluation.config)
+    targets = evaluation.config.get("targets", "all")
+    if targets != "all":
+        rows = rows[timeline.repeated()[rows] == (targets == "repeat")]
     if evaluation.config.get("first_events"):
         after, (first,) = evaluation.config["targets_after"], evaluation.config["first_events"]
         limits = (first, first) if after == "next" else (after,)

@@ -1,11 +1,13 @@
-"""New users served with exactly their first K events: what a model, a patch or a memory knows after 0, 1, 3, … events.
+"""Which events are scored; and new users served with exactly their first K events: what a model, a patch or a memory knows after 0, 1, 3, … events.
 
 Each K is an evaluation of its own, so that report, audit and gate read it like any other. Either all of them score the
 same events of the same users against the same candidates, and the log that the models look at is all that differs; or
 (`next`) each scores what comes right after the first K, so that no history is out of date.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import polars as pl
 
@@ -48,7 +50,7 @@ def seen_by_models(log: EventLog, config: EvaluateConfig) -> EventLog:
 
 
 def scored_events(dataset: Dataset, events: Ints, config: EvaluateConfig) -> Ints:
-    """Which of the block's events are scored: all, or with --first-events those of new users that come late enough.
+    """Which of the block's events are scored: all, those of `targets`, or with --first-events those of new users that come late enough.
 
     Late enough is a strictly later moment than each of the user's first `targets_after` positive events; next are those
     before which there are exactly K of them (a user who has several at once may have none).
@@ -56,9 +58,18 @@ def scored_events(dataset: Dataset, events: Ints, config: EvaluateConfig) -> Int
     Raises:
         DataError: there is none.
     """
+    log = dataset.log
+    if config.targets != "all":
+        events = events[log.had_before(events) == (config.targets == "repeat")]
+        if not len(events):
+            which = "had before" if config.targets == "repeat" else "did not have before"
+            raise DataError(
+                f"{dataset.artifact.ref} has no event in {config.on} of an item that its user {which}",
+                "Leave --targets out, or keep what users had again (dcclctl ingest --repeats keep).",
+            )
     if not config.first_events:
         return events
-    log, events = dataset.log, of_new_users(dataset, events)
+    events = of_new_users(dataset, events)
     known, first, after = (
         log.history_end[events] - log.history_start[events],
         config.first_events[0],
@@ -76,6 +87,15 @@ def scored_events(dataset: Dataset, events: Ints, config: EvaluateConfig) -> Int
         f"{dataset.artifact.ref} has no new user with more than {after} events in {config.on}",
         "Make some users new (dcclctl ingest --new-users 0.1), or score earlier events (--targets-after).",
     )
+
+
+def targets_in_words(config: Mapping[str, Any]) -> str:
+    """What to add to a number of scored events; nothing where all are scored, as in evaluations from before there was a choice."""
+    known = {
+        "repeat": ", only of items that the user had before",
+        "explore": ", only of items that are new to the user",
+    }
+    return known.get(config.get("targets", "all"), "")
 
 
 def of_new_users(dataset: Dataset, events: Ints) -> Ints:

@@ -11,6 +11,7 @@ from dcclctl.config import SECTIONS
 from dcclctl.metrics.groups import LOWER_IS_BETTER, paired_differences
 from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
 from dcclctl.report.text import plain
+from dcclctl.stages.cold import targets_in_words
 from dcclctl.stages.compare import comparison, harm_metric, harms, main_metrics, tail_minus_head_of_evaluation
 from dcclctl.stages.evaluate import display_names
 from dcclctl.stages.models import module_of
@@ -155,7 +156,7 @@ def _part(evaluation: Artifact, store: Store, made: dict[str, Artifact]) -> Eval
     return EvaluationPart(
         ref=evaluation.ref,
         id=evaluation.id,
-        on=facts["on"] + _first_events(evaluation.config),
+        on=facts["on"] + targets_in_words(evaluation.config) + _first_events(evaluation.config),
         dataset=made[evaluation.inputs["dataset"].id].ref,
         split=facts["split"],
         seed=evaluation.seed,
