@@ -16,7 +16,8 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     lessons    who may teach, and how much each word counts: variants of both ways of teaching, on test
     rounds     three rounds of keeping fresh, remembering and teaching against one, each beside its control, on test
     baselines  what a reviewer would ask for, and the long window, against the incremental control, on test
-    counted    those of them in closed form alone, and the memory patch: where `baselines` takes too long (not in the default)
+    counted    those of them in closed form alone, and the memory patch; with repeats also apart for what users come back to and
+               what is new to them, on test (not in the default)
     harm       how many users the memory patch and the distilled cloud make worse, noise taken off: valid and test side by side
     sasrec     SASRec kept fresh, and the memory patch on it, on test
     cold       new users served with their first 0, 1, 3, 5, 10 events: on what follows the tenth, and on what comes next

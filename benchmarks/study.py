@@ -290,10 +290,12 @@ class Study:
         """The baselines in closed form that this log tells apart."""
         return {name: self.baseline(name) for name in COUNTED if self.repeats or name != "gp-topfreq"}
 
-    def counted(self) -> pl.DataFrame:
-        """How much of what the memory brings is had by counting what a user had?"""
+    def counted(self) -> Iterator[tuple[str, pl.DataFrame]]:
+        """How much of what the memory brings is had by counting what a user had? For all, and for what is new to the user alone."""
         models = {TWICE: self.incremental, **self.counts(), ON_DIN: self.patched}
-        return self.evaluated("counted", models, "test")
+        for targets in ("all", "repeat", "explore") if self.repeats else ("all",):
+            part = "counted" if targets == "all" else f"counted-{targets}"
+            yield part, self.evaluated(part, models, "test", "--targets", targets)
 
     def baselines(self) -> pl.DataFrame:
         models = {TWICE: self.incremental, ONCE: self.once, **self.counts()}
