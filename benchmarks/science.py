@@ -53,6 +53,7 @@ from pipeline import DATA, Runner, ingest_arguments
 from study import (
     DISTILLED,
     FIRST_ROUND,
+    HABIT,
     MEAN_PATCH,
     ONCE,
     ONCE_24,
@@ -104,6 +105,7 @@ REFERENCES = {
     "unweighed": UNWEIGHED,
     "wide": WIDE,
     "sasrec": SASREC,
+    "habit": HABIT,
 }
 
 

@@ -57,10 +57,12 @@ PERSONAL = {
 }
 #: what a memory competes with: the cloud model that sees five times as much, and the best baseline
 WIDE, SASREC = "DIN, L = 100, at once", "sasrec"
+#: and where users come back to what they had
+HABIT = "gp-topfreq"
 #: the memory patch among the baselines
 ON_DIN = "memory patch on DIN, L = 20"
 #: baselines in closed form; where nobody has anything again, the second is the first
-COUNTED = ("popularity", "gp-topfreq", "recent", "item-knn", "ease")
+COUNTED = ("popularity", HABIT, "recent", "item-knn", "ease")
 LEARNED = ("bpr", "fm", "neumf", "gru4rec", SASREC)
 
 
@@ -288,7 +290,7 @@ class Study:
 
     def counts(self) -> dict[str, str]:
         """The baselines in closed form that this log tells apart."""
-        return {name: self.baseline(name) for name in COUNTED if self.repeats or name != "gp-topfreq"}
+        return {name: self.baseline(name) for name in COUNTED if self.repeats or name != HABIT}
 
     def counted(self) -> Iterator[tuple[str, pl.DataFrame]]:
         """How much of what the memory brings is had by counting what a user had? For all, and for what is new to the user alone."""
