@@ -116,8 +116,8 @@ class Ranking:
         self.in_catalogue = np.zeros(log.n_items, dtype=bool)
         self.in_catalogue[self.catalogue] = True
         self.excluded = log.never_negative(block)
-        # with K first events it is the same for every K, whose events need not be
-        whole = of_new_users(dataset, log.events_in(block)) if config.first_events else self.events
+        # the same for every K of --first-events and for all --targets, whose events need not be
+        whole = of_new_users(dataset, log.events_in(block)) if config.first_events else log.events_in(block)
         self.sampled = self._number_of_candidates(config.candidates, len(whole))
 
     def _number_of_candidates(self, asked: str, n_events: int) -> int:

@@ -10,6 +10,7 @@ from world import EVALUATE, World, dcclctl, done, ingest
 
 from dcclctl.algorithm.eventlog import TEST, Block
 from dcclctl.config import EvaluateConfig
+from dcclctl.stages import evaluate as stages_evaluate
 from dcclctl.stages.audit import audit
 from dcclctl.stages.cold import scored_events
 from dcclctl.stages.handles import Dataset
@@ -67,6 +68,17 @@ def test_both_parts_are_the_whole(again: Path) -> None:
     keys = ["subject", "user_index"]
     whole, together = (each.sort(keys).drop(keys).to_numpy() for each in (sums["all"], parts))
     assert whole.shape[1] > 3 and together == pytest.approx(whole, abs=1e-9)
+
+
+def test_both_parts_are_ranked_as_the_whole_is(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is affordable is asked of all events, not of those that are scored."""
+    dataset = Dataset(Store(again).resolve("dataset@1"))
+    block = dataset.log.events_in(Block(TEST))
+    part = scored_events(dataset, block, EvaluateConfig(targets="explore"))
+    monkeypatch.setattr(stages_evaluate, "_AFFORDABLE_PAIRS", len(part) * dataset.log.n_items)
+    monkeypatch.setattr(stages_evaluate, "_SAMPLED", 5)
+    assert len(part) < len(block)
+    assert done("evaluate", "cloud@2", "--targets=explore", "--threads=1", store=again)["candidates"] == 5
 
 
 def test_counting_what_a_user_had_ranks_what_comes_again_first(again: Path) -> None:
