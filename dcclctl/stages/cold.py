@@ -65,7 +65,12 @@ def scored_events(dataset: Dataset, events: Ints, config: EvaluateConfig) -> Int
             which = "had before" if config.targets == "repeat" else "did not have before"
             raise DataError(
                 f"{dataset.artifact.ref} has no event in {config.on} of an item that its user {which}",
-                "Leave --targets out, or keep what users had again (dcclctl ingest --repeats keep).",
+                "Leave --targets out"
+                + (
+                    ", or keep what users had again (dcclctl ingest --repeats keep)."
+                    if config.targets == "repeat"
+                    else "."
+                ),
             )
     if not config.first_events:
         return events

@@ -80,8 +80,8 @@ class OwnCountsBackbone:
     def __init__(self, popularity: Float[Tensor, "I"], log: EventLog) -> None:
         """Args: popularity is each item's number of training events."""
         self.log = log
-        #: below 1, so that it never outweighs having had an item once more
-        self.ties = popularity / (popularity.max() + 1)
+        #: at most a half, so that it never outweighs having had an item once more, after rounding either
+        self.ties = popularity / (2 * popularity.max().clamp(min=1))
 
     @property
     def head(self) -> HeadFunction:
