@@ -187,15 +187,11 @@ class EventLog:
 
     def had_before(self, events: Ints) -> npt.NDArray[np.bool_]:
         """(B,) whether the event's user had its item, positively, at a strictly earlier time."""
-        positive = np.flatnonzero(self.label > 0)
-        if not len(positive):
-            return np.zeros(len(events), dtype=np.bool_)
-        had, first = np.unique(self.user[positive] * self.n_items + self.item[positive], return_index=True)
-        # moments are numbered by `history_end`; rows are in order of time, so the first one is the earliest
-        moment = self.history_end[positive[first]]
-        wanted = self.user[events] * self.n_items + self.item[events]
-        at = np.searchsorted(had, wanted).clip(max=len(had) - 1)
-        again: npt.NDArray[np.bool_] = (had[at] == wanted) & (moment[at] < self.history_end[events])
+        positive, moment = self.label > 0, self.history_end  # it numbers the moments, in order of time (see `owners`)
+        pairs, pair = np.unique(self.user * self.n_items + self.item, return_inverse=True)
+        first = np.full(len(pairs), len(self.sequence))  # no moment is later
+        np.minimum.at(first, pair[positive], moment[positive])
+        again: npt.NDArray[np.bool_] = first[pair[events]] < moment[events]
         return again
 
     def positives_in(self, *blocks: "Block | int") -> PairSet:

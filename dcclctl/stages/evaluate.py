@@ -110,14 +110,15 @@ class Ranking:
         log = dataset.log
         self.log, self.config = log, config
         self.seen = seen_by_models(log, config)
-        self.events = scored_events(dataset, log.events_in(block), config)
+        events = log.events_in(block)
+        self.events = scored_events(dataset, events, config)
         self.observed = dataset.observed_labels
         self.catalogue = log.catalogue(block)
         self.in_catalogue = np.zeros(log.n_items, dtype=bool)
         self.in_catalogue[self.catalogue] = True
         self.excluded = log.never_negative(block)
         # the same for every K of --first-events and for all --targets, whose events need not be
-        whole = of_new_users(dataset, log.events_in(block)) if config.first_events else log.events_in(block)
+        whole = of_new_users(dataset, events) if config.first_events else events
         self.sampled = self._number_of_candidates(config.candidates, len(whole))
 
     def _number_of_candidates(self, asked: str, n_events: int) -> int:

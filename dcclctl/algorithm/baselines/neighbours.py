@@ -1,4 +1,4 @@
-"""Item-kNN and EASE: a candidate's score is a sum over the items of the user's history, as it was before the event.
+"""Item-kNN, EASE and a user's own counts: a candidate's score is a sum over the items of the user's history, as it was before the event.
 
 Nothing is kept of a user, so users that training never saw are served from their history like all others. Where the
 history says nothing (two equal scores, or no history at all) the more popular item stands first.
@@ -6,6 +6,7 @@ history says nothing (two equal scores, or no history at all) the more popular i
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,9 @@ class Neighbours:
         start: (I + 1,). target: (N,) items. value: (N,) similarities, above 0.
     """
 
+    tie: ClassVar[float] = _TIE
+    counts: ClassVar[bool] = False
+
     start: Int[Tensor, "Iplus1"]
     target: Int[Tensor, "N"]
     value: Float[Tensor, "N"]
@@ -129,6 +133,9 @@ def item_knn(users: Ints, items: Ints, n_items: int, neighbours: int, shrinkage:
 class ItemWeights:
     """Weights of all pairs of items, dense: the row is the item of the history, the column the candidate."""
 
+    tie: ClassVar[float] = _TIE
+    counts: ClassVar[bool] = False
+
     weights: Float[Tensor, "I I"]
 
     def width(self, length: int) -> int:
@@ -162,13 +169,42 @@ def ease(users: Ints, items: Ints, n_items: int, ridge: float) -> ItemWeights:
     return ItemWeights(weights)
 
 
-class HistoryBackbone:
-    """Scores from all strictly earlier positive events of the event's user: activations are the logits (B, C)."""
+@dataclass(frozen=True)
+class OwnCounts:
+    """How often the user had the candidate itself.
 
-    def __init__(self, model: Neighbours | ItemWeights, log: EventLog, popularity: Float[Tensor, "I"]) -> None:
+    Source: GP-TopFreq of Li, Jullien, Ariannezhad & de Rijke, "A next basket recommendation reality check", TOIS 2023
+    (arXiv 2109.14233). Differs: a moment's items are counted one by one, not by basket.
+    """
+
+    #: less than having had an item once more, after rounding too
+    tie: ClassVar[float] = 0.5
+    counts: ClassVar[bool] = True
+
+    n_items: int
+
+    def width(self, length: int) -> int:
+        """Numbers held at once for a history of some length, beside the scores."""
+        return length
+
+    def scores(self, bags: Ints, items: Ints, n_bags: int) -> Float[Tensor, "B I"]:
+        """Number of times that each bag holds each item."""
+        counts = np.bincount(bags * self.n_items + items, minlength=n_bags * self.n_items)
+        return torch.from_numpy(counts).view(n_bags, self.n_items).float()
+
+
+class HistoryBackbone:
+    """Scores from all strictly earlier positive events of the event's user: activations are the logits (B, C).
+
+    A model says what popularity may add to its scores at most (`tie`), and whether an item counts as often as it was had (`counts`).
+    """
+
+    def __init__(
+        self, model: Neighbours | ItemWeights | OwnCounts, log: EventLog, popularity: Float[Tensor, "I"]
+    ) -> None:
         """Args: popularity is each item's number of training events; it breaks ties."""
         self.model, self.log = model, log
-        self.ties = _TIE * popularity / popularity.max().clamp(min=1)
+        self.ties = model.tie * popularity / popularity.max().clamp(min=1)
 
     @property
     def head(self) -> HeadFunction:
@@ -181,10 +217,12 @@ class HistoryBackbone:
         return self.log.n_items + self.model.width(length)
 
     def bags(self, events: Ints) -> tuple[Ints, Ints]:
-        """The distinct items of every history: position of the event in `events` (H,), ascending, and item (H,)."""
+        """Each history's items, distinct unless the model counts them: position of the event in `events` (H,), ascending, and item (H,)."""
         begins, ends = self.log.history_start[events], self.log.history_end[events]
         bags = np.repeat(np.arange(len(events)), ends - begins)
         items = self.log.sequence.numpy()[ranges(begins, ends)]
+        if self.model.counts:
+            return bags, items
         keys = np.unique(bags * self.log.n_items + items)
         return keys // self.log.n_items, keys % self.log.n_items
 

@@ -1,6 +1,4 @@
-"""Popularity, the same ranking for everybody, counted over all training events or over the newest of them; and each
-user's own counts with popularity behind them.
-"""
+"""Popularity: the same ranking for everybody, counted over all training events or over the newest of them."""
 
 import numpy as np
 import torch
@@ -8,7 +6,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dcclctl.algorithm.baselines import identity_head
-from dcclctl.algorithm.baselines.neighbours import ranges
 from dcclctl.algorithm.eventlog import EventLog, shares
 from dcclctl.algorithm.sampling import Ints
 from dcclctl.algorithm.scoring import HeadFunction
@@ -66,37 +63,3 @@ class PopularityBackbone:
         if candidates is None:
             return self.logits.expand(len(events), -1)
         return self.logits[candidates.to(self.logits.device)]
-
-
-class OwnCountsBackbone:
-    """How often the user had the candidate strictly before the event; popularity breaks ties, and ranks what is new.
-
-    Nothing is learned from a user but by everybody's counts, so users that training never saw are served as all others.
-
-    Source: GP-TopFreq of Li, Jullien, Ariannezhad & de Rijke, "A next basket recommendation reality check", TOIS 2023
-    (arXiv 2109.14233). Differs: a moment's items are counted one by one, not by basket.
-    """
-
-    def __init__(self, popularity: Float[Tensor, "I"], log: EventLog) -> None:
-        """Args: popularity is each item's number of training events."""
-        self.log = log
-        #: at most a half, so that it never outweighs having had an item once more, after rounding either
-        self.ties = popularity / (2 * popularity.max().clamp(min=1))
-
-    @property
-    def head(self) -> HeadFunction:
-        return identity_head
-
-    def lengths(self, events: Ints) -> Ints:
-        return self.log.history_lengths(events, len(self.log.user))
-
-    def units(self, n_candidates: int, length: int) -> int:
-        return self.log.n_items + length
-
-    def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C"]:
-        begins, ends = self.log.history_start[events], self.log.history_end[events]
-        had = self.log.sequence.numpy()[ranges(begins, ends)]
-        cells = np.repeat(np.arange(len(events)), ends - begins) * self.log.n_items + had
-        counts = np.bincount(cells, minlength=len(events) * self.log.n_items).reshape(len(events), -1)
-        scores = torch.from_numpy(counts).to(self.ties) + self.ties
-        return scores if candidates is None else scores.gather(1, candidates.to(scores.device))

@@ -4,14 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcclctl.algorithm.baselines.neighbours import HistoryBackbone, ItemWeights, Neighbours, ease, item_knn
-from dcclctl.algorithm.baselines.popularity import (
-    OwnCountsBackbone,
-    PopularityBackbone,
-    item_counts,
-    log_odds,
-    newest_rows,
-)
+from dcclctl.algorithm.baselines.neighbours import HistoryBackbone, ItemWeights, Neighbours, OwnCounts, ease, item_knn
+from dcclctl.algorithm.baselines.popularity import PopularityBackbone, item_counts, log_odds, newest_rows
 from dcclctl.algorithm.eventlog import Block, EventLog
 from dcclctl.algorithm.sampling import Ints
 from dcclctl.algorithm.scoring import Backbone
@@ -100,6 +94,6 @@ def backbone(cloud: CloudModel, config: ComputeSection, log: EventLog) -> Backbo
     if "weights" in tensors:
         return HistoryBackbone(ItemWeights(tensors["weights"].to(device)), log, tensors["popularity"].to(device))
     if "start" not in tensors:
-        return OwnCountsBackbone(tensors["popularity"].to(device), log)
+        return HistoryBackbone(OwnCounts(log.n_items), log, tensors["popularity"])
     near = Neighbours(tensors["start"], tensors["target"], tensors["value"])
     return HistoryBackbone(near.faster(), log, tensors["popularity"])

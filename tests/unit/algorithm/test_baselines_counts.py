@@ -15,17 +15,12 @@ from dcclctl.algorithm.baselines.neighbours import (
     HistoryBackbone,
     ItemWeights,
     Neighbours,
+    OwnCounts,
     co_occurrences,
     ease,
     item_knn,
 )
-from dcclctl.algorithm.baselines.popularity import (
-    OwnCountsBackbone,
-    PopularityBackbone,
-    item_counts,
-    log_odds,
-    newest_rows,
-)
+from dcclctl.algorithm.baselines.popularity import PopularityBackbone, item_counts, log_odds, newest_rows
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, EventLog
 from dcclctl.algorithm.scoring import Backbone, score
 
@@ -92,7 +87,7 @@ def test_popularity_is_the_log_odds_of_the_sampling() -> None:
 
 def test_own_counts_are_of_what_is_strictly_earlier_and_popularity_breaks_ties() -> None:
     log, popularity = random_log(), np.arange(random_log().n_items)[::-1].copy()
-    backbone = OwnCountsBackbone(torch.from_numpy(popularity).float(), log)
+    backbone = HistoryBackbone(OwnCounts(log.n_items), log, torch.from_numpy(popularity).float())
     events, found = all_logits(backbone, log, TEST)
     expected = np.zeros((len(events), log.n_items))
     for row, event in enumerate(events):
