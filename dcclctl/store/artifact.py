@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import polars as pl
     from torch import Tensor
 
+    from dcclctl.store.store import Store
+
 MANIFEST = "manifest.json"
 #: The id, in the form that `sha256sum -c` reads. Without it a flipped bit in the manifest would be just another id.
 MANIFEST_HASH = "manifest.sha256"
@@ -33,6 +35,7 @@ class Artifact:
         path: its folder.
         id: SHA-256 of its manifest; the same in every store.
         manifest: the manifest, checked.
+        home: the store that it is in. reused: did `Store.begin` find it made already?
     """
 
     kind: str
@@ -40,6 +43,8 @@ class Artifact:
     path: Path
     id: str
     manifest: dict[str, Any] = field(repr=False)
+    home: "Store" = field(repr=False, compare=False)
+    reused: bool = field(default=False, compare=False)
 
     @property
     def ref(self) -> str:
@@ -65,6 +70,20 @@ class Artifact:
     def inputs(self) -> dict[str, Input]:
         """What it was made from, by role."""
         return {role: Input(given["kind"], given["id"]) for role, given in self.manifest["inputs"].items()}
+
+    def input(self, role: str) -> "Artifact":
+        """The artifact that it was made from in some role.
+
+        Raises:
+            ArtifactError: gone, or damaged.
+        """
+        given = self.inputs[role]
+        return self.home.find(given.kind, given.id)
+
+    def file_id(self, name: str) -> str:
+        """SHA-256 of one of its files; empty if it has no such file."""
+        listed = self.manifest["files"].get(name)
+        return str(listed["sha256"]) if listed else ""
 
     @property
     def run(self) -> dict[str, Any]:

@@ -37,6 +37,25 @@ class Node:
     shown: bool = False
 
 
+def ancestors(*artifacts: Artifact) -> dict[str, Artifact]:
+    """Everything that some artifacts were made from, and they themselves: id → artifact, each after its inputs.
+
+    Raises:
+        ArtifactError: one of them is gone or damaged.
+    """
+    found: dict[str, Artifact] = {}
+
+    def visit(artifact: Artifact) -> None:
+        for role, given in sorted(artifact.inputs.items()):
+            if given.kind != "raw" and given.id not in found:
+                visit(artifact.input(role))
+        found[artifact.id] = artifact
+
+    for artifact in artifacts:
+        visit(artifact)
+    return found
+
+
 def lineage(store: Store, artifact: Artifact) -> Node:
     """The tree of everything that an artifact was made from. Inputs that are gone or damaged stay in it, marked.
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import polars as pl
     from torch import Tensor
 
+    from dcclctl.store.store import Store
+
 PACKAGES = "packages.json"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)*")
@@ -33,7 +35,7 @@ class Work:
     """Files on their way into an artifact; made by `Store.begin`.
 
     Args:
-        disk: the file system.
+        home: the store. disk: its file system.
         folder: `STORE/<kind>/work/<key>`, which becomes the artifact.
         head: the manifest's fields that are known before the work: kind, stage, config, seed, inputs.
         key: SHA-256 of what the result depends on.
@@ -42,6 +44,7 @@ class Work:
 
     def __init__(
         self,
+        home: "Store",
         disk: LocalDisk,
         folder: Path,
         head: dict[str, Any],
@@ -50,6 +53,7 @@ class Work:
     ) -> None:
         self.key = key
         self.reused = reused
+        self._home = home
         self._disk = disk
         self._folder = folder
         # Beside the folder, not in it: what is in the folder when it is renamed is the artifact and nothing else.
@@ -245,7 +249,7 @@ class Work:
         number = self._disk.publish(self._folder, versions)
         self._disk.remove(self._state)
         kind = self._head["kind"]
-        return Artifact(kind, number, versions / f"{number:06d}", id, json.loads(manifest))
+        return Artifact(kind, number, versions / f"{number:06d}", id, json.loads(manifest), self._home)
 
     def _run(self) -> dict[str, Any]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
