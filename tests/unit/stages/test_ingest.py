@@ -103,10 +103,7 @@ def test_tables_are_as_declared(tmp_path: Path) -> None:
         "vocabulary": VOCABULARY,
         "rejects": REJECTS,
     }.items():
-        schema = dataset.read_table(f"{name}.parquet").schema
-        assert {column: str(kind) for column, kind in schema.items()} == {
-            column: kind for column, (kind, _) in table.items()
-        }
+        table.check(name, dataset.read_table(f"{name}.parquet"))
     events = dataset.read_table("events.parquet")
     assert events.equals(events.sort("user_index", "time_us", maintain_order=True))
 
