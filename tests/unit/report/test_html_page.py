@@ -272,7 +272,11 @@ def test_every_model_is_served(tree: Tree) -> None:
 def served(*by: dict[str, int]) -> list[list[str]]:
     """Header and rows of the table that says how users were served, without its last two columns."""
     models = [replace(model, served_by=given) for model, given in zip(MODELS, by, strict=False)]
-    table = render(page(replace(part(), models=models, baseline=models[0]))).partition("How users were served")[2].partition("</table>")[0]
+    table = (
+        render(page(replace(part(), models=models, baseline=models[0])))
+        .partition("How users were served")[2]
+        .partition("</table>")[0]
+    )
     cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", table, re.S)]
     return [row[:-2] for row in cells]
 
