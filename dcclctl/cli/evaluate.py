@@ -310,13 +310,13 @@ def _compare(
     from dcclctl.report.comparison import comparison_table, gate_table, harm_table, points, tail_minus_head_line
     from dcclctl.stages.cold import targets_in_words
     from dcclctl.stages.compare import (
-        MAIN_GROUPS,
         compare_evaluation,
         harm_metric,
         main_metrics,
         tail_minus_head_of_evaluation,
     )
     from dcclctl.stages.gate import judge
+    from dcclctl.tables import MAIN_GROUPS
 
     against = made.config["against"]
     comparison, harm, worst = (made.read_table(f"{name}.parquet") for name in ("comparison", "harm", "worst_users"))

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dcclctl.errors import DcclError
+from dcclctl.stages.compute import own_process
 
 #: command → one line for the list; the code is in dcclctl/cli/<command>.py, attribute `app`.
 COMMANDS = {
@@ -95,6 +96,7 @@ app.callback()(_root)
 
 def main() -> None:
     """Entry point of the console script."""
+    own_process()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # what a terminal's encoding does not have (θ, an id in another script) is escaped, not a traceback

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dcclctl.events.log import Block, EventLog
     from dcclctl.events.sampling import Ints
     from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
-    from dcclctl.models.training import OnProgress
+    from dcclctl.compute import OnProgress
     from dcclctl.store.work import Work
 
 #: `patch --method` → where it is, and what it is
@@ -47,7 +47,7 @@ class PatchTask(Generic[SettingsT]):
     Attributes:
         cloud: the frozen model. block: what the devices learn from.
         users: (U,) who gets a patch, ascending. config: settings that all methods read. settings: the method's own.
-        device: where to compute. work: gets the patches' files. on_progress: see training.OnProgress.
+        device: where to compute. work: gets the patches' files. on_progress: see compute.OnProgress.
         memory: what the devices remember, for a method that uses it.
     """
 

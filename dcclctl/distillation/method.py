@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from dcclctl.artifacts import CloudModel, PatchSet
     from dcclctl.events.log import Block, EventLog
     from dcclctl.models.trainable import Trainable
-    from dcclctl.models.training import Objective, OnProgress
+    from dcclctl.compute import OnProgress
+    from dcclctl.models.training import Objective
     from dcclctl.store.work import Work
 
 #: `distill --method` → where it is, and what it is
@@ -59,7 +60,7 @@ class DistillTask(Generic[SettingsT]):
     Attributes:
         patches: the teachers. student: where the cloud weights start. block: the events that are distilled.
         config: settings that all methods read. settings: the method's own, with `negatives` filled in.
-        device: where to compute. work: gets the files. on_progress: see training.OnProgress.
+        device: where to compute. work: gets the files. on_progress: see compute.OnProgress.
     """
 
     patches: "PatchSet"

@@ -13,9 +13,8 @@ from dcclctl.errors import UsageError
 from dcclctl.metrics.groups import LOWER_IS_BETTER, members, metric_columns, paired_differences
 from dcclctl.metrics.harm import harm, worst_users
 from dcclctl.metrics.significance import CONFIDENCE, RESAMPLES, compare, contrast, users_to_settle
+from dcclctl.tables import COMPARISON, MAIN_GROUPS
 
-#: Groups that a comparison is made for unless others are asked for.
-MAIN_GROUPS: Final = ("all", "head", "tail", "new")
 #: A difference is called real if p_holm, corrected for all metrics of its group, is at most this.
 LEVEL: Final = 1 - CONFIDENCE
 WORST_USERS: Final = 20
@@ -70,21 +69,7 @@ def comparison(
                 .then(open_cases)
                 .alias("users_to_settle")
             )
-            .select(
-                "subject",
-                "group",
-                "metric",
-                "users",
-                "value",
-                "baseline",
-                "difference",
-                "low",
-                "high",
-                "p_value",
-                "p_holm",
-                "verdict",
-                "users_to_settle",
-            )
+            .select(*COMPARISON.columns)
         )
     return pl.concat(tables)
 

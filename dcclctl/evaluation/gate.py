@@ -19,6 +19,7 @@ import polars as pl
 from dcclctl.errors import UsageError
 from dcclctl.metrics.groups import GROUP_NAMES, LOWER_IS_BETTER
 from dcclctl.metrics.significance import CONFIDENCE, users_to_settle
+from dcclctl.tables import GATE
 
 #: Metrics agree to this between batch sizes and numbers of threads; a smaller drop is rounding, not a drop.
 ROUNDING = 1e-6
@@ -170,24 +171,7 @@ def judge(comparison: pl.DataFrame, rules: list[Rule]) -> pl.DataFrame:
         metric = _column(rule.metric, metrics)
         for subject in [rule.subject] if rule.subject else compared:
             rows.append(_verdict(rule, facts[subject, rule.group, metric]))
-    return pl.DataFrame(
-        rows,
-        schema={
-            "subject": pl.String,
-            "group": pl.String,
-            "metric": pl.String,
-            "max_drop": pl.String,
-            "allowed": pl.Float64,
-            "users": pl.Int64,
-            "baseline": pl.Float64,
-            "drop": pl.Float64,
-            "low": pl.Float64,
-            "high": pl.Float64,
-            "verdict": pl.String,
-            "users_to_settle": pl.Int64,
-        },
-        orient="row",
-    )
+    return pl.DataFrame(rows, schema=GATE.schema(), orient="row")
 
 
 def _column(metric: str, metrics: list[str]) -> str:

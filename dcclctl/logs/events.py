@@ -26,6 +26,7 @@ class Events:
         labels: 0 or 1.
         rows: the event's row in the log's columns.
         dropped: rows left out after the row rules, counted by rule.
+        hidden: positive rows among those dropped, of the rules that choose between rows of one user and item.
         conflicts: events that had several labels.
         heavy_users: users with a million events or more.
     """
@@ -38,6 +39,7 @@ class Events:
     user_ids: list[str]
     item_ids: list[str]
     dropped: dict[str, int]
+    hidden: dict[str, int]
     conflicts: int
     heavy_users: int
 
@@ -79,7 +81,8 @@ def select_events(log: Log, config: IngestConfig) -> Events:
     times = log.times[rows]
     labels = np.ones(len(rows), np.int8) if log.labels is None else log.labels[rows]
     behaviours = None if log.behaviours is None else log.behaviours[rows]
-    keep, conflicts = _without_repetitions(users, items, times, labels, behaviours, config, dropped)
+    hidden = dict.fromkeys(("label-conflicts", "repeats"), 0)
+    keep, conflicts = _without_repetitions(users, items, times, labels, behaviours, config, dropped, hidden)
 
     counts = np.bincount(users, weights=keep, minlength=len(user_ids))
     heavy = int((counts >= rules.HEAVY_USER_EVENTS).sum())
@@ -93,7 +96,7 @@ def select_events(log: Log, config: IngestConfig) -> Events:
         rows, users, items, times, labels = rows[keep], users[keep], items[keep], times[keep], labels[keep]
         users, user_ids = _renumber(users, user_ids)
         items, item_ids = _renumber(items, item_ids)
-    return Events(users, items, times, labels, rows, user_ids, item_ids, dropped, conflicts, heavy)
+    return Events(users, items, times, labels, rows, user_ids, item_ids, dropped, hidden, conflicts, heavy)
 
 
 def without(events: Events, keep: Flags, rule: str) -> Events:
@@ -139,6 +142,7 @@ def _without_repetitions(
     behaviours: Ints | None,
     config: IngestConfig,
     dropped: dict[str, int],
+    hidden: dict[str, int],
 ) -> tuple[Flags, int]:
     """Which rows stay, and how many events had several labels; counts what is dropped."""
     keep = np.ones(len(users), np.bool_)
@@ -156,17 +160,46 @@ def _without_repetitions(
         if same_time.any():
             second = repeated[same_time]
             conflicts = _one_row_per_event(
-                pairs, np.union1d(second, second - 1), users, items, times, labels, behaviours, keep, config, dropped
+                pairs,
+                np.union1d(second, second - 1),
+                users,
+                items,
+                times,
+                labels,
+                behaviours,
+                keep,
+                config,
+                dropped,
+                hidden,
             )
         if config.repeats == "first":
-            later = pairs[repeated]
-            if dropped["label-conflicts"]:
-                # The first of a pair is never a duplicate, but it may have lost a label conflict.
-                left = pairs[keep[pairs]]
-                later = left[1:][(users[left[1:]] == users[left[:-1]]) & (items[left[1:]] == items[left[:-1]])]
-            dropped["repeats"] = int(keep[later].sum())
-            keep[later] = False
+            same_pair[:-1] |= same_pair[1:]  # with the first row of each
+            several = pairs[same_pair]
+            again = _repeats(several[keep[several]], users, items, labels)
+            dropped["repeats"], hidden["repeats"] = len(again), int(labels[again].sum(dtype=np.int64))
+            keep[again] = False
     return keep, conflicts
+
+
+def _repeats(rows: Ints, users: Codes, items: Codes, labels: npt.NDArray[np.int8]) -> Ints:
+    """All rows of a user and an item but one: the first positive one, or the first where none is positive.
+
+    An item is often shown several times before it is clicked: the first row alone would hide the click.
+
+    Args:
+        rows: row numbers by user, item and time.
+        users, items, labels: of all rows.
+    """
+    starts = np.ones(len(rows), np.bool_)
+    starts[1:] = (users[rows[1:]] != users[rows[:-1]]) | (items[rows[1:]] != items[rows[:-1]])
+    first = np.flatnonzero(starts)
+    if len(first) == len(rows):
+        return rows[:0]
+    place = np.where(labels[rows] > 0, np.arange(len(rows)), len(rows))
+    positive = np.minimum.reduceat(place, first)
+    again = np.ones(len(rows), np.bool_)
+    again[np.where(positive < len(rows), positive, first)] = False
+    return rows[again]
 
 
 def _one_row_per_event(
@@ -180,6 +213,7 @@ def _one_row_per_event(
     keep: Flags,
     config: IngestConfig,
     dropped: dict[str, int],
+    hidden: dict[str, int],
 ) -> int:
     """Drop exact duplicates, and all but one label of an event; returns the events with several labels."""
     rows = pairs[places]
@@ -203,6 +237,7 @@ def _one_row_per_event(
     dropped["duplicates"] = frame.height - distinct.height
     kept = distinct.filter(label == pl.col("chosen"))
     dropped["label-conflicts"] = distinct.height - kept.height
+    hidden["label-conflicts"] = distinct.filter((pl.col("chosen") == 0) & (label > 0)).select(event).n_unique()
     keep[rows] = False
     keep[kept["row"].to_numpy()] = True
     return distinct.filter(pl.col("labels") > 1).select(event).n_unique()

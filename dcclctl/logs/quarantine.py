@@ -73,6 +73,5 @@ class Quarantine:
 
     def table(self) -> pl.DataFrame:
         """The rejects, as `tables.REJECTS` says."""
-        schema = {name: getattr(pl, kind)() for name, (kind, _) in REJECTS.items()}
         rows = [(source, each.record, each.offset, each.reason, each.raw) for source, each in self._rejects]
-        return pl.DataFrame(rows, schema=schema, orient="row")
+        return pl.DataFrame(rows, schema=REJECTS.schema(), orient="row")

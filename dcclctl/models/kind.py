@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dcclctl.artifacts.dataset import Dataset
     from dcclctl.events.log import Block, EventLog
     from dcclctl.models.scoring import Backbone
-    from dcclctl.models.training import OnProgress
+    from dcclctl.compute import OnProgress
     from dcclctl.store.work import Work
 
 #: `train --model` → where it is, and what it is
@@ -42,7 +42,7 @@ class FitTask(Generic[SettingsT]):
 
     Attributes:
         dataset: the log. blocks: what to train on. settings: the model's own. seed: of every draw. device: where to compute.
-        work: gets the model's files. on_progress: see training.OnProgress.
+        work: gets the model's files. on_progress: see compute.OnProgress.
         start: the model to train further; None: a new one.
     """
 

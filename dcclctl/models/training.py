@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dcclctl.compute import OnProgress
 from dcclctl.errors import DataError, DivergedError
 from dcclctl.events.log import PERIOD_NAMES, Block, EventLog
 from dcclctl.events.sampler import Sampler, Samples, valid_samples
@@ -18,9 +19,6 @@ from dcclctl.events.sampling import Ints, stream
 from dcclctl.models.settings import FitSettings
 from dcclctl.models.trainable import Pass, Trainable, dropout
 from dcclctl.store.work import Work
-
-#: on_progress(what, done, total, note)
-OnProgress = Callable[[str, float, float, str], None]
 
 
 class Validation(NamedTuple):

@@ -16,7 +16,7 @@ class Model:
         name: its name in the tables. ref: its reference in the store.
         role: what it is, for people: 'frozen cloud model', 'patches on cloud@1'.
         round: distillations that its cloud model has behind it. patched: are there patches on top?
-        served_by: 'patch', 'encoder', 'cloud' → users.
+        served_by: one of tables.SERVED_BY → users.
         ece: calibration error; None without rows. coverage: share of the catalogue that is shown; None if sampled.
         placebo: is everybody served with the mean patch, or another user's?
     """

@@ -6,21 +6,18 @@ import polars as pl
 from rich.table import Table
 from rich.text import Text
 
-from dcclctl.tables import GROUPS
+from dcclctl.report.comparison import metric_name
+from dcclctl.tables import GROUPS, LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: metrics in which less is better
-_LOSSES = ("log_loss", "ece")
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def heading(metric: str) -> str:
-    """A metric's name for people: 'ndcg@10/1000' → 'NDCG@10', and '1,000 sampled' on a line below."""
-    name, _, sampled = metric.partition("/")
-    shown = {"mrr": "MRR", "gauc": "GAUC", "log_loss": "log loss"}.get(name, name.upper())
-    return f"{shown}\nsampled" if sampled else shown
+    """A metric's name for people: 'ndcg@10/1000' → 'NDCG@10', and 'sampled' on a line below."""
+    return metric_name(metric).replace(" sampled", "\nsampled")
 
 
 def shown_metrics(metrics: list[str]) -> list[str]:
@@ -53,7 +50,7 @@ def group_table(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
                 column = [values[group, other, metric]["value"] for other in names]
                 known = [value for value in column if value is not None]
                 value = column[place]
-                best = (min if metric.partition("/")[0] in _LOSSES else max)(known, default=None)
+                best = (min if metric.partition("/")[0] in LOWER_IS_BETTER else max)(known, default=None)
                 # equal to the digit shown is equally good
                 bold = value is not None and best is not None and f"{value:.4f}" == f"{best:.4f}" and len(names) > 1
                 cells.append(Text("–" if value is None else f"{value:.4f}", style="bold" if bold else ""))

@@ -296,8 +296,21 @@ def _remarks(
         )
     if log.time_kind == "ordinal" and config.time_unit != "ordinal":
         remarks.append("the times are order numbers: only each user's order is known")
+    if events.hidden["label-conflicts"]:
+        remarks.append(
+            f"{events.hidden['label-conflicts']} events had a positive and a negative label at one moment and count as "
+            "negative (--label-conflicts max would make them positive)"
+        )
     if events.dropped["repeats"]:
-        remarks.append(f"{events.dropped['repeats']} repeated events left out (--repeats keep would keep them)")
+        chosen_by = ""
+        if labelled:
+            chosen_by = (
+                f", {events.hidden['repeats']} of them positive; of each user and item the first positive event stays, "
+                "or the first where none is positive"
+            )
+        remarks.append(
+            f"{events.dropped['repeats']} repeated events left out{chosen_by} (--repeats keep would keep them)"
+        )
     if config.new_users:
         chosen = new_users(events.user_ids, config.new_users, config.seed)
         known = np.zeros(len(chosen), np.bool_)

@@ -15,7 +15,7 @@ from dcclctl.stages.cold import targets_in_words
 from dcclctl.stages.compare import comparison, harm_metric, harms, main_metrics, tail_minus_head_of_evaluation
 from dcclctl.stages.evaluate import display_names
 from dcclctl.stages.models import module_of
-from dcclctl.stages.serve import ENCODER_SUFFIX, MEAN_SUFFIX, SHUFFLED_SUFFIX, split_suffix
+from dcclctl.stages.serve import ENCODER_SUFFIX, MEAN_SUFFIX, SHUFFLED_SUFFIX, SUFFIXES, split_suffix
 from dcclctl.store.lineage import dotted
 from dcclctl.store.store import Artifact, Store
 
@@ -114,7 +114,7 @@ def _model(name: str, ref: str, artifact: Artifact, about: dict[str, object], ma
         served_by=about["served_by"],  # type: ignore[arg-type]
         ece=about["ece"],  # type: ignore[arg-type]
         coverage=about["coverage"],  # type: ignore[arg-type]
-        placebo=split_suffix(name)[1] in (MEAN_SUFFIX, SHUFFLED_SUFFIX),
+        placebo=split_suffix(name)[1] in SUFFIXES["patches"],
     )
 
 

@@ -25,7 +25,7 @@ class Explanation:
         history: the last items that the model sees, newest first: item_id, name.
         test_items: ids of what the user really took in the test period.
         rankings: model → table rank, item_id, name, logit, cloud_rank; best first.
-        served_by: model → patch, encoder or cloud.
+        served_by: model → one of tables.SERVED_BY.
     """
 
     user_id: str

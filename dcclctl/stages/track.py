@@ -9,7 +9,7 @@ from dcclctl.tracking import Record
 
 
 def record_of(artifact: Artifact, store: Store) -> Record:
-    """Configuration, lineage and figures of a cloud model or an evaluation.
+    """Configuration, lineage and figures of an artifact; only cloud models and evaluations have figures.
 
     Per-epoch losses have their epoch as the step; a group's metrics are named subject/group/metric, step 0.
 
@@ -28,7 +28,7 @@ def record_of(artifact: Artifact, store: Store) -> Record:
                 name: facts[name] for name in ("best_valid_loss", "best_valid_auc") if name in facts
             }
             figures.append((facts["best_epoch"], best))
-    else:
+    elif artifact.kind == "evaluation":
         names = dict(display_names(artifact, store))
         groups = (*GROUPS, "all")
         for row in artifact.read_table("aggregate.parquet").to_dicts():

@@ -19,6 +19,7 @@ from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, METRICS, RUN, Artifa
 from dcclctl.store.canonical import canonical
 from dcclctl.store.disk import LocalDisk
 from dcclctl.store.manifest import FORMAT, package_versions
+from dcclctl.tables import check_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -123,8 +124,13 @@ class Work:
         self._files[name] = record
 
     def write_table(self, name: str, table: "pl.DataFrame") -> None:
-        """Write Parquet; `name` ends in '.parquet'."""
+        """Write Parquet; `name` ends in '.parquet'.
+
+        Raises:
+            ValueError: the table is not what `tables.TABLES` says; nothing is written.
+        """
         _check_suffix(name, ".parquet")
+        check_table(self._head["kind"], name, table)
         with self.new_file(name) as path:
             contents.write_table(path, table)
 

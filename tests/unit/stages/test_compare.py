@@ -34,10 +34,6 @@ def per_user(**subjects: dict[str, list[float | None]]) -> pl.DataFrame:
     return pl.concat(tables)
 
 
-def schema_of(described: dict[str, tuple[str, str]]) -> dict[str, str]:
-    return {name: kind for name, (kind, _) in described.items()}
-
-
 def row(table: pl.DataFrame, **where: str) -> dict:
     found = table.filter(**{name: value for name, value in where.items()})
     assert found.height == 1
@@ -52,12 +48,11 @@ def noisy(seed: int = 0, users: int = 300) -> tuple[np.ndarray, np.ndarray]:
 def test_tables_have_the_columns_that_are_described():
     base, noise = noisy()
     table = per_user(a={"ndcg@10": base, "auc": base}, b={"ndcg@10": base + noise, "auc": base})
-    assert {name: str(kind) for name, kind in comparison(table, "a", 0).schema.items()} == schema_of(COMPARISON)
+    COMPARISON.check("comparison", comparison(table, "a", 0))
     shares, worst = harms(table, "a")
-    assert {name: str(kind) for name, kind in shares.schema.items()} == schema_of(HARM)
-    assert {name: str(kind) for name, kind in worst.schema.items()} == schema_of(WORST_USERS)
-    who = tail_minus_head(table, "a", 0)
-    assert {name: str(kind) for name, kind in who.schema.items()} == schema_of(TAIL_MINUS_HEAD)
+    HARM.check("harm", shares)
+    WORST_USERS.check("worst", worst)
+    TAIL_MINUS_HEAD.check("who", tail_minus_head(table, "a", 0))
 
 
 def test_who_gains_more_is_named_whichever_way_the_metric_points():

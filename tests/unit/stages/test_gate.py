@@ -28,8 +28,7 @@ def compared(difference: float | None, low: float | None, high: float | None, **
         "verdict": "inconclusive",
         "users_to_settle": None,
     }
-    kinds = {name: getattr(pl, kind) for name, (kind, _) in COMPARISON.items()}
-    return pl.DataFrame([row | changes], schema=kinds)
+    return pl.DataFrame([row | changes], schema=COMPARISON.schema())
 
 
 def verdict(rule: str, *interval: float | None, **changes: object) -> dict:
@@ -98,7 +97,7 @@ def test_every_model_unless_the_rule_names_one():
     rules = [Rule("tail", "ndcg@10", 0.0, False), Rule("tail", "ndcg@10", 0.0, False, "b")]
     found = judge(table, rules)
     assert found["subject"].to_list() == ["a", "b", "b"]
-    assert {name: str(kind) for name, kind in found.schema.items()} == {name: kind for name, (kind, _) in GATE.items()}
+    GATE.check("gate", found)
     with pytest.raises(UsageError, match="not compared here"):
         judge(table, [Rule("tail", "ndcg@10", 0.0, False, "c")])
     assert judge(table, []).is_empty()

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from dcclctl.config import SECTIONS
+from dcclctl.stages import report
 from dcclctl.stages.report import command_of
+from dcclctl.stages.serve import SUFFIXES
 from dcclctl.store.store import Artifact
 
 IDS = {"dataset": "da" * 32, "cloud": "c0" * 32, "patches": "9a" * 32, "memory": "3e" * 32}
@@ -146,3 +148,9 @@ def test_a_setting_that_is_no_longer_recorded_is_not_named() -> None:
     old = artifact("train", "cloud", {"dataset": ("dataset", DATASET.id)}, 2, ridge=20.0)
     assert old.config["ridge"] == 20.0
     assert command_of(old, MADE) == command_of(CLOUD, MADE)
+
+
+@pytest.mark.parametrize("roles", [report._PLACEBOS, report._OF_MEMORY])
+def test_every_placebo_has_a_name(roles: dict[str, str]) -> None:
+    assert set(roles) == {"", *SUFFIXES["patches"]}
+    assert len(set(roles.values())) == len(roles)

@@ -20,6 +20,7 @@ from dcclctl.store.canonical import canonical
 from dcclctl.store.contents import file_sha256
 from dcclctl.store.lineage import difference, lineage
 from dcclctl.store.store import Artifact, Input, Store
+from dcclctl.tables import EVENTS
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_what_was_written_is_read(store: Store) -> None:
     assert dataset.config == {"split": "global", "rows": 5}
     assert dataset.manifest["tables"]["events.parquet"] == {
         "rows": 5,
-        "schema": {"user_index": "Int64", "item_id": "String"},
+        "schema": {name: column.type for name, column in EVENTS.columns.items()},
     }
     assert cloud.inputs == {"dataset": Input("dataset", dataset.id)}
     tensors = cloud.read_tensors("model.safetensors")
@@ -92,6 +93,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from store_worlds import make_cloud, make_dataset
 from dcclctl.store.store import Store
+from dcclctl.tables import EVENTS
 store = Store(Path(sys.argv[1]))
 print(make_cloud(store, make_dataset(store)).id)
 """
