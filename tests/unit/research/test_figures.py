@@ -289,6 +289,18 @@ def test_lasting_harm_counts_like_a_plain_loop() -> None:
         assert record["test"] == pytest.approx(mean(worse["test"]))
         assert record["both"] == pytest.approx(mean(a and b for a, b in zip(*worse.values(), strict=True)))
         assert record["by chance"] == pytest.approx(mean(worse["valid"]) * mean(worse["test"]))
+        gains = [
+            [
+                100 * mean(rows(b[period], ONCE)[user]["gauc"] - rows(b[period], TWICE)[user]["gauc"] for b in blocks)
+                for user in users
+            ]
+            for period in ("valid", "test")
+        ]
+        first, second = map(mean, gains)
+        spread = math.sqrt(mean((x - first) * (y - second) for x, y in zip(*gains, strict=True)))
+        assert record["mean"] == pytest.approx((first + second) / 2)
+        assert record["spread"] == pytest.approx(spread)
+        assert record["estimate"] == pytest.approx(NormalDist((first + second) / 2, spread).cdf(0))
         assert record["low"] <= record["estimate"] <= record["high"]
 
 
