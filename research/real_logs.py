@@ -1,15 +1,15 @@
-"""The paper's loop on real logs, three seeds: where two tables in README.md and section 1 of EXPERIMENTS.md come from.
+"""The paper's loop on real logs, three seeds: where the tables of research/results/loop.md come from.
 
-    python benchmarks/real_logs.py --out results/ [LOG …] [--seeds 0,1,2] [--periods valid,test]
+    python research/real_logs.py --out results/ [LOG …] [--seeds 0,1,2] [--periods valid,test]
 
 LOG is one of ml-100k, ml-100k-loo, grocery, amazon-beauty, sample, sample-repeats (default: all). The first four need
-the folder with the logs (--data, or DCCL_DATA); see README.md for where to get them.
+the folder with the logs (--data, or DCCL_DATA); see research/README.md for where to get them.
 
 For every seed: train on `cloud` (frozen), train it further on `device` (incremental, the strong control), patch on
 `device`, distill, and patch the distilled model on `valid`. `valid` is the block right after what the first patches
 and both cloud updates learned from; on `test` only the second patches are fresh. Everything goes through the command line.
 
-Each log gives OUT/<log>.loop.md, a table of `test`, which benchmarks/results_page.py puts into README.md, and
+Each log gives OUT/<log>.loop.md, a table of `test`, which research/results_page.py puts on its page, and
 OUT/<log>.loop.rows.md, rows of all models, groups and periods. The store is OUT/<log>.loop.store.
 """
 
@@ -20,12 +20,11 @@ from pathlib import Path
 import polars as pl
 from figures import cell, table
 from pipeline import DATA, Runner, ingest_arguments, plain
+from study import METAPATCH, PAPER
 
 from dcclctl.metrics.groups import paired_differences
 from dcclctl.metrics.significance import compare
 
-#: for step 1 of distillation: as fast as the control, and for more passes than that one ever took
-BUDGET = ["--epochs", "8", "--learning-rate", "0.002"]
 MODELS = ("frozen cloud", "incremental", "patched", "distilled", "distilled + encoder", "distilled + patched")
 #: logs in which ranking everything for everybody would take hours on two cores
 LARGE = ("grocery", "amazon-beauty")
@@ -47,9 +46,9 @@ def one_seed(run: Runner, name: str, seed: int, only: str, periods: list[str]) -
     s = ["--seed", str(seed)]
     frozen = run(f"train {seed}", "train", "--dataset", only, *s)
     incremental = run(f"incremental {seed}", "train", "--continue", frozen, "--on", "device", *s)
-    patched = run(f"patch {seed}", "patch", "--method", "metapatch", "--cloud", frozen, *s)
-    distilled = run(f"distill {seed}", "distill", "--patches", patched, *BUDGET, *s)
-    again = run(f"patch distilled {seed}", "patch", "--method", "metapatch", "--cloud", distilled, "--on", "valid", *s)
+    patched = run(f"patch {seed}", "patch", *METAPATCH, "--cloud", frozen, *s)
+    distilled = run(f"distill {seed}", "distill", "--patches", patched, *PAPER, *s)
+    again = run(f"patch distilled {seed}", "patch", *METAPATCH, "--cloud", distilled, "--on", "valid", *s)
     tables = {}
     sampled = ["--candidates", "300"] if name in LARGE else ["--candidates", "all"]
     for period in periods:

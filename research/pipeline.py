@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 HERE = Path(__file__).resolve().parent.parent
-#: the folder with the public logs, see README.md
+#: the folder with the public logs, see research/README.md
 DATA = Path(os.environ.get("DCCL_DATA", HERE.parent / "shared" / "data"))
 #: weeks of 2017: cloud 1-30, device 31-40, valid 41-43, test 44-47
 _WEEKS = "2017-07-24T04:00:00Z,2017-10-02T04:00:00Z,2017-10-23T04:00:00Z"
@@ -21,7 +21,7 @@ def ingest_arguments(data: Path, journey: Path = Path()) -> dict[str, list[str]]
     """Arguments of `ingest` for every log.
 
     Args:
-        data: folder with the public logs. journey: folder of benchmarks/complete_journey.py.
+        data: folder with the public logs. journey: folder of research/complete_journey.py.
     """
     data = data.resolve()  # commands run in the repository's root
     grocery, beauty, sample = data / "grocery", data / "amazon-beauty", HERE / "sample_data"

