@@ -92,7 +92,10 @@ class ComputeSection(CommandSection):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="Where to compute: auto takes cuda, then mps, then cpu."
     )
-    threads: Count = Field(0, description="CPU threads; 0 chooses. Part of the artifact's identity.")
+    threads: Count = Field(
+        0,
+        description="CPU threads; 0 takes one per processor that this process may use. Part of the artifact's identity.",
+    )
 
 
 class VariantSection(ComputeSection):
@@ -214,7 +217,9 @@ class PatchConfig(VariantSection):
 
     VARIANT: ClassVar[str] = "method"
 
-    users: str = Field("all", description="Who gets a patch: tail, head, all, new, @FILE with one id a line, or ID,ID,…")
+    users: str = Field(
+        "all", description="Who gets a patch: tail, head, all, new, @FILE with one id a line, or ID,ID,…"
+    )
     on: LearningBlock = Field(
         "device", description="Period (or part, e.g. device:2/3) whose events the devices learn from."
     )
@@ -245,7 +250,15 @@ class DistillConfig(VariantSection):
     )
 
 
-class EvaluateConfig(ComputeSection):
+class ScoreSettings(ComputeSection):
+    """What decides how a model serves users."""
+
+    unpatched: Literal["encoder", "cloud"] = Field(
+        "cloud", description="Who scores a user without a patch: the cloud model, or the encoder's patch U(0, u)."
+    )
+
+
+class EvaluateConfig(ScoreSettings):
     """`dcclctl evaluate`: cloud models and patches → per-user metrics."""
 
     on: BlockName = Field("test", description="Period (or part, e.g. device:2/3) to score.")
@@ -257,9 +270,6 @@ class EvaluateConfig(ComputeSection):
         description="Items ranked for each event: all, or a number N of sampled ones; auto: all while affordable, else 1000.",
     )
     auc_negatives: Positive = rarely(100, "Sampled negatives per event for AUC, log loss and calibration.")
-    unpatched: Literal["encoder", "cloud"] = Field(
-        "cloud", description="Who scores a user without a patch: the cloud model, or the encoder's patch U(0, u)."
-    )
     first_events: list[Count] = Field(
         default_factory=list,
         description="Only new users, each with a history of exactly its first K events; several K: one evaluation each.",

@@ -14,10 +14,9 @@ from typing import Any
 
 from world import DISTILL, EVALUATE, PATCH, TRAIN, done, ingest
 
-#: other models than DIN, small and quick
-OTHERS = {
-    "popularity": (), "gp-topfreq": (), "item-knn": (), "ease": (), "bpr": (), "fm": (), "neumf": (), "sasrec": (), "gru4rec": (),
-}  # fmt: skip
+#: other models than DIN, and whether they have epochs
+OTHERS = {"popularity": False, "gp-topfreq": False, "item-knn": False, "ease": False}
+OTHERS |= dict.fromkeys(("bpr", "fm", "neumf", "sasrec", "gru4rec"), True)
 
 
 def stages(folder: Path) -> None:
@@ -36,7 +35,9 @@ def stages(folder: Path) -> None:
     taught = run("distill", "--patches", metapatch, *DISTILL)
     run("distill", "--patches", remembering, "--epochs", "1", "--threads", "1")
     again = run("patch", "--cloud", taught, *PATCH)
-    others = [run("train", "--model", name, "--epochs", "2", "--threads", "1") for name in OTHERS if not OTHERS[name]]
+    others = []
+    for name, has_epochs in OTHERS.items():
+        others.append(run("train", "--model", name, *(("--epochs", "2") if has_epochs else ()), "--threads", "1"))
     sasrec = next(ref for ref, name in zip(others, OTHERS, strict=True) if name == "sasrec")
     on_states = run("patch", "--cloud", sasrec, *PATCH)
     models = [frozen, fresh, metapatch, f"{metapatch}+mean", f"{metapatch}+shuffled", remembering, f"{remembering}+shuffled"]

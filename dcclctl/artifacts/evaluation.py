@@ -4,7 +4,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dcclctl.artifacts.handle import Handle
+from dcclctl.artifacts.names import label
 from dcclctl.errors import UsageError
+from dcclctl.store.artifact import Artifact
 from dcclctl.store.lineage import SUBJECT_ROLE
 
 if TYPE_CHECKING:
@@ -22,12 +24,18 @@ class Evaluation(Handle):
     @property
     def subjects(self) -> dict[str, str]:
         """The scored models: name in the tables → reference in this store, in the order they were given."""
-        return {
-            name: self.artifact.input(role).ref + name[len(name.partition("+")[0]) :]
-            for role in self.artifact.inputs
-            if role.startswith(SUBJECT_ROLE)
-            for name in [role.partition(":")[2]]
-        }
+        return {name: artifact.ref + end for name, (artifact, end) in self._scored().items()}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The scored models: name in the tables → what people call them, see names.label."""
+        return {name: label(artifact, end[1:]) for name, (artifact, end) in self._scored().items()}
+
+    def _scored(self) -> dict[str, tuple[Artifact, str]]:
+        """Name in the tables → artifact, and what stands after its reference ('+mean' or '')."""
+        roles = [role for role in self.artifact.inputs if role.startswith(SUBJECT_ROLE)]
+        found = {role.partition(":")[2]: self.artifact.input(role) for role in roles}
+        return {name: (artifact, name[len(name.partition("+")[0]) :]) for name, artifact in found.items()}
 
     @cached_property
     def per_user(self) -> "pl.DataFrame":

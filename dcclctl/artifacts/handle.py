@@ -1,7 +1,7 @@
 """What all handles have in common."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from dcclctl.errors import ArtifactError
 from dcclctl.store.store import Artifact, Store
@@ -34,7 +34,7 @@ class Handle:
     @property
     def store(self) -> Store:
         """Where it is."""
-        return self.artifact.home
+        return cast(Store, self.artifact.home)
 
     @property
     def config(self) -> dict[str, Any]:

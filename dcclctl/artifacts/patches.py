@@ -61,7 +61,9 @@ class PatchSet(Handle):
         if codes.shape[1]:
             for (shard,), rows in self.users.group_by("shard", maintain_order=True):
                 theta = self.artifact.read_tensors(shard_name(int(str(shard))))["theta"]
-                own, place = (torch.from_numpy(rows[name].to_numpy().astype(np.int64)) for name in ("user_index", "row"))
+                own, place = (
+                    torch.from_numpy(rows[name].to_numpy().astype(np.int64)) for name in ("user_index", "row")
+                )
                 codes[own] = theta[place]
         patched = torch.zeros(n_users, dtype=torch.bool)
         kept = self.users.filter("kept")["user_index"].to_numpy().astype(np.int64)

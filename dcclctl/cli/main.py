@@ -8,8 +8,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from dcclctl.compute import own_process
 from dcclctl.errors import DcclError
-from dcclctl.stages.compute import own_process
 
 #: command → one line for the list; the code is in dcclctl/cli/<command>.py, attribute `app`.
 COMMANDS = {
@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "Score models side by side, by user activity.",
     "report": "Write evaluations as one offline page.",
     "score": "Explain one user: cloud and patched ranking side by side.",
+    "settings": "List every setting of a command, a model or a method.",
     "audit": "Prove that nothing trained has seen what it is judged on.",
     "artifacts": "List, show, verify, compare and tag what the stages made.",
 }
@@ -79,7 +80,7 @@ def _root(
 
     dcclctl ingest LOG && dcclctl train && dcclctl patch && dcclctl evaluate
 
-    The paper's loop: dcclctl patch --method metapatch && dcclctl distill
+    The paper's loop: dcclctl patch --method metapatch && dcclctl distill --method momodistill
     """
 
 

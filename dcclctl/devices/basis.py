@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcclctl.events.sampling import Ints, permutation
 from dcclctl.errors import DivergedError
+from dcclctl.events.sampling import Ints, permutation
 
 PatchT = TypeVar("PatchT")
 
@@ -220,7 +220,8 @@ def learn_jointly(
         mean = total / float(weights.sum())
         if not math.isfinite(mean):
             raise DivergedError(
-                f"the loss of Θ became {mean}", "Lower basis_learning_rate (--set, see dcclctl settings) and run the command again."
+                f"the loss of Θ became {mean}",
+                "Lower basis_learning_rate (--set, see dcclctl settings) and run the command again.",
             )
         if settings.on_epoch is not None:
             settings.on_epoch(epoch + 1, mean)
@@ -248,5 +249,8 @@ def descend(
         rate = learning_rate / (1 - 0.9**step)
         codes -= rate * first / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
     if not codes.isfinite().all():
-        raise DivergedError("θ̂ became infinite or NaN", "Lower the learning rate (--set, see dcclctl settings) and run the command again.")
+        raise DivergedError(
+            "θ̂ became infinite or NaN",
+            "Lower the learning rate (--set, see dcclctl settings) and run the command again.",
+        )
     return codes

@@ -4,7 +4,7 @@ Shapes: U users, N rows (a row is one candidate of one event), H1 and H2 hidden 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,9 @@ class FineTuneSettings(LocalSettings):
     """Settings of per-user fine-tuning."""
 
     learning_rate: Rate = Field(0.005, description="Adam's step size on a device.")
-    prior: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Weight of the squared change against the sum of a user's losses.")
+    prior: Annotated[float, Field(ge=0.0)] = Field(
+        1.0, description="Weight of the squared change against the sum of a user's losses."
+    )
 
 
 @dataclass(frozen=True)

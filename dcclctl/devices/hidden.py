@@ -68,8 +68,6 @@ class HiddenLearner(Learner[SettingsT, DeviceRows]):
         each = left_out.to(self.device).repeat_interleave(1 + self.sampler.negatives, dim=1)
         return replace(rows, weights=rows.weights * ~each)
 
-    def losses(
-        self, rows: DeviceRows, codes: Float[Tensor, "U K"]
-    ) -> tuple[Float[Tensor, "U"], Float[Tensor, "U"]]:
+    def losses(self, rows: DeviceRows, codes: Float[Tensor, "U K"]) -> tuple[Float[Tensor, "U"], Float[Tensor, "U"]]:
         losses = F.binary_cross_entropy_with_logits(self.logits(rows, codes), rows.labels, reduction="none").double()
         return (losses * rows.weights).sum(1), rows.weights.double().sum(1)

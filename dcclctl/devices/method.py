@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import torch
 
     from dcclctl.artifacts import CloudModel, Memory, PatchSet
+    from dcclctl.compute import OnProgress
     from dcclctl.devices.encoder import Encoder
     from dcclctl.events.log import Block, EventLog
     from dcclctl.events.sampling import Ints
     from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
-    from dcclctl.compute import OnProgress
     from dcclctl.store.work import Work
 
 #: `patch --method` → where it is, and what it is
@@ -159,5 +159,3 @@ def method_of(name: str) -> DeviceMethod[Any]:
     """The method with this name."""
     method: DeviceMethod[Any] = METHODS[name].load()()
     return method
-
-

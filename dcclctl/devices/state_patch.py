@@ -65,9 +65,7 @@ def patched_states(
     return states + basis.patch(codes).change(states.unsqueeze(1)).squeeze(1)
 
 
-def state_head(
-    backbone: SequenceBackbone, basis: StateBasis, codes: Float[Tensor, "U K"]
-) -> HeadFunction:
+def state_head(backbone: SequenceBackbone, basis: StateBasis, codes: Float[Tensor, "U K"]) -> HeadFunction:
     """The head with each event's user's patch; `codes` has a row for every user of the log (zero: the cloud model)."""
     basis = basis.to(backbone.embeddings.device)
 

@@ -29,7 +29,8 @@ class FromMemorySettings(TeachingSettings):
     """Settings of distillation from memories. The student learns slowly from many candidates, until it ranks no better."""
 
     unlabelled: Positive = Field(
-        12, description="Unlabelled items per event; half of them are near the user's history where the teachers remember."
+        12,
+        description="Unlabelled items per event; half of them are near the user's history where the teachers remember.",
     )
     truncated_share: Fraction = rarely(
         0.25,
@@ -64,9 +65,7 @@ class FromMemory(DistillationMethod[FromMemorySettings]):
             return log
         events = log.events_in(task.block)
         some = events[uniforms(task.seed, "distill/short", events) < settings.truncated_share]
-        lengths = log_uniform(
-            task.seed, "distill/length", some, 0, log.history_lengths(some, task.student.history)
-        )
+        lengths = log_uniform(task.seed, "distill/length", some, 0, log.history_lengths(some, task.student.history))
         return log.truncate_history(some, lengths)
 
     def objective(self, task: DistillTask[FromMemorySettings], log: EventLog) -> TaughtObjective:
@@ -98,9 +97,7 @@ class UnlabelledItems:
             other items are uniform.
     """
 
-    def __init__(
-        self, task: DistillTask[FromMemorySettings], log: EventLog, nearest: Statistics | None = None
-    ) -> None:
+    def __init__(self, task: DistillTask[FromMemorySettings], log: EventLog, nearest: Statistics | None = None) -> None:
         block = task.block
         self.log, self.nearest, self.seed = log, nearest, task.seed
         self.count, self.limit = task.settings.unlabelled, task.student.history

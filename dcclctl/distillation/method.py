@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import torch
 
     from dcclctl.artifacts import CloudModel, PatchSet
+    from dcclctl.compute import OnProgress
     from dcclctl.events.log import Block, EventLog
     from dcclctl.models.trainable import Trainable
-    from dcclctl.compute import OnProgress
     from dcclctl.models.training import Objective
     from dcclctl.store.work import Work
 

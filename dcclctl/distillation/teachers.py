@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from dcclctl.artifacts import PatchSet
 from dcclctl.devices.serving import Subject, serve
-from dcclctl.distillation.method import DistillTask, TeachingSettings
+from dcclctl.distillation.method import DistillTask
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampler import Samples
 from dcclctl.events.sampling import Ints
@@ -26,7 +27,7 @@ Teacher = Callable[[Ints, Int[Tensor, "B C"]], Float[Tensor, "B C"]]
 Unlabelled = Callable[[Ints, int], Int[Tensor, "B M"]]
 
 
-def teacher_of(task: DistillTask[TeachingSettings], log: EventLog, shift: float = 0.0) -> Teacher:
+def teacher_of(task: DistillTask[Any], log: EventLog, shift: float = 0.0) -> Teacher:
     """The patched models as one teacher: on each event, the model that serves the event's user.
 
     Args:

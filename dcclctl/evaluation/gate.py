@@ -9,17 +9,21 @@ import difflib
 import math
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import polars as pl
 
+from dcclctl.artifacts import Evaluation
+from dcclctl.devices.serving import Subject
 from dcclctl.errors import UsageError
+from dcclctl.evaluation.comparison import compare_evaluation
 from dcclctl.metrics.groups import GROUP_NAMES, LOWER_IS_BETTER
 from dcclctl.metrics.significance import CONFIDENCE, users_to_settle
-from dcclctl.tables import GATE
+from dcclctl.store.store import Store
+from dcclctl.tables import GATE, MAIN_GROUPS
 
 #: Metrics agree to this between batch sizes and numbers of threads; a smaller drop is rounding, not a drop.
 ROUNDING = 1e-6
@@ -143,6 +147,32 @@ def check_metrics(rules: Iterable[Rule], cuts: Iterable[int]) -> None:
                 f"the gate names {rule.group}.{rule.metric}, but this evaluation has no {rule.metric}",
                 _nearest(rule.metric, known) + hint,
             )
+
+
+def gate_rules(gate: Path | None, max_drop: list[str], cuts: Iterable[int], store: Store) -> list[Rule]:
+    """The rules of a file, then those of flags, checked; their models by the names that the tables use.
+
+    Args:
+        gate: rule file, or None. max_drop: values of --max-drop. cuts: the k of HR@k and NDCG@k. store: where models are.
+
+    Raises:
+        UsageError: see `read_gate`, `parse_max_drop` and `check_metrics`.
+    """
+    rules = (read_gate(gate) if gate else []) + [parse_max_drop(text) for text in max_drop]
+    check_metrics(rules, cuts)
+    return [replace(rule, subject=Subject.of(rule.subject, store).name) if rule.subject else rule for rule in rules]
+
+
+def verdicts_of(evaluation: Evaluation, rules: list[Rule]) -> pl.DataFrame:
+    """Hold every rule against an evaluation's comparison, which is made for other groups where rules ask for them.
+
+    Returns:
+        A GATE table, see tables.py.
+    """
+    others = {rule.group for rule in rules} - set(MAIN_GROUPS)
+    if not others:
+        return judge(evaluation.comparison, rules)
+    return judge(compare_evaluation(evaluation, evaluation.against, (*MAIN_GROUPS, *sorted(others))), rules)
 
 
 def judge(comparison: pl.DataFrame, rules: list[Rule]) -> pl.DataFrame:

@@ -22,6 +22,14 @@ _BATCH = 256
 
 
 @dataclass(frozen=True)
+class WholeCatalogue:
+    """Events that are ranked over all items."""
+
+    events: Ints
+    items: None = None
+
+
+@dataclass(frozen=True)
 class Explanation:
     """What is known about one user, and what each model would show.
 
@@ -72,16 +80,16 @@ def recommend(
     served = serve(subject, backbone, unpatched, seed)
     user_of = dict(zip(rows.tolist(), users.tolist(), strict=True))
     parts = []
-    for events, _, (logits,) in score(backbone, [served.head], rows, lambda rows: None, log.n_items, _BATCH):
+    for batch, (logits,) in score(backbone, [served.head], rows, WholeCatalogue, log.n_items, _BATCH):
         values = logits.numpy().astype(np.float64)
-        values[~_allowed(dataset, log.user[events])] = -np.inf
+        values[~_allowed(dataset, log.user[batch.events])] = -np.inf
         best = np.argsort(-values, axis=1, kind="stable")[:, :k]
         scores = np.take_along_axis(values, best, axis=1)
         row, place = np.nonzero(np.isfinite(scores))
         parts.append(
             pl.DataFrame(
                 {
-                    "user_index": [user_of[int(event)] for event in events[row]],
+                    "user_index": [user_of[int(event)] for event in batch.events[row]],
                     "rank": place + 1,
                     "item_index": best[row, place].astype(np.int32),
                     "logit": scores[row, place],
@@ -93,9 +101,7 @@ def recommend(
     return (
         found.with_columns(pl.Series("served_by", by), pl.col("user_index").cast(pl.Int32))
         .join(dataset.users.select("user_index", "user_id"), on="user_index", how="left", maintain_order="left")
-        .join(
-            dataset.items.select("item_index", "item_id", "name"), on="item_index", how="left", maintain_order="left"
-        )
+        .join(dataset.items.select("item_index", "item_id", "name"), on="item_index", how="left", maintain_order="left")
         .select("user_id", "rank", "item_id", "name", "logit", "served_by")
     )
 
@@ -133,9 +139,7 @@ def explain(
         events=len(mine) - len(later),
         history=names[history[0][mask[0]].numpy()].drop("item_index"),
         test_items=[names["item_id"][int(item)] for item in dataset.log.item[later[dataset.log.label[later] > 0]]],
-        rankings={
-            name: _ranking(order[:shown], logits[name], cloud_place, names) for name, order in orders.items()
-        },
+        rankings={name: _ranking(order[:shown], logits[name], cloud_place, names) for name, order in orders.items()},
         served_by={name: "cloud" if name == "cloud" else str(served.by[user]) for name in logits},
     )
 

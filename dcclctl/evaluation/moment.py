@@ -1,6 +1,7 @@
 """Every user's state at the start of the test period, which is when a list of recommendations is made."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ def at_start_of_test(log: EventLog, users: Ints) -> tuple[EventLog, Ints]:
     positives = before[end[without]] - before[first[without]]
     places = end[without]  # rows are inserted before these
 
-    def longer(values: npt.NDArray[np.generic], added: npt.NDArray[np.generic] | int) -> Ints:
+    def longer(values: npt.NDArray[Any], added: npt.NDArray[Any] | int) -> npt.NDArray[Any]:
         return np.insert(values, places, added)
 
     log = replace(

@@ -87,7 +87,7 @@ class Scores:
             A PER_USER table, see tables.py.
         """
         log, config, sampled = dataset.log, self.candidates.config, self.candidates.sampled
-        events, rank, rivals = (np.concatenate(part) for part in (self.events, self.ranks, self.rivals))
+        events, rank, rivals = np.concatenate(self.events), np.concatenate(self.ranks), np.concatenate(self.rivals)
         order = np.argsort(events)  # sums of floats in one order, whatever the batches were
         order = order[rivals[order] > 0]
         events, rank = events[order], rank[order]
@@ -147,9 +147,7 @@ class Scores:
         return {"events_without_candidates": int((rivals == 0).sum()), "events_with_few_candidates": few}
 
 
-def _top_lists(
-    others: Float[np.ndarray, "B I"], own: Ints, own_logits: Float[np.ndarray, "B"], top: int
-) -> Ints:
+def _top_lists(others: Float[np.ndarray, "B I"], own: Ints, own_logits: Float[np.ndarray, "B"], top: int) -> Ints:
     """(B, K) the best items of each event, the own one among them where it is one of the best; −1 for none."""
     best = np.argpartition(-others, min(top, others.shape[1]) - 1, axis=1)[:, :top]
     edge = np.take_along_axis(others, best, axis=1)

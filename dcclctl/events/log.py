@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dcclctl.events.sampling import Ints, PairSet
 from dcclctl.errors import UsageError
+from dcclctl.events.sampling import Ints, PairSet
 
 #: period codes, as in the events table
 CLOUD, DEVICE, VALID, TEST = range(4)
@@ -56,7 +56,7 @@ class Block:
     @classmethod
     def of(cls, block: "Block | int") -> "Block":
         """A block as it is; a period code means the whole period."""
-        return block if isinstance(block, cls) else cls(int(block))  # type: ignore[call-overload]
+        return block if isinstance(block, Block) else cls(block)
 
     def overlaps(self, other: "Block") -> bool:
         """Do both hold a part of one period?"""

@@ -135,11 +135,10 @@ def draw_negatives(
             return drawn
         row, column = np.nonzero(wrong)
         drawn[rows[row], column] = draw(rows[row], column, attempt)
-    for row in rows:  # nearly everything is excluded: list what is left, in the order of its hashes
-        left = catalogue[~excluded.contains(np.broadcast_to(owners[row], catalogue.shape), catalogue)]
-        left = left[permutation(seed, f"{purpose}/left", left, int(keys[row]), round)][:count]
-        drawn[row] = NO_ITEM
-        drawn[row, : len(left)] = left
+    for place in rows.tolist():  # nearly everything is excluded: list what is left, in the order of its hashes
+        left = catalogue[~excluded.contains(np.broadcast_to(owners[place], catalogue.shape), catalogue)]
+        left = left[permutation(seed, f"{purpose}/left", left, int(keys[place]), round)][:count]
+        drawn[place] = np.append(left, np.full(count - len(left), NO_ITEM))
     return drawn
 
 

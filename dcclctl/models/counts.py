@@ -1,14 +1,14 @@
 """Models that are counted, not trained: popularity, recent, gp-topfreq, item-knn, ease. No epoch is chosen by `valid`."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from dcclctl.config import Positive
+from dcclctl.config import Positive, Section
 from dcclctl.errors import DataError, UsageError
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
@@ -53,7 +53,7 @@ class EaseSettings(ModelSettings):
 class CountedKind(CloudModelKind[SettingsT]):
     """A kind whose model is made of counts of positive events."""
 
-    Settings = ModelSettings
+    Settings: ClassVar[type[Section]] = ModelSettings
 
     @abstractmethod
     def tensors(self, log: EventLog, counted: Ints, settings: SettingsT) -> dict[str, Tensor]:

@@ -254,8 +254,11 @@ class DinBackbone(Backbone):
         model, log, device = self.model, self.log, self.embeddings.device
         history, mask = log.histories(events, self.limit)
         keys = self.embeddings[history.to(device)]
-        every = candidates is None
-        query = self.embeddings.expand(len(events), -1, -1) if every else self.embeddings[candidates.to(device)]
+        query = (
+            self.embeddings.expand(len(events), -1, -1)
+            if candidates is None
+            else self.embeddings[candidates.to(device)]
+        )
         interest = model.interest_of_many(query, keys, mask.to(device))
         profile = model.embed_profile(log.profile[torch.from_numpy(log.user[events])].to(device))
         return model.first_layer(query, interest, profile)

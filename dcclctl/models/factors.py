@@ -30,7 +30,9 @@ class FactorSettings(TrainedSettings):
 
     item_size: Positive = size(32, "Numbers in a factor.")
     epochs: Positive = Field(60, description="Passes over the training events, at most.")
-    patience: Count = Field(5, description="Epochs without a higher AUC on valid after which training stops; 0 never stops early.")
+    patience: Count = Field(
+        5, description="Epochs without a higher AUC on valid after which training stops; 0 never stops early."
+    )
 
 
 class BprSettings(FactorSettings):

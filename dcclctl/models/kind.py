@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from dcclctl.artifacts.cloud import CloudModel
     from dcclctl.artifacts.dataset import Dataset
+    from dcclctl.compute import OnProgress
     from dcclctl.events.log import Block, EventLog
     from dcclctl.models.scoring import Backbone
-    from dcclctl.compute import OnProgress
     from dcclctl.store.work import Work
 
 #: `train --model` → where it is, and what it is
@@ -23,7 +23,9 @@ MODELS: Mapping[str, Variant] = {
     "din": Variant("dcclctl.models.din:DinKind", "Deep Interest Network: target attention over the last events"),
     "sasrec": Variant("dcclctl.models.sequence:SasrecKind", "self-attention over the sequence of events"),
     "gru4rec": Variant("dcclctl.models.sequence:Gru4recKind", "recurrent network over the sequence of events"),
-    "popularity": Variant("dcclctl.models.counts:PopularityKind", "the same ranking for everybody, by number of events"),
+    "popularity": Variant(
+        "dcclctl.models.counts:PopularityKind", "the same ranking for everybody, by number of events"
+    ),
     "recent": Variant("dcclctl.models.counts:RecentKind", "popularity among the newest events"),
     "gp-topfreq": Variant("dcclctl.models.counts:GpTopfreqKind", "the user's own most frequent items, then popularity"),
     "item-knn": Variant("dcclctl.models.counts:ItemKnnKind", "nearest items by co-occurrence"),

@@ -7,7 +7,7 @@ the models that share them.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from copy import copy
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -81,39 +81,51 @@ def events_at_once(backbone: Backbone, n_candidates: int, longest: int) -> int:
     return max(1, _UNITS // max(1, backbone.activation_cost(n_candidates, longest)))
 
 
+class CandidateBatch(Protocol):
+    """Some events and their candidates: items (B, C), or None for the whole catalogue."""
+
+    @property
+    def events(self) -> Ints: ...
+
+    @property
+    def items(self) -> Int[Tensor, "B C"] | None: ...
+
+
+BatchT = TypeVar("BatchT", bound=CandidateBatch)
+
+
 def score(
     backbone: Backbone,
     heads: list[HeadFunction],
     events: Ints,
-    candidates_of: Callable[[Ints], Int[Tensor, "B C"] | None],
+    batch_of: Callable[[Ints], BatchT],
     n_candidates: int,
     batch_events: int,
-) -> Iterator[tuple[Ints, Int[Tensor, "B C"] | None, list[Float[Tensor, "B C"]]]]:
+) -> Iterator[tuple[BatchT, list[Float[Tensor, "B C"]]]]:
     """Logits of every head for every event, in batches of events whose histories have similar lengths.
 
     Args:
         heads: models that share everything below the patches.
-        candidates_of: rows of the log → their candidates, or None for the whole catalogue.
+        batch_of: rows of the log → them and their candidates.
         n_candidates: C.
         batch_events: at most so many events at once.
 
     Yields:
-        events (B,), their candidates, one (B, C) tensor of logits per head (on the CPU).
+        The batch, and one (B, C) tensor of logits per head (on the CPU).
     """
     lengths = backbone.lengths(events)
     order = np.argsort(lengths, kind="stable")
     for begin in range(0, len(order), batch_events):
-        batch = order[begin : begin + batch_events]
-        rows = events[batch]
-        candidates = candidates_of(rows)
+        some = order[begin : begin + batch_events]
+        batch = batch_of(events[some])
         # lengths ascend, so the last event has the longest history
-        step = events_at_once(backbone, n_candidates, int(lengths[batch[-1]]))
+        step = events_at_once(backbone, n_candidates, int(lengths[some[-1]]))
         parts: list[list[Tensor]] = [[] for _ in heads]
         with torch.no_grad():
-            for at in range(0, len(rows), step):
-                part = rows[at : at + step]
-                own = None if candidates is None else candidates[at : at + step]
+            for at in range(0, len(some), step):
+                part = batch.events[at : at + step]
+                own = None if batch.items is None else batch.items[at : at + step]
                 below = backbone.activations(part, own)
                 for head, logits in zip(heads, parts, strict=True):
                     logits.append(head(part, own, below).cpu())
-        yield rows, candidates, [torch.cat(logits) for logits in parts]
+        yield batch, [torch.cat(logits) for logits in parts]

@@ -46,7 +46,9 @@ class SequenceSettings(TrainedSettings):
     item_size: Positive = size(32, "Numbers in an item embedding.")
     category_size: Positive = size(16, "Numbers in a category embedding.")
     epochs: Positive = Field(60, description="Passes over the training events, at most.")
-    patience: Count = Field(5, description="Epochs without a higher AUC on valid after which training stops; 0 never stops early.")
+    patience: Count = Field(
+        5, description="Epochs without a higher AUC on valid after which training stops; 0 never stops early."
+    )
     dropout: Share = rarely(0.2, "Dropout between the layers.")
 
 

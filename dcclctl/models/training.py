@@ -278,9 +278,7 @@ class Trainer:
 def pick(samples: Samples, positions: Ints) -> Samples:
     """Some of the events with their candidates."""
     index = torch.from_numpy(positions)
-    return Samples(
-        samples.events[positions], samples.candidates[index], samples.labels[index], samples.weights[index]
-    )
+    return Samples(samples.events[positions], samples.candidates[index], samples.labels[index], samples.weights[index])
 
 
 @torch.no_grad()

@@ -144,5 +144,3 @@ def batches(windows: Windows, settings: FitSettings, epoch: int) -> Iterator[Int
         for number in numbers[permutation(settings.seed, f"{settings.purpose}/batches", numbers, epoch, chunk)]:
             members = some[cuts == number]
             yield np.concatenate([by_window[begins[w] : begins[w] + counts[w]] for w in members])
-
-

@@ -284,8 +284,8 @@ def learning(fit: Fit, name: str) -> str:
         f"Loss of {fit.ref} ({fit.role}) over {last} epochs: "
         f"training {fit.epochs[0]['train_loss']:.4f} to {fit.epochs[-1]['train_loss']:.4f}, "
         f"valid {fit.epochs[0]['valid_loss']:.4f} to {fit.epochs[-1]['valid_loss']:.4f}; "
-        f"the weights after epoch {fit.best_epoch} were kept, valid loss {fit.best_valid_loss:.4f}"
-        + (f" and, by which they were chosen, valid AUC {fit.best_valid_auc:.4f}." if fit.criterion == "auc" else ".")
+        f"the weights after epoch {fit.best_epoch} were kept, which has the highest valid AUC, {fit.best_valid_auc:.4f} "
+        f"(valid loss {fit.best_valid_loss:.4f})."
     )
     chart = alt.layer(kept, lines).properties(width=SMALL, height=150)
     return _svg(chart, name, about)

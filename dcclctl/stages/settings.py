@@ -61,9 +61,7 @@ COMMANDS: Mapping[str, Command] = {
 S = TypeVar("S", bound=CommandSection)
 
 
-def resolve(
-    section: type[S], given: Mapping[str, Any], config: Path | None = None, default_variant: str = ""
-) -> S:
+def resolve(section: type[S], given: Mapping[str, Any], config: Path | None = None, default_variant: str = "") -> S:
     """Merge defaults, the TOML file and what is given into one checked section.
 
     Args:
@@ -81,12 +79,10 @@ def resolve(
     values = _table(read_toml(config), name) if config is not None else {}
     wanted = {key: value for key, value in given.items() if value is not None}
     if not command.variants:
-        return _checked(section, name, values | {_short(key, name): value for key, value in wanted.items()})
+        return cast(S, _checked(section, name, values | {_short(key, name): value for key, value in wanted.items()}))
     field = cast(type[VariantSection], section).VARIANT
     short = {_short(key, name): value for key, value in wanted.items()}
-    variant = str(
-        short.get(field) or values.get(field) or default_variant or section.model_fields[field].get_default()
-    )
+    variant = str(short.get(field) or values.get(field) or default_variant or section.model_fields[field].get_default())
     settings = variant_section(name, variant)
     own = dict(values.pop(variant, {}))
     for other in command.variants:
@@ -100,7 +96,7 @@ def resolve(
         else:
             raise _unread(name, variant, key)
     checked = _checked(settings, f"{name}.{variant}", own)
-    return _checked(section, name, values | {field: variant, "settings": checked})
+    return cast(S, _checked(section, name, values | {field: variant, "settings": checked}))
 
 
 def _short(key: str, command: str) -> str:

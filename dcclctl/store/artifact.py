@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dcclctl.errors import ArtifactError
 from dcclctl.store import contents
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import polars as pl
     from torch import Tensor
 
-    from dcclctl.store.store import Store
-
 MANIFEST = "manifest.json"
 #: The id, in the form that `sha256sum -c` reads. Without it a flipped bit in the manifest would be just another id.
 MANIFEST_HASH = "manifest.sha256"
@@ -23,6 +21,16 @@ RUN = "run.json"
 METRICS = "metrics.jsonl"
 #: Files beside those that the manifest lists. The last two are outside the id: they hold clock times.
 OWN_FILES = frozenset((MANIFEST, MANIFEST_HASH, RUN, METRICS))
+
+
+class Home(Protocol):
+    """The store that an artifact is in, as far as an artifact asks for it."""
+
+    def find(self, kind: str, id: str) -> "Artifact": ...
+
+    def artifacts(self, kind: str | None = None) -> "list[Artifact]": ...
+
+    def aliases(self, artifact: "Artifact") -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Artifact:
     path: Path
     id: str
     manifest: dict[str, Any] = field(repr=False)
-    home: "Store" = field(repr=False, compare=False)
+    home: "Home" = field(repr=False, compare=False)
     reused: bool = field(default=False, compare=False)
 
     @property

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcclctl.errors import ArtifactError
 from dcclctl.store import contents
-from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, METRICS, RUN, Artifact
+from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, METRICS, RUN, Artifact, Home
 from dcclctl.store.canonical import canonical
 from dcclctl.store.disk import LocalDisk
 from dcclctl.store.manifest import FORMAT, package_versions
@@ -24,8 +24,6 @@ from dcclctl.tables import check_table
 if TYPE_CHECKING:
     import polars as pl
     from torch import Tensor
-
-    from dcclctl.store.store import Store
 
 PACKAGES = "packages.json"
 
@@ -45,7 +43,7 @@ class Work:
 
     def __init__(
         self,
-        home: "Store",
+        home: Home,
         disk: LocalDisk,
         folder: Path,
         head: dict[str, Any],

@@ -142,7 +142,9 @@ class Memories:
         self._rows = np.flatnonzero(log.label > 0)  # of the events of log.sequence
         owners = log.user[self._rows]
         self._starts = np.searchsorted(owners, owners)  # where each event's user begins in log.sequence
-        self._kept = torch.zeros(len(owners) if profile_window else 0, len(statistics.profile_features), dtype=torch.int8)
+        self._kept = torch.zeros(
+            len(owners) if profile_window else 0, len(statistics.profile_features), dtype=torch.int8
+        )
         self._known = np.zeros(len(owners), dtype=bool)
 
     @property

@@ -32,6 +32,7 @@ from dcclctl.events.sampling import Ints, log_uniform, permutation, stream, unif
 from dcclctl.models.kind import open_backbone
 from dcclctl.models.scoring import Backbone
 from dcclctl.store.artifact import Artifact
+from dcclctl.store.lineage import ancestors
 
 PATCH_FILE = "memory_patch.safetensors"
 _BATCH = 512
@@ -107,16 +108,16 @@ def unseen_model_per_block(cloud: CloudModel, block: Block) -> list[tuple[CloudM
 
 
 def learned_from(artifact: Artifact) -> set[Block]:
-    """What a cloud model, patches or a memory, and everything that they were made from, learned from or counted."""
-    if artifact.kind == "memory":
-        last = Block.parse(artifact.config["counted_through"])
-        whole = {Block(period) for period in range(last.period)}
-        return whole | {Block(last.period, part + 1, last.parts) for part in range(last.part)}
-    on = artifact.config["on"]
-    found = {Block.parse(name) for name in ([on] if isinstance(on, str) else on)}
-    for role, given in artifact.inputs.items():
-        if given.kind in ("cloud", "patches", "memory"):
-            found |= learned_from(artifact.input(role))
+    """What a cloud model, and everything that it was made from, learned from or counted."""
+    found: set[Block] = set()
+    for each in ancestors(artifact).values():
+        if each.kind == "memory":
+            last = Block.parse(each.config["counted_through"])
+            found |= {Block(period) for period in range(last.period)}
+            found |= {Block(last.period, part + 1, last.parts) for part in range(last.part)}
+        elif each.kind in ("cloud", "patches"):
+            on = each.config["on"]
+            found |= {Block.parse(name) for name in ([on] if isinstance(on, str) else on)}
     return found
 
 
@@ -147,7 +148,8 @@ class _Run:
             A row for each event; and for some of the events another one, in which cloud model and memory see only the
             newest few events of the history, as on a new device.
         """
-        whole, truncated = [], []
+        whole: list[MemoryRows] = []
+        truncated: list[MemoryRows] = []
         log, negatives = self.log, self.task.config.negatives
         how = StatisticsSettings.of(self.memory.config)
         for number, (model, block) in enumerate(self.models):
@@ -285,7 +287,9 @@ class MemoryMethod(DeviceMethod[MemorySettings]):
         losses, order, tried = run.test(rows, truncated, knows_order and settings.order != "never")
         learned = MemoryRows.join([rows, truncated])
         patch = run.learn(learned, "learn", order)
-        task.work.write_tensors(PATCH_FILE, {name: weight.detach().clone() for name, weight in patch.named_parameters()})
+        task.work.write_tensors(
+            PATCH_FILE, {name: weight.detach().clone() for name, weight in patch.named_parameters()}
+        )
         # what the patch makes of fewer events than it was learned from is not known: there the cloud model serves
         sizes, quantile = np.maximum(learned.held, 1), settings.min_history_quantile
         smallest = int(np.quantile(sizes, quantile, method="lower")) if quantile else 1

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, Statistics, features_of_events
@@ -45,7 +44,9 @@ class StatisticsSettings:
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
 
-def count_statistics(log: EventLog, before: npt.NDArray[np.bool_], settings: StatisticsSettings, seed: int) -> Statistics:
+def count_statistics(
+    log: EventLog, before: npt.NDArray[np.bool_], settings: StatisticsSettings, seed: int
+) -> Statistics:
     """Count what the cloud ships to every device, from the positive events in `before`.
 
     Args:
