@@ -124,9 +124,7 @@ def recorded_settings(config: Mapping[str, Any], variant_field: str) -> dict[str
 class IngestConfig(CommandSection):
     """`dcclctl ingest`: outside log → dataset."""
 
-    format: Literal["auto", "csv", "jsonl", "parquet", "recbole", "movielens", "amazon", "taobao"] = Field(
-        "auto", description="Layout of the log; auto looks at names and headers."
-    )
+    format: str = Field("auto", description="Layout of the log; auto looks at names and headers.")
     map: dict[str, str] = Field(
         default_factory=dict,
         description="Your columns under our names, e.g. user=uid,item=sku,time=ts,category=cat,behaviour=event,label=score.",

@@ -14,13 +14,13 @@ from dcclctl.distillation.method import default_method
 from dcclctl.evaluation.comparison import comparison, harm_metric, harms, main_metrics, tail_minus_head
 from dcclctl.evaluation.targets import targets_in_words
 from dcclctl.metrics.groups import paired_differences
+from dcclctl.metrics.metric import lower_is_better
 from dcclctl.models.kind import size_fields
 from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
 from dcclctl.report.text import plain
 from dcclctl.stages.settings import COMMANDS, variant_section
 from dcclctl.store.lineage import SUBJECT_ROLE, ancestors, dotted
 from dcclctl.store.store import Artifact
-from dcclctl.tables import LOWER_IS_BETTER
 
 #: Flags of `ingest` that name a file, by the role that the file has in the manifest.
 _SIDE_TABLES = {"users": "--users", "items": "--items"}
@@ -130,7 +130,7 @@ def _part(evaluation: Evaluation, made: dict[str, Artifact]) -> EvaluationPart:
             compared, who = (make(per_user, baseline.name, seed) for make in (comparison, tail_minus_head))
             harm, worst = harms(per_user, baseline.name)
         worst, who = (table.filter(pl.col("metric") == metric) for table in (worst, who))
-        sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+        sign = -1.0 if lower_is_better(metric) else 1.0
         column = "auc" if metric == "gauc" else metric
         for model in models:
             if model is not baseline:
