@@ -129,7 +129,7 @@ def test_the_check_of_commands_can_fail() -> None:
     assert found == ["--stepz", "--user", "artifacts lsit,", "dinn", "train.din.epochz=3", "trian"]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if "research" not in path.parts], ids=name_of)
 def test_flags_that_stand_alone_exist(path: Path) -> None:
     known = {"--help", "--version"}
     for name in COMMANDS:
