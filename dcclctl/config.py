@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic.fields import FieldInfo
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -30,6 +31,12 @@ def size(default: Any, description: str) -> Any:
 def rarely(default: Any, description: str) -> Any:
     """A setting that is not changed often: it has no flag of its own, but `--set` and the TOML file change it."""
     return Field(default, description=description, json_schema_extra={"flag": False})
+
+
+def has_flag(setting: FieldInfo) -> bool:
+    """May a setting have a flag of its own?"""
+    extra = setting.json_schema_extra
+    return not isinstance(extra, dict) or not ({"flag", "size"} & extra.keys())
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Section(BaseModel):
             return parts
         pairs = [part.partition("=") for part in parts]
         if not all(equals for _, equals, _ in pairs):
-            raise ValueError(f"{value!r} is not NAME=COLUMN,…")
+            return value  # not a mapping; the error says so
         return {key.strip(): column.strip() for key, _, column in pairs}
 
 

@@ -36,7 +36,7 @@ for ((t = 1; t <= rounds; t++)); do
   control=$(ref train --continue "$control" --on "$block")
   if [ "$way" = memory ]; then
     fresh=$(ref train --continue "$cloud" --on "$block")
-    memory=$(dcclctl memory --until "$block" --seed "$seed" --quiet)
+    memory=$(dcclctl memory --counted-through "$block" --seed "$seed" --quiet)
     patches=$(ref patch --cloud "$fresh" --on "$block" --memory "$memory")
     cloud=$(ref distill --patches "$patches" --on "$block")
     # as the student does: further, at its rate and with its patience

@@ -255,7 +255,7 @@ def _settings_given(stage: str, config: Mapping[str, Any], seed: int, left_out: 
     for name in section.model_fields:
         value = seed if name == "seed" else config.get(name, defaults[name])
         if name not in left_out and name != "settings" and value != defaults[name]:
-            words += _flag(name, value)
+            words += _flag(stage, name, value)
     if not issubclass(section, VariantSection):
         return words
     variant = config[section.VARIANT]
@@ -266,9 +266,11 @@ def _settings_given(stage: str, config: Mapping[str, Any], seed: int, left_out: 
     return words
 
 
-def _flag(name: str, value: object) -> list[str]:
+def _flag(stage: str, name: str, value: object) -> list[str]:
     """A setting of the command's own section: as a flag if it has one, else by --set."""
     words = name.replace("_", "-")
+    if name not in COMMANDS[stage].flags():
+        return ["--set", shlex.quote(plain(f"{stage}.{name}={_text(value)}"))]
     if isinstance(value, bool):
         return [f"--{words}" if value else f"--no-{words}"]
     if str(value).startswith("@sha256:"):
