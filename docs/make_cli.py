@@ -72,9 +72,9 @@ def page() -> str:
     commands = {name: group.get_command(typer.Context(group), name) for name in COMMANDS}  # type: ignore[attr-defined]
     parts = [INTRODUCTION + table(option_row(each) for each in shared_options(commands))]
     for name, command in commands.items():
-        parts.append(f"## dcclctl {name}\n\n{about(command)}")
+        parts.append(f"## {name}\n\n{about(command)}")
         for sub, own in getattr(command, "commands", {}).items():
-            parts.append(f"### dcclctl {name} {sub}\n\n{about(own)}{parameters(own)}")
+            parts.append(f"### {name} {sub}\n\n{about(own)}{parameters(own)}")
         if not hasattr(command, "commands"):
             parts.append(parameters(command).lstrip())
         if name == "ingest":

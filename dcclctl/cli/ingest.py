@@ -40,6 +40,7 @@ def ingest(
             "--items", metavar="FILE", help="Side table of items: a name, and columns that become categories."
         ),
     ] = None,
+    implicit: Annotated[bool, typer.Option("--implicit", help="Every event is positive, whatever its rating.")] = False,
     format_: Annotated[
         str | None,
         typer.Option(
@@ -48,7 +49,6 @@ def ingest(
             help="Layout of the log; auto looks at names and headers. [default: auto]",
         ),
     ] = None,
-    implicit: Annotated[bool, typer.Option("--implicit", help="Every event is positive, whatever its rating.")] = False,
 ) -> None:
     """Read recommendation logs into a dataset.
 

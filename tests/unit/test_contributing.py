@@ -120,7 +120,8 @@ def test_a_log_format(added: dict[str, str], tmp_path: Path) -> None:
 
 def test_commands_of_the_examples_use_the_rows(added: dict[str, str]) -> None:
     assert f"train --model {added['models']}" in TEXT
-    assert f"patch --method {added['devices']} --set patch.{added['devices']}.by=3" in TEXT
+    assert f"patch --method {added['devices']}\n" in TEXT
+    assert f"`--set patch.{added['devices']}.by=3`" in TEXT
 
 
 def test_the_house_is_that_of_the_contract() -> None:
