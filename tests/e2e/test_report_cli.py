@@ -61,7 +61,8 @@ def test_a_named_baseline_is_the_one_that_is_compared_with(
 ) -> None:
     control = done("train", "--continue=cloud@1", "--on=device", "--epochs=1", "--threads=1", store=shop)["ref"]
     models = ("cloud@1", control, "cloud@2+encoder")
-    done("evaluate", *models, f"--against={control}", "--k=10", "--threads=1", store=shop)
+    rare = "--set=evaluate.auc_negatives=20"  # has no flag
+    done("evaluate", *models, f"--against={control}", "--k=10", "--threads=1", rare, store=shop)
     assert dcclctl("report", "-o", tmp_path / "page.html", store=shop).exit_code == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert f"{control} (cloud@1 trained further on device)" in text
