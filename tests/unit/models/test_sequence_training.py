@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import fit_settings, log_of, random_log, samples_of
+from small_worlds import fit_settings, log_of, random_log, samples_of
 from sklearn.metrics import log_loss
 from test_sequence import backbone_of, both, model_of
 

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import din, fit_settings, frozen, log_of, no_samples, normal, random_log, samples_of
+from small_worlds import din, fit_settings, frozen, log_of, no_samples, normal, random_log, samples_of
 from sklearn.metrics import log_loss, roc_auc_score
 from torch.nn import functional as F
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import Row, log_of, random_log
+from small_worlds import Row, log_of, random_log
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity

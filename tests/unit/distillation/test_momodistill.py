@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import basis_for, din, fit_settings, frozen, no_samples, normal, random_log, samples_of
+from small_worlds import basis_for, din, fit_settings, frozen, no_samples, normal, random_log, samples_of
 from torch.nn import functional as F
 
 from dcclctl.algorithm import training

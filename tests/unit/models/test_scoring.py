@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import basis_for, din, normal, random_log
+from small_worlds import basis_for, din, normal, random_log
 
 from dcclctl.algorithm import scoring
 from dcclctl.algorithm.metapatch import patched_logits

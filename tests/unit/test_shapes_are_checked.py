@@ -3,7 +3,7 @@
 import jaxtyping
 import pytest
 import torch
-from algorithm_worlds import din, normal, random_log
+from small_worlds import din, normal, random_log
 
 from dcclctl.algorithm.metapatch import DeviceRows
 from dcclctl.algorithm.training import bernoulli_kl

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import basis_for, din, log_of, normal, random_log
+from small_worlds import basis_for, din, log_of, normal, random_log
 from scipy.optimize import minimize
 from torch.nn import functional as F
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import fit_settings, log_of, no_samples
+from small_worlds import fit_settings, log_of, no_samples
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 

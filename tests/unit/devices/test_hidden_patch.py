@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import basis_for, din, frozen, normal, random_log, samples_of
+from small_worlds import basis_for, din, frozen, normal, random_log, samples_of
 from torch.nn import functional as F
 
 from dcclctl.algorithm.basis import JointFit, SharedEvents, learn_basis, new_basis

@@ -6,7 +6,7 @@ from math import log, log1p, log2, sqrt
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import Row, log_of
+from small_worlds import Row, log_of
 
 from dcclctl.algorithm import memory
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventLog

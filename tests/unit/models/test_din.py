@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import din, log_of, normal, random_log
+from small_worlds import din, log_of, normal, random_log
 from torch import nn
 
 from dcclctl.algorithm.din import prelu

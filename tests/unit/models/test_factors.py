@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import Row, fit_settings, log_of, no_samples, random_log
+from small_worlds import Row, fit_settings, log_of, no_samples, random_log
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import Row, log_of, random_log
+from small_worlds import Row, log_of, random_log
 from torch.nn import functional as F
 
 from dcclctl.algorithm.eventlog import EventLog

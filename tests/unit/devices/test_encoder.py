@@ -1,5 +1,5 @@
 import torch
-from algorithm_worlds import normal
+from small_worlds import normal
 from torch import nn
 from torch.nn import functional as F
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import frozen, normal, random_log
+from small_worlds import frozen, normal, random_log
 from test_sequence import backbone_of, both
 from torch.nn import functional as F
 

@@ -1,16 +1,26 @@
-"""Small logs and models for the tests of the algorithms."""
+"""Small logs and models, and short ways to train them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
+import pytest
 import torch
 
-from dcclctl.algorithm.basis import new_basis
-from dcclctl.algorithm.din import Din, DinSizes
-from dcclctl.algorithm.eventlog import DEVICE, VALID, EventLog
-from dcclctl.algorithm.metapatch import Basis, PatchShape
-from dcclctl.algorithm.training import FitSettings, Samples, sample
+from dcclctl.devices.basis import new_basis
+from dcclctl.devices.hidden_patch import Basis, PatchShape
+from dcclctl.events.log import CLOUD, DEVICE, Block, EventLog
+from dcclctl.events.sampler import Sampler, Samples
+from dcclctl.models.din import Din, DinSizes
+from dcclctl.models.settings import FitSettings
+from dcclctl.models.trainable import Trainable
+from dcclctl.models.training import FitState, Objective, Trainer, Validation
 
+T = TypeVar("T")
+
+#: L of the small models
+HISTORY = 6
 #: (user, item, time, label, period)
 Row = tuple[int, int, int, int, int]
 
@@ -65,6 +75,7 @@ def din(log: EventLog, seed: int = 0, hidden_sizes: tuple[int, int] = (12, 7), s
         log.n_items,
         log.n_categories,
         log.profile_sizes,
+        history=HISTORY,
         item_size=6,
         category_size=4,
         profile_size=3,
@@ -91,7 +102,6 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> to
 
 def fit_settings(**changes: object) -> FitSettings:
     given = {
-        "history": 6,
         "negatives": 3,
         "epochs": 3,
         "patience": 0,
@@ -105,16 +115,81 @@ def fit_settings(**changes: object) -> FitSettings:
 
 
 def samples_of(log: EventLog, period: int = DEVICE, negatives: int = 3, epoch: int = 0) -> Samples:
-    return sample(
-        log, log.events_in(period), negatives, log.catalogue(period), log.positives_in(period), 5, "test", epoch
-    )
+    sampler = Sampler(log, [period], negatives, 5, "test", log.positives_in(period))
+    return sampler.draw(log.events_in(period), epoch)
 
 
-def no_samples(log: EventLog) -> Samples:
-    """What `valid` is when nothing is validated."""
-    return sample(log, log.events_in(VALID)[:0], 3, log.catalogue(VALID), log.positives_in(VALID), 5, "test")
+def trainer(
+    model: Trainable, log: EventLog, period: int = CLOUD, objective: Objective | None = None, **changes: object
+) -> Trainer:
+    return Trainer(model, log, [Block(period)], fit_settings(**changes), objective)
+
+
+def begin(trainer: Trainer) -> FitState:
+    """Before the first epoch."""
+    return FitState.start(trainer.model, trainer.validate())
+
+
+def run(trainer: Trainer, state: FitState | None = None, epochs: int | None = None) -> FitState:
+    """Epochs one after another until the settings or `epochs` end it."""
+    state = state or begin(trainer)
+    while not state.finished(trainer.settings) and (epochs is None or state.epoch < epochs):
+        state = trainer.epoch(state)
+    return state
+
+
+def trained(model: Trainable, log: EventLog, **given: object) -> FitState:
+    """A model after its epochs."""
+    return run(trainer(model, log, **given))
+
+
+def first_loss(trainer: Trainer) -> float:
+    """The loss that the first batch reports: that of the weights as they are."""
+    told: list[float] = []
+    start = FitState.start(trainer.model, Validation(1.0, 0.5))
+    trainer.epoch(start, lambda epoch, done, loss, rate: told.append(loss))
+    return told[0]
+
+
+def same_state(a: FitState, b: FitState) -> bool:
+    groups = ((a.weights, b.weights), (a.best, b.best), (a.adam_state, b.adam_state))
+    tensors = all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x) for x, y in groups)
+    return tensors and (a.epoch, a.steps, a.history) == (b.epoch, b.steps, b.history)
+
+
+def din_logits(model: Din, log: EventLog, events: np.ndarray, candidates: torch.Tensor) -> torch.Tensor:
+    return model.logits(model.second_layer(model.first_layer_of_few(log, events, candidates)))
+
+
+def shown_with(model: Din, history: int) -> Din:
+    """The same model with another L."""
+    model.sizes = replace(model.sizes, history=history)
+    return model
 
 
 def frozen(*tensors: torch.Tensor) -> list[bytes]:
     """The bytes of tensors, to see later whether any of them changed."""
     return [tensor.detach().numpy().tobytes() for tensor in tensors]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are slower with threads, much slower where several tests run at once."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two_threads() -> Callable[[Callable[[], T]], tuple[T, T]]:
+    """Call a function with one thread and with two."""
+
+    def both(function: Callable[[], T]) -> tuple[T, T]:
+        torch.set_num_threads(1)
+        one = function()
+        torch.set_num_threads(2)
+        assert torch.get_num_threads() == 2
+        return one, function()
+
+    return both

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import Row, log_of, normal
+from small_worlds import Row, log_of, normal
 from torch.nn import functional as F
 
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
