@@ -2,10 +2,10 @@
 
 import numpy as np
 import polars as pl
+from dcclctl.stages.compare import comparison, harms, tail_minus_head
 
 from dcclctl.metrics.groups import aggregate, paired_differences
 from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
-from dcclctl.stages.compare import comparison, harms, tail_minus_head
 
 USERS = 200
 #: ids as a hostile log would have them: markup, a formula, rich markup, a terminal sequence, reversed text

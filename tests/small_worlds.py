@@ -1,7 +1,7 @@
 """Small logs and models, and short ways to train them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from dcclctl.devices.hidden_patch import Basis, PatchShape
 from dcclctl.events.log import CLOUD, DEVICE, Block, EventLog
 from dcclctl.events.sampler import Sampler, Samples
 from dcclctl.models.din import Din, DinSizes
+from dcclctl.models.scoring import Backbone, HeadFunction, score
 from dcclctl.models.settings import FitSettings
 from dcclctl.models.trainable import Trainable
 from dcclctl.models.training import FitState, Objective, Trainer, Validation
@@ -159,6 +160,35 @@ def same_state(a: FitState, b: FitState) -> bool:
 
 def din_logits(model: Din, log: EventLog, events: np.ndarray, candidates: torch.Tensor) -> torch.Tensor:
     return model.logits(model.second_layer(model.first_layer_of_few(log, events, candidates)))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Events with their candidates, as `score` takes them."""
+
+    events: np.ndarray
+    items: torch.Tensor | None
+
+
+def scores(
+    backbone: Backbone,
+    events: np.ndarray,
+    candidates: torch.Tensor | None = None,
+    batch_events: int = 256,
+    head: HeadFunction | None = None,
+) -> torch.Tensor:
+    """Logits (B, C) of candidates (None: the catalogue) as they are ranked, in the order of `events`, which ascend."""
+
+    def batch_of(rows: np.ndarray) -> Asked:
+        place = torch.from_numpy(np.searchsorted(events, rows))
+        return Asked(rows, None if candidates is None else candidates[place])
+
+    width = backbone.log.n_items if candidates is None else candidates.shape[1]
+    parts = list(score(backbone, [head or backbone.head], events, batch_of, width, batch_events))
+    rows = np.concatenate([batch.events for batch, _ in parts])
+    assert max(len(batch.events) for batch, _ in parts) <= batch_events
+    assert np.array_equal(np.sort(rows), events), "every event is scored once"
+    return torch.cat([logits[0] for _, logits in parts])[torch.from_numpy(np.argsort(rows))]
 
 
 def shown_with(model: Din, history: int) -> Din:

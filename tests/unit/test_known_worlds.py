@@ -5,10 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_worlds import fit_settings, log_of, no_samples
-from sklearn.metrics import roc_auc_score
-from torch.nn import functional as F
-
 from dcclctl.algorithm import training
 from dcclctl.algorithm.basis import JointFit, SharedEvents, learn_basis, new_basis
 from dcclctl.algorithm.din import Din, DinSizes
@@ -16,6 +12,9 @@ from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventL
 from dcclctl.algorithm.metapatch import DeviceRows, Head, PatchShape, fit_devices, frozen_head
 from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of, unlabelled_candidates
 from dcclctl.algorithm.scoring import DinBackbone, cloud_head, patched_head, score
+from sklearn.metrics import roc_auc_score
+from small_worlds import fit_settings, log_of, no_samples
+from torch.nn import functional as F
 
 HALF = 15  # items of a group: 0 … 14 are of the one, 15 … 29 of the other
 LIMIT = 8

@@ -3,10 +3,9 @@
 import jaxtyping
 import pytest
 import torch
-from small_worlds import din, normal, random_log
-
 from dcclctl.algorithm.metapatch import DeviceRows
 from dcclctl.algorithm.training import bernoulli_kl
+from small_worlds import din, normal, random_log
 
 
 def test_a_wrong_shape_is_refused():

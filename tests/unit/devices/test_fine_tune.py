@@ -5,10 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from small_worlds import basis_for, din, log_of, normal, random_log
-from scipy.optimize import minimize
-from torch.nn import functional as F
-
 from dcclctl.algorithm import basis as basis_module
 from dcclctl.algorithm import devicemethods, metapatch
 from dcclctl.algorithm.basis import JointFit, SharedEvents
@@ -39,6 +35,9 @@ from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
 from dcclctl.algorithm.metapatch import Basis, Head, head_logits
 from dcclctl.algorithm.scoring import DinBackbone, cloud_head, item_embeddings
 from dcclctl.algorithm.training import first_layer, sample
+from scipy.optimize import minimize
+from small_worlds import basis_for, din, log_of, normal, random_log
+from torch.nn import functional as F
 
 COUNTS = [1, 40, 3, 17, 8]
 

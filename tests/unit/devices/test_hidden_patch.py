@@ -3,9 +3,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from small_worlds import basis_for, din, frozen, normal, random_log, samples_of
-from torch.nn import functional as F
-
 from dcclctl.algorithm.basis import JointFit, SharedEvents, learn_basis, new_basis
 from dcclctl.algorithm.din import Din
 from dcclctl.algorithm.eventlog import DEVICE
@@ -21,6 +18,9 @@ from dcclctl.algorithm.metapatch import (
     patched_logits,
 )
 from dcclctl.algorithm.training import first_layer
+from small_worlds import basis_for, din, frozen, normal, random_log, samples_of
+from torch.nn import functional as F
+
 from dcclctl.errors import DivergedError
 
 PIECES = ("down_1", "up_1", "down_2", "up_2", "out", "bias")

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from dcclctl.algorithm import statepatch
+from dcclctl.algorithm.basis import JointFit, SharedEvents, learn_basis, new_basis
+from dcclctl.algorithm.statepatch import StateBasis, StatePatch, StateRows, StateShape
 from small_worlds import frozen, normal, random_log
 from test_sequence import backbone_of, both
 from torch.nn import functional as F
 
-from dcclctl.algorithm import statepatch
-from dcclctl.algorithm.basis import JointFit, SharedEvents, learn_basis, new_basis
-from dcclctl.algorithm.statepatch import StateBasis, StatePatch, StateRows, StateShape
 from dcclctl.errors import DivergedError
 
 U, N, C, D, R, K = 5, 7, 4, 6, 3, 4

@@ -3,9 +3,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from small_worlds import basis_for, din, fit_settings, frozen, no_samples, normal, random_log, samples_of
-from torch.nn import functional as F
-
 from dcclctl.algorithm import training
 from dcclctl.algorithm.eventlog import DEVICE, Block
 from dcclctl.algorithm.memory import Counting, count_statistics
@@ -21,6 +18,9 @@ from dcclctl.algorithm.momodistill import (
 from dcclctl.algorithm.sampling import hashes
 from dcclctl.algorithm.scoring import DinBackbone, patched_head
 from dcclctl.algorithm.training import bernoulli_kl, first_layer
+from small_worlds import basis_for, din, fit_settings, frozen, no_samples, normal, random_log, samples_of
+from torch.nn import functional as F
+
 from dcclctl.errors import DivergedError
 
 LIMIT = 6

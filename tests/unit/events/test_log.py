@@ -5,9 +5,9 @@ import pytest
 import torch
 from small_worlds import log_of, random_log
 
+from dcclctl.errors import UsageError
 from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, Block, EventLog
 from dcclctl.events.sampling import NO_ITEM, draw_negatives
-from dcclctl.errors import UsageError
 
 #: user 0 has two events in one moment, a negative, and more positives than a short history holds; user 1 is new
 ROWS = [

@@ -6,11 +6,10 @@ from math import log, log1p, log2, sqrt
 import numpy as np
 import pytest
 import torch
-from small_worlds import Row, log_of
-
 from dcclctl.algorithm import memory
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventLog
 from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Counting, Memories, Ring, Statistics, count_statistics
+from small_worlds import Row, log_of
 
 #: M and T: smaller than the histories, so that rings wrap
 SIZE, TRACK = 6, 4

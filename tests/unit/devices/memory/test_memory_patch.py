@@ -6,9 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_worlds import Row, log_of, normal
-from torch.nn import functional as F
-
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
 from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Counting, Memories, count_statistics
 from dcclctl.algorithm.memorypatch import (
@@ -22,6 +19,9 @@ from dcclctl.algorithm.memorypatch import (
 )
 from dcclctl.algorithm.sampling import PairSet
 from dcclctl.algorithm.training import sample
+from small_worlds import Row, log_of, normal
+from torch.nn import functional as F
+
 from dcclctl.errors import DivergedError
 
 N_USERS, N_ITEMS, N_CATEGORIES, SIZE, TRACK = 60, 60, 6, 50, 8
