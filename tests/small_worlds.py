@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from dcclctl.devices.basis import new_basis
+from dcclctl.devices.encoder import Encoder
 from dcclctl.devices.hidden_patch import Basis, PatchShape
+from dcclctl.devices.settings import LocalSettings
 from dcclctl.events.log import CLOUD, DEVICE, Block, EventLog
 from dcclctl.events.sampler import Sampler, Samples
 from dcclctl.models.din import Din, DinSizes
@@ -95,6 +97,15 @@ def din(log: EventLog, seed: int = 0, hidden_sizes: tuple[int, int] = (12, 7), s
 
 def basis_for(model: Din, size: int = 4, bottleneck: int = 3, seed: int = 0) -> Basis:
     return new_basis(PatchShape(model.sizes.hidden_sizes, bottleneck), size, seed)
+
+
+def new_encoder(size: int, hidden: int, profile_sizes: tuple[int, ...], seed: int) -> Encoder:
+    return Encoder(size, hidden, profile_sizes, torch.Generator().manual_seed(seed))
+
+
+def local(steps: int, learning_rate: float, prior: float) -> LocalSettings:
+    """How devices learn."""
+    return LocalSettings(steps=steps, learning_rate=learning_rate, prior=prior)
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

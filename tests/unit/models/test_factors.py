@@ -164,7 +164,9 @@ def test_negative_events_say_nothing_to_bpr() -> None:
     assert len(disliked)
     log.item[disliked] = log.item[disliked][::-1]  # the catalogue stays
     assert same_state(trained(fresh("bpr", log), log, epochs=2), whole)
-    assert not same_state(trained(fresh("fm", log), log, epochs=2), trained(fresh("fm", random_log()), random_log(), epochs=2))
+    assert not same_state(
+        trained(fresh("fm", log), log, epochs=2), trained(fresh("fm", random_log()), random_log(), epochs=2)
+    )
 
 
 def test_a_step_that_is_too_long_is_said_so() -> None:

@@ -19,7 +19,14 @@ from dcclctl.store.store import Store
 
 TRAINED = [name for name, variant in MODELS.items() if issubclass(variant.load(), TrainedKind)]
 #: of every section, as far as it has them
-SMALL = {"history": 6, "item_size": 6, "category_size": 4, "profile_size": 3, "attention_size": 5, "hidden_sizes": (12, 7)}
+SMALL = {
+    "history": 6,
+    "item_size": 6,
+    "category_size": 4,
+    "profile_size": 3,
+    "attention_size": 5,
+    "hidden_sizes": (12, 7),
+}
 N_ITEMS = 30
 all_kinds = pytest.mark.parametrize("kind", TRAINED)
 
