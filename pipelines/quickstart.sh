@@ -40,13 +40,4 @@ dcclctl evaluate cloud@control patches@memory cloud@taught cloud@frozen patches@
 
 step "8. report"
 dcclctl report evaluation@demo -o "$report"
-dcclctl artifacts show evaluation@demo --json | python3 -c '
-import json, sys, pathlib
-import polars as pl
-table = pl.read_parquet(pathlib.Path(json.load(sys.stdin)["path"], "aggregate.parquet"))
-def top10(kind, at):
-    rows = table.filter(pl.col("subject").str.starts_with(kind), group="tail", metric="hr@10/300")
-    return f"{100 * rows["value"][at]:.0f} %"
-print(f"\nWith what devices remember, less active households find the product they buy next in the top 10 of 301 in "
-      f"{top10("patches", 0)} of cases, {top10("cloud", 0)} without (one seed).")'
 echo "Open $report"

@@ -80,8 +80,9 @@ def _cloud_role(cloud: Artifact, made: dict[str, Artifact]) -> str:
     return "frozen cloud model"
 
 
-def _model(name: str, ref: str, artifact: Artifact, about: dict[str, Any], made: dict[str, Artifact]) -> Model:
+def _model(name: str, artifact: Artifact, about: dict[str, Any], made: dict[str, Artifact]) -> Model:
     suffix = split_suffix(name)[1]
+    called, ref = short_label(artifact, suffix), artifact.ref + (f"+{suffix}" if suffix else "")
     cloud = made[artifact.inputs["cloud"].id] if artifact.kind == "patches" else artifact
     placebo = artifact.kind == "patches" and suffix != ""
     if artifact.kind == "patches":
@@ -96,8 +97,8 @@ def _model(name: str, ref: str, artifact: Artifact, about: dict[str, Any], made:
         role = "everybody served by its encoder" if suffix == ENCODER else _cloud_role(cloud, made)
     return Model(
         name=name,
-        ref=ref,
-        role=role,
+        ref=called,
+        role=role if called == ref else f"{ref}: {role}",
         round=_round(cloud),
         patched=artifact.kind == "patches" or suffix == ENCODER,
         served_by=about["served_by"],
@@ -109,13 +110,13 @@ def _model(name: str, ref: str, artifact: Artifact, about: dict[str, Any], made:
 
 def _part(evaluation: Evaluation, made: dict[str, Artifact]) -> EvaluationPart:
     """Compared with --against, or with the first model if none was named."""
-    facts, labels = evaluation.facts, evaluation.labels
+    facts = evaluation.facts
     inputs = {
         role.partition(":")[2]: given
         for role, given in evaluation.artifact.inputs.items()
         if role.startswith(SUBJECT_ROLE)
     }
-    models = [_model(name, ref, made[inputs[name].id], facts["subjects"][name], made) for name, ref in labels.items()]
+    models = [_model(name, made[inputs[name].id], facts["subjects"][name], made) for name in evaluation.subjects]
     per_user, aggregate, seed = evaluation.per_user, evaluation.aggregate, evaluation.artifact.seed
     measured = aggregate["metric"].unique(maintain_order=True).to_list()
     metric = harm_metric(measured)
