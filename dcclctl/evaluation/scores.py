@@ -75,7 +75,7 @@ class Scores:
         self.row_labels.append(labels[counted])
         self.row_logits.append(scores[counted])
 
-    def per_user(self, dataset: Dataset, name: str, served: npt.NDArray[np.str_]) -> pl.DataFrame:
+    def per_user(self, dataset: Dataset, name: str, served: npt.NDArray[np.character]) -> pl.DataFrame:
         """One row per user with a scored event; metrics are means over the user's events, AUC over the user's rows.
 
         A positive event without any other candidate has no rank, and counts in no ranking metric.

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from dcclctl.stages.handles import CloudModel, Dataset
 from tampered import rewrite
 from world import EVALUATE, PATCH, TRAIN, World, done, ingest, quiet_progress
 
 from dcclctl.config import PatchConfig
 from dcclctl.stages import audit as stage
 from dcclctl.stages.audit import Finding, audit, default_artifact, leaks
-from dcclctl.stages.handles import CloudModel, Dataset
 from dcclctl.stages.patch import patch
 from dcclctl.store.store import Artifact, Input, Store
 

@@ -6,17 +6,17 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from dcclctl.algorithm.eventlog import TEST, Block
+from dcclctl.stages.cold import of_new_users, one_each, scored_events, seen_by_models
+from dcclctl.stages.handles import CloudModel
 from tampered import rewrite
 from world import EVALUATE, World, dcclctl, done, ingest
 
-from dcclctl.algorithm.eventlog import TEST, Block
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import UsageError
 from dcclctl.logs.split import new_users
 from dcclctl.stages import evaluate as stages_evaluate
 from dcclctl.stages.audit import audit
-from dcclctl.stages.cold import of_new_users, one_each, scored_events, seen_by_models
-from dcclctl.stages.handles import CloudModel
 from dcclctl.store.store import Store
 
 FIRST = ("--first-events=2,0,1", "--targets-after=2")

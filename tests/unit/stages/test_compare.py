@@ -3,11 +3,11 @@
 import numpy as np
 import polars as pl
 import pytest
+from dcclctl.stages.compare import LEVEL, comparison, harms, main_metrics, tail_minus_head
 from scipy import stats
 
 from dcclctl.errors import UsageError
 from dcclctl.metrics.significance import users_to_settle
-from dcclctl.stages.compare import LEVEL, comparison, harms, main_metrics, tail_minus_head
 from dcclctl.tables import COMPARISON, HARM, TAIL_MINUS_HEAD, WORST_USERS
 
 

@@ -10,11 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from world import World, dcclctl
-
-from dcclctl.config import TrainConfig
-from dcclctl.errors import UsageError
-from dcclctl.stages import compute
 from dcclctl.stages.compute import (
     PASSIVE_WAITING,
     compute_settings,
@@ -24,6 +19,11 @@ from dcclctl.stages.compute import (
     settle,
     settled,
 )
+from world import World, dcclctl
+
+from dcclctl.config import TrainConfig
+from dcclctl.errors import UsageError
+from dcclctl.stages import compute
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from world import DISTILL, PATCH, TRAIN, World, dcclctl, done, ingest
-
 from dcclctl.algorithm.eventlog import DEVICE
 from dcclctl.algorithm.momodistill import teacher_of
 from dcclctl.stages.handles import CloudModel, PatchSet
 from dcclctl.stages.models.din import fit_model
 from dcclctl.stages.serve import FAMILIES
+from world import DISTILL, PATCH, TRAIN, World, dcclctl, done, ingest
+
 from dcclctl.store.store import Artifact, Store
 
 #: so much of the teachers that they are seen in the first epoch's loss

@@ -12,16 +12,16 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from dcclctl.algorithm.eventlog import TEST
+from dcclctl.algorithm.sampling import hashes
+from dcclctl.stages.serve import serve
 from sklearn.metrics import roc_auc_score
 from world import DISTILL, EVALUATE, PATCH, TRAIN, World, dcclctl, done, ingest
 
-from dcclctl.algorithm.eventlog import TEST
-from dcclctl.algorithm.sampling import hashes
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.stages import evaluate as stage
 from dcclctl.stages.evaluate import open_subjects
-from dcclctl.stages.serve import serve
 from dcclctl.store.store import Store
 
 PERIODS = ("cloud", "device", "valid", "test")

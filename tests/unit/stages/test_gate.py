@@ -5,10 +5,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from dcclctl.stages.gate import Rule, check_metrics, judge, parse_max_drop, read_gate
 
 from dcclctl.errors import UsageError
 from dcclctl.metrics.significance import users_to_settle
-from dcclctl.stages.gate import Rule, check_metrics, judge, parse_max_drop, read_gate
 from dcclctl.tables import COMPARISON, GATE
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from dcclctl.stages.handles import CloudModel, Dataset, PatchSet, new_model
 from world import EVALUATE, TRAIN, World, dcclctl, done, ingest
 
 from dcclctl.config import TrainConfig
 from dcclctl.errors import ArtifactError
-from dcclctl.stages.handles import CloudModel, Dataset, PatchSet, new_model
 from dcclctl.store.store import Artifact, Store
 
 OTHER = "0123456789ab" + "0" * 52

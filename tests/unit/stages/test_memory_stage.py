@@ -9,23 +9,23 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from tampered import rewrite
-from world import EVALUATE, PATCH, TRAIN, World, dcclctl, done, ingest, quiet_progress
-
 from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
 from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Counting, Memories, count_statistics
 from dcclctl.algorithm.memorypatch import MemoryPatch, MemoryRows, category_shares, learn, user_losses
 from dcclctl.algorithm.sampling import Ints, PairSet
+from dcclctl.stages.handles import CloudModel, Dataset, Memory, PatchSet
+from dcclctl.stages.patch_memory import MemoryDevices, lessons
+from dcclctl.stages.serve import Subject, serve
+from tampered import rewrite
+from world import EVALUATE, PATCH, TRAIN, World, dcclctl, done, ingest, quiet_progress
+
 from dcclctl.config import EvaluateConfig, MemoryConfig, PatchConfig
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.stages import patch_memory
 from dcclctl.stages.audit import audit, leaks
 from dcclctl.stages.evaluate import open_subjects
-from dcclctl.stages.handles import CloudModel, Dataset, Memory, PatchSet
 from dcclctl.stages.memory import remember
 from dcclctl.stages.patch import patch
-from dcclctl.stages.patch_memory import MemoryDevices, lessons
-from dcclctl.stages.serve import Subject, serve
 from dcclctl.store.store import Artifact, Store
 
 MEMORY = ("--size=8", "--neighbours=5", "--track=3")

@@ -5,13 +5,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from dcclctl.stages.handles import CloudModel, PatchSet, read_prior_mean
+from dcclctl.stages.patch_methods import METHODS
 from world import DISTILL, EVALUATE, World, dcclctl, done
 from world import PATCH as METAPATCH
 
 from dcclctl.config import METHOD_DEFAULTS, PatchConfig
 from dcclctl.errors import UsageError
-from dcclctl.stages.handles import CloudModel, PatchSet, read_prior_mean
-from dcclctl.stages.patch_methods import METHODS
 from dcclctl.stages.report import command_of
 from dcclctl.store.store import Store
 

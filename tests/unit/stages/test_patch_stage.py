@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from dcclctl.stages.handles import PatchSet
 from world import N_USERS, PATCH, TRAIN, World, dcclctl, done
 
-from dcclctl.stages.handles import PatchSet
 from dcclctl.stages.patch import chosen_users
 from dcclctl.store.store import Store
 

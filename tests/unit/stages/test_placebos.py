@@ -7,11 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from dcclctl.stages.serve import mean_code, shuffled_codes, split_suffix
 from world import EVALUATE, PATCH, World, dcclctl, done
 
 from dcclctl.errors import UsageError
 from dcclctl.stages.evaluate import open_subjects, subject_name
-from dcclctl.stages.serve import mean_code, shuffled_codes, split_suffix
 from dcclctl.store.store import Store
 
 

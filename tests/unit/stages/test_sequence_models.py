@@ -7,14 +7,14 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from world import PATCH, World, dcclctl, done
-
 from dcclctl.algorithm.sampling import Ints
 from dcclctl.algorithm.sequence import SequenceBackbone
-from dcclctl.config import EvaluateConfig
-from dcclctl.stages import patch, patch_state
 from dcclctl.stages.handles import CloudModel, PatchSet, read_state_basis
 from dcclctl.stages.serve import Subject, serve
+from world import PATCH, World, dcclctl, done
+
+from dcclctl.config import EvaluateConfig
+from dcclctl.stages import patch, patch_state
 from dcclctl.store.store import Store
 
 TRAIN = ("--item-size=8", "--category-size=4", "--history=6", "--epochs=3", "--batch-size=128", "--threads=1")

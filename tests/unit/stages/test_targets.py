@@ -5,15 +5,15 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from dcclctl.algorithm.eventlog import TEST, Block
+from dcclctl.stages.cold import scored_events
+from dcclctl.stages.handles import Dataset
 from tampered import rewrite
 from world import EVALUATE, World, dcclctl, done, ingest
 
-from dcclctl.algorithm.eventlog import TEST, Block
 from dcclctl.config import EvaluateConfig
 from dcclctl.stages import evaluate as stages_evaluate
 from dcclctl.stages.audit import audit
-from dcclctl.stages.cold import scored_events
-from dcclctl.stages.handles import Dataset
 from dcclctl.store.store import Store
 
 

@@ -6,14 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import frozen, normal, random_log
-from test_sequence import backbone_of, both
+from small_worlds import frozen, local, normal, random_log
 from torch.nn import functional as F
 
-from dcclctl.algorithm import statepatch
-from dcclctl.algorithm.basis import JointFit, SharedEvents, learn_basis, new_basis
-from dcclctl.algorithm.statepatch import StateBasis, StatePatch, StateRows, StateShape
+from dcclctl.devices import state_patch
+from dcclctl.devices.basis import JointFit, SharedEvents, learn_basis, new_basis
+from dcclctl.devices.state_patch import StateBasis, StatePatch, StateRows, StateShape
 from dcclctl.errors import DivergedError
+from dcclctl.events.log import EventLog
+from dcclctl.models.sequence import Gru4rec, Sasrec, SequenceBackbone, SequenceSizes
+from dcclctl.models.windows import Baskets
 
 U, N, C, D, R, K = 5, 7, 4, 6, 3, 4
 
@@ -56,7 +58,7 @@ def drawn_from(events: StateRows, users: np.ndarray | None = None) -> tuple[Shar
 
     each = np.arange(len(candidates))
     shared = SharedEvents(each, each if users is None else users, draw)
-    return shared, statepatch.frozen_states(events.states[:, 0], lambda wanted: (catalogue[wanted], biases[wanted]))
+    return shared, state_patch.frozen_states(events.states[:, 0], lambda wanted: (catalogue[wanted], biases[wanted]))
 
 
 def test_what_a_basis_is_learned_from_is_the_patched_model():
@@ -82,7 +84,7 @@ def test_origin_changes_nothing_and_columns_have_length_one():
 
 def test_a_patch_is_the_formula_that_it_says():
     basis, states, codes = basis_of(), normal(2, D), normal(2, K)
-    found = statepatch.patched_states(states, basis, codes)
+    found = state_patch.patched_states(states, basis, codes)
     for user in range(2):
         weights = (basis.origin + basis.theta @ codes[user]).numpy()
         down, up, offset = weights[: R * D].reshape(R, D), weights[R * D : -D].reshape(D, R), weights[-D:]
@@ -90,12 +92,17 @@ def test_a_patch_is_the_formula_that_it_says():
         np.testing.assert_allclose(found[user].numpy(), s + up @ np.tanh(down @ s) + offset, atol=1e-5)
 
 
-@both
+def backbone_of(log: EventLog, kind: type[Sasrec | Gru4rec]) -> SequenceBackbone:
+    sizes = SequenceSizes(log.n_items, log.n_categories, 6, item_size=6, category_size=4)
+    return SequenceBackbone(kind(sizes, log.item_categories, torch.Generator().manual_seed(0)), log, Baskets(log))
+
+
+@pytest.mark.parametrize("kind", [Sasrec, Gru4rec])
 def test_a_zero_code_gives_the_clouds_logits_to_the_last_bit(kind):
     log = random_log()
     backbone, codes = backbone_of(log, kind), normal(log.n_users, K)
     codes[::2] = 0
-    head = statepatch.state_head(backbone, basis_of(backbone.embeddings.shape[1]), codes)
+    head = state_patch.state_head(backbone, basis_of(backbone.embeddings.shape[1]), codes)
     events = log.events_in(2, 3)
     states = backbone.activations(events, None)
     for candidates in (None, torch.arange(30).expand(len(events), -1)[:, ::3]):
@@ -112,7 +119,7 @@ def test_the_gradient_by_hand_is_autograds():
     patch = basis.shape.patch(weights)
     rows.losses(patch).sum().backward()
     with torch.no_grad():
-        found = statepatch.device_gradient(rows, patch)
+        found = state_patch.device_gradient(rows, patch)
     torch.testing.assert_close(found, weights.grad)
     assert found.abs().min() > 0
 
@@ -141,7 +148,7 @@ def one_by_one(
 def test_all_users_at_once_learn_what_each_learns_alone():
     rows, basis = rows_of(), basis_of()
     for mean in (torch.zeros(K), torch.linspace(-0.5, 0.8, K)):
-        codes = statepatch.fit_devices(basis, rows, 12, 0.05, 0.3, mean)
+        codes = state_patch.fit_devices(basis, rows, local(12, 0.05, 0.3), mean)
         assert (codes - mean).abs().max() > 0.1
         for user in range(U):
             alone = one_by_one(rows, basis, user, 12, 0.05, 0.3, mean)
@@ -155,18 +162,18 @@ def test_what_has_no_weight_teaches_nothing():
         labels=torch.where(rows.weights > 0, rows.labels, 1 - rows.labels),
         items=torch.where(rows.weights.unsqueeze(-1) > 0, rows.items, 3.0),
     )
-    fit = statepatch.fit_devices(basis, rows, 5, 0.05, 0.3)
-    assert torch.equal(statepatch.fit_devices(basis, other, 5, 0.05, 0.3), fit)
-    nothing = rows.weighing(torch.zeros_like(rows.weights))
-    assert not statepatch.fit_devices(basis, nothing, 5, 0.05, 0.3).any()
+    fit = state_patch.fit_devices(basis, rows, local(5, 0.05, 0.3))
+    assert torch.equal(state_patch.fit_devices(basis, other, local(5, 0.05, 0.3)), fit)
+    nothing = rows.with_weights(torch.zeros_like(rows.weights))
+    assert not state_patch.fit_devices(basis, nothing, local(5, 0.05, 0.3)).any()
     mean = torch.linspace(-0.5, 0.8, K)
-    assert torch.equal(statepatch.fit_devices(basis, nothing, 5, 0.05, 0.3, mean), mean.repeat(U, 1))
+    assert torch.equal(state_patch.fit_devices(basis, nothing, local(5, 0.05, 0.3), mean), mean.repeat(U, 1))
 
 
 def test_patches_lower_the_loss_and_the_prior_keeps_them_small():
     rows, basis = rows_of(), basis_of()
     before = rows.losses(basis.patch(torch.zeros(U, K)))
-    weak, strong = (statepatch.fit_devices(basis, rows, 60, 0.05, prior) for prior in (0.01, 100.0))
+    weak, strong = (state_patch.fit_devices(basis, rows, local(60, 0.05, prior)) for prior in (0.01, 100.0))
     assert (rows.losses(basis.patch(weak)) < before).all()
     assert (strong.norm(dim=1) < 0.2 * weak.norm(dim=1)).all()
 
@@ -198,7 +205,7 @@ def test_the_basis_learns_what_users_have_in_common():
     devices = StateRows(*(values.view(n_users, n_events, *values.shape[2:]) for values in vars(whole).values()))
     after = {}
     for name, basis in (("random", start), ("learned", learned)):
-        codes = statepatch.fit_devices(basis, devices, 15, 0.05, 0.1)
+        codes = state_patch.fit_devices(basis, devices, local(15, 0.05, 0.1))
         after[name] = float(devices.losses(basis.patch(codes)).mean())
     assert after["learned"] < 0.7 * after["random"]
 
@@ -225,6 +232,6 @@ def test_the_mean_learns_what_all_users_share():
 def test_divergence_is_said():
     rows, basis = rows_of(), basis_of()
     with pytest.raises(DivergedError, match="infinite"):
-        statepatch.fit_devices(basis, replace(rows, states=rows.states * float("inf")), 3, 0.05, 0.3)
+        state_patch.fit_devices(basis, replace(rows, states=rows.states * float("inf")), local(3, 0.05, 0.3))
     with pytest.raises(DivergedError, match="Θ became"):
         learn_basis(basis, *drawn_from(first_events(rows_of())), JointFit(3, 1e30, 0.1, seed=0))

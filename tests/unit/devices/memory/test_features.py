@@ -6,17 +6,20 @@ from math import log, log1p, log2, sqrt
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import Row, log_of
+from small_worlds import Row, log_of
 
-from dcclctl.algorithm import memory
-from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventLog
-from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Counting, Memories, Ring, Statistics, count_statistics
+from dcclctl.devices.memory import features as features_module
+from dcclctl.devices.memory import statistics as statistics_module
+from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, Memories, Statistics
+from dcclctl.devices.memory.ring import Ring
+from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
+from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, Block, EventLog
 
 #: M and T: smaller than the histories, so that rings wrap
-SIZE, TRACK = 6, 4
+SIZE, WINDOW = 6, 4
 #: with the order of events
 ALL = FEATURES + ORDER_FEATURES
-TRACKED = ALL[1:]
+IN_PROFILE = ALL[1:]
 N_USERS, N_ITEMS, N_CATEGORIES = 9, 30, 5
 
 
@@ -25,13 +28,13 @@ def random_rows(repeats: bool = True) -> list[Row]:
     draw = np.random.default_rng(1)
     rows: list[Row] = []
     for user in range(N_USERS):
-        had: set[int] = set()
+        taken: set[int] = set()
         for time in np.sort(draw.integers(0, 30, 18 + user)):
             item = int(draw.integers(N_ITEMS))
-            if repeats or item not in had:
+            if repeats or item not in taken:
                 period = int(np.searchsorted([16, 22, 26], time, side="right"))
                 rows.append((user, item, int(time), int(draw.random() < 0.8), period))
-            had.add(item)
+            taken.add(item)
     return rows
 
 
@@ -44,14 +47,18 @@ def categorised() -> dict[str, object]:
     return {"item_categories": torch.from_numpy(codes), "n_categories": N_CATEGORIES}
 
 
-def counted(world: EventLog, until: str = "device", neighbours: int = 4, shrinkage: float = 1.0) -> Statistics:
-    return count_statistics(world, world.up_to(Block.parse(until)), Counting(SIZE, neighbours, shrinkage, 3), 3)
+def counted(
+    world: EventLog, counted_through: str = "device", neighbours: int = 4, shrinkage: float = 1.0
+) -> Statistics:
+    return count_statistics(
+        world, world.up_to(Block.parse(counted_through)), StatisticsSettings(SIZE, neighbours, shrinkage, 3), 3
+    )
 
 
 def features(
     world: EventLog, events: np.ndarray, candidates: torch.Tensor | None, statistics: Statistics, size: int
 ) -> torch.Tensor:
-    """Without the track record."""
+    """Without the profile of recent events."""
     return Memories(world, statistics, size, 0).features(events, candidates)
 
 
@@ -59,11 +66,11 @@ def plain(
     n_items: int,
     category_share: list[float],
     similar: dict[tuple[int, int], float],
-    led: dict[tuple[int, int], float] | None = None,
+    before: dict[tuple[int, int], float] | None = None,
 ) -> Statistics:
     """Nothing taken off and nothing scaled, so that features are what their formulas say; items have equal shares."""
-    similarity, lead = torch.zeros(2, n_items, n_items)
-    for matrix, given in ((similarity, similar), (lead, led or {})):
+    similarity, transition = torch.zeros(2, n_items, n_items)
+    for matrix, given in ((similarity, similar), (transition, before or {})):
         for (item, other), value in given.items():
             matrix[item, other] = value
     every = torch.arange(n_items).expand(n_items, -1)
@@ -73,7 +80,7 @@ def plain(
         every,
         similarity,
         every,
-        lead,
+        transition,
         torch.zeros(n_items, len(ALL)),
         torch.ones(len(ALL)),
     )
@@ -89,10 +96,10 @@ def test_a_batch_has_the_features_of_every_devices_ring(repeats: bool, categorie
     rows = random_rows(repeats)
     world = log_of(rows, N_USERS, N_ITEMS, repeats=repeats, **(categorised() if categories else {}))
     statistics = counted(world)
-    found = Memories(world, statistics, SIZE, TRACK).features(np.arange(len(rows)), None)
+    found = Memories(world, statistics, SIZE, WINDOW).features(np.arange(len(rows)), None)
     everything, wrapped, row = torch.arange(N_ITEMS), 0, 0
     for _, mine in groupby(rows, key=lambda each: each[0]):
-        ring = Ring(SIZE, track=TRACK, tracked=len(TRACKED))
+        ring = Ring(SIZE, profile_window=WINDOW, n_features=len(IN_PROFILE))
         for _, moment in groupby(mine, key=lambda each: each[2]):
             expected = ring.features(everything, world.item_categories, statistics)
             for _, item, _, label, _ in list(moment):
@@ -101,29 +108,29 @@ def test_a_batch_has_the_features_of_every_devices_ring(repeats: bool, categorie
                 row += 1
                 if label:
                     ring.observe(item, expected[item])
-        assert ring.bytes == 8 + 4 * SIZE + TRACK * len(TRACKED)
+        assert ring.bytes == 8 + 4 * SIZE + WINDOW * len(IN_PROFILE)
     assert row == len(rows)
     assert wrapped > 30
-    record = found[:, 0, len(ALL) :]
-    assert (record.abs().sum(1) > 0).sum() > 100
-    assert found[..., len(ALL) :].equal(record.unsqueeze(1).expand(-1, N_ITEMS, -1))  # the same for all candidates
+    profile = found[:, 0, len(ALL) :]
+    assert (profile.abs().sum(1) > 0).sum() > 100
+    assert found[..., len(ALL) :].equal(profile.unsqueeze(1).expand(-1, N_ITEMS, -1))  # the same for all candidates
     # some events after others, in another order, candidates of choice
     chosen = torch.tensor([[3, 3, 7], [0, 29, 1]])
-    few = Memories(world, statistics, SIZE, TRACK).features(np.array([100, 40]), chosen.flip(0)).flip(0)
+    few = Memories(world, statistics, SIZE, WINDOW).features(np.array([100, 40]), chosen.flip(0)).flip(0)
     torch.testing.assert_close(few, torch.stack([found[40][chosen[0]], found[100][chosen[1]]]))
 
 
 @pytest.mark.parametrize("keep", [1, 2, 5])
-def test_a_device_whose_log_begins_later_has_a_record_of_its_own(keep: int) -> None:
-    """In a shortened log an event's record is that of a ring which saw the kept events only; others keep theirs."""
+def test_a_device_whose_log_begins_later_has_a_profile_of_its_own(keep: int) -> None:
+    """In a truncated log an event's profile is that of a ring which saw the kept events only; others keep theirs."""
     world = log_of(random_rows(False), N_USERS, N_ITEMS, repeats=False, **categorised())
     statistics = counted(world)
     some = np.flatnonzero(world.history_lengths(np.arange(len(world.user)), keep + 1) > keep)[::3]
-    cut = world.shortened(some, np.full(len(some), keep))
-    found = Memories(cut, statistics, SIZE, TRACK).features(some, None)
-    whole = Memories(world, statistics, SIZE, TRACK).features(some, None)
+    cut = world.truncate_history(some, np.full(len(some), keep))
+    found = Memories(cut, statistics, SIZE, WINDOW).features(some, None)
+    whole = Memories(world, statistics, SIZE, WINDOW).features(some, None)
     for row, event in enumerate(some):
-        ring = Ring(SIZE, track=TRACK, tracked=len(TRACKED))
+        ring = Ring(SIZE, profile_window=WINDOW, n_features=len(IN_PROFILE))
         ends = world.history_end[event]
         seen = [at for at in np.flatnonzero(world.label > 0) if world.user[at] == world.user[event]]
         kept = [at for at in seen if world.history_end[at] < ends][-keep:]
@@ -133,95 +140,95 @@ def test_a_device_whose_log_begins_later_has_a_record_of_its_own(keep: int) -> N
             own = before.features(torch.tensor([world.item[at]]), world.item_categories, statistics)[0]
             ring.observe(int(world.item[at]), own)
         torch.testing.assert_close(found[row], ring.features(torch.arange(N_ITEMS), world.item_categories, statistics))
-    record = slice(len(ALL), None)
-    assert not found[:, 0, record].allclose(whole[:, 0, record])
+    profile = slice(len(ALL), None)
+    assert not found[:, 0, profile].allclose(whole[:, 0, profile])
     others = np.setdiff1d(np.arange(len(world.user)), some)
-    everything = Memories(cut, statistics, SIZE, TRACK).features(np.arange(len(world.user)), None)
+    everything = Memories(cut, statistics, SIZE, WINDOW).features(np.arange(len(world.user)), None)
     torch.testing.assert_close(
-        everything[torch.from_numpy(others)], Memories(world, statistics, SIZE, TRACK).features(others, None)
+        everything[torch.from_numpy(others)], Memories(world, statistics, SIZE, WINDOW).features(others, None)
     )
     torch.testing.assert_close(everything[torch.from_numpy(some)], found)
 
 
 def rings_of(rows: list[Row], world: EventLog, statistics: Statistics) -> dict[int, list[tuple[int, torch.Tensor]]]:
-    """user → of each positive event, oldest first: its period, and the ring's record of R numbers right after it."""
-    everything, told = torch.arange(N_ITEMS), {}
+    """user → of each positive event, oldest first: its period, and the ring's profile of R numbers right after it."""
+    everything, found_for = torch.arange(N_ITEMS), {}
     for user, mine in groupby(rows, key=lambda each: each[0]):
-        ring, records = Ring(SIZE, track=TRACK, tracked=len(TRACKED)), []
+        ring, profiles = Ring(SIZE, profile_window=WINDOW, n_features=len(IN_PROFILE)), []
         for _, moment in groupby(mine, key=lambda each: each[2]):
             found = ring.features(everything, world.item_categories, statistics)
             for _, item, _, label, period in list(moment):
                 if label:
                     ring.observe(item, found[item])
-                    record = ring.features(everything[:1], world.item_categories, statistics)[0, len(ALL) :]
-                    records.append((period, record))
-        told[user] = records
-    return told
+                    profile = ring.features(everything[:1], world.item_categories, statistics)[0, len(ALL) :]
+                    profiles.append((period, profile))
+        found_for[user] = profiles
+    return found_for
 
 
-def test_users_of_whom_nothing_was_counted_have_a_typical_record() -> None:
-    """The mean of what counted users' rings kept when they held as many events; everybody else keeps the own one."""
+def test_users_without_counted_events_have_the_typical_profile() -> None:
+    """The mean profile of counted users' rings when they held as many events; all other users keep their own."""
     rows = random_rows()
     world = log_of(rows, N_USERS, N_ITEMS, **categorised())
     statistics = counted(world)
     mask = world.up_to(Block.parse("cloud")) & (world.user % 3 > 0)
     strangers = world.user % 3 == 0
-    memories = Memories(world, statistics, SIZE, TRACK, mask)
-    records = {user: own for user, own in rings_of(rows, world, statistics).items() if user % 3}
-    for held in range(TRACK + 1):
-        known = [own[held - 1][1] for own in records.values() if 0 < held <= len(own) and own[held - 1][0] == CLOUD]
-        expected = torch.stack(known).mean(0) if held else torch.zeros(len(TRACKED))
+    memories = Memories(world, statistics, SIZE, WINDOW, mask)
+    profiles = {user: own for user, own in rings_of(rows, world, statistics).items() if user % 3}
+    for held in range(WINDOW + 1):
+        known = [own[held - 1][1] for own in profiles.values() if 0 < held <= len(own) and own[held - 1][0] == CLOUD]
+        expected = torch.stack(known).mean(0) if held else torch.zeros(len(IN_PROFILE))
         assert held == 0 or len(known) == 6
         torch.testing.assert_close(memories.typical[held], expected)
     everything = np.arange(len(rows))
-    own = Memories(world, statistics, SIZE, TRACK).features(everything, None)
+    own = Memories(world, statistics, SIZE, WINDOW).features(everything, None)
     found = memories.features(everything, None)
     assert found[torch.from_numpy(~strangers)].equal(own[torch.from_numpy(~strangers)])
     assert found[..., : len(ALL)].equal(own[..., : len(ALL)])
-    held = np.minimum(world.history_lengths(everything, TRACK), TRACK)[strangers]
-    assert set(held) == set(range(TRACK + 1))
+    held = np.minimum(world.history_lengths(everything, WINDOW), WINDOW)[strangers]
+    assert set(held) == set(range(WINDOW + 1))
     taken = found[torch.from_numpy(strangers)][:, 0, len(ALL) :]
     assert taken.equal(memories.typical[torch.from_numpy(held)])
     # and so has the device itself
-    ring = Ring(SIZE, [3, 1], TRACK, len(TRACKED))
+    ring = Ring(SIZE, [3, 1], WINDOW, len(IN_PROFILE))
     ring.kept[:] = 100
     alone = ring.features(torch.arange(N_ITEMS), world.item_categories, statistics, memories.typical)
     assert alone[:, len(ALL) :].equal(memories.typical[2].expand(N_ITEMS, -1))
 
 
-def test_nobody_had_more_events_than_this() -> None:
-    """Where no counted user held as many events, the record of those who held most is taken; without any it is nothing."""
+def test_the_typical_profile_where_no_counted_user_held_as_many_events() -> None:
+    """That of those who held most is taken; without any counted user it is zero."""
     rows: list[Row] = [(0, 1, 0, 1, CLOUD), (0, 2, 1, 1, CLOUD), *((1, item, item, 1, TEST) for item in range(6))]
     world = log_of(rows, 2, N_ITEMS)
     statistics = counted(world)
-    memories = Memories(world, statistics, SIZE, TRACK, world.up_to(Block.parse("device")))
+    memories = Memories(world, statistics, SIZE, WINDOW, world.up_to(Block.parse("device")))
     assert memories.typical[2].any()
-    assert memories.typical[3].equal(memories.typical[2]) and memories.typical[TRACK].equal(memories.typical[2])
-    nobody = Memories(world, statistics, SIZE, TRACK, np.zeros(len(rows), dtype=bool))
+    assert memories.typical[3].equal(memories.typical[2]) and memories.typical[WINDOW].equal(memories.typical[2])
+    nobody = Memories(world, statistics, SIZE, WINDOW, np.zeros(len(rows), dtype=bool))
     assert not nobody.typical.any()
     assert not nobody.features(np.arange(len(rows)), None)[..., len(ALL) :].any()
-    untracked = Memories(world, statistics, SIZE, 0, np.zeros(len(rows), dtype=bool))
-    assert untracked.features(np.arange(len(rows)), None).shape[2] == len(ALL)
+    plain_features = Memories(world, statistics, SIZE, 0, np.zeros(len(rows), dtype=bool))
+    assert plain_features.features(np.arange(len(rows)), None).shape[2] == len(ALL)
 
 
 def test_some_users_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample that depends on the users' numbers only; events after what was counted change nothing."""
     world = log_of(random_rows(), N_USERS, N_ITEMS)
     statistics, mask = counted(world), world.up_to(Block.parse("cloud"))
-    every = Memories(world, statistics, SIZE, TRACK, mask).typical
-    monkeypatch.setattr(memory, "_TYPICAL", 4)
-    some = Memories(world, statistics, SIZE, TRACK, mask).typical
+    every = Memories(world, statistics, SIZE, WINDOW, mask).typical
+    monkeypatch.setattr(features_module, "_TYPICAL", 4)
+    some = Memories(world, statistics, SIZE, WINDOW, mask).typical
     assert not some.allclose(every)
-    assert some.equal(Memories(world, statistics, SIZE, TRACK, mask).typical)
+    assert some.equal(Memories(world, statistics, SIZE, WINDOW, mask).typical)
     later = [row if row[4] == CLOUD else (row[0], (row[1] + 7) % N_ITEMS, *row[2:]) for row in random_rows()]
-    assert Memories(log_of(later, N_USERS, N_ITEMS), statistics, SIZE, TRACK, mask).typical.equal(some)
+    assert Memories(log_of(later, N_USERS, N_ITEMS), statistics, SIZE, WINDOW, mask).typical.equal(some)
 
 
 def test_few_candidates_have_the_features_that_they_have_among_all() -> None:
     """Bit for bit, though their tables are made over the items that are held, and an item may be held by nobody."""
     world = log_of(random_rows(), N_USERS, N_ITEMS, **categorised())
     events, statistics = np.arange(len(world.user)), counted(world)
-    memories = Memories(world, statistics, SIZE, TRACK)
+    memories = Memories(world, statistics, SIZE, WINDOW)
     every = memories.features(events, None)
     few = torch.from_numpy(np.random.default_rng(0).integers(0, N_ITEMS, (len(events), 7)))
     expected = every.gather(1, few.unsqueeze(2).expand(-1, -1, every.shape[2]))
@@ -233,10 +240,10 @@ def test_few_candidates_have_the_features_that_they_have_among_all() -> None:
 def test_no_events_have_no_features() -> None:
     world = log_of(random_rows(), N_USERS, N_ITEMS)
     nobody = torch.empty(0, 4, dtype=torch.int64)
-    for track in (0, TRACK):
-        memories = Memories(world, counted(world), SIZE, track)
+    for window in (0, WINDOW):
+        memories = Memories(world, counted(world), SIZE, window)
         found = memories.features(np.empty(0, np.int64), nobody)
-        assert found.shape == (0, 4, memories.width) == (0, 4, len(ALL) + (len(TRACKED) if track else 0))
+        assert found.shape == (0, 4, memories.width) == (0, 4, len(ALL) + (len(IN_PROFILE) if window else 0))
 
 
 # -- figures made by hand
@@ -249,8 +256,8 @@ def test_every_feature_by_hand() -> None:
     """
     a, b, none = 0, 1, 2
     categories = torch.tensor([[a, none], [a, b], [b, none], [a, b], [none, none]])
-    led = {(3, 2): 0.1, (3, 0): 0.5, (1, 1): 0.3, (1, 4): 0.9}
-    statistics = plain(5, [0.5, 0.25, 0.25], {(3, 1): 0.6, (3, 2): 0.2, (1, 4): 0.9}, led)
+    before = {(3, 2): 0.1, (3, 0): 0.5, (1, 1): 0.3, (1, 4): 0.9}
+    statistics = plain(5, [0.5, 0.25, 0.25], {(3, 1): 0.6, (3, 2): 0.2, (1, 4): 0.9}, before)
     ring = Ring(4, [4, 0, 1, 1, 2])  # 4 is overwritten
     first, second, third = ring.features(torch.tensor([1, 3, 4]), categories, statistics)
     fresh = [1 / (1 + age / 20) for age in range(4)]
@@ -304,27 +311,27 @@ def named(row: torch.Tensor) -> dict[str, float]:
     return dict(zip(ALL, row.tolist(), strict=True))
 
 
-def test_the_track_record_by_hand() -> None:
-    """Three events are taken for without any, a byte is a feature times 32, and 4 is the most that is kept."""
-    ring = Ring(4, track=2, tracked=len(TRACKED))
+def test_the_profile_of_recent_events_by_hand() -> None:
+    """Three events of value 0 are counted first, a byte is a feature times 32, and at most 4 is kept."""
+    ring = Ring(4, profile_window=2, n_features=len(IN_PROFILE))
     statistics, categories = plain(5, [1.0], {}), torch.zeros(5, 1, dtype=torch.int64)
-    found = torch.zeros(3, len(ALL) + len(TRACKED))
+    found = torch.zeros(3, len(ALL) + len(IN_PROFILE))
     found[:, ALL.index("item count")] = torch.tensor([9.0, 0.26, 1.0])
     found[:, ALL.index("size")] = 1
     found[:, ALL.index("order, sum")] = torch.tensor([0.0, -0.5, -9.0])
 
-    def record() -> dict[str, float]:
+    def profile() -> dict[str, float]:
         own = ring.features(torch.tensor([3, 4]), categories, statistics)[:, len(ALL) :]
         assert own[0].equal(own[1])
-        return {name: value for name, value in zip(TRACKED, own[0].tolist(), strict=True) if value}
+        return {name: value for name, value in zip(IN_PROFILE, own[0].tolist(), strict=True) if value}
 
-    assert (record(), ring.bytes) == ({}, 8)
+    assert (profile(), ring.bytes) == ({}, 8)
     ring.observe(0, found[0])
-    assert (record(), ring.bytes) == ({"item count": pytest.approx(127 / 32 / 4)}, 8 + 4 + 14)
+    assert (profile(), ring.bytes) == ({"item count": pytest.approx(127 / 32 / 4)}, 8 + 4 + 14)
     ring.observe(1, found[1])
-    assert record() == {"item count": pytest.approx((127 + 8) / 32 / 5), "order, sum": pytest.approx(-0.5 / 5)}
+    assert profile() == {"item count": pytest.approx((127 + 8) / 32 / 5), "order, sum": pytest.approx(-0.5 / 5)}
     ring.observe(2, found[2])  # the first one is forgotten
-    assert record() == {
+    assert profile() == {
         "item count": pytest.approx((8 + 32) / 32 / 5),
         "order, sum": pytest.approx((-16 - 127) / 32 / 5),
     }
@@ -385,37 +392,39 @@ def test_similarity_is_the_weighted_shrunk_cosine() -> None:
 
 
 @pytest.mark.parametrize("repeats", [True, False])
-def test_lead_counts_what_came_soon_after_what(repeats: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transition_scores_count_what_came_soon_after_what(repeats: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = random_rows(repeats)
     world = log_of(rows, N_USERS, N_ITEMS, repeats=repeats)
-    statistics = count_statistics(world, world.up_to(Block(DEVICE)), Counting(SIZE, N_ITEMS, 2.5, 3), 3)
-    lead, number = np.zeros((N_ITEMS, N_ITEMS)), np.zeros(N_ITEMS)
+    statistics = count_statistics(world, world.up_to(Block(DEVICE)), StatisticsSettings(SIZE, N_ITEMS, 2.5, 3), 3)
+    score, number = np.zeros((N_ITEMS, N_ITEMS)), np.zeros(N_ITEMS)
     for _, mine in groupby((row for row in rows if row[3] and row[4] <= DEVICE), key=lambda each: each[0]):
-        had: list[int] = []
+        past: list[int] = []
         for _, moment in groupby(mine, key=lambda each: each[2]):
             together = [item for _, item, *_ in moment]
             for item in together:
                 number[item] += 1
-                for distance, before in enumerate(had[:-4:-1], 1):
-                    lead[item, before] += 1 / distance
-            had += together
-    lead /= np.sqrt(number[:, None] * number) + 2.5
-    assert (lead > 0).sum() > 100
+                for distance, before in enumerate(past[:-4:-1], 1):
+                    score[item, before] += 1 / distance
+            past += together
+    score /= np.sqrt(number[:, None] * number) + 2.5
+    assert (score > 0).sum() > 100
     for item in range(N_ITEMS):
-        found = zip(statistics.predecessors[item].tolist(), statistics.lead[item].tolist(), strict=True)
-        expected = {before: lead[item, before] for before in range(N_ITEMS) if lead[item, before]}
+        found = zip(statistics.predecessors[item].tolist(), statistics.transition_score[item].tolist(), strict=True)
+        expected = {before: score[item, before] for before in range(N_ITEMS) if score[item, before]}
         assert {before: value for before, value in found if value} == pytest.approx(expected, rel=1e-5)
     with monkeypatch.context() as patched:
-        patched.setattr(memory, "_PAIRS", 100)  # in parts
-        parts = count_statistics(world, world.up_to(Block(DEVICE)), Counting(SIZE, N_ITEMS, 2.5, 3), 3)
-    assert parts.lead.equal(statistics.lead) and parts.predecessors.equal(statistics.predecessors)
-    fewer = count_statistics(world, world.up_to(Block(DEVICE)), Counting(SIZE, 3, 2.5, 3), 3)
-    assert fewer.lead.equal(statistics.lead[:, :3])
-    assert list(statistics.lead[0]) == sorted(statistics.lead[0], reverse=True)
-    without = count_statistics(world, world.up_to(Block(DEVICE)), Counting(SIZE, 3, 2.5, 0), 3)
-    assert without.lead.shape == (N_ITEMS, 0)
+        patched.setattr(statistics_module, "_PAIRS", 100)  # in parts
+        parts = count_statistics(world, world.up_to(Block(DEVICE)), StatisticsSettings(SIZE, N_ITEMS, 2.5, 3), 3)
+    assert parts.transition_score.equal(statistics.transition_score) and parts.predecessors.equal(
+        statistics.predecessors
+    )
+    fewer = count_statistics(world, world.up_to(Block(DEVICE)), StatisticsSettings(SIZE, 3, 2.5, 3), 3)
+    assert fewer.transition_score.equal(statistics.transition_score[:, :3])
+    assert list(statistics.transition_score[0]) == sorted(statistics.transition_score[0], reverse=True)
+    without = count_statistics(world, world.up_to(Block(DEVICE)), StatisticsSettings(SIZE, 3, 2.5, 0), 3)
+    assert without.transition_score.shape == (N_ITEMS, 0)
     assert (without.features, statistics.features) == (FEATURES, ALL)
-    assert (without.tracked, statistics.tracked) == (FEATURES[1:], TRACKED)
+    assert (without.profile_features, statistics.profile_features) == (FEATURES[1:], IN_PROFILE)
     assert without.bytes_per_candidate == 4 + 8 * 3 + 4 * len(FEATURES)
     every = np.arange(len(rows))
     plain, ordered = (features(world, every, None, each, SIZE) for each in (without, statistics))
@@ -451,7 +460,15 @@ def test_later_events_and_negatives_change_nothing_that_is_counted() -> None:
         for user, item, *rest, label, period in rows
     ]
     found = counted(log_of(disliked, N_USERS, N_ITEMS, **categorised()))
-    for name in ("item_share", "category_share", "neighbours", "similarity", "predecessors", "lead", "mean"):
+    for name in (
+        "item_share",
+        "category_share",
+        "neighbours",
+        "similarity",
+        "predecessors",
+        "transition_score",
+        "mean",
+    ):
         assert found.tensors()[name].equal(only.tensors()[name]), name
 
 
@@ -460,8 +477,6 @@ def test_shares_by_hand() -> None:
     world = log_of(rows, 2, 3, item_categories=torch.tensor([[0, 1], [1, 2], [2, 2]]), n_categories=2)
     statistics = counted(world)
     assert statistics.item_share.tolist() == pytest.approx([1.5 / 4.5, 2.5 / 4.5, 0.5 / 4.5])
-    logs = np.log([1.5, 2.5, 0.5])
-    assert statistics.popularity.tolist() == pytest.approx((logs - logs.mean()) / logs.std(), rel=1e-5)
     assert statistics.category_share[:2].tolist() == pytest.approx([1.5 / 4.5, 4 / 4.5])
 
 
@@ -472,7 +487,7 @@ def test_what_comes_later_changes_no_feature() -> None:
     other = [row if row[4] <= DEVICE else (row[0], 3, row[2], 1, row[4]) for row in rows]
     changed = log_of(other, N_USERS, N_ITEMS, **categorised())
     statistics = counted(world)
-    before, after = (Memories(each, statistics, SIZE, TRACK) for each in (world, changed))
+    before, after = (Memories(each, statistics, SIZE, WINDOW) for each in (world, changed))
     assert before.features(early, None).equal(after.features(early, None))
     late = np.flatnonzero(world.period == TEST)
     assert not features(world, late, None, statistics, SIZE).equal(features(changed, late, None, statistics, SIZE))
@@ -496,9 +511,12 @@ def test_a_ring_overwrites_the_oldest_and_never_grows() -> None:
     assert Ring(3, [1, 2]).newest_first().tolist() == [2, 1]
 
 
-def test_where_all_items_are_as_popular_popularity_says_nothing() -> None:
-    one = log_of([(0, 0, 1, 1, CLOUD), (1, 0, 2, 1, CLOUD)], 2, 1)
-    alike = log_of([(0, 0, 1, 1, CLOUD), (1, 1, 2, 1, CLOUD)], 2, 2)
-    for world in (one, alike):
-        counted = count_statistics(world, world.up_to(Block(CLOUD)), Counting(3, 2, 1.0, 1), 0)
-        assert counted.popularity.tolist() == [0.0] * world.n_items
+def test_columns_and_settings_by_name() -> None:
+    world = log_of(random_rows(), N_USERS, N_ITEMS)
+    statistics = counted(world)
+    columns = statistics.columns(WINDOW)
+    assert columns == ALL + IN_PROFILE and statistics.columns(0) == ALL
+    assert [columns[at] for at in statistics.order_columns(WINDOW)] == [*ORDER_FEATURES, *ORDER_FEATURES]
+    assert [ALL[at] for at in statistics.order_columns(0)] == list(ORDER_FEATURES)
+    recorded = {"size": 5, "neighbours": 4, "shrinkage": 2.0, "transition_window": 3, "profile_window": 9}
+    assert StatisticsSettings.of(recorded) == StatisticsSettings(5, 4, 2.0, 3)

@@ -1,52 +1,47 @@
 """Tiny worlds with known answers: what the models must learn from them, and what they cannot."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import fit_settings, log_of, no_samples
 from sklearn.metrics import roc_auc_score
+from small_worlds import local, log_of, new_encoder, one_thread, scores, trained  # noqa: F401
 from torch.nn import functional as F
+from world import quiet_progress
 
-from dcclctl.algorithm import training
-from dcclctl.algorithm.basis import JointFit, SharedEvents, learn_basis, new_basis
-from dcclctl.algorithm.din import Din, DinSizes
-from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventLog
-from dcclctl.algorithm.metapatch import DeviceRows, Head, PatchShape, fit_devices, frozen_head
-from dcclctl.algorithm.momodistill import BasisSettings, distill_basis, new_encoder, teacher_of, unlabelled_candidates
-from dcclctl.algorithm.scoring import DinBackbone, cloud_head, patched_head, score
+from dcclctl.config import DistillConfig
+from dcclctl.devices.basis import JointFit, SharedEvents, learn_basis, new_basis
+from dcclctl.devices.hidden_patch import DeviceRows, Head, PatchShape, fit_devices, frozen_head, patched_head
+from dcclctl.distillation.from_memory import FromMemorySettings, UnlabelledItems
+from dcclctl.distillation.method import DistillTask
+from dcclctl.distillation.momodistill import MoMoDistillSettings, SecondStep
+from dcclctl.distillation.teachers import TaughtObjective
+from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, Block, EventLog
+from dcclctl.events.sampler import Sampler, Samples
+from dcclctl.models.din import Din, DinBackbone, DinSizes
+from dcclctl.models.training import restore
 
 HALF = 15  # items of a group: 0 … 14 are of the one, 15 … 29 of the other
 LIMIT = 8
 
 
-def trained(log: EventLog, epochs: int = 12) -> Din:
-    sizes = DinSizes(log.n_items, log.n_categories, log.profile_sizes, 8, 4, 2, 8, (16, 8))
-    model = Din(sizes, log.item_categories, torch.Generator().manual_seed(0))
-    valid = training.valid_samples(log, 4, seed=0)
-    settings = fit_settings(epochs=epochs, history=LIMIT, negatives=4, batch_size=64, dropout=0.0, patience=3)
-    state = training.start(model, training.judge(model, log, valid, LIMIT))
-    events, catalogue, excluded = log.events_in(CLOUD), log.catalogue(CLOUD), log.positives_in(CLOUD)
-    while not state.finished(settings):
-        state = training.train_epoch(model, log, events, catalogue, excluded, valid, settings, state)
-    training.restore(model, state.best)
+def new_din(log: EventLog) -> Din:
+    sizes = DinSizes(log.n_items, log.n_categories, log.profile_sizes, LIMIT, 8, 4, 2, 8, (16, 8))
+    return Din(sizes, log.item_categories, torch.Generator().manual_seed(0))
+
+
+def fitted(log: EventLog, epochs: int = 12) -> Din:
+    model = new_din(log)
+    restore(model, trained(model, log, epochs=epochs, negatives=4, batch_size=64, dropout=0.0, patience=3).best)
     return model
 
 
 def all_scores(model: Din, log: EventLog, head=None) -> tuple[np.ndarray, torch.Tensor]:
     """Test events, and their logits for the whole catalogue."""
-    parts = list(
-        score(
-            DinBackbone(model, log, LIMIT),
-            [head or cloud_head(model)],
-            log.events_in(TEST),
-            lambda _: None,
-            log.n_items,
-            500,
-        )
-    )
-    return np.concatenate([rows for rows, _, _ in parts]), torch.cat([logits[0] for _, _, logits in parts])
+    events = log.events_in(TEST)
+    return events, scores(DinBackbone(model, log), events, head=head)
 
 
 def group_auc(log: EventLog, events: np.ndarray, logits: torch.Tensor) -> float:
@@ -64,18 +59,18 @@ def taste_log(rng: np.random.Generator, hidden: bool = False) -> EventLog:
             own[:11] = rng.permutation(2 * HALF)[:11]
         periods = [CLOUD] * 9 + [DEVICE, VALID, TEST]
         rows += [(user, int(item), t, 1, period) for t, (item, period) in enumerate(zip(own, periods, strict=True))]
-    return log_of(rows, n_users=80, n_items=2 * HALF)
+    return log_of(rows, n_users=80, n_items=2 * HALF, repeats=False)
 
 
 def test_din_learns_two_tastes_from_histories_alone():
     log = taste_log(np.random.default_rng(0))
-    assert group_auc(log, *all_scores(trained(log), log)) > 0.95
+    assert group_auc(log, *all_scores(fitted(log), log)) > 0.95
 
 
 def test_din_learns_no_taste_where_histories_do_not_tell():
     """The same test with the answer taken out of the log: it is the history that the test above learns from."""
     log = taste_log(np.random.default_rng(0), hidden=True)
-    assert group_auc(log, *all_scores(trained(log), log)) < 0.7
+    assert group_auc(log, *all_scores(fitted(log), log)) < 0.7
 
 
 @pytest.mark.parametrize("taught", [True, False])
@@ -85,33 +80,25 @@ def test_a_student_learns_of_unlabelled_items_what_no_label_ever_said(taught):
     taste = torch.arange(plain.n_users) % 2
     # the student can tell the tastes apart, if it is told so
     log = replace(plain, profile=taste[:, None], profile_sizes=(2,))
-    catalogue, excluded = log.catalogue(CLOUD), log.never_negative(CLOUD)
-    asked = unlabelled_candidates(log, LIMIT, 6, Block(CLOUD), 0, "lesson")
+    task = DistillTask(
+        None,
+        SimpleNamespace(history=LIMIT),
+        Block(CLOUD),
+        DistillConfig(),
+        FromMemorySettings(unlabelled=6),
+        torch.device("cpu"),
+        None,
+        quiet_progress,
+    )
 
     def teacher(events, candidates):
         own = taste[torch.from_numpy(log.user[events])][:, None] == (candidates >= HALF)
         return torch.where(own, 2.0, -2.0)
 
-    model = Din(
-        DinSizes(log.n_items, 0, (2,), 8, 4, 2, 8, (16, 8)), log.item_categories, torch.Generator().manual_seed(0)
-    )
-    settings = fit_settings(
-        epochs=12, history=LIMIT, negatives=4, batch_size=64, dropout=0.0, beta=3.0 if taught else 0.0, patience=0
-    )
-    state = training.start(model, training.Judged(float("inf"), 0.5))
-    while not state.finished(settings):
-        state = training.train_epoch(
-            model,
-            log,
-            log.events_in(CLOUD),
-            catalogue,
-            excluded,
-            no_samples(log),
-            settings,
-            state,
-            teacher,
-            unlabelled=asked,
-        )
+    beta, weight = 3.0 if taught else 0.0, torch.ones(log.n_users)
+    objective = TaughtObjective(log, teacher, beta, weight, UnlabelledItems(task, log))
+    model = new_din(log)
+    trained(model, log, objective=objective, epochs=12, negatives=4, batch_size=64, dropout=0.0)
     found = group_auc(log, *all_scores(model, log))
     assert found > 0.95 if taught else found < 0.7
 
@@ -149,12 +136,14 @@ class Personal:
             profile_sizes=(3,),
         )
         self.told = told
-        self.model = trained(self.log, epochs=6)
+        self.model = fitted(self.log, epochs=6)
         self.head = Head.of(self.model)
         log, events = self.log, self.log.events_in(DEVICE)
 
-        def samples(epoch: int) -> training.Samples:
-            return training.sample(log, events, 4, log.catalogue(DEVICE), log.positives_in(DEVICE), 0, "basis", epoch)
+        sampler = Sampler(log, [DEVICE], 4, 0, "basis", log.positives_in(DEVICE))
+
+        def samples(epoch: int) -> Samples:
+            return sampler.draw(events, epoch)
 
         def draw(epoch: int):
             drawn = samples(epoch)
@@ -166,7 +155,7 @@ class Personal:
             SharedEvents(events, log.user[events], draw),
             frozen_head(
                 self.head,
-                lambda rows, candidates: training.first_layer(self.model, log, rows, candidates, LIMIT),
+                lambda rows, candidates: self.model.first_layer_of_few(log, rows, candidates),
                 events,
             ),
             JointFit(epochs=40, learning_rate=0.02, prior=0.3, seed=0, batch_size=64),
@@ -174,17 +163,17 @@ class Personal:
         )
         own = samples(99)
         with torch.no_grad():
-            z1 = training.first_layer(self.model, log, events, own.candidates, LIMIT)
+            z1 = self.model.first_layer_of_few(log, events, own.candidates)
         by_user = (self.n_users, -1)
         self.rows = DeviceRows(z1.view(*by_user, 16), own.labels.view(by_user), own.weights.view(by_user))
         self.codes = self.fit(self.rows)
 
-    def fit(self, rows: DeviceRows) -> torch.Tensor:
-        return fit_devices(self.head, self.basis, rows, steps=60, learning_rate=0.05, prior=0.3, mean=self.mean)
+    def fit(self, rows: DeviceRows, prior: float = 0.3) -> torch.Tensor:
+        return fit_devices(self.head, self.basis, rows, local(60, 0.05, prior), self.mean)
 
     def losses(self, codes: torch.Tensor, basis=None) -> torch.Tensor:
         """Each user's mean loss on the test events: the chosen item against all of the others, equally weighed."""
-        head = patched_head(self.model, basis or self.basis, codes, self.log)
+        head = patched_head(DinBackbone(self.model, self.log), basis or self.basis, codes)
         events, logits = all_scores(self.model, self.log, head)
         chosen = torch.from_numpy(self.log.item[events])[:, None]
         own = logits.gather(1, chosen)[:, 0]
@@ -209,10 +198,10 @@ def test_what_all_users_share_needs_no_events_of_ones_own():
         world = Personal(together=True, with_mean=with_mean)
         weights = torch.zeros_like(world.rows.weights)
         weights[:, :5] = world.rows.weights[:, :5]  # one event and its negatives
-        codes = world.fit(DeviceRows(world.rows.z1, world.rows.labels, weights))
+        codes = world.fit(DeviceRows(world.rows.z1, world.rows.labels, weights), prior=1.0)
         gains[with_mean] = float(world.losses(torch.zeros(60, 4)).mean() - world.losses(codes).mean())
-    assert gains[True] > 0.1
-    assert gains[True] > 1.5 * gains[False]
+    assert gains[True] > 0.5
+    assert gains[True] > 5 * gains[False]
 
 
 def test_patches_learn_what_the_cloud_cannot_know(personal):
@@ -236,9 +225,9 @@ def test_a_random_basis_learns_less(personal):
     basis = new_basis(PatchShape((16, 8), 4), 4, seed=5)
     own = personal.samples(99)
     with torch.no_grad():
-        z1 = training.first_layer(personal.model, log, events, own.candidates, LIMIT)
+        z1 = personal.model.first_layer_of_few(log, events, own.candidates)
     rows = DeviceRows(z1.view(60, -1, 16), own.labels.view(60, -1), own.weights.view(60, -1))
-    codes = fit_devices(personal.head, basis, rows, steps=60, learning_rate=0.05, prior=0.3)
+    codes = fit_devices(personal.head, basis, rows, local(60, 0.05, 0.3))
     gain = personal.losses(torch.zeros(60, 4)).mean() - personal.losses(codes, basis).mean()
     assert gain < 0.5 * (personal.losses(torch.zeros(60, 4)).mean() - personal.losses(personal.codes).mean())
 
@@ -247,19 +236,16 @@ def test_the_encoder_serves_users_without_a_patch_whose_profile_tells(personal):
     """Step 2 on everybody's events; then U(0, u) helps whom the profile tells about, and leaves the others alone."""
     log = personal.log
     encoder = new_encoder(4, 8, log.profile_sizes, seed=0)
-    own = patched_head(personal.model, personal.basis, personal.codes, log)
-    teacher = teacher_of(DinBackbone(personal.model, log, LIMIT), own)
-    basis, losses = distill_basis(
-        personal.model,
-        personal.basis,
-        personal.codes,
-        log,
-        LIMIT,
-        personal.samples,
-        teacher,
-        encoder,
-        BasisSettings(epochs=15, learning_rate=0.02, beta=0.5, batch_size=64, seed=0),
-    )
+    backbone = DinBackbone(personal.model, log)
+    head = patched_head(backbone, personal.basis, personal.codes)
+
+    def teacher(events, candidates):
+        return backbone.logits_of_few(events, candidates, head).detach()
+
+    settings = MoMoDistillSettings(basis_epochs=15, basis_learning_rate=0.02, beta=0.5, batch_size=64)
+    objective = TaughtObjective(log, teacher, settings.beta, torch.ones(log.n_users))
+    step = SecondStep(personal.model, log, personal.codes, objective, settings)
+    basis, losses = step.distill(personal.basis, encoder, personal.samples, seed=0)
     assert losses[-1] < losses[0]
     with torch.no_grad():
         served = encoder(torch.zeros(60, 4), log.profile)

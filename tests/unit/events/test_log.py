@@ -3,11 +3,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import log_of, random_log
+from small_worlds import log_of, random_log
 
-from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, VALID, Block, EventLog
-from dcclctl.algorithm.sampling import draw_negatives
 from dcclctl.errors import UsageError
+from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, Block, EventLog
+from dcclctl.events.sampling import NO_ITEM, draw_negatives
 
 #: user 0 has two events in one moment, a negative, and more positives than a short history holds; user 1 is new
 ROWS = [
@@ -223,5 +223,31 @@ def test_with_repeats_only_the_rest_of_the_basket_is_no_negative() -> None:
     found = pairs.contains(log.owners(every, pairs)[:, None], np.arange(4)[None, :])
     baskets = [{0, 1}, {0, 1}, {1, 2}, {1, 2}, {3}, set()]
     assert [set(np.flatnonzero(row)) for row in found] == baskets
-    drawn = draw_negatives(0, "n", every, log.owners(every, pairs), 200, np.arange(4), pairs)
-    assert [set(row) for row in drawn] == [{0, 1, 2, 3} - basket for basket in baskets]
+    drawn = draw_negatives(0, "n", every, log.owners(every, pairs), 4, np.arange(4), pairs)
+    assert [set(row) - {NO_ITEM} for row in drawn] == [{0, 1, 2, 3} - basket for basket in baskets]
+
+
+def test_a_truncated_history_is_the_newest_part_of_the_old_one() -> None:
+    log = log_of(ROWS, n_users=2, n_items=20)
+    some = np.array([4, 5, 7])
+    cut = log.truncate_history(some, np.array([2, 0, 9]))
+    assert shown(cut, limit=9) == [[], [10], [10], [10], [13, 12], [], [], [16]]
+    assert shown(log, limit=9)[4] == [13, 12, 10], "the log itself must stay as it is"
+
+
+def test_interacted_before_is_a_positive_event_at_an_earlier_time() -> None:
+    rows = [(0, 1, 0, 1, CLOUD), (0, 2, 1, 0, CLOUD), (0, 1, 5, 0, DEVICE), (0, 2, 5, 1, DEVICE)]
+    rows += [(0, 1, 5, 1, DEVICE), (0, 2, 6, 1, TEST), (1, 1, 9, 1, TEST)]
+    log = log_of(rows, n_users=2, n_items=4)
+    every = np.arange(len(rows))
+    assert log.interacted_before(every).tolist() == [False, False, True, False, True, True, False]
+    assert log.interacted_before(every[::2]).tolist() == [False, True, True, False]
+
+
+def test_events_of_a_user_and_blocks_that_overlap() -> None:
+    log = log_of(ROWS, n_users=3, n_items=20)
+    assert [log.events_of(user).tolist() for user in range(3)] == [[0, 1, 2, 3, 4, 5], [6, 7], []]
+    assert Block.of(DEVICE) == Block(DEVICE) and Block.of(Block(DEVICE, 2, 3)) == Block(DEVICE, 2, 3)
+    second = Block(DEVICE, 2, 4)
+    assert second.overlaps(Block(DEVICE)) and second.overlaps(Block(DEVICE, 1, 2)) and second.overlaps(second)
+    assert not any(second.overlaps(other) for other in (Block(DEVICE, 2, 2), Block(DEVICE, 1, 4), Block(CLOUD)))

@@ -5,14 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import Row, log_of, random_log
+from small_worlds import Row, log_of, random_log, scores
 from torch.nn import functional as F
 
-from dcclctl.algorithm.eventlog import EventLog
-from dcclctl.algorithm.scoring import Backbone, score
-from dcclctl.algorithm.sequence import KINDS, Bags, Moments, SequenceBackbone, SequenceModel, SequenceSizes
+from dcclctl.events.log import EventLog
+from dcclctl.models.sequence import Gru4rec, Sasrec, SequenceBackbone, SequenceModel, SequenceSizes
+from dcclctl.models.windows import Bags, Baskets
 
 WINDOW = 6
+KINDS = {"gru4rec": Gru4rec, "sasrec": Sasrec}
 both = pytest.mark.parametrize("kind", sorted(KINDS))
 
 
@@ -33,7 +34,7 @@ def model_of(log: EventLog, kind: str, window: int = WINDOW, seed: int = 0) -> S
 
 
 def backbone_of(log: EventLog, kind: str, window: int = WINDOW) -> SequenceBackbone:
-    return SequenceBackbone(model_of(log, kind, window), log, Moments(log))
+    return SequenceBackbone(model_of(log, kind, window), log, Baskets(log))
 
 
 def rows_of(log: EventLog) -> list[Row]:
@@ -49,7 +50,7 @@ def rows_of(log: EventLog) -> list[Row]:
 
 
 def plain_history(log: EventLog, rows: list[Row], event: int) -> list[list[int]]:
-    """Positive items at strictly earlier times, moment by moment, oldest first: by a plain loop."""
+    """Positive items at strictly earlier times, basket by basket, oldest first: by a plain loop."""
     user, _, now, _, _ = rows[event]
     found: dict[int, list[int]] = {}
     for owner, item, time, label, _ in rows:
@@ -58,13 +59,13 @@ def plain_history(log: EventLog, rows: list[Row], event: int) -> list[list[int]]
     return [found[time] for time in sorted(found)]
 
 
-def test_bags_are_the_moments_of_a_plain_loop():
+def test_bags_are_the_baskets_of_a_plain_loop():
     log = random_log()
-    rows, moments = rows_of(log), Moments(log)
+    rows, baskets = rows_of(log), Baskets(log)
     ties = 0
     for event in range(len(rows)):
-        first, end = moments.before(log, np.array([event]))
-        bags = moments.bags(first, end)
+        first, end = baskets.before(log, np.array([event]))
+        bags = baskets.bags(first, end)
         parts = torch.tensor_split(bags.items, bags.offsets[1:]) if len(bags.offsets) else ()
         assert [part.tolist() for part in parts] == plain_history(log, rows, event)
         assert bags.slots.tolist() == list(range(len(parts)))
@@ -124,15 +125,15 @@ def test_states_and_logits_are_those_of_a_plain_loop(kind):
 @both
 def test_all_states_of_a_window_at_once_are_those_of_its_beginnings(kind):
     log = random_log()
-    model, moments = model_of(log, kind), Moments(log)
-    own, end = moments.before(log, np.array([len(log.user) - 1]))
+    model, baskets = model_of(log, kind), Baskets(log)
+    own, end = baskets.before(log, np.array([len(log.user) - 1]))
     first = end - WINDOW
     assert first >= own
-    bags = moments.bags(first, end)
+    bags = baskets.bags(first, end)
     with torch.no_grad():
         whole = model.states(model.steps(bags, model.embed(bags.items)))[0]
         for known in range(WINDOW + 1):
-            part = moments.bags(first, first + known)
+            part = baskets.bags(first, first + known)
             begun = model.states(model.steps(part, model.embed(part.items)))[0, known]
             torch.testing.assert_close(whole[known], begun, atol=1e-6, rtol=1e-5)
     assert not torch.allclose(whole[0], whole[1], atol=1e-2)
@@ -189,7 +190,7 @@ def test_a_history_that_is_cut_within_a_basket_shows_no_more_of_it(kind):
     rows = [(0, 1, 0, 1, 0), (0, 2, 7, 1, 0), (0, 3, 7, 1, 0), (0, 4, 9, 1, 3)]
     log = log_of(rows, 1, 6)
     cut = EventLog(**{**vars(log), "history_end": np.minimum(log.history_end, log.history_start + 2)})
-    seen = SequenceBackbone(model_of(log, kind), cut, Moments(log)).activations(np.array([3]), None)
+    seen = SequenceBackbone(model_of(log, kind), cut, Baskets(log)).activations(np.array([3]), None)
     without = log_of([row for row in rows if row[1] != 3], 1, 6)
     expected = backbone_of(without, kind).activations(np.array([2]), None)
     torch.testing.assert_close(seen, expected)
@@ -200,27 +201,35 @@ def test_a_history_that_is_cut_within_a_basket_shows_no_more_of_it(kind):
 def test_batches_change_no_score_and_candidates_are_columns_of_all(kind, batch_events):
     log = random_log()
     backbone = backbone_of(log, kind)
-    assert isinstance(backbone, Backbone)
     events = log.events_in(2, 3)
     whole = backbone.logits(backbone.activations(events, None), None)
-    wanted = torch.from_numpy(np.random.default_rng(0).integers(0, log.n_items, (len(log.user), 5)))
-    for candidates_of in (lambda rows: None, lambda rows: wanted[torch.from_numpy(rows)]):
-        parts = list(score(backbone, [backbone.head], events, candidates_of, 30, batch_events))
-        rows = np.concatenate([part[0] for part in parts])
-        assert sorted(rows) == events.tolist()
-        expected = whole[torch.from_numpy(np.searchsorted(events, rows))]
-        if parts[0][1] is not None:
-            expected = expected.gather(1, wanted[torch.from_numpy(rows)])
-        torch.testing.assert_close(torch.cat([part[2][0] for part in parts]), expected, atol=1e-5, rtol=1e-4)
+    wanted = torch.from_numpy(np.random.default_rng(0).integers(0, log.n_items, (len(events), 5)))
+    torch.testing.assert_close(scores(backbone, events, None, batch_events), whole, atol=1e-5, rtol=1e-4)
+    few = scores(backbone, events, wanted, batch_events)
+    torch.testing.assert_close(few, whole.gather(1, wanted), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(backbone.logits_of_few(events, wanted, backbone.head), few, atol=1e-5, rtol=1e-4)
 
 
-def test_lengths_are_moments_at_most_the_window():
+def test_lengths_are_baskets_at_most_the_window():
     log = random_log()
     rows, backbone = rows_of(log), backbone_of(log, "sasrec", 4)
     events = np.arange(len(rows))
     expected = [min(4, len(plain_history(log, rows, event))) for event in events]
     assert backbone.lengths(events).tolist() == expected
     assert set(expected) == {0, 1, 2, 3, 4}
+
+
+@both
+def test_another_log_gives_other_histories(kind):
+    """`with_log` on a truncated log is the model whose histories are that short."""
+    log = random_log()
+    events = log.events_in(2)
+    cut = log.truncate_history(events, np.zeros(len(events), dtype=np.int64))
+    backbone = backbone_of(log, kind)
+    forgetful = backbone.with_log(cut)
+    empty = forgetful.activations(events, None)
+    assert torch.equal(empty, empty[:1].expand_as(empty)) and not forgetful.lengths(events).any()
+    assert backbone.log is log and not torch.equal(backbone.activations(events, None), empty)
 
 
 @both
@@ -239,7 +248,7 @@ def test_the_same_seed_makes_the_same_weights(kind):
 
 def test_an_empty_window_is_one_step_of_padding():
     log = random_log()
-    bags = Moments(log).bags(np.array([0]), np.array([0]))
+    bags = Baskets(log).bags(np.array([0]), np.array([0]))
     assert isinstance(bags, Bags) and bags.shape == (1, 1) and len(bags.items) == 0
     model = model_of(log, "gru4rec")
     assert not model.steps(bags, model.embed(bags.items)).any()

@@ -3,13 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import basis_for, din, frozen, normal, random_log, samples_of
+from small_worlds import basis_for, din, frozen, local, normal, random_log, samples_of, shown_with
 from torch.nn import functional as F
 
-from dcclctl.algorithm.basis import JointFit, SharedEvents, learn_basis, new_basis
-from dcclctl.algorithm.din import Din
-from dcclctl.algorithm.eventlog import DEVICE
-from dcclctl.algorithm.metapatch import (
+from dcclctl.devices.basis import JointFit, SharedEvents, learn_basis, new_basis
+from dcclctl.devices.hidden_patch import (
     Basis,
     DeviceRows,
     Head,
@@ -20,11 +18,13 @@ from dcclctl.algorithm.metapatch import (
     head_logits,
     patched_logits,
 )
-from dcclctl.algorithm.training import first_layer
 from dcclctl.errors import DivergedError
+from dcclctl.events.log import DEVICE
+from dcclctl.models.din import Din
 
 PIECES = ("down_1", "up_1", "down_2", "up_2", "out", "bias")
-STEPS = {"steps": 12, "learning_rate": 0.03, "prior": 1.0}
+STEPS = local(12, 0.03, 1.0)
+MANY = local(15, 0.03, 10.0)
 
 
 def rows_of(counts: list[int], width: int, seed: int = 0) -> DeviceRows:
@@ -81,7 +81,7 @@ def test_a_zero_patch_is_the_cloud_model_at_the_sizes_of_real_runs():
     basis = new_basis(PatchShape((64, 32), 8), 16, seed=0)
     samples = samples_of(log, DEVICE, negatives=4)
     with torch.no_grad():
-        z1 = first_layer(model, log, samples.events, samples.candidates, 20)
+        z1 = shown_with(model, 20).first_layer_of_few(log, samples.events, samples.candidates)
         cloud = model.logits(model.second_layer(z1))
         assert torch.equal(patched_logits(model, z1, basis.patch(torch.zeros(len(z1), 16))), cloud)
 
@@ -183,15 +183,15 @@ def test_devices_learn_as_torchs_adam_would(model, basis, mean):
     """Σ CE + λ‖θ̂ − μ‖² from μ on, by autograd and torch.optim.Adam, user by user, in float64."""
     head, wide, rows = double(Head.of(model)), double(basis), double(rows_of([7, 3, 1], 12))
     mu = torch.tensor(mean, dtype=torch.float64)
-    ours = fit_devices(head, wide, rows, **STEPS, mean=mu)
+    ours = fit_devices(head, wide, rows, STEPS, mu)
     for user in range(3):
         code = mu[None].clone().requires_grad_()
-        optimiser = torch.optim.Adam([code], lr=STEPS["learning_rate"])
-        for _ in range(STEPS["steps"]):
+        optimiser = torch.optim.Adam([code], lr=STEPS.learning_rate)
+        for _ in range(STEPS.steps):
             optimiser.zero_grad()
             logits = head_logits(head, rows.z1[user : user + 1], wide.patch(code))[0]
             losses = F.binary_cross_entropy_with_logits(logits, rows.labels[user], reduction="none")
-            loss = (losses * rows.weights[user]).sum() + STEPS["prior"] * (code - mu).square().sum()
+            loss = (losses * rows.weights[user]).sum() + STEPS.prior * (code - mu).square().sum()
             loss.backward()
             optimiser.step()
         torch.testing.assert_close(ours[user], code.detach()[0], atol=1e-9, rtol=1e-7)
@@ -205,7 +205,7 @@ COUNTS = [1, 40, 3, 17, 200, 8, 2, 90]
 
 
 @pytest.fixture(scope="module")
-def fleet():
+def many():
     """Users with 1 to 200 rows, at the sizes of real runs, and what each learns alone, without any padding."""
     model = din(random_log(), hidden_sizes=(64, 32), scale=10)
     head, basis = Head.of(model), new_basis(PatchShape((64, 32), 8), 16, seed=0)
@@ -213,68 +213,60 @@ def fleet():
     one_by_one = []
     for user, count in enumerate(COUNTS):
         own = DeviceRows(*(x[user : user + 1, :count] for x in (rows.z1, rows.labels, rows.weights)))
-        one_by_one.append(fit_devices(head, basis, own, steps=15, learning_rate=0.03, prior=10.0))
+        one_by_one.append(fit_devices(head, basis, own, MANY))
     return head, basis, rows, torch.cat(one_by_one)
 
 
-def test_batched_is_one_by_one(fleet):
-    head, basis, rows, one_by_one = fleet
-    together = fit_devices(head, basis, rows, steps=15, learning_rate=0.03, prior=10.0)
+def test_batched_is_one_by_one(many):
+    head, basis, rows, one_by_one = many
+    together = fit_devices(head, basis, rows, MANY)
     assert (one_by_one.norm(dim=1) > 1e-3).all()
     assert relative_difference(together, one_by_one) <= 1e-4
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_users_in_any_batches_and_order_learn_the_same(fleet, size):
-    head, basis, rows, one_by_one = fleet
+def test_users_in_any_batches_and_order_learn_the_same(many, size):
+    head, basis, rows, one_by_one = many
     order = np.random.default_rng(size).permutation(len(COUNTS))
     for begin in range(0, len(order), size):
         users = torch.from_numpy(order[begin : begin + size])
         part = DeviceRows(rows.z1[users], rows.labels[users], rows.weights[users])
-        codes = fit_devices(head, basis, part, steps=15, learning_rate=0.03, prior=10.0)
+        codes = fit_devices(head, basis, part, MANY)
         assert relative_difference(codes, one_by_one[users]) <= 1e-4
 
 
-def test_threads_learn_the_same(fleet, two_threads):
-    head, basis, rows, one_by_one = fleet
-    for codes in two_threads(lambda: fit_devices(head, basis, rows, steps=15, learning_rate=0.03, prior=10.0)):
+def test_threads_learn_the_same(many, two_threads):
+    head, basis, rows, one_by_one = many
+    for codes in two_threads(lambda: fit_devices(head, basis, rows, MANY)):
         assert relative_difference(codes, one_by_one) <= 1e-4
 
 
-def test_what_stands_in_the_padding_does_not_matter(fleet):
-    head, basis, rows, _ = fleet
+def test_what_stands_in_the_padding_does_not_matter(many):
+    head, basis, rows, _ = many
     padded = rows.weights == 0
     other = DeviceRows(
         torch.where(padded.unsqueeze(-1), 7.0, rows.z1), torch.where(padded, 1 - rows.labels, rows.labels), rows.weights
     )
-    first, second = (fit_devices(head, basis, r, steps=15, learning_rate=0.03, prior=10.0) for r in (rows, other))
+    first, second = (fit_devices(head, basis, r, MANY) for r in (rows, other))
     assert relative_difference(first, second) <= 1e-5
 
 
 def test_a_user_without_rows_keeps_what_is_expected_of_everybody(model, basis):
     rows, mean = rows_of([4, 4], 12), torch.tensor([0.3, -1.2, 0.0, 0.7])
     rows.weights[1] = 0
-    codes = fit_devices(Head.of(model), basis, rows, **STEPS)
+    codes = fit_devices(Head.of(model), basis, rows, STEPS)
     assert codes[0].all()
     assert not codes[1].any()
-    codes = fit_devices(Head.of(model), basis, rows, **STEPS, mean=mean)
+    codes = fit_devices(Head.of(model), basis, rows, STEPS, mean)
     assert (codes[0] != mean).all()
     assert torch.equal(codes[1], mean)
-
-
-def test_a_code_starts_where_it_is_told_and_the_start_is_not_changed(model, basis):
-    head, rows, start = Head.of(model), rows_of([4, 4], 12), normal(2, 4)
-    before = frozen(start)
-    assert torch.equal(fit_devices(head, basis, rows, steps=0, learning_rate=0.1, prior=1.0, start=start), start)
-    fit_devices(head, basis, rows, **STEPS, start=start)
-    assert frozen(start) == before
 
 
 def test_every_number_of_a_code_learns_and_all_else_is_frozen(model, basis):
     head, rows = Head.of(model), rows_of([7, 3, 5], 12)
     kept = [*model.parameters(), basis.origin, basis.theta, rows.z1]
     before = frozen(*kept)
-    codes = fit_devices(head, basis, rows, **STEPS)
+    codes = fit_devices(head, basis, rows, STEPS)
     assert codes.all()
     assert frozen(*kept) == before
 
@@ -286,7 +278,7 @@ def test_learning_lowers_the_objective_and_the_prior_shrinks_the_code(model, bas
         logits = head_logits(head, rows.z1, basis.patch(codes))
         return F.binary_cross_entropy_with_logits(logits, rows.labels, rows.weights, reduction="sum")
 
-    codes = [fit_devices(head, basis, rows, steps=300, learning_rate=0.01, prior=prior) for prior in (0.0, 1.0, 10.0)]
+    codes = [fit_devices(head, basis, rows, local(300, 0.01, prior)) for prior in (0.0, 1.0, 10.0)]
     losses = [float(loss(c)) for c in (*codes, torch.zeros_like(codes[0]))]
     assert losses == sorted(losses)
     assert losses[0] < 0.95 * losses[-1]
@@ -295,8 +287,8 @@ def test_learning_lowers_the_objective_and_the_prior_shrinks_the_code(model, bas
 
 def test_devices_that_diverge_say_so(model, basis):
     with pytest.raises(DivergedError) as error:
-        fit_devices(Head.of(model), basis, rows_of([4, 4], 12), steps=15, learning_rate=1e30, prior=1.0)
-    assert "--learning-rate" in error.value.remedy
+        fit_devices(Head.of(model), basis, rows_of([4, 4], 12), local(15, 1e30, 1.0))
+    assert "learning rate" in error.value.remedy
 
 
 # Learning the basis
@@ -311,7 +303,7 @@ def learn(model, basis, log, epochs=2, learning_rate=0.01, prior=10.0, batch_siz
         return samples.candidates, samples.labels, samples.weights
 
     def activations(rows, candidates):
-        return first_layer(model, log, rows, candidates, 6)
+        return model.first_layer_of_few(log, rows, candidates)
 
     return learn_basis(
         basis,
@@ -367,7 +359,7 @@ def test_the_objective_of_the_basis_is_the_devices_own(model, basis, log, with_m
     ours, mean, table = learn_basis(
         basis,
         SharedEvents(events, users, lambda epoch: (samples.candidates, samples.labels, samples.weights)),
-        frozen_head(Head.of(model), lambda rows, candidates: first_layer(model, log, rows, candidates, 6), events),
+        frozen_head(Head.of(model), lambda rows, candidates: model.first_layer_of_few(log, rows, candidates), events),
         JointFit(epochs=2, learning_rate=0.01, prior=10.0, seed=0, batch_size=10**6),
         with_mean=with_mean,
         fixed=fixed,
@@ -376,7 +368,7 @@ def test_the_objective_of_the_basis_is_the_devices_own(model, basis, log, with_m
     own, mu = torch.zeros(users.max() + 1, 4, requires_grad=True), torch.zeros(4, requires_grad=True)
     optimiser = torch.optim.Adam([own, *([mu] if with_mean else []), *([] if fixed else [theta])], lr=0.01)
     with torch.no_grad():
-        z1 = first_layer(model, log, events, samples.candidates, 6)
+        z1 = model.first_layer_of_few(log, events, samples.candidates)
     for _ in range(2):
         patch = Basis(basis.shape, basis.origin, theta).patch((own + mu)[torch.from_numpy(users)])
         losses = F.binary_cross_entropy_with_logits(
@@ -404,4 +396,4 @@ def test_the_same_seed_gives_the_same_basis(model, basis, log):
 def test_a_basis_that_diverges_says_so(model, basis, log):
     with pytest.raises(DivergedError) as error:
         learn(model, basis, log, learning_rate=1e30)
-    assert "--basis-learning-rate" in error.value.remedy
+    assert "basis_learning_rate" in error.value.remedy

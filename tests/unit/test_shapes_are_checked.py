@@ -3,10 +3,13 @@
 import jaxtyping
 import pytest
 import torch
-from algorithm_worlds import din, normal, random_log
+from small_worlds import din, normal, random_log
 
-from dcclctl.algorithm.metapatch import DeviceRows
-from dcclctl.algorithm.training import bernoulli_kl
+from dcclctl.devices.hidden_patch import DeviceRows
+from dcclctl.devices.placebos import mean_code
+from dcclctl.distillation.teachers import bernoulli_kl
+from dcclctl.evaluation.lists import find_user
+from dcclctl.models.training import snapshot
 
 
 def test_a_wrong_shape_is_refused():
@@ -26,3 +29,17 @@ def test_a_wrong_type_is_refused():
 def test_a_record_of_mismatched_tensors_is_refused():
     with pytest.raises(jaxtyping.TypeCheckError):
         DeviceRows(normal(2, 5, 4), normal(2, 4), normal(2, 5))
+
+
+def test_every_room_with_tensors_is_checked():
+    """A function of each room that is given something else than it says."""
+    log = random_log()
+    for call in (
+        lambda: log.histories([1, 2], 5),
+        lambda: snapshot(log),
+        lambda: mean_code(normal(3), torch.ones(3)),
+        lambda: bernoulli_kl(1.0, 2.0),
+        lambda: find_user(log, "u1"),
+    ):
+        with pytest.raises(jaxtyping.TypeCheckError):
+            call()

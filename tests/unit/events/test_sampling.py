@@ -2,12 +2,9 @@ import hashlib
 
 import numpy as np
 import pytest
-from algorithm_worlds import log_of, random_log
 from scipy.stats import chisquare
 
-from dcclctl.algorithm.eventlog import CLOUD, DEVICE
-from dcclctl.algorithm.sampling import PairSet, draw_negatives, hashes, log_uniform, permutation, stream
-from dcclctl.algorithm.training import sample
+from dcclctl.events.sampling import NO_ITEM, PairSet, draw_negatives, hashes, log_uniform, permutation, stream
 
 NOBODY = PairSet(np.array([], dtype=np.int64), np.array([], dtype=np.int64), 1000)
 CATALOGUE = np.arange(100, 150, dtype=np.int64)
@@ -89,11 +86,42 @@ def test_excluded_pairs_are_never_drawn():
     assert set(drawn.ravel()) <= set(CATALOGUE.tolist())
 
 
-def test_a_user_who_has_everything_still_gets_negatives():
-    everything = PairSet(np.zeros(50, dtype=np.int64), CATALOGUE, 1000)
-    drawn = draw_negatives(0, "n", np.arange(10), np.zeros(10, dtype=np.int64), 3, CATALOGUE, everything)
-    assert drawn.shape == (10, 3)
-    assert set(drawn.ravel()) <= set(CATALOGUE.tolist())
+def plain_draws(left: list[list[int]], drawn: np.ndarray) -> None:
+    """Check draws by a plain loop: distinct items of what is left for each event, as many as there are, then NO_ITEM."""
+    for allowed, row in zip(left, drawn.tolist(), strict=True):
+        items = row[: min(len(allowed), len(row))]
+        assert len(set(items)) == len(items) and set(items) <= set(allowed)
+        assert row[len(items) :] == [NO_ITEM] * (len(row) - len(items))
+
+
+@pytest.mark.parametrize("count", [1, 3, 6, 60])
+def test_draws_are_distinct_items_of_what_is_left_and_no_item_beyond(count):
+    """User u may get u items of the catalogue: from none to all of them."""
+    users = np.repeat(np.arange(51), 50)
+    items = np.tile(CATALOGUE, 51)
+    taken = items - 100 >= users
+    excluded = PairSet(users[taken], items[taken], 1000)
+    keys = np.arange(3 * 51)
+    drawn = draw_negatives(0, "n", keys, keys % 51, count, CATALOGUE, excluded)
+    plain_draws([list(range(100, 100 + key % 51)) for key in range(3 * 51)], drawn)
+
+
+def test_the_first_items_are_the_same_whatever_the_count():
+    """Also where the larger draw uses up all that is left, and the smaller one does not."""
+    excluded = PairSet(np.zeros(44, dtype=np.int64), CATALOGUE[:44], 1000)
+    keys = np.arange(300)
+    most = draw_negatives(0, "n", keys, np.zeros_like(keys), 9, CATALOGUE, excluded)
+    assert (most[:, 6:] == NO_ITEM).all() and (most[:, :6] >= 144).all()
+    for count in range(9):
+        fewer = draw_negatives(0, "n", keys, np.zeros_like(keys), count, CATALOGUE, excluded)
+        assert np.array_equal(fewer, most[:, :count])
+    for column in range(6):  # and each place is as likely for each item
+        assert chisquare(np.bincount(most[:, column] - 144, minlength=6)).pvalue > 1e-4
+
+
+def test_an_empty_catalogue_has_no_negatives():
+    drawn = draw_negatives(0, "n", np.arange(4), np.arange(4), 3, CATALOGUE[:0], NOBODY)
+    assert drawn.tolist() == [[NO_ITEM] * 3] * 4
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
@@ -114,27 +142,6 @@ def test_rounds_draw_anew():
     keys = np.arange(500)
     first, second = (draw_negatives(0, "n", keys, keys, 4, CATALOGUE, NOBODY, round) for round in (0, 1))
     assert (first == second).mean() < 0.05  # by chance 1 in 50
-
-
-def test_only_positives_of_the_same_block_are_excluded():
-    """Excluding what a user ever liked would give a label away to whoever knows the user's past."""
-    rows = [(0, item, item, 1, CLOUD) for item in range(5)] + [(0, 5 + item, 10 + item, 1, DEVICE) for item in range(5)]
-    rows += [(0, 10, 20, 0, DEVICE)]
-    log = log_of(rows, n_users=1, n_items=11)
-    events = log.events_in(DEVICE)
-    samples = sample(log, events, 200, log.catalogue(DEVICE), log.positives_in(DEVICE), 0, "n")
-    assert set(samples.candidates[:, 1:].flatten().tolist()) == {0, 1, 2, 3, 4, 10}
-
-
-def test_samples_put_the_event_first_and_weigh_what_counts():
-    log = random_log()
-    events = log.events_in(DEVICE)
-    samples = sample(log, events, 3, log.catalogue(DEVICE), log.positives_in(DEVICE), 0, "n")
-    assert np.array_equal(samples.candidates[:, 0].numpy(), log.item[events])
-    for row, label in enumerate(log.label[events]):
-        assert samples.labels[row].tolist() == [label, 0, 0, 0]
-        assert samples.weights[row].tolist() == ([1, 1, 1, 1] if label else [1, 0, 0, 0])
-    assert 0 < log.label[events].mean() < 1
 
 
 def test_an_empty_set_has_no_pairs():

@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import Row, log_of, random_log
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
+from small_worlds import Row, log_of, random_log, scores
 
-from dcclctl.algorithm.baselines import neighbours
-from dcclctl.algorithm.baselines.neighbours import (
+from dcclctl.events.log import CLOUD, DEVICE, TEST, EventLog
+from dcclctl.models import neighbours
+from dcclctl.models.neighbours import (
     HistoryBackbone,
     ItemWeights,
     Neighbours,
@@ -20,9 +21,8 @@ from dcclctl.algorithm.baselines.neighbours import (
     ease,
     item_knn,
 )
-from dcclctl.algorithm.baselines.popularity import PopularityBackbone, item_counts, log_odds, newest_rows
-from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, EventLog
-from dcclctl.algorithm.scoring import Backbone, score
+from dcclctl.models.popularity import PopularityBackbone, item_counts, log_odds, newest_rows
+from dcclctl.models.scoring import Backbone
 
 N_ITEMS = 12
 
@@ -44,11 +44,8 @@ def dense(model: Neighbours) -> np.ndarray:
 
 
 def all_logits(backbone: Backbone, log: EventLog, period: int, batch: int = 500) -> tuple[np.ndarray, np.ndarray]:
-    parts = list(score(backbone, [backbone.head], log.events_in(period), lambda _: None, log.n_items, batch))
-    events = np.concatenate([rows for rows, _, _ in parts])
-    logits = torch.cat([logits[0] for _, _, logits in parts]).numpy()
-    order = np.argsort(events)
-    return events[order], logits[order]
+    events = log.events_in(period)
+    return events, scores(backbone, events, batch_events=batch).numpy()
 
 
 def test_counts_are_of_positive_events_in_the_given_rows() -> None:
@@ -96,8 +93,8 @@ def test_own_counts_are_of_what_is_strictly_earlier_and_popularity_breaks_ties()
             expected[row, item] += 1
     assert expected.max() > 1 and (expected == 0).any()
     assert (np.floor(found) == expected).all()
-    for row, had in zip(found, expected, strict=True):
-        assert (np.argsort(-row, kind="stable") == np.lexsort((-popularity, -had))).all()
+    for row, own in zip(found, expected, strict=True):
+        assert (np.argsort(-row, kind="stable") == np.lexsort((-popularity, -own))).all()
     assert (all_logits(backbone, log, TEST, batch=1)[1] == found).all()
     candidates = torch.tensor([[4, 0, 0]]).expand(len(events), 3)
     assert torch.equal(backbone.activations(events, candidates), torch.from_numpy(found)[:, [4, 0, 0]])
@@ -195,7 +192,6 @@ def test_the_batch_has_no_effect(kind: str) -> None:
     if kind == "item-knn":
         model = item_knn(users, items, log.n_items, 5, 1.0, itself=True)
     backbone = HistoryBackbone(model, log, torch.ones(log.n_items))
-    assert isinstance(backbone, Backbone)
     together, alone = all_logits(backbone, log, TEST), all_logits(backbone, log, TEST, batch=1)
     assert (together[1] == alone[1]).all()
 

@@ -5,24 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import Row, fit_settings, log_of, no_samples, random_log
 from sklearn.metrics import log_loss, roc_auc_score
+from small_worlds import Row, log_of, random_log, same_state, scores, trained
 from torch import nn
 
-from dcclctl.algorithm.baselines.factors import (
-    Bpr,
-    FactorBackbone,
-    FactorisationMachine,
-    FactorModel,
-    NeuMF,
-    judge,
-    loss_sum,
-    train_epoch,
-)
-from dcclctl.algorithm.eventlog import CLOUD, TEST, VALID, EventLog
-from dcclctl.algorithm.scoring import Backbone, score
-from dcclctl.algorithm.training import FitState, restore, start, valid_samples
 from dcclctl.errors import DivergedError
+from dcclctl.events.log import CLOUD, TEST, VALID, EventLog
+from dcclctl.models.factors import Bpr, FactorBackbone, FactorisationMachine, FactorModel, NeuMF
+from dcclctl.models.training import restore
 
 KINDS = ("bpr", "fm", "neumf")
 LIMIT = 4
@@ -129,106 +119,60 @@ def test_neumf_is_gmf_beside_an_mlp_of_both_vectors() -> None:
 def test_whole_catalogue_and_given_candidates_agree_whatever_the_batch(kind: str) -> None:
     log = random_log()
     model, (events, candidates) = random(kind, log), some(log)
-    backbone = FactorBackbone(model, log, LIMIT if kind == "fm" else 0)
-    assert isinstance(backbone, Backbone)
+    backbone = FactorBackbone(model, log)
     with torch.no_grad():
         whole, few = backbone.activations(events, None), backbone.activations(events, candidates)
         assert torch.allclose(few, model(log, events, candidates), atol=1e-5)
     assert whole.shape == (len(events), log.n_items)
     assert torch.allclose(whole.gather(1, candidates), few, atol=1e-5)
-    found = {}
-    for rows, _, (logits,) in score(backbone, [backbone.head], events, lambda _: None, log.n_items, 2):
-        found |= dict(zip(rows.tolist(), logits, strict=True))
-    for row, event in enumerate(events.tolist()):
-        assert torch.allclose(found[event], whole[row], atol=1e-5)
+    assert torch.allclose(scores(backbone, events, batch_events=2), whole, atol=1e-5)
+    assert torch.allclose(scores(backbone, events, candidates, batch_events=2), few, atol=1e-5)
 
 
 def test_losses_are_those_of_the_formulas() -> None:
     logits = torch.tensor([[0.3, -1.2, 0.8], [2.0, 0.1, -0.4], [-0.7, 5.0, 5.0]])
     labels = torch.tensor([[1.0, 0, 0], [1.0, 0, 0], [0.0, 0, 0]])
     weights = torch.tensor([[1.0, 1, 1], [1.0, 1, 1], [1.0, 0, 0]])  # the last is a negative event: nothing beside it
-    total, count = loss_sum(logits, labels, weights, pairwise=True)
+    log = random_log()
+    each, counts = fresh("bpr", log).losses(logits, labels, weights)
     differences = [0.3 + 1.2, 0.3 - 0.8, 2.0 - 0.1, 2.0 + 0.4]
-    assert float(total) == pytest.approx(-sum(math.log(1 / (1 + math.exp(-d))) for d in differences), rel=1e-6)
-    assert count == 4
-    total, count = loss_sum(logits, labels, weights, pairwise=False)
-    scored = [0.3, -1.2, 0.8, 2.0, 0.1, -0.4, -0.7]
-    expected = log_loss([1, 0, 0, 1, 0, 0, 0], [1 / (1 + math.exp(-x)) for x in scored], normalize=False)
-    assert float(total) == pytest.approx(expected, rel=1e-6)
-    assert count == 7
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_mean_loss_does_not_depend_on_the_batch(kind: str) -> None:
-    log = random_log()
-    model, samples = random(kind, log), valid_samples(log, 3, seed=0)
-    whole = judge(model, log, samples).loss
-    assert judge(model, log, samples, batch_size=5).loss == pytest.approx(whole, rel=1e-6)
-    assert math.isnan(judge(model, log, no_samples(log)).loss)
-
-
-def epochs(model: FactorModel, log: EventLog, state: FitState | None = None, **settings: object) -> FitState:
-    chosen = fit_settings(**settings)
-    valid = valid_samples(log, 3, seed=0)
-    state = state or start(model, judge(model, log, valid))
-    events, catalogue, excluded = log.events_in(CLOUD), log.catalogue(CLOUD), log.never_negative(CLOUD)
-    while not state.finished(chosen):
-        state = train_epoch(model, log, events, catalogue, excluded, valid, chosen, state)
-    return state
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_weight_learns_and_vectors_of_users_without_events_stay_zero(kind: str) -> None:
-    log = random_log()
-    log.period[log.user == 3] = VALID  # known, but not to training
-    model = fresh(kind, log)
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    after = epochs(model, log, epochs=2).weights
-    assert before.keys() == after.keys()
-    for name, weight in after.items():
-        assert not torch.equal(weight, before[name]), name
-    trained = torch.zeros(log.n_users, dtype=torch.bool)
-    trained[torch.from_numpy(np.unique(log.user[log.events_in(CLOUD)]))] = True
-    assert not trained[3]
-    assert torch.equal(after["user_table"].any(1), trained)
-    if kind == "fm":
-        assert not after["category_table"][-1].any()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_epochs_one_by_one_are_epochs_in_one_go(kind: str) -> None:
-    log = random_log()
-    whole = epochs(fresh(kind, log), log, epochs=3)
-    first = epochs(fresh(kind, log), log, epochs=1)
-    rest = epochs(fresh(kind, log, seed=9), log, first, epochs=3)  # another model object, as after a restart
-    assert rest.history == whole.history
-    for name, weight in whole.weights.items():
-        assert torch.equal(weight, rest.weights[name]), name
+    expected = -sum(math.log(1 / (1 + math.exp(-d))) for d in differences)
+    assert float((each * counts).sum()) == pytest.approx(expected, rel=1e-6)
+    assert counts.sum() == 4
+    for kind in ("fm", "neumf"):
+        each, counts = fresh(kind, log).losses(logits, labels, weights)
+        scored = [0.3, -1.2, 0.8, 2.0, 0.1, -0.4, -0.7]
+        expected = log_loss([1, 0, 0, 1, 0, 0, 0], [1 / (1 + math.exp(-x)) for x in scored], normalize=False)
+        assert float((each * counts).sum()) == pytest.approx(expected, rel=1e-6)
+        assert counts.sum() == 7
 
 
 @pytest.mark.parametrize("kind", ["bpr", "fm"])
 def test_decay_shrinks_the_vectors_of_users(kind: str) -> None:
     log = random_log()
     free, held = (
-        epochs(fresh(kind, log), log, epochs=5, weight_decay=decay).weights["user_table"] for decay in (0.0, 0.1)
+        trained(fresh(kind, log), log, epochs=5, weight_decay=decay).weights["user_table"] for decay in (0.0, 0.1)
     )
     assert held.norm() < 0.5 * free.norm()
 
 
 def test_negative_events_say_nothing_to_bpr() -> None:
     log = random_log()
-    whole = epochs(fresh("bpr", log), log, epochs=2).weights
+    whole = trained(fresh("bpr", log), log, epochs=2)
     rows = log.events_in(CLOUD)
-    log.period[rows[log.label[rows] == 0]] = TEST
-    assert all(
-        torch.equal(weight, whole[name]) for name, weight in epochs(fresh("bpr", log), log, epochs=2).weights.items()
+    disliked = rows[log.label[rows] == 0]
+    assert len(disliked)
+    log.item[disliked] = log.item[disliked][::-1]  # the catalogue stays
+    assert same_state(trained(fresh("bpr", log), log, epochs=2), whole)
+    assert not same_state(
+        trained(fresh("fm", log), log, epochs=2), trained(fresh("fm", random_log()), random_log(), epochs=2)
     )
 
 
 def test_a_step_that_is_too_long_is_said_so() -> None:
     log = random_log()
     with pytest.raises(DivergedError, match="became"):
-        epochs(fresh("fm", log), log, epochs=3, learning_rate=1e25)
+        trained(fresh("fm", log), log, epochs=3, learning_rate=1e25)
 
 
 HALF = 15
@@ -254,12 +198,10 @@ def taste_log(shared_items: bool = False) -> EventLog:
 
 def group_auc(kind: str, log: EventLog, of_new: bool) -> float:
     model = fresh(kind, log)
-    state = epochs(model, log, epochs=60, patience=10, learning_rate=0.01, batch_size=64, negatives=4)
+    state = trained(model, log, epochs=60, patience=10, learning_rate=0.01, batch_size=64, negatives=4)
     restore(model, state.best)
-    backbone = FactorBackbone(model, log, LIMIT if kind == "fm" else 0)
-    parts = list(score(backbone, [backbone.head], log.events_in(TEST), lambda _: None, log.n_items, 500))
-    events = np.concatenate([rows for rows, _, _ in parts])
-    logits = torch.cat([logits[0] for _, _, logits in parts]).numpy()
+    events = log.events_in(TEST)
+    logits = scores(FactorBackbone(model, log), events).numpy()
     right = (log.item[events][:, None] < HALF) == (np.arange(log.n_items) < HALF)
     chosen = (log.user[events] >= 70) == of_new
     assert chosen.any()

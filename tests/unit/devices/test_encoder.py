@@ -1,10 +1,9 @@
 import torch
-from algorithm_worlds import normal
+from small_worlds import new_encoder, normal
 from torch import nn
 from torch.nn import functional as F
 
-from dcclctl.algorithm.encoder import Encoder
-from dcclctl.algorithm.momodistill import new_encoder
+from dcclctl.devices.encoder import Encoder
 
 PROFILES = torch.tensor([[0, 0], [1, 3], [2, 1], [2, 3]])
 

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from algorithm_worlds import din, log_of, normal, random_log
+from small_worlds import din, log_of, normal, random_log, shown_with
 from torch import nn
 
-from dcclctl.algorithm.din import prelu
-from dcclctl.algorithm.training import first_layer
+from dcclctl.models.din import DinBackbone, prelu
 
 
 def textbook_interest(model, query, keys, mask):
@@ -157,12 +156,12 @@ def test_an_event_does_not_see_its_batch(world):
     log, model, *_ = world
     events = log.events_in(2, 3)
     candidates = torch.from_numpy(np.random.default_rng(2).integers(0, log.n_items, (len(events), 4)))
-    together = first_layer(model, log, events, candidates, limit=8)
+    together = model.first_layer_of_few(log, events, candidates)
     order = np.random.default_rng(3).permutation(len(events))
-    shuffled = first_layer(model, log, events[order], candidates[torch.from_numpy(order)], limit=8)
+    shuffled = model.first_layer_of_few(log, events[order], candidates[torch.from_numpy(order)])
     torch.testing.assert_close(shuffled, together[torch.from_numpy(order)], atol=1e-6, rtol=1e-5)
     for row in range(len(events)):
-        alone = first_layer(model, log, events[row : row + 1], candidates[row : row + 1], limit=8)
+        alone = model.first_layer_of_few(log, events[row : row + 1], candidates[row : row + 1])
         torch.testing.assert_close(alone[0], together[row], atol=1e-6, rtol=1e-5)
 
 
@@ -170,20 +169,33 @@ def test_a_candidate_does_not_see_the_other_candidates(world):
     log, model, *_ = world
     events = log.events_in(3)
     candidates = torch.arange(12).expand(len(events), -1).contiguous()
-    together = first_layer(model, log, events, candidates, limit=8)
+    together = model.first_layer_of_few(log, events, candidates)
     for c in range(12):
-        alone = first_layer(model, log, events, candidates[:, c : c + 1], limit=8)
+        alone = model.first_layer_of_few(log, events, candidates[:, c : c + 1])
         torch.testing.assert_close(alone[:, 0], together[:, c], atol=1e-6, rtol=1e-5)
 
 
 def test_the_number_of_threads_changes_nothing_but_the_last_digits(two_threads):
     log = random_log(n_users=40, n_items=200, n_events=60)
-    model = din(log, hidden_sizes=(64, 32), scale=10)
+    model = shown_with(din(log, hidden_sizes=(64, 32), scale=10), 20)
     events = log.events_in(1, 2, 3)
     candidates = torch.from_numpy(np.random.default_rng(2).integers(0, 200, (len(events), 8)))
 
     def logits():
-        return model.logits(model.second_layer(first_layer(model, log, events, candidates, limit=20)))
+        return model.logits(model.second_layer(model.first_layer_of_few(log, events, candidates)))
 
     one, two = two_threads(logits)
     torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
+
+
+def test_another_log_gives_other_histories(world):
+    log, model, *_ = world
+    events = log.events_in(2, 3)
+    cut = log.truncate_history(events, np.full(len(events), 1))
+    backbone = DinBackbone(model, log)
+    forgetful = backbone.with_log(cut)
+    assert (forgetful.lengths(events) <= 1).all() and (backbone.lengths(events) > 1).any()
+    few = torch.arange(4).expand(len(events), -1).contiguous()
+    expected = model.first_layer_of_few(cut, events, few)
+    torch.testing.assert_close(forgetful.activations(events, few), expected.detach(), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(backbone.activations(events, few), expected.detach(), atol=1e-3)
