@@ -2,7 +2,6 @@
 
 import numpy as np
 import polars as pl
-from dcclctl.stages.compare import comparison, harms, tail_minus_head
 
 from dcclctl.evaluation.comparison import comparison, harms, tail_minus_head
 from dcclctl.metrics.groups import aggregate, paired_differences

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from dcclctl.stages.compare import TAIL_MINUS_HEAD_FILE
 from world import World
 
 from dcclctl import tables
