@@ -1,4 +1,4 @@
-"""Per-user fine-tuning: each device learns a change of every weight above the first hidden layer. The strong control.
+"""Per-user fine-tuning, a strong baseline: each device learns a change of every weight above the first hidden layer.
 
 Shapes: U users, N rows (a row is one candidate of one event), H1 and H2 hidden units, K numbers in a change.
 """
@@ -36,7 +36,7 @@ class FineTuneSettings(LocalSettings):
 
 @dataclass(frozen=True)
 class LayerChange:
-    """What is added to the weights of the second hidden layer and of the output, for U users, as views of (U, K)."""
+    """Changes of the weights of the second hidden layer and of the output, for U users, as views of (U, K)."""
 
     weight_2: Float[Tensor, "U H2 H1"]
     bias_2: Float[Tensor, "U H2"]
@@ -52,7 +52,7 @@ class LayerChange:
 
 @torch.no_grad()
 def fit_layers(head: Head, rows: DeviceRows, settings: LocalSettings) -> Float[Tensor, "U K"]:
-    """Adam on Σ CE + prior·‖change‖² for every user's own last layers; the gradient is written by hand.
+    """Learn each user's own last layers by Adam on Σ CE + prior·‖change‖², with the gradient written by hand.
 
     Raises:
         DivergedError: a weight became infinite or NaN.
@@ -88,7 +88,7 @@ def number_of_weights(head: Head) -> int:
 
 
 def changed_logits(head: Head, rows: DeviceRows, codes: Float[Tensor, "U K"]) -> Float[Tensor, "U N"]:
-    """What each user's own model says about the user's rows."""
+    """Logits of each user's own model on the user's rows."""
     second, first = head.weight_2.shape
     change = LayerChange.of(codes, (first, second))
     a2 = second_linear(head, rows) + rows.z1 @ change.weight_2.mT + change.bias_2.unsqueeze(1)
@@ -97,10 +97,9 @@ def changed_logits(head: Head, rows: DeviceRows, codes: Float[Tensor, "U K"]) ->
 
 
 def layer_head(backbone: DinBackbone, codes: Float[Tensor, "U K"]) -> HeadFunction:
-    """The head with each event's user's own last layers.
+    """The head with the own last layers of each event's user.
 
-    The cloud's layers run as they do without a change and the change only adds to them, so that a zero code gives the
-    cloud model's logits to the last bit.
+    The change is added to the outputs of the cloud's layers, so that a zero code gives exactly the cloud model's logits.
     """
     model, log = backbone.model, backbone.log
 
@@ -115,8 +114,6 @@ def layer_head(backbone: DinBackbone, codes: Float[Tensor, "U K"]) -> HeadFuncti
 
 
 class _Devices(HiddenLearner[FineTuneSettings]):
-    """Devices that change their last layers."""
-
     def __init__(self, task: PatchTask[FineTuneSettings], backbone: Backbone) -> None:
         super().__init__(task, backbone)
         self.size = number_of_weights(self.head)
