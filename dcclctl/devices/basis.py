@@ -1,7 +1,7 @@
 """The shared parameters of all users' patches ϑ = ϑ₀ + Θ·θ̂, the prior's mean μ, and how they are learned.
 
-Source: Yao et al. 2021, section 3.1; auto-decoding for the first Θ as in Park et al., DeepSDF, CVPR 2019. hidden_patch.py
-(inside a DIN) and state_patch.py (after a sequence encoder) define what a patch with the weights ϑ computes.
+Source: Yao et al. 2021, section 3.1; auto-decoding for the first Θ as in Park et al., DeepSDF, CVPR 2019.
+hidden_patch.py (inside a DIN) and state_patch.py (after a sequence encoder) define the patch with the weights ϑ.
 
 Shapes: U users, E events, B of them in a batch, C candidates, P patch weights, K numbers in θ̂.
 """
@@ -238,7 +238,7 @@ def fit_codes(
     Raises:
         DivergedError: θ̂ became infinite or NaN.
 
-    Source: Yao et al. 2021, eq. 3, with the sum over a user's events, so that λ has more weight for users with few events.
+    Source: Yao et al. 2021, eq. 3, with the sum over a user's events: λ has more weight for users with few events.
     """
     center = torch.zeros(basis.size, device=basis.theta.device) if mean is None else mean
 

@@ -1,9 +1,9 @@
 """The encoder U: from a trained θ̂ and a user's profile to the vector that replaces θ̂ when the cloud serves the user.
 
 Source: Yao et al. 2021, section 3.2: U(θ̂, u) = W₁·tanh(W₂·θ̂ + W₃·u). A user without a patch is served with U(0, u).
-Differs: W₁ starts at zero, so that training starts from the cloud model; u is one-hot, so W₃·u sums rows of a table, and a
-missing value adds nothing. So for a user without θ̂ and profile, U is zero, which is the cloud model: a constant patch
-learned from other users made such users worse.
+Differs: W₁ starts at zero, so that training starts from the cloud model; u is one-hot, so W₃·u sums rows of a table,
+and a missing value adds nothing. So for a user without θ̂ and profile, U is zero, which is the cloud model: a constant
+patch learned from other users made such users worse.
 """
 
 import torch

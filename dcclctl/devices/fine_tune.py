@@ -44,8 +44,9 @@ class LayerChange:
     bias: Float[Tensor, "U 1"]
 
     @classmethod
-    def of(cls, codes: Float[Tensor, "U K"], hidden_sizes: tuple[int, int]) -> "LayerChange":
-        first, second = hidden_sizes
+    def of(cls, codes: Float[Tensor, "U K"], shape: torch.Size) -> "LayerChange":
+        """Cut the codes; shape: (H2, H1) of the second hidden layer's weight."""
+        second, first = shape
         weight_2, bias_2, out, bias = torch.split(codes, [first * second, second, second, 1], dim=-1)
         return cls(weight_2.view(-1, second, first), bias_2, out, bias)
 
@@ -57,11 +58,10 @@ def fit_layers(head: Head, rows: DeviceRows, settings: LocalSettings) -> Float[T
     Raises:
         DivergedError: a weight became infinite or NaN.
     """
-    second, first = head.weight_2.shape
     linear_2 = second_linear(head, rows)
 
     def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
-        change = LayerChange.of(codes, (first, second))
+        change = LayerChange.of(codes, head.weight_2.shape)
         a2 = torch.baddbmm(linear_2 + change.bias_2.unsqueeze(1), rows.z1, change.weight_2.mT)
         z2 = prelu(a2, head.slope_2)
         out = head.out + change.out
@@ -89,8 +89,7 @@ def number_of_weights(head: Head) -> int:
 
 def changed_logits(head: Head, rows: DeviceRows, codes: Float[Tensor, "U K"]) -> Float[Tensor, "U N"]:
     """Logits of each user's own model on the user's rows."""
-    second, first = head.weight_2.shape
-    change = LayerChange.of(codes, (first, second))
+    change = LayerChange.of(codes, head.weight_2.shape)
     a2 = second_linear(head, rows) + rows.z1 @ change.weight_2.mT + change.bias_2.unsqueeze(1)
     out = (head.out + change.out).unsqueeze(-1)
     return (prelu(a2, head.slope_2) @ out).squeeze(-1) + head.bias + change.bias
@@ -99,13 +98,13 @@ def changed_logits(head: Head, rows: DeviceRows, codes: Float[Tensor, "U K"]) ->
 def layer_head(backbone: DinBackbone, codes: Float[Tensor, "U K"]) -> HeadFunction:
     """The head with the own last layers of each event's user.
 
-    The change is added to the outputs of the cloud's layers, so that a zero code gives exactly the cloud model's logits.
+    The change is added to the outputs of the cloud's layers, so a zero code gives exactly the cloud model's logits.
     """
     model, log = backbone.model, backbone.log
 
     def head(events: Ints, candidates: Tensor | None, z1: Tensor) -> Tensor:
         own = codes[torch.from_numpy(log.user[events])].to(z1.device)
-        change = LayerChange.of(own, model.sizes.hidden_sizes)
+        change = LayerChange.of(own, model.hidden_2.weight.shape)
         a2 = model.hidden_2(z1) + (z1 @ change.weight_2.mT + change.bias_2.unsqueeze(1))
         z2 = prelu(a2, model.slope_2)
         return model.logits(z2) + ((z2 @ change.out.unsqueeze(-1)).squeeze(-1) + change.bias)

@@ -8,8 +8,8 @@ K numbers in θ̂.
 Differs: ϑ₀ is frozen with a zero up-projection, so that θ̂ = 0 is exactly the cloud model; besides the two bottleneck
 patches there is a correction of the output weights and bias; the first Θ is learned by auto-decoding, and its columns
 always have length 1, because a larger Θ with a smaller θ̂ would give the same loss and evade the prior λ.
-The prior is λ‖θ̂ − μ‖² with a mean μ that is learned from all users' events, so that a change of the model that all users
-need is learned once, and not by each device from few events. A user without a patch has θ̂ = 0.
+The prior is λ‖θ̂ − μ‖² with a mean μ that is learned from all users' events, so that a change of the model that all
+users need is learned once, and not by each device from few events. A user without a patch has θ̂ = 0.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ Basis = SharedBasis[Patch]
 def patched_logits(model: Din, z1: Float[Tensor, "B C H1"], patch: Patch) -> Float[Tensor, "B C"]:
     """f^(m): the cloud model's logits with one patch per batch row (U = B), from first-layer activations.
 
-    The patch is added to the outputs of the cloud's layers, so that a zero patch gives exactly the cloud model's logits.
+    The patch is added to the outputs of the cloud's layers, so a zero patch gives exactly the cloud model's logits.
     """
     z1 = z1 + torch.tanh(z1 @ patch.down_1.mT) @ patch.up_1.mT
     z2 = model.second_layer(z1)
@@ -109,8 +109,8 @@ def device_gradient(
 ) -> tuple[Float[Tensor, "U P"], Float[Tensor, "U N"]]:
     """Gradient of Σ CE with respect to every patch weight, and the logits.
 
-    W₂·(z₁ + U₁s₁) = W₂z₁ + (W₂U₁)s₁, so the wide layer is multiplied once (`linear_2`) and a step works in the bottleneck
-    only; gradients of the up-projections are outer products with the frozen weights.
+    W₂·(z₁ + U₁s₁) = W₂z₁ + (W₂U₁)s₁, so the wide layer is multiplied once (`linear_2`) and a step works in the
+    bottleneck only; gradients of the up-projections are outer products with the frozen weights.
 
     Args:
         linear_2: see `second_linear`.

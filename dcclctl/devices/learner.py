@@ -126,7 +126,7 @@ class CodeMethod(DeviceMethod[SettingsT]):
 def serve_codes(
     codes: Float[Tensor, "U K"], patched: Bool[Tensor, "U"], backbone: Backbone, serving: Serving, head_of: Any
 ) -> Served:
-    """Serve patched users with their θ̂, and all others with the encoder's if there is one; head_of: all users' θ̂ → head."""
+    """Serve patched users with their θ̂, others with the encoder's if there is one; head_of: all users' θ̂ → head."""
     profile = backbone.log.profile
     by = np.full(len(codes), "cloud", dtype="<U7")
     if serving.encoder is not None:
@@ -197,7 +197,7 @@ def with_ids(table: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
 
 
 def held_back_of(counts: Ints, fraction: float) -> Ints:
-    """(U,) how many newest events of each user to hold back: the share, rounded, at least 1; 0 of fewer than 3 events."""
+    """(U,) how many newest events to hold back: the share, rounded, at least 1; 0 for users with 1 or 2 events."""
     if fraction == 0:
         return np.zeros_like(counts)
     held = np.maximum(1, np.floor(counts * fraction + 0.5).astype(np.int64))

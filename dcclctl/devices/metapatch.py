@@ -1,7 +1,7 @@
 """MetaPatch: one small vector θ̂ per user generates the weights of patches inside the frozen cloud model.
 
-Source: Yao et al. 2021, section 3.1. hidden_patch.py (inside a click model) and state_patch.py (after a sequence encoder)
-define the patches, and say what differs from the paper.
+Source: Yao et al. 2021, section 3.1. hidden_patch.py (inside a click model) and state_patch.py (after a sequence
+encoder) define the patches, and say what differs from the paper.
 """
 
 from dataclasses import replace
@@ -44,7 +44,7 @@ class MetaPatchSettings(LocalSettings):
     bottleneck: Positive = Field(8, description="Width of the bottleneck of each patch.")
     prior_mean: Literal["learned", "zero"] = Field(
         "learned",
-        description="μ, the prior's mean of θ̂: learned from all users' events together with Θ, or zero, the cloud model.",
+        description="μ, the prior's mean of θ̂: learned from all users' events with Θ, or zero, the cloud model.",
     )
     basis_epochs: Positive = Field(15, description="Passes over all users' events that learn Θ and μ.")
     basis_learning_rate: Rate = rarely(0.01, "Adam's step size for Θ and μ.")

@@ -117,7 +117,7 @@ class DeviceMethod(ABC, Generic[SettingsT]):
         Settings: its section.
         patch_points: where in a cloud model its patch can stand; empty: it works with every model.
         uses_memory: whether it needs the devices' memories.
-        learns_locally: whether it learns from a user's own events of the block; if False, users without any get a patch too.
+        learns_locally: whether it learns from a user's own events of the block; if not, all users get a patch.
         own_basis: whether its shared parameters are independent of the cloud model's basis.
     """
 
@@ -137,7 +137,7 @@ class DeviceMethod(ABC, Generic[SettingsT]):
 
     @abstractmethod
     def open(self, patches: "PatchSet", backbone: "Backbone", serving: Serving) -> Served:
-        """Apply committed patches to a model. A user without a patch is served by the cloud model, or by the encoder."""
+        """Apply committed patches to a model. Users without a patch are served by the cloud model or the encoder."""
 
     def check(self, backbone: "Backbone", cloud: "CloudModel", method: str) -> None:
         """Check that the cloud model has a place for the patch.

@@ -1,6 +1,6 @@
 """Placebos of patches: if patches help because they are personal, placebos should not help.
 
-`mean` gives all users the mean θ̂; `shuffled` gives each user the θ̂ or the history of another user. They need no training.
+`mean` gives all users the mean θ̂; `shuffled` gives each user the θ̂ or the history of another user.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Distillation from memories: the teachers score items without labels.
 
-The statistics of a memory count the events of the block, so its logits of those events' items do not generalise. Its logits
-of other items do, and any number of them can be drawn.
+The statistics of a memory count the events of the block, so its logits of these events' items only repeat the labels.
+Its logits of other items generalise, and any number of such items can be drawn.
 """
 
 from typing import Annotated
@@ -32,12 +32,12 @@ class FromMemorySettings(TeachingSettings):
 
     unlabelled: Positive = Field(
         12,
-        description="Unlabelled items per event; if the teachers have a memory, half of them are near the user's history.",
+        description="Unlabelled items per event; for teachers with a memory, half of them are near the user's history.",
     )
     truncated_share: Fraction = rarely(
         0.25,
-        "Share of the events that are taught with the history cut to a few events or none, as new users have, and by the "
-        "teachers alone; only for teachers with a memory.",
+        "Share of the events that are taught with the history cut to a few events or none, as new users have, and by "
+        "the teachers alone; only for teachers with a memory.",
     )
     beta: Annotated[float, Field(ge=0.0)] = Field(10.0, description="β: weight of the teachers against the labels.")
     epochs: Positive = Field(20, description="Passes over the events for the cloud weights, at most.")
@@ -65,8 +65,8 @@ class FromMemory(DistillationMethod[FromMemorySettings]):
     def histories(self, task: DistillTask[FromMemorySettings]) -> EventLog:
         """The log with truncated histories of some events, for student and memories.
 
-        Without them the student gets worse for users with short histories, because the events of a late period have long
-        histories. Events of valid choose the epoch, so they keep their histories; so do all events if β = 0.
+        Without them the student gets worse for users with short histories, because the events of a late period have
+        long histories. Events of valid choose the epoch, so they keep their histories; so do all events if β = 0.
         """
         log, settings = task.log, task.settings
         if settings.beta == 0 or task.patches.memory is None or task.block.period == VALID:
@@ -77,7 +77,7 @@ class FromMemory(DistillationMethod[FromMemorySettings]):
         return log.truncate_history(some, lengths)
 
     def objective(self, task: DistillTask[FromMemorySettings], log: EventLog) -> TaughtObjective:
-        # labels of truncated events are not taught: the next item of an old user is no example of a new user's first item
+        # labels of truncated events are not taught: an old user's next item is no example of a new user's first item
         full, limit = task.log, task.student.history
         every = np.arange(len(full.user))
         has_label = log.history_lengths(every, limit) == full.history_lengths(every, limit)
@@ -93,9 +93,9 @@ class UnlabelledItems:
 
     Args:
         log: the histories.
-        nearest: with it every second item is a neighbour of a random item of the history, where a memory's logits differ
-            most from the cloud model's; without a history it is drawn by popularity, like a new user's first items. All
-            other items are drawn uniformly.
+        nearest: with it every second item is a neighbour of a random item of the history, where a memory's logits
+            differ most from the cloud model's; without a history it is drawn by popularity, like a new user's first
+            items. All other items are drawn uniformly.
     """
 
     def __init__(self, task: DistillTask[FromMemorySettings], log: EventLog, nearest: Statistics | None = None) -> None:

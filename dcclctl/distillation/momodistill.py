@@ -8,7 +8,7 @@ with f̂ = f with patch weights ϑ₀ + Θ·U(θ̂^(m), u^(m)).
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -58,8 +58,8 @@ class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
         log, end = patches.cloud.dataset.log, patches.memory.counted_through
         if log.up_to(Block.parse(end))[log.events_in(block)].any():
             raise UsageError(
-                f"{patches.ref} uses {patches.memory.ref}, whose statistics go on to the end of {end}: they have counted "
-                "the events that would be distilled",
+                f"{patches.ref} uses {patches.memory.ref}, whose statistics go on to the end of {end}: they have "
+                "counted the events that would be distilled",
                 "Let the teachers score other items: --method from-memory. Or use a memory that ends before: "
                 "dcclctl memory --counted-through cloud.",
             )
@@ -106,6 +106,7 @@ class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
         return ""
 
 
+@dataclass(frozen=True)
 class SecondStep:
     """Learns Θ and the encoder with the cloud weights frozen.
 
@@ -114,15 +115,11 @@ class SecondStep:
         codes: (U, K) θ̂ of all users, zero without a patch. objective: the teachers.
     """
 
-    def __init__(
-        self,
-        model: Din,
-        log: EventLog,
-        codes: Float[Tensor, "U K"],
-        objective: TaughtObjective,
-        settings: MoMoDistillSettings,
-    ) -> None:
-        self.model, self.log, self.codes, self.objective, self.settings = model, log, codes, objective, settings
+    model: Din
+    log: EventLog
+    codes: Float[Tensor, "U K"]
+    objective: TaughtObjective
+    settings: MoMoDistillSettings
 
     def distill(
         self,
@@ -143,8 +140,8 @@ class SecondStep:
         Raises:
             DivergedError: the loss became infinite or NaN.
 
-        Differs: θ̂ is replaced by 0 for half of the events, drawn anew each epoch, to train U(0, u) too, which serves users
-        without a patch; Θ's columns always have length 1 (see hidden_patch.py).
+        Differs: θ̂ is replaced by 0 for half of the events, drawn anew each epoch, to train U(0, u) too, which serves
+        users without a patch; Θ's columns always have length 1 (see hidden_patch.py).
         """
         settings, device = self.settings, self.model.out.weight.device
         learned = basis.learnable(device)

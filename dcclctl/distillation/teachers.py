@@ -76,8 +76,8 @@ class TaughtObjective(Objective):
 
     Attributes:
         log: the events' users. weight: (U,) of each user's teacher.
-        unlabelled: gives more candidates of each event; then the KL term has these alone, and the CE term the event's own
-            item and its negatives alone.
+        unlabelled: gives more candidates of each event; then the KL term has these alone, and the CE term the event's
+            own item and its negatives alone.
         has_label: (N,) events of the log whose labels are taught; None: all.
     """
 

@@ -12,13 +12,13 @@ A device also keeps a *profile of recent events*: for each of its newest T event
 event, one byte a feature. Their mean, shrunk towards 0 if there are few events, is added to the features of every
 candidate: it says how well the memory has predicted this user so far.
 
-Features of old events follow the current statistics: with new statistics, a device computes its profile again. Statistics
-that count an event make its features too good. So a user without counted events would have a profile on another scale
-than the profiles that the patch was learned with; such a user gets the *typical* profile, the mean over counted users
-with as many events.
+Features of old events follow the current statistics: with new statistics, a device computes its profile again.
+Statistics that count an event make its features too good. So a user without counted events would have a profile on
+another scale than the profiles that the patch was learned with; such a user gets the *typical* profile, the mean over
+counted users with as many events.
 
-`Memories` computes features for whole batches of events, and `ring.Ring` event by event, as on a device; a test compares
-both.
+`Memories` computes features for whole batches of events, and `ring.Ring` event by event, as on a device; a test
+compares both.
 
 Shapes: B events, C candidates, I items, G categories, S categories of an item, M items held, F features, R of them in a
 profile, T events of a profile.
@@ -78,8 +78,8 @@ class Statistics:
     Attributes:
         item_share: (I,) share of the events. category_share: (G + 1,) the same by category, the last for padding.
         neighbours, similarity: (I, N) each item's nearest items by co-occurrence; similarity 0 for padding.
-        predecessors, transition_score: (I, Q) the items that usually precede each item, and their scores; 0 for padding,
-            Q = 0 if the order of events is ignored.
+        predecessors, transition_score: (I, Q) the items that usually precede each item, and their scores; 0 for
+            padding, Q = 0 if the order of events is ignored.
         mean: (I, F) an item's mean features over the reference users. scale: (F,) standard deviation around the mean.
     """
 

@@ -1,8 +1,8 @@
 """The device method `memory`: patches that are computed from each device's memory.
 
 The patch is learned from events that the cloud model was not trained on, with statistics that do not count them
-(cross-fitting). The newest cloud model was trained on the newest events, so for each part of the block the newest model of
-its lineage is used that was not trained on that part. The learned patch then serves on the newest model.
+(cross-fitting). The newest cloud model was trained on the newest events, so for each part of the block the newest model
+of its lineage is used that was not trained on that part. The learned patch then serves on the newest model.
 """
 
 import math
@@ -51,17 +51,17 @@ class MemorySettings(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = rarely(0.01, "AdamW's weight decay.")
     truncated_share: Fraction = rarely(
         0.5,
-        "Share of the events that the patch is learned from a second time, with the history cut to a few events, as on a "
-        "new device.",
+        "Share of the events that the patch is learned from a second time, with the history cut to a few events, as on "
+        "a new device.",
     )
     order: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="Whether the patch uses the order of events; auto: unless held-back events are predicted better without.",
+        description="Use the order of events; auto: unless held-back events are predicted better without.",
     )
     min_history_quantile: Fraction = rarely(
         0.01,
-        "The cloud model serves users whose memory holds fewer events than this quantile of the memories that the patch "
-        "was learned from.",
+        "The cloud model serves users whose memory holds fewer events than this quantile of the memories that the "
+        "patch was learned from.",
     )
 
 

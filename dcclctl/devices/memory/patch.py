@@ -1,11 +1,11 @@
 """The memory patch: a correction of the cloud model's logit, computed from features of the candidate.
 
-    φ = [tanh(A·[c, t, f(x)] + a), c]     c: F features of candidate x from the user's memory; t: profile of recent events
+    φ = [tanh(A·[c, t, f(x)] + a), c]     c: F features of candidate x from the memory; t: profile of recent events
     f^(m)(x) = f(x) + w·φ                  w, A, a: learned in the cloud, the same for all users
 
-So every user with a memory has a patch, without training on the device; a user without events is served by the cloud model.
-The weights are learned from events that f was not trained on (as MetaPatch's Θ is). c does not depend on f, so the
-patch can be applied to a fresher f than the one it was learned with.
+So every user with a memory has a patch, without training on the device; a user without events is served by the cloud
+model. The weights are learned from events that f was not trained on (as MetaPatch's Θ is). c does not depend on f, so
+the patch can be applied to a fresher f than the one it was learned with.
 
 Shapes: B events, C candidates, F features, R of them in a profile, H hidden units, W = H + F.
 """
@@ -60,7 +60,7 @@ class MemoryRows:
     """Events with all inputs of the patch, computed once.
 
     Attributes:
-        events: (B,) rows of the log. held: (B,) how many events the memory holds. features: (B, C, F + R), see features.py.
+        events: (B,) rows of the log. held: (B,) events in the memory. features: (B, C, F + R), see features.py.
         logits, labels, weights: (B, C); logits are those of an f that was not trained on these events, shifted to the
             number of negatives of these rows (see `prior_shift`).
     """
@@ -100,7 +100,7 @@ _TENSORS = ("features", "logits", "labels", "weights")
 
 
 def prior_shift(trained: int, wanted: int) -> float:
-    """The number to add to logits of a model trained with `trained` negatives an event, to compare with `wanted` negatives.
+    """The number to add to logits of a model trained with `trained` negatives, as if trained with `wanted` negatives.
 
     It is log(trained / wanted), the difference of the log odds of a click.
 

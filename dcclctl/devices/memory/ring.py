@@ -26,7 +26,7 @@ class Ring:
             self.observe(item)
 
     def observe(self, item: int, found: Float[Tensor, "FR"] | None = None) -> None:
-        """Add one event, which overwrites the oldest one; found: the item's features before the event (see `features`)."""
+        """Add one event in place of the oldest one; found: the item's features before the event (see `features`)."""
         self.items[self.seen % len(self.items)] = item
         if len(self.kept):
             own = 1 + self.kept.shape[1]

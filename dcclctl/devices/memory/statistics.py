@@ -1,4 +1,4 @@
-"""The statistics that the cloud ships to every device: counts of all users' positive events, and each item's related items.
+"""The statistics that the cloud ships to devices: counts of all users' positive events, and each item's related items.
 
 Shapes: I items, G categories, N neighbours, Q preceding items, F features of a candidate.
 """
@@ -50,8 +50,8 @@ def count_statistics(
     """Compute the statistics from the positive events in `before`.
 
     Similarity of i and j: Σ_u w_u / (√(n_i·n_j) + shrinkage) over the users with both, w_u = 1 / log₂(2 + items of u).
-    Transition score of i to j: Σ 1/d / (√(m_i·m_j) + shrinkage) over the events of j whose history has i at place d from
-    its end; n: users of an item, m: events of an item.
+    Transition score of i to j: Σ 1/d / (√(m_i·m_j) + shrinkage) over the events of j whose history has i at place d
+    from its end; n: users of an item, m: events of an item.
 
     Args:
         before: (N,) the log's events that may be counted. seed: of the choice of reference events.
@@ -93,7 +93,7 @@ def _neighbours(log: EventLog, rows: Ints, settings: StatisticsSettings) -> tupl
 
 
 def _predecessors(log: EventLog, rows: Ints, settings: StatisticsSettings) -> tuple[Tensor, Tensor]:
-    """Each item's preceding items with the largest transition scores, and the scores; ties are ordered by item number."""
+    """Each item's preceding items with the largest transition scores, and the scores; ties in order of item numbers."""
     window = settings.transition_window
     count = min(settings.neighbours, log.n_items) if window else 0
     best, scores = torch.zeros(log.n_items, count, dtype=torch.int64), torch.zeros(log.n_items, count)
