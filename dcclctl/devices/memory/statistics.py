@@ -50,8 +50,8 @@ def count_statistics(
     """Compute the statistics from the positive events in `before`.
 
     Similarity of i and j: Σ_u w_u / (√(n_i·n_j) + shrinkage) over the users with both, w_u = 1 / log₂(2 + items of u).
-    Transition score of i to j: Σ 1/d / (√(m_i·m_j) + shrinkage) over the events of j whose history has i at place d
-    from its end; n: users of an item, m: events of an item.
+    Transition score of i to j: Σ 1/d / (√(m_i·m_j) + shrinkage) over the events of j whose history has i at place
+    d from its end; n: users of an item, m: events of an item.
 
     Args:
         before: (N,) the log's events that may be counted. seed: of the choice of reference events.
