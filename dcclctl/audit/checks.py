@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
+import polars as pl
 
 from dcclctl.audit.finding import Finding
 from dcclctl.audit.timeline import Timeline

@@ -7,12 +7,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from dcclctl.stages.models import MODULES, counts
 from world import NEW_USERS, World, dcclctl, done, ingest
 
+from dcclctl.artifacts import CloudModel
 from dcclctl.config import MODEL_DEFAULTS, TrainConfig, resolve
 from dcclctl.errors import UsageError
-from dcclctl.stages.handles import CloudModel
-from dcclctl.stages.models import MODULES, counts
 from dcclctl.store.store import Artifact, Store
 
 CLOSED = ("popularity", "recent", "gp-topfreq", "item-knn", "ease")

@@ -7,13 +7,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from dcclctl.algorithm.momodistill import teacher_of
+from dcclctl.stages.models.din import fit_model
 from world import DISTILL, PATCH, TRAIN, World, dcclctl, done, ingest
 
-from dcclctl.algorithm.eventlog import DEVICE
-from dcclctl.algorithm.momodistill import teacher_of
-from dcclctl.stages.handles import CloudModel, PatchSet
-from dcclctl.stages.models.din import fit_model
-from dcclctl.stages.serve import FAMILIES
+from dcclctl.artifacts import CloudModel, PatchSet
+from dcclctl.devices.serving import FAMILIES
+from dcclctl.events.log import DEVICE
 from dcclctl.store.store import Artifact, Store
 
 #: so much of the teachers that they are seen in the first epoch's loss
@@ -127,7 +127,7 @@ def test_patches_without_a_basis_teach_and_leave_none(shop: Path, monkeypatch: p
     shown = dcclctl("distill", *flags, store=shop).stdout
     assert "no Θ and no encoder U: numbers patches have no basis Θ" in shown
     assert artifact.facts["epochs"][-1]["train_loss"] < 0.2 * first_loss(artifact)
-    cloud = CloudModel.load(artifact, Store(shop))
+    cloud = CloudModel(artifact)
     assert cloud.basis() is None and cloud.encoder() is None
     monkeypatch.undo()
     assert done("patch", f"--cloud={artifact.ref}", *PATCH, store=shop)["ref"] == "patches@2"

@@ -9,23 +9,24 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Counting, Memories, count_statistics
+from dcclctl.algorithm.memorypatch import MemoryPatch, MemoryRows, category_shares, learn, user_losses
+from dcclctl.stages.patch_memory import MemoryDevices, lessons
 from tampered import rewrite
 from world import EVALUATE, PATCH, TRAIN, World, dcclctl, done, ingest, quiet_progress
 
-from dcclctl.algorithm.eventlog import CLOUD, DEVICE, TEST, Block, EventLog
-from dcclctl.algorithm.memory import FEATURES, ORDER_FEATURES, Counting, Memories, count_statistics
-from dcclctl.algorithm.memorypatch import MemoryPatch, MemoryRows, category_shares, learn, user_losses
-from dcclctl.algorithm.sampling import Ints, PairSet
+from dcclctl.artifacts import CloudModel, Dataset, Memory, PatchSet
+from dcclctl.audit.finding import leaks
 from dcclctl.config import EvaluateConfig, MemoryConfig, PatchConfig
+from dcclctl.devices.serving import Subject, serve
 from dcclctl.errors import ArtifactError, UsageError
+from dcclctl.events.log import CLOUD, DEVICE, TEST, Block, EventLog
+from dcclctl.events.sampling import Ints, PairSet
 from dcclctl.stages import patch_memory
-from dcclctl.stages.audit import audit, leaks
+from dcclctl.stages.audit import audit
 from dcclctl.stages.evaluate import open_subjects
-from dcclctl.stages.handles import CloudModel, Dataset, Memory, PatchSet
 from dcclctl.stages.memory import remember
 from dcclctl.stages.patch import patch
-from dcclctl.stages.patch_memory import MemoryDevices, lessons
-from dcclctl.stages.serve import Subject, serve
 from dcclctl.store.store import Artifact, Store
 
 MEMORY = ("--size=8", "--neighbours=5", "--track=3")
@@ -52,7 +53,7 @@ def own(remembering: Path, tmp_path: Path) -> Path:
 
 
 def cloud_of(store: Store, reference: str) -> CloudModel:
-    return CloudModel.load(store.resolve(reference), store)
+    return CloudModel(store.resolve(reference))
 
 
 def subject_of(root: Path, reference: str) -> Subject:
@@ -70,7 +71,7 @@ def logits_of(subject: Subject, events: Ints) -> tuple[torch.Tensor, torch.Tenso
 
 def leak_of(reference: str, root: Path) -> str:
     store = Store(root)
-    error = leaks(audit(store.resolve(reference), store))
+    error = leaks(audit(store.resolve(reference)))
     assert error is not None
     return str(error)
 
@@ -81,7 +82,7 @@ def leak_of(reference: str, root: Path) -> str:
 def test_a_memory_is_the_newest_positive_items_of_everybody(remembering: Path) -> None:
     store = Store(remembering)
     memory = store.resolve("memory@1")
-    dataset = Dataset(store.resolve("dataset@1"))
+    dataset = Dataset.of(store.resolve("dataset@1"))
     table = memory.read_table("memory.parquet")
     expected: dict[str, list[int]] = {}
     events = dataset.artifact.read_table("events.parquet").filter((pl.col("period") <= DEVICE) & (pl.col("label") > 0))
@@ -271,9 +272,9 @@ def test_placebos_and_the_guard(own: Path) -> None:
 
 def test_a_lent_memory_is_another_users_before_the_period(remembering: Path) -> None:
     """Never of the event's own period: what strangers do meanwhile is not known."""
-    from dcclctl.stages.serve import _lenders
+    from dcclctl.devices.serving import _lenders
 
-    log = Dataset(Store(remembering).resolve("dataset@1")).log
+    log = Dataset.of(Store(remembering).resolve("dataset@1")).log
     lend = _lenders(log, 0)
     events = log.events_in(TEST)
     rows = lend(events)
@@ -287,7 +288,7 @@ def test_a_lent_memory_is_another_users_before_the_period(remembering: Path) -> 
 
 
 def test_one_user_is_explained(remembering: Path) -> None:
-    users = Dataset(Store(remembering).resolve("dataset@1")).users
+    users = Dataset.of(Store(remembering).resolve("dataset@1")).users
     tail = users.filter(pl.col("group") == "tail")["user_id"][0]
     head = users.filter(pl.col("group") == "head")["user_id"][0]
     found = done("score", "patches@2", f"--user={tail}", "--threads=1", store=remembering)
@@ -299,7 +300,7 @@ def test_one_user_is_explained(remembering: Path) -> None:
 def test_patches_on_a_distilled_model_have_no_part_in_its_basis(own: Path) -> None:
     made = done("patch", "--cloud=cloud@2", *PATCHED, store=own)["ref"]
     assert Store(own).resolve("cloud@2").manifest["files"].keys() >= {"basis.safetensors"}
-    assert PatchSet.load(Store(own).resolve(made), Store(own)).own_basis
+    assert PatchSet(Store(own).resolve(made)).own_basis
     done("evaluate", made, *EVALUATE, store=own)
     result = dcclctl("evaluate", made, *EVALUATE, "--unpatched=encoder", store=own)
     assert result.exit_code == 2 and "--unpatched cloud" in result.stderr
@@ -380,7 +381,7 @@ def test_a_block_seen_in_two_steps_is_learned_whole(own: Path) -> None:
     facts = store.resolve(made).facts
     ids = [store.resolve(name).id for name in ("cloud@1", "cloud@4")]
     assert facts["learned_with"] == [f"{ids[0]} on device:1/2", f"{ids[1]} on device:2/2"]
-    dataset = Dataset(store.resolve("dataset@1"))
+    dataset = Dataset.of(store.resolve("dataset@1"))
     assert facts["events"] == facts["events_read"] == len(dataset.log.events_in(DEVICE))
     assert dcclctl("audit", made, store=own).exit_code == 0
 
@@ -388,7 +389,7 @@ def test_a_block_seen_in_two_steps_is_learned_whole(own: Path) -> None:
 def test_more_events_than_are_read(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patch_memory, "_ROWS", 300)
     made = Store(own).resolve(done("patch", *FRESH, store=own)["ref"])
-    events = len(Dataset(Store(own).resolve("dataset@1")).log.events_in(DEVICE))
+    events = len(Dataset.of(Store(own).resolve("dataset@1")).log.events_in(DEVICE))
     assert made.facts["events_read"] == 300 // 5 < made.facts["events"] == events
     assert dcclctl("audit", made.ref, store=own).exit_code == 0
 
@@ -523,7 +524,7 @@ def test_order_counts_unless_held_back_events_are_foretold_better_without(
 @pytest.mark.parametrize("personal", ["none", "device"])
 def test_a_patch_without_order_makes_nothing_of_it(own: Path, personal: str) -> None:
     made = Store(own).resolve(done("patch", "--memory-order=never", f"--personal={personal}", *FRESH, store=own)["ref"])
-    inner = PatchSet.load(made, Store(own)).memory_patch()
+    inner = PatchSet(made).memory_patch()
     names = [*made_memory(own).facts["features"], *(f"record of {name}" for name in made_memory(own).facts["tracked"])]
     features = torch.randn(3, 4, len(names), generator=torch.Generator().manual_seed(0))
     logits, codes = torch.zeros(3, 4), torch.ones(3, inner.code_size)
@@ -582,7 +583,7 @@ def test_without_order_in_the_memory_there_is_nothing_to_choose(own: Path) -> No
     done("memory", "--size=8", "--neighbours=5", "--track=0", "--lookback=0", store=own)
     made = Store(own).resolve(done("patch", *FRESH, store=own)["ref"])
     assert (made.facts["order"], made.facts["order_losses"]) == (False, {})
-    inner = PatchSet.load(made, Store(own)).memory_patch()
+    inner = PatchSet(made).memory_patch()
     assert inner.inner.shape == (4, len(FEATURES) + 1)  # the features and the logit
     refused = dcclctl("patch", "--memory-order=always", *FRESH, store=own)
     assert refused.exit_code == 2
@@ -625,7 +626,7 @@ def test_negatives_are_drawn_from_what_the_user_remembers_too(
 
 def test_a_clean_chain_is_proven(remembering: Path) -> None:
     store = Store(remembering)
-    findings = audit(store.resolve("patches@2"), store)
+    findings = audit(store.resolve("patches@2"))
     assert leaks(findings) is None
     proven = "\n".join(f"{each.artifact}: {each.text}" for each in findings if each.kind == "proven")
     memory = store.resolve("memory@1").facts
@@ -635,13 +636,13 @@ def test_a_clean_chain_is_proven(remembering: Path) -> None:
         "patches@2: was learned from device with cloud@1, which had not been trained on any of it",
     ):
         assert said in proven, said
-    assert any(each.artifact == "memory@1" for each in audit(store.resolve("dataset@1"), store))
+    assert any(each.artifact == "memory@1" for each in audit(store.resolve("dataset@1")))
 
 
 def remembered_until(root: Path, period: str) -> Artifact:
     """The command line refuses it, and so does the stage: a memory that says `device` and was made with a later end."""
     store = Store(root)
-    dataset = Dataset(store.resolve("dataset@1"))
+    dataset = Dataset.of(store.resolve("dataset@1"))
     later = MemoryConfig(size=8, neighbours=5, until="valid").model_copy(update={"until": period})
     with pytest.raises(UsageError):
         remember(dataset, later, store)
@@ -722,5 +723,5 @@ def test_a_memory_of_another_dataset_does_not_open(own: Path, tmp_path: Path) ->
     patches = store.resolve("patches@2")
     mixed = rewrite(store, patches, inputs=patches.inputs | {"memory": store.resolve(other).as_input()})
     with pytest.raises(ArtifactError, match="do not belong together"):
-        PatchSet.load(mixed, store)
+        PatchSet(mixed)
     assert "in its lineage from" in leak_of(mixed.ref, own)

@@ -5,13 +5,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from dcclctl.stages.patch_methods import METHODS
 from world import DISTILL, EVALUATE, World, dcclctl, done
 from world import PATCH as METAPATCH
 
+from dcclctl.artifacts import CloudModel, PatchSet, read_prior_mean
 from dcclctl.config import METHOD_DEFAULTS, PatchConfig
 from dcclctl.errors import UsageError
-from dcclctl.stages.handles import CloudModel, PatchSet, read_prior_mean
-from dcclctl.stages.patch_methods import METHODS
 from dcclctl.stages.report import command_of
 from dcclctl.store.store import Store
 
@@ -26,7 +26,7 @@ MILD = (*PATCH[:-2], "--learning-rate=0.05", "--threads=1")
 
 def patched(store: Path, method: str, *flags: str, users: str = "tail", cloud: str = "cloud@1") -> PatchSet:
     made = done("patch", f"--users={users}", f"--cloud={cloud}", f"--method={method}", *MILD, *flags, store=store)
-    return PatchSet.load(Store(store).resolve(made["ref"]), Store(store))
+    return PatchSet(Store(store).resolve(made["ref"]))
 
 
 @pytest.mark.parametrize("method", OTHERS)
@@ -54,7 +54,7 @@ def test_facts_tables_and_evaluation(shop: Path, method: str) -> None:
     assert facts["family"] == patches.family == METHODS[method].family
     assert facts["patch_size"] == SIZES[method] and facts["bytes_per_user"] == 4 * SIZES[method]
     judged = patches.users.drop_nulls("loss_after")
-    assert facts["users_judged"] == judged.height > 5
+    assert facts["users_tested"] == judged.height > 5
     assert (judged["loss_before"] != judged["loss_after"]).mean() > 0.8
     ref = patches.artifact.ref
     made = done("evaluate", "cloud@1", ref, f"{ref}+mean", f"{ref}+shuffled", *EVALUATE, store=shop)
@@ -122,7 +122,7 @@ def test_generated_codes_need_no_events_in_the_block(shop: Path) -> None:
     assert mask.all() and codes.any(1).all()
     made = done("patch", "--users=new", "--cloud=cloud@1", "--method=generated", *MILD, store=shop)
     assert made["users"] == made["users_without_events"] == 5
-    alone, _ = PatchSet.load(Store(shop).resolve(made["ref"]), Store(shop)).codes()
+    alone, _ = PatchSet(Store(shop).resolve(made["ref"])).codes()
     new = torch.from_numpy(idle.filter(pl.col("user_id").str.starts_with("n"))["user_index"].to_numpy().copy()).long()
     assert torch.equal(alone[new], codes[new])
 
@@ -167,7 +167,7 @@ def test_a_distilled_basis_stays_and_gets_a_mean_of_its_own(shop: Path) -> None:
     first = patched(shop, "metapatch", users="all")
     cloud = done("distill", f"--patches={first.artifact.ref}", *DISTILL, store=shop)["ref"]
     second = patched(shop, "metapatch", cloud=cloud)
-    given = CloudModel.load(Store(shop).resolve(cloud), Store(shop)).basis()
+    given = CloudModel(Store(shop).resolve(cloud)).basis()
     assert given is not None and torch.equal(second.basis().theta, given.theta)
     assert read_prior_mean(second.artifact).any()
     assert not read_prior_mean(patched(shop, "metapatch", "--prior-mean=zero", cloud=cloud).artifact).any()

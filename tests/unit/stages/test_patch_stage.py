@@ -8,7 +8,7 @@ import pytest
 import torch
 from world import N_USERS, PATCH, TRAIN, World, dcclctl, done
 
-from dcclctl.stages.handles import PatchSet
+from dcclctl.artifacts import PatchSet
 from dcclctl.stages.patch import chosen_users
 from dcclctl.store.store import Store
 
@@ -117,7 +117,7 @@ def test_table_of_patched_users(world: World) -> None:
     # fewer than three events: nothing can be held back
     assert table.filter(pl.col("events") < 3)["loss_after"].is_null().all()
     assert table.filter(pl.col("events") >= 3)["loss_after"].is_not_null().all()
-    assert artifact.facts["users_judged"] == table.filter(pl.col("events") >= 3).height
+    assert artifact.facts["users_tested"] == table.filter(pl.col("events") >= 3).height
     assert artifact.facts["bytes_per_user"] == 16
 
 
@@ -132,7 +132,7 @@ def test_guard_keeps_only_what_won_on_held_back_events(world: World, shop: Path)
     usual, now = codes_of(shop, "patches@1"), codes_of(shop, made["ref"])
     for user, won in zip(guarded["user_id"], wins, strict=True):
         assert torch.equal(now[user], usual[user] if won else torch.zeros_like(usual[user]))
-    codes, patched = PatchSet.load(Store(shop).resolve(made["ref"]), Store(shop)).codes()
+    codes, patched = PatchSet(Store(shop).resolve(made["ref"])).codes()
     assert int(patched.sum()) == made["kept"]
     assert not codes[~patched].any()
     shown = dcclctl("patch", "--users=tail", "--cloud=cloud@1", *PATCH, "--guard", store=shop).stdout

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dcclctl.stages.models import MODULES, module_of
 from world import DISTILL, PATCH, TRAIN, dcclctl, done
 
 from dcclctl.config import DistillConfig, PatchConfig, Section, TrainConfig
-from dcclctl.stages.models import MODULES, module_of
 from dcclctl.stages.patch import METHODS
 from dcclctl.store.store import Store
 

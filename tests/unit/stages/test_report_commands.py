@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from dcclctl.config import SECTIONS
+from dcclctl.devices.serving import SUFFIXES
 from dcclctl.stages import report
 from dcclctl.stages.report import command_of
-from dcclctl.stages.serve import SUFFIXES
 from dcclctl.store.store import Artifact
 
 IDS = {"dataset": "da" * 32, "cloud": "c0" * 32, "patches": "9a" * 32, "memory": "3e" * 32}

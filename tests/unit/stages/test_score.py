@@ -6,13 +6,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from dcclctl.algorithm.memory import Counting, Memories, Ring, count_statistics
 from test_evaluate import PlainLog, PlainModel
 from world import World, dcclctl, done, ingest
 
-from dcclctl.algorithm.eventlog import CLOUD, Block, EventLog
-from dcclctl.algorithm.memory import Counting, Memories, Ring, count_statistics
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import UsageError
+from dcclctl.events.log import CLOUD, Block, EventLog
 from dcclctl.stages.evaluate import open_subjects
 from dcclctl.stages.score import after_everything, score_user
 from dcclctl.store.store import Store

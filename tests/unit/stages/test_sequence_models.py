@@ -7,14 +7,14 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from dcclctl.algorithm.sequence import SequenceBackbone
 from world import PATCH, World, dcclctl, done
 
-from dcclctl.algorithm.sampling import Ints
-from dcclctl.algorithm.sequence import SequenceBackbone
+from dcclctl.artifacts import CloudModel, PatchSet, read_state_basis
 from dcclctl.config import EvaluateConfig
+from dcclctl.devices.serving import Subject, serve
+from dcclctl.events.sampling import Ints
 from dcclctl.stages import patch, patch_state
-from dcclctl.stages.handles import CloudModel, PatchSet, read_state_basis
-from dcclctl.stages.serve import Subject, serve
 from dcclctl.store.store import Store
 
 TRAIN = ("--item-size=8", "--category-size=4", "--history=6", "--epochs=3", "--batch-size=128", "--threads=1")
@@ -41,7 +41,7 @@ def own(sequences: Path, tmp_path: Path) -> Path:
 
 def load(store: Path, tag: str) -> CloudModel:
     place = Store(store)
-    return CloudModel.load(place.resolve(f"cloud@{tag}"), place)
+    return CloudModel(place.resolve(f"cloud@{tag}"))
 
 
 @both
@@ -104,14 +104,14 @@ def test_all_three_stand_in_one_evaluation(own: Path) -> None:
 def test_codes_do_not_depend_on_how_the_work_is_cut(own: Path, flag: str) -> None:
     made = done("patch", "--cloud=cloud@s", *PATCH, flag, store=own)
     place = Store(own)
-    usual, other = (PatchSet.load(place.resolve(ref), place).codes()[0] for ref in ("patches@p", made["ref"]))
+    usual, other = (PatchSet(place.resolve(ref)).codes()[0] for ref in ("patches@p", made["ref"]))
     assert not made["reused"] and usual.abs().max() > 0.1
     torch.testing.assert_close(other, usual, rtol=1e-4, atol=1e-4)
 
 
 def test_a_zero_code_is_the_cloud_model_to_the_last_bit(own: Path) -> None:
     place = Store(own)
-    patches = PatchSet.load(place.resolve("patches@p"), place)
+    patches = PatchSet(place.resolve("patches@p"))
     config = EvaluateConfig(threads=1, device="cpu")
     backbone = patches.cloud.backbone(config)
     events = patches.cloud.dataset.log.events_in(3)
@@ -144,7 +144,7 @@ def test_the_guard_keeps_what_won(own: Path) -> None:
     wins = (free["loss_after"] < free["loss_before"]).fill_null(False)
     assert table["kept"].to_list() == wins.to_list() and 0 < wins.sum() < len(wins)
     place = Store(own)
-    codes, patched = PatchSet.load(place.resolve(made["ref"]), place).codes()
+    codes, patched = PatchSet(place.resolve(made["ref"])).codes()
     assert int(patched.sum()) == wins.sum() and not codes[~patched].any()
 
 

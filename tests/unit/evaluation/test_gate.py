@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from dcclctl.errors import UsageError
+from dcclctl.evaluation.gate import Rule, check_metrics, judge, parse_max_drop, read_gate
 from dcclctl.metrics.significance import users_to_settle
-from dcclctl.stages.gate import Rule, check_metrics, judge, parse_max_drop, read_gate
 from dcclctl.tables import COMPARISON, GATE
 
 

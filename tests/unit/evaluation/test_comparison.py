@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 from dcclctl.errors import UsageError
+from dcclctl.evaluation.comparison import LEVEL, comparison, harms, main_metrics, tail_minus_head
 from dcclctl.metrics.significance import users_to_settle
-from dcclctl.stages.compare import LEVEL, comparison, harms, main_metrics, tail_minus_head
 from dcclctl.tables import COMPARISON, HARM, TAIL_MINUS_HEAD, WORST_USERS
 
 
