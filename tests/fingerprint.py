@@ -60,8 +60,9 @@ def fingerprints(store: Path) -> list[str]:
                     lines.append(f"{artifact.ref} {name} {key} {_sha(tensor.numpy().tobytes(), tensor.shape)}")
             elif name == "per_user.parquet":
                 table: Any = artifact.read_table(name)
-                values = table.select(pl.selectors.float().round(6)).fill_null(-1.0).to_numpy()
-                lines.append(f"{artifact.ref} {name} values {_sha(values.tobytes(), values.shape)}")
+                for column in table.select(pl.selectors.float().round(6)).fill_null(-1.0).iter_columns():
+                    values = column.to_numpy()
+                    lines.append(f"{artifact.ref} {name} {column.name} {_sha(values.tobytes(), values.shape)}")
     return lines
 
 

@@ -149,13 +149,16 @@ def _ranked(facts: Any) -> str:
 def _show(call: Call, evaluation: "Evaluation", subjects: "list[Subject]") -> None:
     """The table by group, the picture by activity, and what else there is to say."""
     from dcclctl.evaluation.targets import targets_in_words
-    from dcclctl.report.terminal import activity_sparklines, group_table
+    from dcclctl.report.terminal import activity_sparklines, group_table, plain_sentence
 
     facts, labels, line = evaluation.facts, evaluation.labels, call.reporter.line
     line(
         f"{facts['on']} of {subjects[0].cloud.dataset.ref}: {facts['events']:,} events of {facts['users']:,} users"
         f"{targets_in_words(evaluation.config)}, each ranked among {_ranked(facts)}"
     )
+    sentence = plain_sentence(evaluation.aggregate, labels, evaluation.against)
+    if sentence:
+        line(sentence)
     call.reporter.table(group_table(evaluation.aggregate, labels))
     call.reporter.table(activity_sparklines(evaluation.aggregate, labels))
     for name, label in labels.items():

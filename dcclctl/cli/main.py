@@ -65,7 +65,7 @@ class LazyGroup(TyperGroup):
 
 def _print_version(value: bool) -> None:
     if value:
-        from dcclctl import __version__
+        from dcclctl.version import __version__
 
         print(f"dcclctl {__version__}")
         raise typer.Exit

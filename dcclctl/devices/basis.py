@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from dcclctl.devices.settings import LocalSettings
 from dcclctl.errors import DivergedError
 from dcclctl.events.sampling import Ints, permutation
 
@@ -254,3 +255,30 @@ def descend(
             "Lower the learning rate (--set, see dcclctl settings) and run the command again.",
         )
     return codes
+
+
+@torch.no_grad()
+def fit_codes(
+    slope: Callable[[PatchT], Float[Tensor, "U P"]],
+    basis: SharedBasis[PatchT],
+    n_users: int,
+    settings: LocalSettings,
+    mean: Float[Tensor, "K"] | None = None,
+) -> Float[Tensor, "U K"]:
+    """θ̂ of U users at once, by Adam on Σ CE + λ‖θ̂ − μ‖²; every user's numbers are those of training that user alone.
+
+    Args:
+        slope: patches of the users → gradient of each user's Σ CE with respect to the patch weights.
+        settings: Adam's steps and step size, and λ. mean: μ, where θ̂ starts; zeros if None.
+
+    Raises:
+        DivergedError: θ̂ became infinite or NaN.
+
+    Source: Yao et al. 2021, eq. 3, with the sum over a user's events (so that λ weighs more for users with few).
+    """
+    center = torch.zeros(basis.size, device=basis.theta.device) if mean is None else mean
+
+    def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
+        return torch.addmm(2 * settings.prior * (codes - center), slope(basis.patch(codes)), basis.theta)
+
+    return descend(gradient, center.repeat(n_users, 1), settings.steps, settings.learning_rate)

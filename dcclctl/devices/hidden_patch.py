@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dcclctl.devices.basis import Layout, SharedBasis, descend
+from dcclctl.devices.basis import Layout, SharedBasis, fit_codes
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.events.sampling import Ints
 from dcclctl.models.din import Din, DinBackbone, prelu
@@ -155,25 +155,9 @@ def device_gradient(
 def fit_devices(
     head: Head, basis: Basis, rows: DeviceRows, settings: LocalSettings, mean: Float[Tensor, "K"] | None = None
 ) -> Float[Tensor, "U K"]:
-    """θ̂ of U users at once; every user's numbers are those of training that user alone.
-
-    Args:
-        rows: cached rows of each user. settings: Adam's steps and step size, and λ.
-        mean: μ, the prior's mean, where θ̂ starts; zeros if None.
-
-    Raises:
-        DivergedError: θ̂ became infinite or NaN.
-
-    Source: Yao et al. 2021, eq. 3, with the sum over a user's events (so that λ weighs more for users with few).
-    """
-    center = torch.zeros(basis.size, device=rows.z1.device) if mean is None else mean
+    """θ̂ of the rows' users, see basis.fit_codes."""
     linear_2 = second_linear(head, rows)
-
-    def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
-        patch_gradient, _ = device_gradient(head, basis.patch(codes), rows, linear_2)
-        return torch.addmm(2 * settings.prior * (codes - center), patch_gradient, basis.theta)
-
-    return descend(gradient, center.repeat(len(rows.z1), 1), settings.steps, settings.learning_rate)
+    return fit_codes(lambda patch: device_gradient(head, patch, rows, linear_2)[0], basis, len(rows.z1), settings, mean)
 
 
 def second_linear(head: Head, rows: DeviceRows) -> Float[Tensor, "U N H2"]:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcclctl.devices.basis import Layout, SharedBasis, descend
+from dcclctl.devices.basis import Layout, SharedBasis, fit_codes
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.events.sampling import Ints
 from dcclctl.models.scoring import HeadFunction
@@ -136,25 +136,8 @@ def device_gradient(rows: StateRows, patch: StatePatch) -> Float[Tensor, "U P"]:
     return torch.cat([g_down.flatten(1), g_up.flatten(1), g_state.sum(1)], dim=1)
 
 
-@torch.no_grad()
 def fit_devices(
     basis: StateBasis, rows: StateRows, settings: LocalSettings, mean: Float[Tensor, "K"] | None = None
 ) -> Float[Tensor, "U K"]:
-    """θ̂ of U users at once; every user's numbers are those of training that user alone.
-
-    Args:
-        rows: cached rows of each user. settings: Adam's steps and step size, and λ.
-        mean: μ, the prior's mean, where θ̂ starts; zeros if None.
-
-    Raises:
-        DivergedError: θ̂ became infinite or NaN.
-
-    Source: Yao et al. 2021, eq. 3, with the sum over a user's events (so that λ weighs more for users with few).
-    """
-    center = torch.zeros(basis.size, device=rows.states.device) if mean is None else mean
-
-    def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
-        slope = device_gradient(rows, basis.patch(codes))
-        return torch.addmm(2 * settings.prior * (codes - center), slope, basis.theta)
-
-    return descend(gradient, center.repeat(len(rows.states), 1), settings.steps, settings.learning_rate)
+    """θ̂ of the rows' users, see basis.fit_codes."""
+    return fit_codes(lambda patch: device_gradient(rows, patch), basis, len(rows.states), settings, mean)

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from dcclctl.config import Positive, rarely, size
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
+from dcclctl.models.items import EmbeddedItems
 from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 from dcclctl.models.settings import Share, TrainedSettings
-from dcclctl.models.trainable import Dropout, Forward, HistoryPass, Trainable
+from dcclctl.models.trainable import Dropout, Forward, HistoryPass
 from dcclctl.models.trained import TrainedKind
 
 if TYPE_CHECKING:
@@ -62,23 +63,18 @@ class DinSizes:
         return 3 * self.embedding_size + self.profile_size * len(self.profile_sizes)
 
 
-class Din(Trainable):
+class Din(EmbeddedItems):
     """f: (user, history, candidate) → logit.
 
     Glossary of shapes: B batch, L history length, C candidates, D embedding, A attention units, H1 and H2 hidden units.
     """
-
-    item_categories: Tensor
-    category_counts: Tensor
 
     def __init__(self, sizes: DinSizes, item_categories: Int[Tensor, "I M"], generator: torch.Generator) -> None:
         super().__init__()
         self.sizes = sizes
         d, a = sizes.embedding_size, sizes.attention_size
         h1, h2 = sizes.hidden_sizes
-        self.item_table = nn.Parameter(torch.empty(sizes.n_items, sizes.item_size))
-        if sizes.n_categories:  # the last row is the padding category: zero, and skipped by every gradient
-            self.category_table = nn.Parameter(torch.empty(sizes.n_categories + 1, sizes.category_size))
+        self.add_items(item_categories, sizes.n_categories, sizes.item_size, sizes.category_size)
         self.profile_tables = nn.ParameterList(
             nn.Parameter(torch.empty(n, sizes.profile_size)) for n in sizes.profile_sizes
         )
@@ -93,39 +89,7 @@ class Din(Trainable):
         self.hidden_2 = nn.Linear(h1, h2)
         self.slope_2 = nn.Parameter(torch.full((h2,), 0.25))
         self.out = nn.Linear(h2, 1)
-        self.register_buffer("item_categories", item_categories, persistent=False)
-        self.register_buffer(
-            "category_counts", (item_categories < sizes.n_categories).sum(1).clamp(min=1).float(), persistent=False
-        )
-        self._initialise(generator)
-
-    def _initialise(self, generator: torch.Generator) -> None:
-        for name, weight in self.named_parameters():
-            if "table" in name:
-                nn.init.normal_(weight, std=0.05, generator=generator)
-            elif weight.dim() == 2:
-                nn.init.xavier_uniform_(weight, generator=generator)
-            elif "slope" not in name:
-                nn.init.zeros_(weight)
-        if self.sizes.n_categories:
-            with torch.no_grad():
-                self.category_table[-1].zero_()
-
-    def embed(
-        self, items: Int[Tensor, "..."], item_rows: Float[Tensor, "... E"] | None = None
-    ) -> Float[Tensor, "... D"]:
-        """An item's embedding followed by the mean of its categories' embeddings.
-
-        Args:
-            items: item indices.
-            item_rows: their rows of the item table, where the caller holds them as tensors of their own (training does,
-                so that the gradient has as many rows as the batch has items, not as the catalogue has).
-        """
-        rows = self.item_table[items] if item_rows is None else item_rows
-        if not self.sizes.n_categories:
-            return rows
-        categories = F.embedding(self.item_categories[items], self.category_table, padding_idx=self.sizes.n_categories)
-        return torch.cat([rows, categories.sum(-2) / self.category_counts[items].unsqueeze(-1)], dim=-1)
+        self.initialise(generator)
 
     def embed_profile(self, profile: Int[Tensor, "B F"]) -> Float[Tensor, "B V"]:
         return torch.cat([table[profile[:, f]] for f, table in enumerate(self.profile_tables)], dim=-1)
@@ -235,9 +199,7 @@ class DinBackbone(Backbone):
 
     def __init__(self, model: Din, log: EventLog) -> None:
         self.model, self.log, self.limit = model, log, model.sizes.history
-        with torch.no_grad():
-            items = torch.arange(model.sizes.n_items, device=model.out.weight.device)
-            self.embeddings = torch.cat([model.embed(block) for block in torch.split(items, 65536)])
+        self.embeddings = model.catalogue()
 
     @property
     def head(self) -> HeadFunction:

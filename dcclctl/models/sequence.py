@@ -29,9 +29,10 @@ from torch.nn import functional as F
 from dcclctl.config import Count, Positive, rarely, size
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
+from dcclctl.models.items import EmbeddedItems
 from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 from dcclctl.models.settings import FitSettings, Share, TrainedSettings
-from dcclctl.models.trainable import Dropout, Forward, Pass, Trainable, keep_all
+from dcclctl.models.trainable import Dropout, Forward, Pass, keep_all
 from dcclctl.models.trained import TrainedKind
 from dcclctl.models.windows import Bags, Baskets, Windows, batches, served_windows, windows_of
 
@@ -81,53 +82,15 @@ class SequenceSizes:
         return self.item_size + (self.category_size if self.n_categories else 0)
 
 
-class SequenceModel(Trainable):
+class SequenceModel(EmbeddedItems):
     """What both models share: items, and the dot product of states with them."""
-
-    item_categories: Tensor
-    category_counts: Tensor
 
     def __init__(self, sizes: SequenceSizes, item_categories: Int[Tensor, "I M"]) -> None:
         super().__init__()
         self.sizes = sizes
-        self.item_table = nn.Parameter(torch.empty(sizes.n_items, sizes.item_size))
-        if sizes.n_categories:  # the last row is the padding category: zero, and skipped by every gradient
-            self.category_table = nn.Parameter(torch.empty(sizes.n_categories + 1, sizes.category_size))
+        self.add_items(item_categories, sizes.n_categories, sizes.item_size, sizes.category_size)
         self.item_bias = nn.Parameter(torch.empty(sizes.n_items))
         self.start = nn.Parameter(torch.empty(sizes.state_size))
-        self.register_buffer("item_categories", item_categories, persistent=False)
-        self.register_buffer(
-            "category_counts", (item_categories < sizes.n_categories).sum(1).clamp(min=1).float(), persistent=False
-        )
-
-    def _initialise(self, generator: torch.Generator) -> None:
-        for name, weight in self.named_parameters():
-            if "table" in name or name == "start":
-                nn.init.normal_(weight, std=0.05, generator=generator)
-            elif weight.dim() == 2:
-                nn.init.xavier_uniform_(weight, generator=generator)
-            elif "scale" in name:
-                nn.init.ones_(weight)
-            else:
-                nn.init.zeros_(weight)
-        if self.sizes.n_categories:
-            with torch.no_grad():
-                self.category_table[-1].zero_()
-
-    def embed(
-        self, items: Int[Tensor, "..."], item_rows: Float[Tensor, "... E"] | None = None
-    ) -> Float[Tensor, "... D"]:
-        """An item's embedding followed by the mean of its categories' embeddings.
-
-        Args:
-            items: item indices.
-            item_rows: their rows of the item table, where the caller holds them as tensors of their own (see Din.embed).
-        """
-        rows = self.item_table[items] if item_rows is None else item_rows
-        if not self.sizes.n_categories:
-            return rows
-        categories = F.embedding(self.item_categories[items], self.category_table, padding_idx=self.sizes.n_categories)
-        return torch.cat([rows, categories.sum(-2) / self.category_counts[items].unsqueeze(-1)], dim=-1)
 
     def steps(self, bags: Bags, embeddings: Float[Tensor, "N D"]) -> Float[Tensor, "W T D"]:
         """Each basket as the mean of its items, zero after the end of a window.
@@ -212,7 +175,7 @@ class Sasrec(SequenceModel):
         size = sizes.state_size
         self.blocks = nn.ModuleList(_Attention(size, sizes.window) for _ in range(self.BLOCKS))
         self.scale, self.shift = nn.Parameter(torch.empty(size)), nn.Parameter(torch.empty(size))
-        self._initialise(generator)
+        self.initialise(generator)
 
     def states(self, steps: Float[Tensor, "W T D"], drop: Dropout = keep_all) -> Float[Tensor, "W S D"]:
         size = self.sizes.state_size
@@ -229,19 +192,12 @@ class Gru4rec(SequenceModel):
     def __init__(self, sizes: SequenceSizes, item_categories: Int[Tensor, "I M"], generator: torch.Generator) -> None:
         super().__init__(sizes, item_categories)
         self.gru = nn.GRU(sizes.state_size, sizes.state_size, batch_first=True)
-        self._initialise(generator)
+        self.initialise(generator)
 
     def states(self, steps: Float[Tensor, "W T D"], drop: Dropout = keep_all) -> Float[Tensor, "W S D"]:
         first = self.start.expand(1, len(steps), -1).contiguous()
         later, _ = self.gru(drop(steps), first)
         return drop(torch.cat([first.transpose(0, 1), later], dim=1))
-
-
-@torch.no_grad()
-def catalogue_embeddings(model: SequenceModel) -> Float[Tensor, "I D"]:
-    """Embeddings of all items, in blocks."""
-    items = torch.arange(model.sizes.n_items, device=model.item_table.device)
-    return torch.cat([model.embed(block) for block in torch.split(items, 65536)])
 
 
 class WindowPass(Pass):
@@ -291,7 +247,7 @@ class SequenceBackbone(Backbone):
     def __init__(self, model: SequenceModel, log: EventLog, baskets: Baskets) -> None:
         """Args: log gives the histories; baskets are those of the model's own dataset."""
         self.model, self.log, self.baskets = model, log, baskets
-        self.embeddings = catalogue_embeddings(model)
+        self.embeddings = model.catalogue()
 
     @property
     def head(self) -> HeadFunction:

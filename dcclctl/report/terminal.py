@@ -58,6 +58,29 @@ def group_table(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
     return table
 
 
+def plain_sentence(aggregate: pl.DataFrame, names: "Mapping[str, str]", against: str) -> str:
+    """What the best model does for less active users, in words; '' without a baseline, tail users or a hit ratio.
+
+    Args:
+        aggregate: AGGREGATE table. names: subject → reference to show. against: the baseline.
+    """
+    ratios = [metric for metric in aggregate["metric"].unique(maintain_order=True) if metric.startswith("hr@")]
+    if not against or not ratios or len(names) < 2:
+        return ""
+    metric = ratios[len(ratios) // 2]
+    tail = aggregate.filter((pl.col("group") == "tail") & (pl.col("metric") == metric))
+    values = {row["subject"]: row["value"] for row in tail.to_dicts() if row["value"] is not None}
+    others = {subject: value for subject, value in values.items() if subject != against}
+    if against not in values or not others:
+        return ""
+    best = max(others, key=lambda subject: others[subject])
+    return (
+        f"With {names[best]}, less active users (tail) find the item that they choose next among the top "
+        f"{metric.partition('@')[2].partition('/')[0]} in {others[best]:.0%} of cases; with {names[against]}, in "
+        f"{values[against]:.0%}."
+    )
+
+
 def activity_sparklines(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
     """A line per model: its small bars over the activity groups, least active users first, all on one scale.
 

@@ -125,10 +125,9 @@ def _unread(command: str, variant: str, key: str) -> UsageError:
     field = cast(type[VariantSection], spec.section).VARIANT
     plain = key.rpartition(".")[2]
     readers = [name for name in spec.variants if plain in variant_section(command, name).model_fields]
-    flag = f"--{plain.replace('_', '-')}"
     if readers and variant not in readers:
         return UsageError(
-            f"{flag} is read by --{field} {', '.join(readers)} only, not by {variant}",
+            f"the setting {plain} is read by --{field} {', '.join(readers)} only, not by {variant}",
             f"Leave it out, or choose --{field} {readers[0]}.",
         )
     target = key.rpartition(".")[0]
