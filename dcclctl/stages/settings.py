@@ -91,7 +91,7 @@ def resolve(section: type[S], given: Mapping[str, Any], config: Path | None = No
         target, _, key_of_target = key.rpartition(".")
         if target == variant or (not target and key in settings.model_fields):
             own[key_of_target] = value
-        elif not target and key in section.model_fields:
+        elif not target and key in section.model_fields and key != "settings":
             values[key] = value
         else:
             raise _unread(name, variant, key)
@@ -136,8 +136,8 @@ def _unread(command: str, variant: str, key: str) -> UsageError:
             f"--set {command}.{key}: the chosen {field} is {variant}",
             f"Write {command}.{variant}.{plain}, or choose --{field} {target}.",
         )
-    known = [*spec.section.model_fields, *variant_section(command, variant).model_fields]
-    return UsageError(f"{command} has no setting {key!r}", nearest(plain, known))
+    known = {*spec.section.model_fields, *variant_section(command, variant).model_fields} - {"settings"}
+    return UsageError(f"{command} has no setting {key!r}", nearest(plain, sorted(known)))
 
 
 def _checked(section: type[Any], where: str, values: Mapping[str, Any]) -> Any:

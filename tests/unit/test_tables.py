@@ -7,10 +7,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from dcclctl.stages.compare import TAIL_MINUS_HEAD_FILE
 from world import World
 
 from dcclctl import tables
+from dcclctl.stages.compare import TAIL_MINUS_HEAD_FILE
 from dcclctl.store.manifest import KINDS
 from dcclctl.store.store import Store
 from dcclctl.tables import EVENTS, PER_USER, SERVED_BY, TABLES, USERS, Column, Table, check_table
