@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic.fields import FieldInfo
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -30,6 +31,12 @@ def size(default: Any, description: str) -> Any:
 def rarely(default: Any, description: str) -> Any:
     """A setting that is not changed often: it has no flag of its own, but `--set` and the TOML file change it."""
     return Field(default, description=description, json_schema_extra={"flag": False})
+
+
+def has_flag(field: FieldInfo) -> bool:
+    """Has a setting a flag of its own, or only `--set`?"""
+    extra = field.json_schema_extra
+    return not isinstance(extra, dict) or (extra.get("flag", True) is True and not extra.get("size"))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from dcclctl.cli.console import Reporter
-from dcclctl.config import Section
+from dcclctl.config import Section, has_flag
 from dcclctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def command(app: typer.Typer, name: str, *shared: type[Section], reads: bool = F
         settings = {
             key: _option(key, value, key in varying and key not in fields)
             for key, value in (fields | varying).items()
-            if key not in taken and key != "settings" and _has_flag(value)
+            if key not in taken and key != "settings" and has_flag(value)
         }
         common = {key: value for key, value in _SHARED.items() if not reads or key in _READING}
 
@@ -161,11 +161,6 @@ def command(app: typer.Typer, name: str, *shared: type[Section], reads: bool = F
 
 def _parameter(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
-
-
-def _has_flag(field: "FieldInfo") -> bool:
-    extra = field.json_schema_extra
-    return not isinstance(extra, dict) or (extra.get("flag", True) is True and not extra.get("size"))
 
 
 def _option(name: str, field: "FieldInfo", varies: bool) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ import polars as pl
 
 from dcclctl.artifacts import Evaluation, PatchSet
 from dcclctl.artifacts.names import short_label
-from dcclctl.config import VariantSection
+from dcclctl.config import VariantSection, has_flag
 from dcclctl.devices.serving import ENCODER, split_suffix
 from dcclctl.distillation.method import default_method
 from dcclctl.evaluation.comparison import comparison, harm_metric, harms, main_metrics, tail_minus_head
@@ -254,19 +254,22 @@ def _settings_given(stage: str, config: Mapping[str, Any], seed: int, left_out: 
     for name in section.model_fields:
         value = seed if name == "seed" else config.get(name, defaults[name])
         if name not in left_out and name != "settings" and value != defaults[name]:
-            words += _flag(name, value)
+            words += _flag(name, value) if has_flag(section.model_fields[name]) else _set(f"{stage}.{name}", value)
     if not issubclass(section, VariantSection):
         return words
     variant = config[section.VARIANT]
     own = variant_section(stage, variant)().model_dump(mode="json")
     for name, value in config[variant].items():
         if name not in left_out and value != own[name]:
-            words += ["--set", shlex.quote(f"{stage}.{variant}.{name}={_text(value)}")]
+            words += _set(f"{stage}.{variant}.{name}", value)
     return words
 
 
+def _set(key: str, value: object) -> list[str]:
+    return ["--set", shlex.quote(f"{key}={plain(_text(value))}")]
+
+
 def _flag(name: str, value: object) -> list[str]:
-    """A setting of the command's own section: as a flag if it has one, else by --set."""
     words = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{words}" if value else f"--no-{words}"]

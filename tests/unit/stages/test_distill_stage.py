@@ -6,14 +6,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from world import DISTILL, PATCH, World, dcclctl, done
+from world import DISTILL, PATCH, World, dcclctl, done, replaced
 
 from dcclctl.distillation.momodistill import SecondStep
 from dcclctl.store.store import Store
 
-
-def without_basis_epochs() -> list[str]:
-    return [*(flag for flag in DISTILL if "basis_epochs" not in flag), "--set=distill.momodistill.basis_epochs=0"]
+NO_STEP_2 = replaced(DISTILL, "--set=distill.momodistill.basis_epochs=0")
 
 
 def test_lineage_and_facts(world: World) -> None:
@@ -50,7 +48,7 @@ def test_the_origin_is_frozen_and_the_rest_learns(world: World, shop: Path) -> N
 
 
 def test_no_epoch_for_the_basis_leaves_it_alone(world: World, shop: Path) -> None:
-    made = done("distill", "--patches=patches@1", *without_basis_epochs(), store=shop)
+    made = done("distill", "--patches=patches@1", *NO_STEP_2, store=shop)
     files = Store(shop).resolve(made["ref"]).manifest["files"]
     assert files["basis.safetensors"] == world.artifact("patches@1").manifest["files"]["basis.safetensors"]
 
@@ -80,7 +78,7 @@ def test_teachers_matter_only_with_beta(world: World, shop: Path) -> None:
 
 def test_a_second_round_takes_the_encoder_over(world: World, shop: Path) -> None:
     done("patch", "--method=metapatch", "--cloud=cloud@2", "--threads=1", store=shop)
-    made = done("distill", *without_basis_epochs(), store=shop)
+    made = done("distill", *NO_STEP_2, store=shop)
     artifact = Store(shop).resolve(made["ref"])
     assert artifact.facts["round"] == 2
     files = (artifact.manifest["files"], world.artifact("cloud@2").manifest["files"])

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from world import N_USERS, PATCH, TRAIN, World, dcclctl, done
+from world import N_USERS, PATCH, TRAIN, World, dcclctl, done, replaced
 
 from dcclctl.artifacts import CloudModel, PatchSet
 from dcclctl.errors import UsageError
@@ -14,12 +14,6 @@ from dcclctl.stages.memory import remember
 from dcclctl.stages.patch import chosen_users, newest_memory, patch
 from dcclctl.stages.run import RunOptions
 from dcclctl.store.store import Store
-
-
-def changed_patch(flag: str) -> list[str]:
-    """The flags of PATCH with one of them replaced."""
-    name = flag.rpartition("=")[0]
-    return [flag, *(each for each in PATCH if each.rpartition("=")[0] != name)]
 
 
 def codes_of(store: Path, reference: str) -> dict[str, torch.Tensor]:
@@ -43,7 +37,7 @@ def codes_of(store: Path, reference: str) -> dict[str, torch.Tensor]:
     ],
 )
 def test_codes_do_not_depend_on_how_the_work_is_cut(world: World, shop: Path, flag: str) -> None:
-    made = done("patch", "--users=tail", "--cloud=cloud@1", *changed_patch(flag), store=shop)
+    made = done("patch", "--users=tail", "--cloud=cloud@1", *replaced(PATCH, flag), store=shop)
     usual, other = codes_of(shop, "patches@1"), codes_of(shop, made["ref"])
     assert usual.keys() == other.keys() and not made["reused"]
     size = torch.stack(list(usual.values())).abs().max()

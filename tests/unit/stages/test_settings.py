@@ -90,7 +90,10 @@ def test_a_student_is_known_by_what_it_was_taught(
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (("train", "--set=ridge=7"), ["the setting ridge is read by --model ease only, not by din", "choose --model ease"]),
+        (
+            ("train", "--set=ridge=7"),
+            ["the setting ridge is read by --model ease only, not by din", "choose --model ease"],
+        ),
         (
             ("train", "--model=ease", "--epochs=2"),
             ["the setting epochs is read by --model din, sasrec, gru4rec, bpr, fm, neumf only, not by ease"],
@@ -103,7 +106,10 @@ def test_a_student_is_known_by_what_it_was_taught(
         (("train", "--set=train.din.epocs=7"), ["train.din has no setting 'epocs'", "Did you mean 'epochs'?"]),
         (("train", "--set=settings=7"), ["train has no setting 'settings'"]),
         (("patch", "--steps=5"), ["the setting steps is read by --method metapatch, fine-tune only, not by memory"]),
-        (("patch", "--method=metapatch", "--set=hidden_size=5"), ["the setting hidden_size is read by --method memory only"]),
+        (
+            ("patch", "--method=metapatch", "--set=hidden_size=5"),
+            ["the setting hidden_size is read by --method memory only"],
+        ),
         (
             ("distill", "--patches=patches@1", "--set=unlabelled=5"),
             ["the setting unlabelled is read by --method from-memory only, not by momodistill"],
@@ -122,9 +128,13 @@ def test_it_is_refused_from_python_too(world: World) -> None:
     cloud = world.cloud()
     with pytest.raises(UsageError, match="the setting ridge is read by --model ease only, not by din"):
         train(cloud.dataset, {"ridge": 7.0})
-    with pytest.raises(UsageError, match="the setting steps is read by --method metapatch, fine-tune only, not by memory"):
+    with pytest.raises(
+        UsageError, match="the setting steps is read by --method metapatch, fine-tune only, not by memory"
+    ):
         patch(cloud, {"steps": 3})
-    with pytest.raises(UsageError, match="the setting unlabelled is read by --method from-memory only, not by momodistill"):
+    with pytest.raises(
+        UsageError, match="the setting unlabelled is read by --method from-memory only, not by momodistill"
+    ):
         distill(world.patches(), {"distill.from-memory.unlabelled": 3})
     with pytest.raises(UsageError, match="evaluate has no setting"):
         evaluate([Subject(cloud)], {"ridge": 7.0})
