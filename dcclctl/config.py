@@ -33,10 +33,10 @@ def rarely(default: Any, description: str) -> Any:
     return Field(default, description=description, json_schema_extra={"flag": False})
 
 
-def has_flag(field: FieldInfo) -> bool:
-    """Has a setting a flag of its own, or only `--set`?"""
-    extra = field.json_schema_extra
-    return not isinstance(extra, dict) or (extra.get("flag", True) is True and not extra.get("size"))
+def has_flag(setting: FieldInfo) -> bool:
+    """May a setting have a flag of its own?"""
+    extra = setting.json_schema_extra
+    return not isinstance(extra, dict) or not ({"flag", "size"} & extra.keys())
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Section(BaseModel):
             return parts
         pairs = [part.partition("=") for part in parts]
         if not all(equals for _, equals, _ in pairs):
-            raise ValueError(f"{value!r} is not NAME=COLUMN,…")
+            return value  # not a mapping; the error says so
         return {key.strip(): column.strip() for key, _, column in pairs}
 
 
@@ -131,9 +131,7 @@ def recorded_settings(config: Mapping[str, Any], variant_field: str) -> dict[str
 class IngestConfig(CommandSection):
     """`dcclctl ingest`: outside log → dataset."""
 
-    format: Literal["auto", "csv", "jsonl", "parquet", "recbole", "movielens", "amazon", "taobao"] = Field(
-        "auto", description="Layout of the log; auto looks at names and headers."
-    )
+    format: str = Field("auto", description="Layout of the log; auto looks at names and headers.")
     map: dict[str, str] = Field(
         default_factory=dict,
         description="Your columns under our names, e.g. user=uid,item=sku,time=ts,category=cat,behaviour=event,label=score.",

@@ -15,8 +15,6 @@ MAIN_GROUPS: Final = ("all", *GROUPS)
 GROUP_NAMES: Final = (*MAIN_GROUPS, *(f"activity-{number:02d}" for number in range(ACTIVITY_GROUPS)))
 #: What serves a user: the own patch, what the device remembers, the patch U(0, u), or the cloud model alone.
 SERVED_BY: Final = ("patch", "memory", "encoder", "cloud")
-#: Metrics that are the better the smaller they are; of all others more is better.
-LOWER_IS_BETTER: Final = frozenset({"log_loss", "ece"})
 #: What a comparison with the baseline can say.
 VERDICTS: Final = ("better", "worse", "inconclusive")
 _ACTIVITY: Final = tuple(range(ACTIVITY_GROUPS))

@@ -4,7 +4,7 @@
 
 The pages are README.md, docs/results.md and research/results/*.md; one without a table stays as it is. A table stands
 between `<!-- table NAME -->` and `<!-- end -->`; NAME is the file OUT/NAME.md, or one of the tables over all logs:
-`gains`, what the memory patch gains over the better of two controls; `taught`, what the taught cloud model gains over
+`gains`, what the memory patch gains over the better of two controls (`front`: in short); `taught`, what the taught cloud model gains over
 its control; `favours`, tail minus head of both; `loop`, what the paper's way gains; `beyond`, what the memory patch has
 over a cloud model with a long window, and over SASRec (`beyond-all`: all users alone); `habit`, what it has over counting what a user had;
 `newcomers`, what new users gain by it on what comes right after their first events; `lasting`, whom both harm for good.
@@ -112,6 +112,12 @@ def gains(out: Path) -> Table:
     return title, rows
 
 
+def front(out: Path) -> Table:
+    """The same for the front page: the whole logs, without the last column."""
+    title, rows = gains(out)
+    return title[:-1], [row[:-1] for row in rows if not row[0].startswith(LOGS["sample-repeats"])]
+
+
 def taught(out: Path) -> Table:
     """The taught cloud model over the same model trained further, and what another user's memory teaches."""
     clouds = Across(out, "clouds")
@@ -216,6 +222,7 @@ def lasting(out: Path) -> Table:
 
 SUMMARIES = {
     "gains": gains,
+    "front": front,
     "taught": taught,
     "favours": favours,
     "loop": loop,

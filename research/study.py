@@ -7,14 +7,14 @@ from pipeline import Runner, plain
 
 # Flags of dcclctl that the studies use: here alone, and in pipeline.ingest_arguments.
 #: memories that leave something out
-NO_ORDER, NO_PROFILE, LAST_20 = ["--lookback", "0"], ["--track", "0"], ["--size", "20"]
+NO_ORDER, NO_PROFILE, LAST_20 = ["--transition-window", "0"], ["--profile-window", "0"], ["--size", "20"]
 PLAIN = [*NO_PROFILE, *NO_ORDER]
 #: methods of `patch`
 METAPATCH, FINE_TUNE, REMEMBERING = ["--method", "metapatch"], ["--method", "fine-tune"], ["--method", "memory"]
-NO_MEAN = ["--prior-mean", "zero", "--prior", "10"]
+NO_MEAN = ["--set", "patch.metapatch.prior_mean=zero", "--prior", "10"]
 GUARDED = ["--guard"]
 #: methods of `distill`; the second one is the default for patches that remember
-MOMODISTILL, FROM_MEMORY = ["--lesson", "events"], ["--lesson", "unlabelled"]
+MOMODISTILL, FROM_MEMORY = ["--method", "momodistill"], ["--method", "from-memory"]
 SHUFFLED_TEACHERS, UNPATCHED_TEACHERS = ["--teachers", "shuffled"], ["--teachers", "unpatched"]
 GUARDED_TEACHERS = ["--teachers", "guarded"]
 #: the control: trained until valid AUC rises no more, as `train --continue` does by itself
@@ -24,10 +24,10 @@ LONGEST = ["--epochs", "20", "--patience", "5", "--learning-rate", "0.001"]
 #: the paper's distillation starts where the control at once does: as fast, and for more passes than that one ever took
 PAPER = [*MOMODISTILL, "--epochs", "8", "--learning-rate", "0.002"]
 MORE_NEGATIVES = ["--negatives", "24"]
-HISTORY_100 = ["--history", "100"]
+HISTORY_100 = ["--set", "train.din.history=100"]
 SOME_NEW = ["--new-users", "0.15"]
 #: of `memory`: the last block whose events the shipped counts have counted
-COUNTED_THROUGH = "--until"
+COUNTED_THROUGH = "--counted-through"
 
 # Names of models in the tables.
 ONCE, TWICE = "incremental cloud, at once", "incremental cloud, in two steps"

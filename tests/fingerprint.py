@@ -40,7 +40,15 @@ def stages(folder: Path) -> None:
         others.append(run("train", "--model", name, *(("--epochs", "2") if has_epochs else ()), "--threads", "1"))
     sasrec = next(ref for ref, name in zip(others, OTHERS, strict=True) if name == "sasrec")
     on_states = run("patch", "--cloud", sasrec, *PATCH)
-    models = [frozen, fresh, metapatch, f"{metapatch}+mean", f"{metapatch}+shuffled", remembering, f"{remembering}+shuffled"]
+    models = [
+        frozen,
+        fresh,
+        metapatch,
+        f"{metapatch}+mean",
+        f"{metapatch}+shuffled",
+        remembering,
+        f"{remembering}+shuffled",
+    ]
     models += [fine_tuned, taught, f"{taught}+encoder", again, *others, on_states]
     run("evaluate", *models, "--against", fresh, *EVALUATE)
     run("evaluate", *models, "--candidates", "20", *EVALUATE)

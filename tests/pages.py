@@ -3,9 +3,9 @@
 import numpy as np
 import polars as pl
 
+from dcclctl.evaluation.comparison import comparison, harms, tail_minus_head
 from dcclctl.metrics.groups import aggregate, paired_differences
 from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
-from dcclctl.stages.compare import comparison, harms, tail_minus_head
 
 USERS = 200
 #: ids as a hostile log would have them: markup, a formula, rich markup, a terminal sequence, reversed text
@@ -130,7 +130,7 @@ def page(*parts: EvaluationPart) -> Page:
     ]
     return Page(
         evaluations=list(parts) or [part()],
-        fits=[Fit("cloud@1", "frozen cloud model", epochs, 1, 0.375)],
+        fits=[Fit("cloud@1", "frozen cloud model", epochs, 1, 0.375, 0.625)],
         rounds=[Round(1, "cloud@2", "patches@1", 192, 3000, 0.25)],
         steps=steps,
     )

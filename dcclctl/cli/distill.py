@@ -6,12 +6,12 @@ import typer
 
 from dcclctl.cli.console import kept_epoch
 from dcclctl.cli.options import Call, command
-from dcclctl.distillation.method import TeachingSettings
+from dcclctl.distillation.method import METHODS
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@command(app, "distill", TeachingSettings)
+@command(app, "distill")
 def distill(
     call: Call,
     patches: Annotated[
@@ -27,7 +27,7 @@ def distill(
         str | None,
         typer.Option(
             "--method",
-            metavar="momodistill|from-memory",
+            metavar="|".join(METHODS),
             help="What the teachers are asked about. [default: from-memory for memory patches, else momodistill]",
         ),
     ] = None,

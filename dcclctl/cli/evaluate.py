@@ -70,7 +70,7 @@ def evaluate(
       dcclctl evaluate
       dcclctl evaluate cloud@1 patches@1 cloud@2 --k 10,50 --candidates all
       dcclctl evaluate cloud@2 patches@2 --unpatched encoder --on valid
-      dcclctl evaluate cloud@1 patches@1 patches@2 --against cloud@1     # patches@2: with patch --guard
+      dcclctl evaluate cloud@1 patches@1 patches@2 --against cloud@1     # patches@2: made with a guard
       dcclctl evaluate cloud@2 cloud@2+encoder --against cloud@2 --first-events 0,1,3,5,10
       dcclctl evaluate cloud@2 patches@2 --against cloud@2 --first-events 0,1,3 --targets-after next
       dcclctl evaluate cloud@1 cloud@2 patches@1 --targets explore

@@ -8,6 +8,7 @@ import typer
 from dcclctl.cli.console import Reporter, plain
 from dcclctl.cli.options import Call, command
 from dcclctl.errors import UsageError
+from dcclctl.logs.format import FORMATS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,6 +41,14 @@ def ingest(
         ),
     ] = None,
     implicit: Annotated[bool, typer.Option("--implicit", help="Every event is positive, whatever its rating.")] = False,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="|".join(("auto", *FORMATS)),
+            help="Layout of the log; auto looks at names and headers. [default: auto]",
+        ),
+    ] = None,
 ) -> None:
     """Read recommendation logs into a dataset.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from dcclctl.cli.console import Reporter
-from dcclctl.config import Section, has_flag
+from dcclctl.config import CommandSection, ComputeSection, VariantSection
 from dcclctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ _SHARED: dict[str, tuple[Any, Any, Any]] = {
     "quiet": (bool, False, get_args(QuietOption)[1]),
     "force": (bool, False, typer.Option("--force", help="Compute again even if this artifact exists already.")),
 }
-#: of them, those of a command that makes no artifact
+#: letters of a list of names that still stands beside its flag
+_WIDEST_CHOICE = 40
+#: of the shared options, those of a command that makes no artifact
 _READING = ("set", "config", "store", "as_json", "quiet")
 
 
@@ -105,27 +107,36 @@ class Call:
         self.reporter.finish(made.ref, made.id, made.reused, **facts)
 
 
-def command(app: typer.Typer, name: str, *shared: type[Section], reads: bool = False) -> Callable[[Any], Any]:
+def command(
+    app: typer.Typer, name: str, section: type[CommandSection] | None = None, reads: bool = False
+) -> Callable[[Any], Any]:
     """Register a command of the form function(call, …its own options…).
 
-    An option is added for every setting of the command's section, and of the `shared` sections of its variants, that
-    has a flag; and the options that all commands share.
+    In the help stand its own options, then the command's settings, those that its variants share, seed, device and threads,
+    and last the options that all commands share.
 
     Args:
-        name: of the command, as in stages/settings.py. reads: does it make no artifact?
+        name: of the command, as in stages/settings.py. section: of a command that has none there.
+        reads: does it make no artifact?
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        from dcclctl.stages.settings import COMMANDS
+        from dcclctl.stages.settings import COMMANDS, Command
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        fields = {**COMMANDS[name].section.model_fields} if name in COMMANDS else {}
-        varying = {key: value for section in shared for key, value in section.model_fields.items()}
+        spec = COMMANDS[name] if section is None else Command(section)
+        fields = spec.section.model_fields
+        choice = spec.section.VARIANT if issubclass(spec.section, VariantSection) else ""
         taken = {parameter.name.rstrip("_") for parameter in own}
         settings = {
-            key: _option(key, value, key in varying and key not in fields)
-            for key, value in (fields | varying).items()
-            if key not in taken and key != "settings" and has_flag(value)
+            key: _option(
+                key,
+                value,
+                f"set by --{choice}" if key not in fields else shown_default(value),
+                list(spec.variants) if key == choice else [],
+            )
+            for key, value in sorted(spec.flags().items(), key=lambda item: item[0] in ComputeSection.model_fields)
+            if key not in taken
         }
         common = {key: value for key, value in _SHARED.items() if not reads or key in _READING}
 
@@ -137,7 +148,7 @@ def command(app: typer.Typer, name: str, *shared: type[Section], reads: bool = F
             call = Call(
                 Reporter(values["as_json"], values["quiet"]),
                 values["store"],
-                {key: value for key, value in flags.items() if value is not None} | _parse_sets(values["set"]),
+                _merged({key: value for key, value in flags.items() if value is not None}, _parse_sets(values["set"])),
                 values["config"],
                 values.get("force", False),
                 _checked_name(values.get("name", "")),
@@ -163,11 +174,21 @@ def _parameter(name: str, kind: Any, default: Any, option: Any) -> inspect.Param
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
-def _option(name: str, field: "FieldInfo", varies: bool) -> tuple[Any, Any]:
-    """Type and option of one setting; varies: does its default depend on the variant?"""
-    kind, metavar = kind_of(field)
-    shown = "the variant's own" if varies else shown_default(field)
-    help_text = (field.description or "") + (f" [default: {shown}]" if shown else "")
+def _option(name: str, setting: "FieldInfo", default: str, variants: list[str]) -> tuple[Any, Any]:
+    """Type and option of one setting.
+
+    Args:
+        default: as it is shown; '' shows none. variants: the names that it takes; none for a setting that chooses no variant.
+    """
+    kind, metavar = kind_of(setting)
+    help_text = setting.description or ""
+    if variants:
+        names = "|".join(variants)
+        if len(names) <= _WIDEST_CHOICE:
+            metavar = names
+        else:
+            metavar, help_text = "NAME", f"{help_text.rstrip('.')}: {', '.join(variants)}."
+    help_text += f" [default: {default}]" if default else ""
     flag = f"--{name.replace('_', '-')}"
     flags = [flag, "-k"] if name == "k" else [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
     return kind | None, typer.Option(*flags, metavar=metavar, help=help_text, show_default=False)
@@ -214,6 +235,18 @@ def _parse_sets(texts: list[str] | None) -> dict[str, str]:
             raise UsageError(f"--set {key.strip()} is given twice", "Give it once.")
         found[key.strip()] = value
     return found
+
+
+def _merged(flags: dict[str, Any], sets: dict[str, str]) -> dict[str, Any]:
+    """What was given by flag and by --set.
+
+    Raises:
+        UsageError: a setting that was given by both.
+    """
+    for key in flags:
+        if key in sets:
+            raise UsageError(f"--{key.replace('_', '-')} and --set {key} are the same setting", "Give it once.")
+    return flags | sets
 
 
 def _checked_name(name: str) -> str:

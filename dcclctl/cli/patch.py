@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcclctl.cli.options import Call, command
-from dcclctl.devices.settings import LocalSettings
 
 if TYPE_CHECKING:
     from dcclctl.artifacts import PatchSet
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@command(app, "patch", LocalSettings)
+@command(app, "patch")
 def patch(
     call: Call,
     cloud: Annotated[

@@ -26,9 +26,9 @@ def settings(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List every setting of a command: name, default, range and meaning.
+    """List every setting of a command, a model or a method.
 
-    Settings of a model or method are listed with --model or --method. Write them as --set COMMAND.NAME.KEY=VALUE, or
+    Each with its default, the values that it takes, and its meaning; those of a model or method with --model or --method. Write them as --set COMMAND.NAME.KEY=VALUE, or
     into a table [COMMAND.NAME] of the TOML file.
 
     \b

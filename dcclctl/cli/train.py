@@ -6,12 +6,11 @@ import typer
 
 from dcclctl.cli.console import kept_epoch
 from dcclctl.cli.options import Call, command
-from dcclctl.models.settings import TrainedSettings
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@command(app, "train", TrainedSettings)
+@command(app, "train")
 def train(
     call: Call,
     dataset: Annotated[
@@ -27,8 +26,7 @@ def train(
     The weights of the epoch with the highest AUC on valid are kept. A run that is stopped continues at the last finished
     epoch when the same command is typed again, and ends with the same weights.
 
-    Models: din, sasrec, gru4rec; baselines: popularity, recent, gp-topfreq, item-knn, ease, bpr, fm, neumf. Each has
-    settings of its own: dcclctl settings train --model NAME lists them.
+    Each model has settings of its own: dcclctl settings train --model NAME lists them.
 
     \b
     Examples:

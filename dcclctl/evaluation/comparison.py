@@ -10,8 +10,9 @@ import polars as pl
 
 from dcclctl.artifacts import Evaluation
 from dcclctl.errors import UsageError
-from dcclctl.metrics.groups import LOWER_IS_BETTER, members, metric_columns, paired_differences
+from dcclctl.metrics.groups import members, metric_columns, paired_differences
 from dcclctl.metrics.harm import harm, worst_users
+from dcclctl.metrics.metric import MEAN_NAMES, lower_is_better
 from dcclctl.metrics.significance import CONFIDENCE, RESAMPLES, compare, contrast, users_to_settle
 from dcclctl.tables import COMPARISON, MAIN_GROUPS
 
@@ -57,7 +58,7 @@ def comparison(
         facts = compare(differences, groups, seed, _enough(differences, resamples))
         settled = {(group, metric): users for group, metric, users in _settling(differences, groups)}
         means = _paired_means(per_user, subject, against, groups)
-        verdict = _verdict("better", "worse")
+        verdict = _verdict("better", "worse", metric_columns(differences))
         open_cases = pl.Series(
             "settled", [settled[key] for key in facts.select("group", "metric").iter_rows()], pl.Int64
         )
@@ -108,7 +109,9 @@ def tail_minus_head(per_user: pl.DataFrame, against: str, seed: int, resamples: 
     """
     tables = [
         contrast(differences, "tail", "head", seed, _enough(differences, resamples)).select(
-            pl.lit(subject).alias("subject"), pl.all(), _verdict("tail", "head").alias("verdict")
+            pl.lit(subject).alias("subject"),
+            pl.all(),
+            _verdict("tail", "head", metric_columns(differences)).alias("verdict"),
         )
         for subject, differences in _paired(per_user, against)
     ]
@@ -121,9 +124,10 @@ def _enough(differences: pl.DataFrame, resamples: int) -> int:
     return max(resamples, _RESAMPLES_PER_METRIC * len(metric_columns(differences)))
 
 
-def _verdict(above: str, below: str) -> pl.Expr:
+def _verdict(above: str, below: str, metrics: list[str]) -> pl.Expr:
     """What a difference is called where it is real: `above` if it is a gain, whichever way the metric points."""
-    gain = pl.when(pl.col("metric").is_in(LOWER_IS_BETTER)).then(-pl.col("difference")).otherwise("difference")
+    lower = [metric for metric in metrics if lower_is_better(metric)]
+    gain = pl.when(pl.col("metric").is_in(lower)).then(-pl.col("difference")).otherwise("difference")
     return (
         pl.when(pl.col("p_holm").is_null() | (pl.col("p_holm") > LEVEL))
         .then(pl.lit("inconclusive"))
@@ -158,7 +162,7 @@ def _paired(per_user: pl.DataFrame, against: str) -> list[tuple[str, pl.DataFram
         raise UsageError(f"{against} was not scored in this evaluation", f"Its models are {', '.join(subjects)}.")
     # A candidate that is the baseline itself is compared with itself: a gate over an unchanged model is no mistake.
     others = [subject for subject in subjects if subject != against] or [against]
-    renamed = per_user.rename({"auc": "gauc"}, strict=False)
+    renamed = per_user.rename(MEAN_NAMES, strict=False)
     return [(subject, paired_differences(renamed, subject, against)) for subject in others]
 
 
@@ -179,7 +183,7 @@ def _settling(differences: pl.DataFrame, groups: tuple[str, ...]) -> list[tuple[
 
 def _paired_means(per_user: pl.DataFrame, subject: str, against: str, groups: tuple[str, ...]) -> pl.DataFrame:
     """group, metric, value, baseline: means of both sides over the users who have a value on both."""
-    renamed = per_user.rename({"auc": "gauc"}, strict=False)
+    renamed = per_user.rename(MEAN_NAMES, strict=False)
     new, old = (renamed.filter(pl.col("subject") == name).sort("user_index") for name in (subject, against))
     membership = members(new)
     rows = []

@@ -20,7 +20,8 @@ from dcclctl.artifacts import Evaluation
 from dcclctl.devices.serving import Subject
 from dcclctl.errors import UsageError
 from dcclctl.evaluation.comparison import compare_evaluation
-from dcclctl.metrics.groups import GROUP_NAMES, LOWER_IS_BETTER
+from dcclctl.metrics.groups import GROUP_NAMES
+from dcclctl.metrics.metric import lower_is_better, metric_names
 from dcclctl.metrics.significance import CONFIDENCE, users_to_settle
 from dcclctl.store.store import Store
 from dcclctl.tables import GATE, MAIN_GROUPS
@@ -139,7 +140,7 @@ def check_metrics(rules: Iterable[Rule], cuts: Iterable[int]) -> None:
     Raises:
         UsageError: with the nearest metric.
     """
-    known = [f"{name}@{k}" for k in cuts for name in ("hr", "ndcg")] + ["mrr", "gauc", "log_loss"]
+    known = metric_names(cuts)
     for rule in rules:
         if rule.metric.partition("/")[0] not in known:
             hint = " Cut-offs are chosen with --k." if "@" in rule.metric else ""
@@ -217,7 +218,7 @@ def _verdict(rule: Rule, row: dict[str, Any]) -> tuple[object, ...]:
     if row["baseline"] is None:
         return (*where, None, 0, None, None, None, None, "inconclusive", None)
     allowed = rule.amount * (abs(row["baseline"]) if rule.relative else 1.0)
-    sign = 1.0 if row["metric"] in LOWER_IS_BETTER else -1.0
+    sign = 1.0 if lower_is_better(row["metric"]) else -1.0
     drop = sign * row["difference"]
     if row["low"] is None:
         return (*where, allowed, row["users"], row["baseline"], drop, None, None, "inconclusive", None)

@@ -11,10 +11,10 @@ from dcclctl.artifacts import Dataset
 from dcclctl.evaluation.candidates import Batch, Candidates
 from dcclctl.events.log import Block
 from dcclctl.events.sampling import NO_ITEM, Ints
-from dcclctl.metrics.auc import user_auc
 from dcclctl.metrics.beyond import coverage, exposure, gini, novelty
-from dcclctl.metrics.calibration import log_loss, reliability
-from dcclctl.metrics.ranking import hit_ratio, ndcg, ranks, reciprocal_rank
+from dcclctl.metrics.calibration import reliability
+from dcclctl.metrics.metric import METRICS, RankMetric
+from dcclctl.metrics.ranking import ranks
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Scores:
         self.row_labels.append(labels[counted])
         self.row_logits.append(scores[counted])
 
-    def per_user(self, dataset: Dataset, name: str, served: npt.NDArray[np.str_]) -> pl.DataFrame:
+    def per_user(self, dataset: Dataset, name: str, served: npt.NDArray[np.character]) -> pl.DataFrame:
         """One row per user with a scored event; metrics are means over the user's events, AUC over the user's rows.
 
         A positive event without any other candidate has no rank, and counts in no ranking metric.
@@ -105,22 +105,24 @@ class Scores:
             return pl.Series(means).fill_nan(None)
 
         suffix = f"/{sampled}" if sampled else ""
-        columns = {f"hr@{k}{suffix}": mean(hit_ratio(rank, k)) for k in config.k}
-        columns |= {f"ndcg@{k}{suffix}": mean(ndcg(rank, k)) for k in config.k}
-        columns[f"mrr{suffix}"] = mean(reciprocal_rank(rank))
-        losses = np.bincount(row_users, weights=log_loss(row_logits, row_labels), minlength=log.n_users)
+        columns: dict[str, pl.Series] = {}
+        for metric, each in METRICS.items():
+            if not isinstance(each, RankMetric):
+                own = pl.DataFrame({"user_index": users.astype(np.int32)}).join(
+                    each.of(row_users, row_labels, row_logits), on="user_index", how="left", maintain_order="left"
+                )
+                columns[metric] = own.drop("user_index").to_series()
+            elif each.at_k:
+                columns |= {f"{metric}@{k}{suffix}": mean(each.of(rank, k)) for k in config.k}
+            else:
+                columns[f"{metric}{suffix}"] = mean(each.of(rank))
         about = dataset.users.select("user_index", "user_id", "group", "activity_group")
         table = about.filter(pl.Series(np.isin(about["user_index"].to_numpy(), users)))
-        return (
-            table.with_columns(
-                pl.Series("events", scored.astype(np.int32)),
-                pl.Series("served_by", served[users]),
-                *(values.alias(metric) for metric, values in columns.items()),
-            )
-            .join(user_auc(row_users, row_labels, row_logits), on="user_index", how="left", maintain_order="left")
-            .with_columns(pl.Series("log_loss", losses[users] / rows[users]))
-            .select(pl.lit(name).alias("subject"), pl.all())
-        )
+        return table.with_columns(
+            pl.Series("events", scored.astype(np.int32)),
+            pl.Series("served_by", served[users]),
+            *(values.alias(metric) for metric, values in columns.items()),
+        ).select(pl.lit(name).alias("subject"), pl.all())
 
     def reliability(self, name: str) -> pl.DataFrame:
         """A RELIABILITY table, see tables.py."""

@@ -137,9 +137,22 @@ def draw_negatives(
         drawn[rows[row], column] = draw(rows[row], column, attempt)
     for place in rows.tolist():  # nearly everything is excluded: list what is left, in the order of its hashes
         left = catalogue[~excluded.contains(np.broadcast_to(owners[place], catalogue.shape), catalogue)]
-        left = left[permutation(seed, f"{purpose}/left", left, int(keys[place]), round)][:count]
-        drawn[place] = np.append(left, np.full(count - len(left), NO_ITEM))
+        left = left[permutation(seed, f"{purpose}/left", left, int(keys[place]), round)]
+        drawn[place] = _mended(drawn[place].tolist(), left.tolist())
     return drawn
+
+
+def _mended(drawn: list[int], left: list[int]) -> list[int]:
+    """What was drawn, with the first item of `left` that no earlier slot has instead of each wrong or repeated one."""
+    allowed, spare = set(left), iter(left)
+    taken: set[int] = set()
+    mended = []
+    for item in drawn:
+        if item not in allowed or item in taken:
+            item = next((other for other in spare if other not in taken), NO_ITEM)
+        taken.add(item)
+        mended.append(item)
+    return mended
 
 
 def _repeated(items: Ints) -> npt.NDArray[np.bool_]:

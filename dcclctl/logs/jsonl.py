@@ -8,6 +8,7 @@ import numpy as np
 
 from dcclctl.errors import DataError
 from dcclctl.logs.batch import MAX_FIELD_BYTES, Batch, Reject, text_frame
+from dcclctl.logs.format import Head, LogFormat
 from dcclctl.logs.layout import Layout
 from dcclctl.logs.sources import BOM, ByteStream
 from dcclctl.logs.text import check_utf8, chunks
@@ -204,3 +205,28 @@ def check_is_lines(head: bytes, path: object) -> None:
             f"{path} is one JSON object over many lines, not JSON lines (one object a line)",
             f"Convert it: jq -c . {path} > lines.jsonl",
         )
+
+
+class JsonlFormat(LogFormat):
+    """The format `jsonl`."""
+
+    def recognise(self, head: Head) -> Layout | None:
+        """By a bracket at its start."""
+        if head.named or head.text.lstrip()[:1] in (b"{", b"["):
+            return self.layout(head, "jsonl")
+        return None
+
+    def layout(self, head: Head, name: str) -> Layout:
+        """The layout, under the name of this format or of one that comes in JSON lines.
+
+        Raises:
+            DataError: the file holds no JSON objects, one a line.
+        """
+        check_is_lines(head.text, head.source.path)
+        keys = first_keys(head.text)
+        if not keys:
+            raise DataError(
+                f"{head.source.path}: none of its first lines is a JSON object",
+                "Name its format, e.g. --format csv.",
+            )
+        return Layout(name, "jsonl", tuple(keys))

@@ -11,7 +11,7 @@ class Layout:
     """How to read one file.
 
     Args:
-        format: csv, jsonl, parquet, recbole, movielens, amazon or taobao.
+        format: its name in format.FORMATS.
         container: which reader takes it.
         columns: names of its columns, in order; from the header, or known from the format.
         roles: our name (user, item, time, label, category, behaviour) → column.

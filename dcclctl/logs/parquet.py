@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from dcclctl.errors import DataError
 from dcclctl.logs.batch import MAX_FIELD_BYTES, Batch
+from dcclctl.logs.format import Head, LogFormat
 from dcclctl.logs.layout import Layout
 from dcclctl.logs.sources import Source
 
@@ -131,3 +132,16 @@ def _as_text(column: pl.Series) -> pl.Series:
     if kind == pl.Binary:
         return column.cast(pl.String, strict=False)
     return column.cast(pl.String)
+
+
+class ParquetFormat(LogFormat):
+    """The format `parquet`."""
+
+    def recognise(self, head: Head) -> Layout | None:
+        """By its first bytes or its suffix; nested columns that --map names are columns too."""
+        if not head.named and not head.is_parquet:
+            return None
+        schema = schema_of(head.source)
+        names = list(schema.names)
+        inner = sorted(name for name in head.mapped if name not in names and field_of(schema, name) is not None)
+        return Layout("parquet", "parquet", (*names, *inner))

@@ -8,7 +8,8 @@ import polars as pl
 from dcclctl.config import IngestConfig
 from dcclctl.errors import DataError
 from dcclctl.logs.columns import NAME_COLUMNS
-from dcclctl.logs.formats import FLAG, detect_side
+from dcclctl.logs.formats import detect_side
+from dcclctl.logs.movielens import FLAG
 from dcclctl.logs.quarantine import Quarantine
 from dcclctl.logs.reader import batches
 from dcclctl.logs.rules import EMPTY_IDS

@@ -28,6 +28,20 @@ def log_loss(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
     return np.logaddexp(0.0, values) - labels * values
 
 
+def user_log_loss(user_index: NDArray[Any], labels: NDArray[Any], logits: NDArray[Any]) -> pl.DataFrame:
+    """Each user's mean cross-entropy, in nats.
+
+    Args:
+        user_index: (rows,) whose row it is. labels, logits: (rows,) see `log_loss`.
+
+    Returns:
+        One row a user, sorted: user_index Int32, log_loss Float64.
+    """
+    sums, rows = np.bincount(user_index, weights=log_loss(logits, labels)), np.bincount(user_index)
+    users = np.flatnonzero(rows)
+    return pl.DataFrame({"user_index": users.astype(np.int32), "log_loss": sums[users] / rows[users]})
+
+
 def reliability(logits: NDArray[Any], labels: NDArray[Any], bins: int = BINS) -> pl.DataFrame:
     """Predicted against observed, in equal-width bins of the predicted probability.
 

@@ -8,8 +8,6 @@ from dcclctl.errors import DataError
 
 ACTIVITY_GROUPS = 20
 GROUP_NAMES = ("all", "head", "tail", "new", *(f"activity-{number:02d}" for number in range(ACTIVITY_GROUPS)))
-#: Metrics that are the better the smaller they are; of all others more is better.
-LOWER_IS_BETTER = frozenset({"log_loss", "ece"})
 
 
 def metric_columns(per_user: pl.DataFrame) -> list[str]:

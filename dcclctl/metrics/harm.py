@@ -3,7 +3,8 @@
 import numpy as np
 import polars as pl
 
-from dcclctl.metrics.groups import LOWER_IS_BETTER, members, metric_columns
+from dcclctl.metrics.groups import members, metric_columns
+from dcclctl.metrics.metric import lower_is_better
 
 #: A change smaller than this is rounding of floats, not a better or worse ranking.
 UNCHANGED = 1e-9
@@ -11,7 +12,7 @@ UNCHANGED = 1e-9
 
 def _gain(metric: str) -> pl.Expr:
     """A metric's difference, turned so that more is better."""
-    return -pl.col(metric) if metric in LOWER_IS_BETTER else pl.col(metric)
+    return -pl.col(metric) if lower_is_better(metric) else pl.col(metric)
 
 
 def harm(differences: pl.DataFrame, groups: tuple[str, ...] = ("all", "head", "tail", "new")) -> pl.DataFrame:

@@ -46,16 +46,8 @@ class FitSettings:
     purpose: str = "train"
 
     @classmethod
-    def of(cls, settings: TrainedSettings, seed: int, purpose: str) -> "FitSettings":
-        """From a section; a model without dropout has none."""
-        return cls(
-            negatives=settings.negatives,
-            epochs=settings.epochs,
-            patience=settings.patience,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            dropout=getattr(settings, "dropout", 0.0),
-            seed=seed,
-            purpose=purpose,
-        )
+    def of(cls, settings: Section, seed: int, purpose: str) -> "FitSettings":
+        """From a section that has all of these settings; where `dropout` is missing there is none."""
+        names = ("negatives", "epochs", "patience", "batch_size", "learning_rate", "weight_decay")
+        given = {name: getattr(settings, name) for name in names}
+        return cls(**given, dropout=getattr(settings, "dropout", 0.0), seed=seed, purpose=purpose)

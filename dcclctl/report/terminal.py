@@ -6,8 +6,9 @@ import polars as pl
 from rich.table import Table
 from rich.text import Text
 
+from dcclctl.metrics.metric import lower_is_better
 from dcclctl.report.comparison import metric_name
-from dcclctl.tables import GROUPS, LOWER_IS_BETTER
+from dcclctl.tables import GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +51,7 @@ def group_table(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
                 column = [values[group, other, metric]["value"] for other in names]
                 known = [value for value in column if value is not None]
                 value = column[place]
-                best = (min if metric.partition("/")[0] in LOWER_IS_BETTER else max)(known, default=None)
+                best = (min if lower_is_better(metric) else max)(known, default=None)
                 # equal to the digit shown is equally good
                 bold = value is not None and best is not None and f"{value:.4f}" == f"{best:.4f}" and len(names) > 1
                 cells.append(Text("–" if value is None else f"{value:.4f}", style="bold" if bold else ""))

@@ -18,6 +18,7 @@ from dcclctl.evaluation.targets import one_each, scored_events
 from dcclctl.events.log import Block
 from dcclctl.metrics.calibration import expected_calibration_error
 from dcclctl.metrics.groups import aggregate
+from dcclctl.metrics.metric import MEAN_NAMES
 from dcclctl.models.kind import open_backbone
 from dcclctl.models.scoring import score
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
@@ -133,7 +134,7 @@ def _evaluate(subjects: list[Subject], config: EvaluateConfig, run: RunOptions) 
         bins = [scores[name].reliability(name) for name in names]
         per_user = pl.concat(tables)
         work.write_table("per_user.parquet", per_user)
-        work.write_table("aggregate.parquet", aggregate(per_user.rename({"auc": "gauc"})))
+        work.write_table("aggregate.parquet", aggregate(per_user.rename(MEAN_NAMES)))
         work.write_table("reliability.parquet", pl.concat(bins))
         if config.against:
             work.write_table("comparison.parquet", comparison(per_user, config.against, config.seed))

@@ -8,19 +8,19 @@ import polars as pl
 
 from dcclctl.artifacts import Evaluation, PatchSet
 from dcclctl.artifacts.names import short_label
-from dcclctl.config import VariantSection, has_flag
+from dcclctl.config import VariantSection
 from dcclctl.devices.serving import ENCODER, split_suffix
 from dcclctl.distillation.method import default_method
 from dcclctl.evaluation.comparison import comparison, harm_metric, harms, main_metrics, tail_minus_head
 from dcclctl.evaluation.targets import targets_in_words
 from dcclctl.metrics.groups import paired_differences
+from dcclctl.metrics.metric import lower_is_better
 from dcclctl.models.kind import size_fields
 from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
 from dcclctl.report.text import plain
 from dcclctl.stages.settings import COMMANDS, variant_section
 from dcclctl.store.lineage import SUBJECT_ROLE, ancestors, dotted
 from dcclctl.store.store import Artifact
-from dcclctl.tables import LOWER_IS_BETTER
 
 #: Flags of `ingest` that name a file, by the role that the file has in the manifest.
 _SIDE_TABLES = {"users": "--users", "items": "--items"}
@@ -80,8 +80,9 @@ def _cloud_role(cloud: Artifact, made: dict[str, Artifact]) -> str:
     return "frozen cloud model"
 
 
-def _model(name: str, ref: str, artifact: Artifact, about: dict[str, Any], made: dict[str, Artifact]) -> Model:
+def _model(name: str, artifact: Artifact, about: dict[str, Any], made: dict[str, Artifact]) -> Model:
     suffix = split_suffix(name)[1]
+    called, ref = short_label(artifact, suffix), artifact.ref + (f"+{suffix}" if suffix else "")
     cloud = made[artifact.inputs["cloud"].id] if artifact.kind == "patches" else artifact
     placebo = artifact.kind == "patches" and suffix != ""
     if artifact.kind == "patches":
@@ -96,8 +97,8 @@ def _model(name: str, ref: str, artifact: Artifact, about: dict[str, Any], made:
         role = "everybody served by its encoder" if suffix == ENCODER else _cloud_role(cloud, made)
     return Model(
         name=name,
-        ref=ref,
-        role=role,
+        ref=called,
+        role=role if called == ref else f"{ref}: {role}",
         round=_round(cloud),
         patched=artifact.kind == "patches" or suffix == ENCODER,
         served_by=about["served_by"],
@@ -109,13 +110,13 @@ def _model(name: str, ref: str, artifact: Artifact, about: dict[str, Any], made:
 
 def _part(evaluation: Evaluation, made: dict[str, Artifact]) -> EvaluationPart:
     """Compared with --against, or with the first model if none was named."""
-    facts, labels = evaluation.facts, evaluation.labels
+    facts = evaluation.facts
     inputs = {
         role.partition(":")[2]: given
         for role, given in evaluation.artifact.inputs.items()
         if role.startswith(SUBJECT_ROLE)
     }
-    models = [_model(name, ref, made[inputs[name].id], facts["subjects"][name], made) for name, ref in labels.items()]
+    models = [_model(name, made[inputs[name].id], facts["subjects"][name], made) for name in evaluation.subjects]
     per_user, aggregate, seed = evaluation.per_user, evaluation.aggregate, evaluation.artifact.seed
     measured = aggregate["metric"].unique(maintain_order=True).to_list()
     metric = harm_metric(measured)
@@ -130,7 +131,7 @@ def _part(evaluation: Evaluation, made: dict[str, Artifact]) -> EvaluationPart:
             compared, who = (make(per_user, baseline.name, seed) for make in (comparison, tail_minus_head))
             harm, worst = harms(per_user, baseline.name)
         worst, who = (table.filter(pl.col("metric") == metric) for table in (worst, who))
-        sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+        sign = -1.0 if lower_is_better(metric) else 1.0
         column = "auc" if metric == "gauc" else metric
         for model in models:
             if model is not baseline:
@@ -254,23 +255,22 @@ def _settings_given(stage: str, config: Mapping[str, Any], seed: int, left_out: 
     for name in section.model_fields:
         value = seed if name == "seed" else config.get(name, defaults[name])
         if name not in left_out and name != "settings" and value != defaults[name]:
-            words += _flag(name, value) if has_flag(section.model_fields[name]) else _set(f"{stage}.{name}", value)
+            words += _flag(stage, name, value)
     if not issubclass(section, VariantSection):
         return words
     variant = config[section.VARIANT]
     own = variant_section(stage, variant)().model_dump(mode="json")
     for name, value in config[variant].items():
         if name not in left_out and value != own[name]:
-            words += _set(f"{stage}.{variant}.{name}", value)
+            words += ["--set", shlex.quote(f"{stage}.{variant}.{name}={_text(value)}")]
     return words
 
 
-def _set(key: str, value: object) -> list[str]:
-    return ["--set", shlex.quote(f"{key}={plain(_text(value))}")]
-
-
-def _flag(name: str, value: object) -> list[str]:
+def _flag(stage: str, name: str, value: object) -> list[str]:
+    """A setting of the command's own section: as a flag if it has one, else by --set."""
     words = name.replace("_", "-")
+    if name not in COMMANDS[stage].flags():
+        return ["--set", shlex.quote(plain(f"{stage}.{name}={_text(value)}"))]
     if isinstance(value, bool):
         return [f"--{words}" if value else f"--no-{words}"]
     if str(value).startswith("@sha256:"):

@@ -13,9 +13,9 @@ all commands) or in a command's table; a variant's settings stand in a table of 
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -30,11 +30,18 @@ from dcclctl.config import (
     TrainConfig,
     Variant,
     VariantSection,
+    has_flag,
 )
 from dcclctl.devices.method import METHODS as PATCH_METHODS
+from dcclctl.devices.settings import LocalSettings
 from dcclctl.distillation.method import METHODS as DISTILL_METHODS
+from dcclctl.distillation.method import TeachingSettings
 from dcclctl.errors import UsageError
 from dcclctl.models.kind import MODELS
+from dcclctl.models.settings import TrainedSettings
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 
 @dataclass(frozen=True)
@@ -43,19 +50,26 @@ class Command:
 
     Attributes:
         section: what all of its variants read. variants: name → code; none for a command without variants.
+        shared: settings that several variants have, and that have a flag therefore. The settings of one variant have none.
     """
 
     section: type[CommandSection]
-    variants: Mapping[str, Variant]
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    shared: type[Section] = Section
+
+    def flags(self) -> dict[str, "FieldInfo"]:
+        """Every setting that has a flag: the command's own first, then those that variants share."""
+        fields = self.section.model_fields | self.shared.model_fields
+        return {name: each for name, each in fields.items() if name != "settings" and has_flag(each)}
 
 
 COMMANDS: Mapping[str, Command] = {
-    "ingest": Command(IngestConfig, {}),
-    "train": Command(TrainConfig, MODELS),
-    "memory": Command(MemoryConfig, {}),
-    "patch": Command(PatchConfig, PATCH_METHODS),
-    "distill": Command(DistillConfig, DISTILL_METHODS),
-    "evaluate": Command(EvaluateConfig, {}),
+    "ingest": Command(IngestConfig),
+    "train": Command(TrainConfig, MODELS, TrainedSettings),
+    "memory": Command(MemoryConfig),
+    "patch": Command(PatchConfig, PATCH_METHODS, LocalSettings),
+    "distill": Command(DistillConfig, DISTILL_METHODS, TeachingSettings),
+    "evaluate": Command(EvaluateConfig),
 }
 
 S = TypeVar("S", bound=CommandSection)
@@ -77,12 +91,11 @@ def resolve(section: type[S], given: Mapping[str, Any], config: Path | None = No
     name = next(name for name, command in COMMANDS.items() if command.section is section)
     command = COMMANDS[name]
     values = _table(read_toml(config), name) if config is not None else {}
-    wanted = {key: value for key, value in given.items() if value is not None}
+    short = _short_names(given, name)
     if not command.variants:
-        return cast(S, _checked(section, name, values | {_short(key, name): value for key, value in wanted.items()}))
-    field = cast(type[VariantSection], section).VARIANT
-    short = {_short(key, name): value for key, value in wanted.items()}
-    variant = str(short.get(field) or values.get(field) or default_variant or section.model_fields[field].get_default())
+        return cast(S, _checked(section, name, values | short))
+    choice = cast(type[VariantSection], section).VARIANT
+    variant = str(short.get(choice) or values.get(choice) or default_variant or section.model_fields[choice].default)
     settings = variant_section(name, variant)
     own = dict(values.pop(variant, {}))
     for other in command.variants:
@@ -90,13 +103,35 @@ def resolve(section: type[S], given: Mapping[str, Any], config: Path | None = No
     for key, value in short.items():
         target, _, key_of_target = key.rpartition(".")
         if target == variant or (not target and key in settings.model_fields):
+            if not target and f"{variant}.{key}" in short:
+                raise _twice(key)
             own[key_of_target] = value
-        elif not target and key in section.model_fields and key != "settings":
+        elif key in section.model_fields and key != "settings":
             values[key] = value
         else:
             raise _unread(name, variant, key)
     checked = _checked(settings, f"{name}.{variant}", own)
-    return cast(S, _checked(section, name, values | {field: variant, "settings": checked}))
+    return cast(S, _checked(section, name, values | {choice: variant, "settings": checked}))
+
+
+def _short_names(given: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """What is given, without None, and without the command's name before the keys.
+
+    Raises:
+        UsageError: a setting under two names, or of another command.
+    """
+    short: dict[str, Any] = {}
+    for key, value in given.items():
+        if value is not None:
+            plain = _short(key, command)
+            if plain in short:
+                raise _twice(plain)
+            short[plain] = value
+    return short
+
+
+def _twice(key: str) -> UsageError:
+    return UsageError(f"the setting {key} is given twice, under two names", "Give it once.")
 
 
 def _short(key: str, command: str) -> str:
@@ -136,8 +171,15 @@ def _unread(command: str, variant: str, key: str) -> UsageError:
             f"--set {command}.{key}: the chosen {field} is {variant}",
             f"Write {command}.{variant}.{plain}, or choose --{field} {target}.",
         )
-    known = {*spec.section.model_fields, *variant_section(command, variant).model_fields} - {"settings"}
-    return UsageError(f"{command} has no setting {key!r}", nearest(plain, sorted(known)))
+    own, of_variant = (
+        [name for name in section.model_fields if name != "settings"]
+        for section in (spec.section, variant_section(command, variant))
+    )
+    known = [*own, *of_variant]
+    if target:  # the mistake may be in the variant's name
+        known = [f"{command}.{name}" for name in own] + [f"{command}.{variant}.{name}" for name in of_variant]
+        key = f"{command}.{key}"
+    return UsageError(f"{command} has no setting {key!r}", nearest(key, known))
 
 
 def _checked(section: type[Any], where: str, values: Mapping[str, Any]) -> Any:
@@ -158,9 +200,13 @@ def _checked(section: type[Any], where: str, values: Mapping[str, Any]) -> Any:
             wanted = problem["msg"].removeprefix("Value error, ").lower()
             if problem["type"] == "string_pattern_mismatch":  # a block's name: the pattern itself explains nothing
                 wanted = "give cloud, device, valid (or test, to evaluate only), or a part of one such as device:2/3"
-            wants.setdefault((place.replace("_", "-"), repr(problem["input"])), []).append(wanted)
-        lines = [f"--{flag}: {', or '.join(wanted)} (got {got})" for (flag, got), wanted in wants.items()]
+            elif problem["type"] == "dict_type":
+                wanted = "give NAME=COLUMN, several with a comma between them"
+            wants.setdefault((place, repr(problem["input"])), []).append(wanted)
         command, _, variant = where.partition(".")
+        flags = COMMANDS[command].flags()
+        shown = {key: f"--{key.replace('_', '-')}" if key in flags else f"{where}.{key}" for key, _ in wants}
+        lines = [f"{shown[key]}: {', or '.join(wanted)} (got {got})" for (key, got), wanted in wants.items()]
         option = f" --{COMMANDS[command].section.VARIANT} {variant}" if variant else ""  # type: ignore[attr-defined]
         raise UsageError("; ".join(lines), f"See: dcclctl settings {command}{option}") from error
 

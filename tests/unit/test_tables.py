@@ -10,7 +10,6 @@ import pytest
 from world import World
 
 from dcclctl import tables
-from dcclctl.stages.compare import TAIL_MINUS_HEAD_FILE
 from dcclctl.store.manifest import KINDS
 from dcclctl.store.store import Store
 from dcclctl.tables import EVENTS, PER_USER, SERVED_BY, TABLES, USERS, Column, Table, check_table
@@ -92,9 +91,7 @@ def test_every_schema_can_be_made(name: str) -> None:
 def test_the_registry_has_the_tables_that_the_program_writes_and_no_others() -> None:
     source = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
     names = set(re.findall(r"\bwork\.write_table[(,]\s*(\S+?),", source))
-    assert {TAIL_MINUS_HEAD_FILE if name == "TAIL_MINUS_HEAD_FILE" else name.strip('"') for name in names} == {
-        name for _, name in TABLES
-    }
+    assert {name.strip('"') for name in names} == {name for _, name in TABLES}
     assert {kind for kind, _ in TABLES} <= set(KINDS)
 
 
@@ -106,8 +103,8 @@ def test_what_a_pipeline_has_written_fits(world: World) -> None:
 
 
 def test_what_serves_users_is_named_in_one_place() -> None:
-    source = (PACKAGE / "stages" / "serve.py").read_text()
-    named = set(re.findall(r'\bby\[.*\] = "(\w+)"|np\.full\(log\.n_users, "(\w+)"', source))
+    source = "\n".join(path.read_text() for path in (PACKAGE / "devices").rglob("*.py"))
+    named = set(re.findall(r'\bby\[.*\] = "(\w+)"|np\.full\([\w.()]+, "(\w+)"', source))
     assert {name for pair in named for name in pair if name} == set(SERVED_BY)
 
 

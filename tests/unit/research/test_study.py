@@ -11,12 +11,18 @@ from pipeline import ingest_arguments
 from study import Study
 
 from dcclctl.cli.main import app
+from dcclctl.errors import UsageError
+from dcclctl.stages.settings import COMMANDS as SETTINGS
+from dcclctl.stages.settings import resolve
 
 
 def parsed(name: str, arguments: tuple[str, ...]) -> None:
-    """Have the command line read its arguments, without running the command."""
+    """Have the command line read its arguments and the settings among them, without running the command."""
     group: Any = typer.main.get_command(app)
-    group.get_command(typer.Context(group), name).make_context(name, list(arguments))
+    given = group.get_command(typer.Context(group), name).make_context(name, list(arguments)).params
+    sets = dict(text.split("=", 1) for text in given["set"] or ())
+    flags = {key: given[key] for key in SETTINGS[name].flags() if key in given}
+    resolve(SETTINGS[name].section, flags | sets)
 
 
 class Parser:
@@ -52,6 +58,13 @@ def test_chapters_name_commands_that_exist(chapter: str, repeats: bool) -> None:
     assert tables
     for table in tables.values():
         assert table["subject"].n_unique() == len(table) >= 2
+
+
+def test_a_setting_that_nothing_reads_is_noticed() -> None:
+    parsed("train", ("--epochs", "3", "--set", "train.din.history=100"))
+    for wrong in (("--set", "train.din.hist=100"), ("--model", "ease", "--epochs", "3")):
+        with pytest.raises(UsageError):
+            parsed("train", wrong)
 
 
 def test_two_names_for_one_model_are_noticed() -> None:

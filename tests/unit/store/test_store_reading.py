@@ -275,13 +275,15 @@ def test_a_corrupt_latest_never_falls_back(store: Store) -> None:
             find()
 
 
-def test_another_format_version_is_named(store: Store) -> None:
+@pytest.mark.parametrize("version", [manifest.FORMAT - 1, manifest.FORMAT + 1])
+def test_another_format_version_is_named(store: Store, version: int) -> None:
     dataset = make_dataset(store)
-    _replace_manifest(dataset, {**dataset.manifest, "format": 2})
+    _replace_manifest(dataset, {**dataset.manifest, "format": version})
     with pytest.raises(ArtifactError) as caught:
         store.latest("dataset")
-    assert "has format version 2" in caught.value.what
-    assert "reads format version 2" in caught.value.remedy
+    assert f"has format version {version}" in caught.value.what
+    assert f"reads version {manifest.FORMAT}" in caught.value.what
+    assert f"reads format version {version}" in caught.value.remedy
 
 
 def test_a_manifest_with_other_fields_or_another_kind_is_refused(store: Store) -> None:
@@ -310,7 +312,7 @@ def _replace_manifest(artifact: Artifact, document: dict[str, object]) -> None:
 def test_lineage_goes_down_to_the_raw_log(store: Store) -> None:
     dataset = make_dataset(store)
     cloud = make_cloud(store, dataset)
-    top = lineage(store, cloud)
+    top = lineage(cloud)
     assert (top.ref, [node.ref for node in top.inputs]) == ("cloud@1", ["dataset@1"])
     (raw,) = top.inputs[0].inputs
     assert (raw.role, raw.kind, raw.id) == ("log:events.csv", "raw", "a" * 64)
@@ -320,7 +322,7 @@ def test_lineage_marks_what_is_gone(store: Store) -> None:
     dataset = make_dataset(store)
     cloud = make_cloud(store, dataset)
     (dataset.path / "manifest.json").unlink()
-    (node,) = lineage(store, cloud).inputs
+    (node,) = lineage(cloud).inputs
     assert node.id == dataset.id
     assert "manifest.json is missing" in node.problem
 
