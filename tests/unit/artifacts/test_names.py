@@ -118,6 +118,6 @@ def test_tables_and_the_page_show_names(shop: Path, tmp_path: Path) -> None:
     assert "devices" in (tmp_path / "summary.md").read_text()
     done("report", "-o", tmp_path / "page.html", store=shop)
     page = (tmp_path / "page.html").read_text()
-    assert "devices (patches@1)" in page and "metapatch patches on control" in page
+    assert "devices" in page and "patches@1: metapatch patches on control" in page
     first = dcclctl("evaluate", "cloud@1", "patches@1", "--first-events=0", "--targets-after=1", *EVALUATE, store=shop)
     assert first.exit_code == 0 and "control" in first.stdout and "devices" in first.stdout

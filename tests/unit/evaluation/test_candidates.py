@@ -64,17 +64,17 @@ def test_an_event_without_another_candidate_has_no_rank_and_no_auc(tmp_path: Pat
 
 
 def test_a_few_candidates_are_counted_and_ranked_among(tmp_path: Path) -> None:
-    """User 0 lacks three items and user 1 one: their events alone have ranks, of at most 4 and 2."""
-    store = everybody_has_everything(tmp_path, (0, 3), (0, 7), (0, 11), (1, 5))
+    """User 4 lacks three items and user 7 one: their events alone have ranks, of at most 4 and 2."""
+    store = everybody_has_everything(tmp_path, (4, 3), (4, 7), (4, 11), (7, 5))
     command = ("evaluate", "cloud@1", "cloud@2", *ALL)
     found = done(*command, store=store)
     table = Store(store).resolve(found["ref"]).read_table("per_user.parquet").filter(pl.col("mrr").is_not_null())
-    assert set(table["user_id"]) == {"0", "1"}
+    assert set(table["user_id"]) == {"4", "7"}
     lucky = int(table["events"].sum()) // 2
     assert lucky > 1 and found["events_without_candidates"] == found["events"] - lucky
     assert found["events_with_few_candidates"] == found["events"]
     lowest = dict(table.group_by("user_id").agg(pl.col("mrr").min()).iter_rows())
-    assert lowest["0"] >= 1 / 4 and lowest["1"] >= 1 / 2
+    assert lowest["4"] >= 1 / 4 and lowest["7"] >= 1 / 2
     assert table["auc"].null_count() == 0
     shown = " ".join(dcclctl(*command, store=store).stdout.split())
     assert f"{found['events'] - lucky} events have no other candidate" in shown

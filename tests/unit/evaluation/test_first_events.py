@@ -123,15 +123,15 @@ def test_without_the_flag_nothing_changes(world: World) -> None:
     assert scored_events(dataset, block, EvaluateConfig()) is block
 
 
-def test_one_evaluation_for_each_k() -> None:
+def test_one_evaluation_for_each_k(world: World) -> None:
     asked = EvaluateConfig(first_events=[12, 0, 3, 3])
     assert [(each.first_events, each.targets_after) for each in one_each(asked)] == [([0], 12), ([3], 12), ([12], 12)]
     following = EvaluateConfig(first_events=[12, 0], targets_after="next")
     assert [(each.first_events, each.targets_after) for each in one_each(following)] == [([0], "next"), ([12], "next")]
     with pytest.raises(UsageError, match="one evaluation has one K"):
-        seen_by_models(None, asked)  # type: ignore[arg-type]
+        seen_by_models(world.dataset().log, asked)
     with pytest.raises(UsageError, match="at most --targets-after 2"):
-        seen_by_models(None, settings(3))  # type: ignore[arg-type]
+        seen_by_models(world.dataset().log, settings(3))
 
 
 def test_figures_are_those_of_the_cut_histories(shop: Path) -> None:
