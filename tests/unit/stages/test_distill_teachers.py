@@ -1,21 +1,13 @@
 """distill: who teaches, how much, and whom."""
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 import torch
 from world import DISTILL, PATCH, TRAIN, World, dcclctl, done, ingest
 
 from dcclctl.artifacts import CloudModel, PatchSet
-from dcclctl.config import DistillConfig
-from dcclctl.distillation import from_memory, momodistill
-from dcclctl.distillation.from_memory import FromMemorySettings
-from dcclctl.distillation.method import DistillTask, method_of
-from dcclctl.distillation.teachers import teacher_of
-from dcclctl.events.log import DEVICE, Block
 from dcclctl.stages.distill import distill
 from dcclctl.stages.run import RunOptions
 from dcclctl.store.store import Artifact, Store
@@ -224,60 +216,12 @@ def test_a_student_sees_as_many_negatives_as_it_was_trained_with(world: World, s
     assert made(shop, *HEAVY, "--set=negatives=2").config["momodistill"]["negatives"] == 2
 
 
-def test_what_is_said_of_unlabelled_items_is_said_at_the_students_frequency_of_clicks(
-    shop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """cloud@1 was trained with n negatives an event: to a student that sees 2n, a click is half as likely."""
-    shifts = []
-
-    def looked_at(task: Any, log: Any, shift: float = 0.0) -> Any:
-        shifts.append(shift)
-        return teacher_of(task, log, shift)
-
-    for method in (from_memory, momodistill):
-        monkeypatch.setattr(method, "teacher_of", looked_at)
-    usual, flags = CloudModel(Store(shop).resolve("cloud@1")).negatives, ("--patches=patches@1", *BOTH)
-    made(shop, *flags, "--method=from-memory")
-    made(shop, *flags, "--method=from-memory", f"--set=negatives={2 * usual}")
-    made(shop, *flags, f"--set=negatives={2 * usual}")
-    assert shifts == pytest.approx([0.0, -np.log(2), 0.0])
-
-
 def test_teaching_ends_when_the_student_ranks_no_better(shop: Path, remembering: str) -> None:
     """At a rate of nothing no epoch is better than the start; five are waited for, or as many as are asked for."""
     flags = (f"--patches={remembering}", "--learning-rate=1e-12", "--threads=1")
     assert len(made(shop, *flags).facts["epochs"]) == 5
     assert len(made(shop, *flags, "--patience=3", "--epochs=9").facts["epochs"]) == 3
     assert len(made(shop, *flags, "--patience=0", "--epochs=4").facts["epochs"]) == 4
-
-
-def test_some_events_are_taught_with_a_truncated_history(world: World, shop: Path, remembering: str) -> None:
-    """Half of them, here; the others, and those of valid that choose the epoch, keep theirs. Their labels do not count."""
-    whole, limit = world.dataset().log, world.cloud().history
-    taught = whole.events_in(DEVICE)
-    others = np.setdiff1d(np.arange(len(whole.user)), taught)
-    before = whole.history_lengths(taught, limit)
-    task = task_of(PatchSet(Store(shop).resolve(remembering)), truncated_share=0.5)
-    log = method_of("from-memory").histories(task)
-    after = log.history_lengths(taught, limit)
-    assert 0.3 < (after < before).mean() < 0.65
-    assert ((after == 0) & (before > 0)).any()
-    assert np.array_equal(log.history_lengths(others, 99), whole.history_lengths(others, 99))
-    # what an old user did next is not taught as what a new one does
-    objective = method_of("from-memory").objective(task, log)
-    assert np.array_equal(np.flatnonzero(~objective.has_label), taught[after < before])
-    for same in (task_of(task.patches, truncated_share=0.0), task_of(world.patches(), truncated_share=0.5)):
-        assert np.array_equal(method_of("from-memory").histories(same).history_start, whole.history_start)
-
-
-def task_of(patches: PatchSet, **settings: Any) -> DistillTask[Any]:
-    """What distill from-memory hands to the method."""
-    own = FromMemorySettings(negatives=4, **settings)
-    config = DistillConfig(method="from-memory", settings=own)
-    work: Any = None
-    return DistillTask(
-        patches, patches.cloud, Block(DEVICE), config, own, torch.device("cpu"), work, lambda *progress: None
-    )
 
 
 def test_what_valid_judges_by_is_not_truncated(shop: Path, remembering: str) -> None:

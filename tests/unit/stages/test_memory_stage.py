@@ -16,9 +16,8 @@ from dcclctl.artifacts import CloudModel, Dataset, PatchSet
 from dcclctl.audit.finding import leaks
 from dcclctl.devices.memory import method
 from dcclctl.devices.memory.features import Memories
-from dcclctl.devices.memory.method import patch_of, statistics_of, unseen_model_per_block
+from dcclctl.devices.memory.method import patch_of, statistics_of
 from dcclctl.devices.serving import Subject, serve
-from dcclctl.errors import UsageError
 from dcclctl.events.log import DEVICE, TEST, Block, EventLog
 from dcclctl.events.sampling import Ints, PairSet
 from dcclctl.models.kind import open_backbone
@@ -241,49 +240,16 @@ def test_a_memory_goes_with_any_cloud_model(own: Path, model: str) -> None:
     assert dcclctl("audit", patches, store=own).exit_code == 0
 
 
-# -- which model the patch is learned with
+# -- what the patch is learned from (which model on which part: tests/unit/devices/memory/test_unseen_models.py)
 
 
-def test_the_newest_model_that_was_not_trained_on_a_part_teaches_it(own: Path) -> None:
-    whole, first, second = Block(DEVICE), Block(DEVICE, 1, 2), Block(DEVICE, 2, 2)
-
-    def taught(reference: str, block: Block) -> list[tuple[str, Block]]:
-        models = unseen_model_per_block(CloudModel(Store(own).resolve(reference)), block)
-        return [(model.ref, part) for model, part in models]
-
-    assert taught("cloud@1", whole) == [("cloud@1", whole)]  # not trained on the block
-    assert taught("cloud@3", whole) == [("cloud@1", whole)]
-    assert taught("cloud@3", second) == [("cloud@1", second)]  # nothing outside the block
-    assert taught("cloud@2", whole) == [("cloud@1", whole)]  # distilled on it
+def test_a_block_that_was_trained_on_in_two_steps_is_learned_whole(own: Path) -> None:
     done("train", "--continue=cloud@1", "--on=device:1/2", *ONCE, store=own)  # cloud@4
-    assert taught("cloud@4", whole) == [("cloud@1", first), ("cloud@4", second)]
-    done("train", "--continue=cloud@4", "--on=device:2/2", *ONCE, store=own)  # cloud@5
-    assert taught("cloud@5", whole) == [("cloud@1", first), ("cloud@4", second)]
-    assert taught("cloud@5", Block(DEVICE, 2, 4)) == [("cloud@1", Block(DEVICE, 2, 4))]
-    assert taught("cloud@5", Block(DEVICE, 2, 3)) == [
-        ("cloud@1", Block(DEVICE, 3, 6)),
-        ("cloud@4", Block(DEVICE, 4, 6)),
-    ]
-    done("train", "--continue=cloud@5", "--on=device", *ONCE, store=own)  # cloud@6 is trained on all of it again
-    assert taught("cloud@6", whole) == [("cloud@1", first), ("cloud@4", second)]
-    done("train", "--continue=cloud@1", "--on=device:1/997", *ONCE, store=own)
-    with pytest.raises(UsageError, match=r"997 parts(.|\n)*successive blocks"):
-        taught("cloud@7", whole)
-    # a block that was trained on in two steps is learned whole
     patches = made(own, "--cloud=cloud@4", *PATCHED)
     ids = [Store(own).resolve(name).id for name in ("cloud@1", "cloud@4")]
     assert patches.facts["learned_with"] == [f"{ids[0]} on device:1/2", f"{ids[1]} on device:2/2"]
     assert patches.facts["events"] == patches.facts["events_read"] == len(log_of(own).events_in(DEVICE))
     assert dcclctl("audit", patches.ref, store=own).exit_code == 0
-
-
-def test_what_the_teachers_learned_a_distilled_model_knows(own: Path) -> None:
-    """cloud@1 is taught on the second half by patches that learned from the first."""
-    patches = made(own, "--cloud=cloud@1", "--on=device:1/2", *PATCH).ref
-    flags = (f"--patches={patches}", "--on=device:2/2", "--epochs=1", "--set=basis_epochs=1", "--threads=1")
-    cloud = CloudModel(Store(own).resolve(done("distill", *flags, store=own)["ref"]))
-    taught = [(model.ref, part) for model, part in unseen_model_per_block(cloud, Block(DEVICE))]
-    assert taught == [("cloud@1", Block(DEVICE, 1, 2)), ("cloud@1", Block(DEVICE, 2, 2))]
 
 
 def test_a_model_that_learned_everything_at_once_cannot_be_patched(own: Path) -> None:
@@ -292,9 +258,6 @@ def test_a_model_that_learned_everything_at_once_cannot_be_patched(own: Path) ->
     assert result.exit_code == 2
     assert f"{cloud} was trained on cloud, device at once" in result.stderr
     assert "dcclctl train --continue REF --on device" in result.stderr
-    counts = done("train", "--model=popularity", "--on=cloud,device", "--threads=1", store=own)["ref"]
-    result = dcclctl("patch", f"--cloud={counts}", *PATCHED, store=own)
-    assert "dcclctl train --model popularity --on cloud" in result.stderr  # it cannot be continued
 
 
 def test_more_events_than_are_read(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
