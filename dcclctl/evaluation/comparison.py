@@ -33,7 +33,7 @@ def compare_evaluation(
     Args:
         evaluation: an evaluation artifact of two subjects or more.
         against: the baseline's name in the artifact's tables, e.g. cloud@3fa9c2d1.
-        groups: names from `metrics.groups.GROUP_NAMES`.
+        groups: names from `tables.GROUP_NAMES`.
         resamples: of the bootstrap, at least; its draws follow the evaluation's seed.
 
     Returns:
