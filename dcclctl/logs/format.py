@@ -17,8 +17,9 @@ from dcclctl.logs.sources import BOM, Source
 FORMATS: Mapping[str, Variant] = {
     "parquet": Variant("dcclctl.logs.parquet:ParquetFormat", "Parquet"),
     "jsonl": Variant("dcclctl.logs.jsonl:JsonlFormat", "JSON lines: one object a line"),
-    "recbole": Variant("dcclctl.logs.recbole:RecboleFormat", "RecBole atomic files: .inter, .user, .item"),
+    # before recbole, whose suffixes u.user and u.item have too
     "movielens": Variant("dcclctl.logs.movielens:MovielensFormat", "MovieLens 100k, 1M and the CSV releases"),
+    "recbole": Variant("dcclctl.logs.recbole:RecboleFormat", "RecBole atomic files: .inter, .user, .item"),
     "taobao": Variant("dcclctl.logs.taobao:TaobaoFormat", "Taobao UserBehavior, without a header"),
     "amazon": Variant("dcclctl.logs.amazon:AmazonFormat", "Amazon reviews 2014, 2018 and 2023: ratings and JSON lines"),
     "csv": Variant("dcclctl.logs.delimited:CsvFormat", "text with a comma, tab, semicolon or bar between the fields"),

@@ -12,7 +12,7 @@ from dcclctl.config import EvaluateConfig
 from dcclctl.devices.serving import ENCODER, Subject, check_encoder, serve
 from dcclctl.errors import ArtifactError, DataError, UsageError
 from dcclctl.evaluation.candidates import Candidates
-from dcclctl.evaluation.comparison import comparison, harms, tail_minus_head
+from dcclctl.evaluation.comparison import Comparison
 from dcclctl.evaluation.scores import Scores
 from dcclctl.evaluation.targets import one_each, scored_events
 from dcclctl.events.log import Block
@@ -137,11 +137,11 @@ def _evaluate(subjects: list[Subject], config: EvaluateConfig, run: RunOptions) 
         work.write_table("aggregate.parquet", aggregate(per_user.rename(MEAN_NAMES)))
         work.write_table("reliability.parquet", pl.concat(bins))
         if config.against:
-            work.write_table("comparison.parquet", comparison(per_user, config.against, config.seed))
-            work.write_table("tail_minus_head.parquet", tail_minus_head(per_user, config.against, config.seed))
-            shares, worst = harms(per_user, config.against)
-            work.write_table("harm.parquet", shares)
-            work.write_table("worst_users.parquet", worst)
+            compared = Comparison(per_user, config.against, config.seed)
+            work.write_table("comparison.parquet", compared.table())
+            work.write_table("tail_minus_head.parquet", compared.tail_minus_head())
+            work.write_table("harm.parquet", compared.harm())
+            work.write_table("worst_users.parquet", compared.worst_users())
         about = {}
         for name, table, own in zip(names, tables, bins, strict=True):
             counts = table["served_by"].value_counts(sort=False).sort("served_by")

@@ -11,7 +11,7 @@ from dcclctl.artifacts.names import short_label
 from dcclctl.config import VariantSection
 from dcclctl.devices.serving import ENCODER, split_suffix
 from dcclctl.distillation.method import default_method
-from dcclctl.evaluation.comparison import comparison, harm_metric, harms, main_metrics, tail_minus_head
+from dcclctl.evaluation.comparison import Comparison, harm_metric, main_metrics
 from dcclctl.evaluation.targets import targets_in_words
 from dcclctl.metrics.groups import paired_differences
 from dcclctl.metrics.metric import lower_is_better
@@ -128,8 +128,13 @@ def _part(evaluation: Evaluation, made: dict[str, Artifact]) -> EvaluationPart:
             compared, harm, worst = evaluation.comparison, evaluation.harm, evaluation.worst_users
             who = evaluation.tail_minus_head
         else:
-            compared, who = (make(per_user, baseline.name, seed) for make in (comparison, tail_minus_head))
-            harm, worst = harms(per_user, baseline.name)
+            made_here = Comparison(per_user, baseline.name, seed)
+            compared, who, harm, worst = (
+                made_here.table(),
+                made_here.tail_minus_head(),
+                made_here.harm(),
+                made_here.worst_users(),
+            )
         worst, who = (table.filter(pl.col("metric") == metric) for table in (worst, who))
         sign = -1.0 if lower_is_better(metric) else 1.0
         column = "auc" if metric == "gauc" else metric

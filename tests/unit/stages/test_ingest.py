@@ -10,10 +10,9 @@ import polars as pl
 import pytest
 import zstandard
 
-from dcclctl.config import IngestConfig
 from dcclctl.errors import DataError, DcclError, UsageError
 from dcclctl.stages.audit import audit
-from dcclctl.stages.ingest import ingest
+from dcclctl.stages.ingest import Sides, ingest
 from dcclctl.store.store import Artifact, Store
 from dcclctl.tables import EVENTS, ITEMS, REJECTS, USERS, VOCABULARY
 
@@ -23,7 +22,7 @@ T = 1_600_000_000
 def run(
     folder: Path, *logs: Path, users: Path | None = None, items: Path | None = None, store: str = "store", **config: Any
 ) -> Artifact:
-    return ingest(list(logs), users, items, IngestConfig(**config), Store(folder / store), lambda *_: None)[0]
+    return ingest(list(logs), Store(folder / store), config, sides=Sides(users, items)).artifact
 
 
 def write(path: Path, text: str) -> Path:
@@ -115,10 +114,8 @@ def test_the_id_depends_on_content_not_on_places(tmp_path: Path) -> None:
     assert first.id == second.id
     assert str(tmp_path) not in json.dumps(first.manifest)
     assert run(tmp_path, small_log(tmp_path / "a"), store="one", repeats="keep").id != first.id
-    again, reused = ingest(
-        [tmp_path / "a" / "log.csv"], None, None, IngestConfig(), Store(tmp_path / "one"), lambda *_: None
-    )
-    assert (again.id, reused) == (first.id, True)
+    again = ingest([tmp_path / "a" / "log.csv"], Store(tmp_path / "one"))
+    assert (again.id, again.reused) == (first.id, True)
 
 
 def test_labels_and_repeats(tmp_path: Path) -> None:
@@ -166,7 +163,7 @@ def test_an_impression_does_not_hide_the_later_click(tmp_path: Path) -> None:
     assert remark.startswith(
         "70 repeated events left out, 1 of them positive; of each user and item the first positive"
     )
-    findings = audit(dataset, Store(tmp_path / "store"))
+    findings = audit(dataset)
     assert not [finding for finding in findings if finding.kind == "leak"]
     assert "each user has an item once" in " ".join(finding.text for finding in findings)
     kept = run(tmp_path, tmp_path / "raw_sample.csv", map=CLICKS, repeats="keep")
