@@ -56,7 +56,7 @@ class Comparison:
         """Difference, interval and verdict of each subject, group and metric: a COMPARISON table, see tables.py.
 
         Args:
-            groups: names from `metrics.groups.GROUP_NAMES`.
+            groups: names from `tables.GROUP_NAMES`.
         """
         tables = []
         for subject, differences in self.paired:

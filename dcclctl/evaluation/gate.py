@@ -20,11 +20,10 @@ from dcclctl.artifacts import Evaluation
 from dcclctl.devices.serving import Subject
 from dcclctl.errors import UsageError
 from dcclctl.evaluation.comparison import Comparison
-from dcclctl.metrics.groups import GROUP_NAMES
 from dcclctl.metrics.metric import lower_is_better, metric_names
 from dcclctl.metrics.significance import CONFIDENCE, users_to_settle
 from dcclctl.store.store import Store
-from dcclctl.tables import GATE, MAIN_GROUPS
+from dcclctl.tables import GATE, GROUP_NAMES, MAIN_GROUPS
 
 #: Metrics agree to this between batch sizes and numbers of threads; a smaller drop is rounding, not a drop.
 ROUNDING = 1e-6
