@@ -11,7 +11,7 @@ help:
 	@echo 'make demo    the whole story on the sample log: ingest, train, patch, distill, evaluate'
 	@echo 'make test    all tests, on two cores, with the coverage of the package (at least 90 %)'
 	@echo 'make check   style, types and the direction of imports'
-	@echo "make bench   what the README's speed figures come from; takes a while"
+	@echo "make bench   the figures of benchmarks/README.md; takes a while"
 	@echo 'make clean   remove the environment and what the tools left behind; artifacts stay'
 	@echo 'The first one makes an environment in .venv (PYTHON=python3.12 make ... takes another Python).'
 

@@ -59,11 +59,10 @@ def bare(log: Path, folder: Path) -> None:
 
 def ours(log: Path, folder: Path) -> None:
     """The stage, with its defaults."""
-    from dcclctl.config import IngestConfig
     from dcclctl.stages.ingest import ingest
     from dcclctl.store.store import Store
 
-    ingest([log], None, None, IngestConfig(), Store(folder), lambda *_: None)
+    ingest([log], Store(folder))
 
 
 WAYS = {"bare": bare, "ingest": ours}

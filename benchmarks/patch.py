@@ -7,7 +7,7 @@ runs the whole model forward. The loop with cached activations runs the frozen l
 three take the same events, negatives, steps and prior, and must come to the same θ̂; drawing the negatives and filling
 the cache is in everybody's time. The loops get the first of the same users, evenly spread over the user numbers.
 
-A command also judges each patch on held-back events, which is a second fit; it is left out here on all sides.
+A command also tests each patch on held-back events, which is a second fit; it is left out here on all sides.
 """
 
 import statistics
@@ -23,13 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from dcclctl.algorithm.devicemethods import PatchSpace
-    from dcclctl.algorithm.din import Din
-    from dcclctl.algorithm.eventlog import EventLog
-    from dcclctl.algorithm.metapatch import Basis
-    from dcclctl.algorithm.training import Samples
-    from dcclctl.config import PatchConfig
-    from dcclctl.stages.patch import Devices
+    from dcclctl.devices.hidden_patch import Basis
+    from dcclctl.devices.metapatch import HiddenDevices
+    from dcclctl.events.sampler import Samples
+    from dcclctl.models.din import Din
 
 USERS, LOOP_USERS = 2048, 64
 TARGETS = {"ml-100k": 15.0, "amazon-beauty": 40.0}
@@ -60,34 +57,27 @@ class DeviceModel(nn.Module):
         return self.model.logits(z2) + z2 @ patch.out[0] + patch.bias
 
 
-def loop(
-    model: "Din",
-    space: "PatchSpace",
-    log: "EventLog",
-    limit: int,
-    mine: list["Samples"],
-    config: "PatchConfig",
-    cache: bool,
-) -> Tensor:
+def loop(devices: "HiddenDevices", mine: list["Samples"], cache: bool) -> Tensor:
     """θ̂ (U, K), user by user.
 
     Args:
-        space: Θ and the prior's mean.
+        devices: the cloud model, Θ, the prior's mean and the settings.
         mine: each user's samples.
         cache: run the frozen lower layers once per user instead of in every step.
     """
     codes = []
+    log, model, shared, settings = devices.log, devices.model, devices.shared, devices.settings
     for samples in mine:
-        history, mask = log.histories(samples.events, limit)
+        history, mask = log.histories(samples.events, model.sizes.history)
         inputs = samples.candidates, history, mask, log.profile[torch.from_numpy(log.user[samples.events])]
-        device = DeviceModel(model, space.basis, space.mean)
-        optimiser = torch.optim.Adam([device.code], lr=config.learning_rate)
+        device = DeviceModel(model, shared.basis, shared.mean)
+        optimiser = torch.optim.Adam([device.code], lr=settings.learning_rate)
         z1 = device.lower_layers(*inputs)
-        for step in range(config.steps):
+        for step in range(settings.steps):
             if step and not cache:
                 z1 = device.lower_layers(*inputs)
             losses = F.binary_cross_entropy_with_logits(device.upper_layers(z1), samples.labels, reduction="none")
-            loss = (losses * samples.weights).sum() + config.prior * (device.code - space.mean).square().sum()
+            loss = (losses * samples.weights).sum() + settings.prior * (device.code - shared.mean).square().sum()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -99,57 +89,51 @@ def loop(
 class Bench:
     """One log's devices, and the two ways to fit them."""
 
-    devices: "Devices"
-    space: "PatchSpace"
+    devices: "HiddenDevices"
     events: np.ndarray
-    limit: int
 
     def batched(self, users: np.ndarray) -> Tensor:
         """As `dcclctl patch` fits a shard."""
-        from dcclctl.stages.fleet import fit_shard
+        from dcclctl.devices.learner import fit_shard
 
         log = self.devices.log
         own = self.events[np.isin(log.user[self.events], users)]
-        return fit_shard(self.devices, users, own, self.space)["theta"]
+        return fit_shard(self.devices, users, own)["theta"]
 
     def one_by_one(self, users: np.ndarray, cache: bool) -> Tensor:
         """As a plain loop does."""
-        from dcclctl.algorithm.training import Samples
+        from dcclctl.events.sampler import Samples
 
         log = self.devices.log
         own = self.events[np.isin(log.user[self.events], users)]
-        drawn = self.devices.samples(own, "patch/negatives")
+        drawn = self.devices.sampler.draw(own)
         first, end = (np.searchsorted(log.user[own], users, side=side) for side in ("left", "right"))
         mine = [
             Samples(own[a:b], drawn.candidates[a:b], drawn.labels[a:b], drawn.weights[a:b])
             for a, b in zip(first, end, strict=True)
         ]
-        return loop(self.devices.model, self.space, log, self.limit, mine, self.devices.config, cache)
+        return loop(self.devices, mine, cache)
 
 
 def prepare(name: str, data: Path | None, folder: Path, threads: int) -> Bench:
     """Ingest the log, train a cloud model for one epoch, learn Θ for one."""
-    from dcclctl.algorithm.eventlog import DEVICE, Block
-    from dcclctl.config import PatchConfig, TrainConfig
-    from dcclctl.stages.compute import settle
-    from dcclctl.stages.handles import CloudModel
-    from dcclctl.stages.patch import Devices
-    from dcclctl.stages.train import train
-    from dcclctl.store.store import Store
+    import dcclctl
+    from dcclctl.config import PatchConfig
+    from dcclctl.devices.metapatch import MetaPatch, MetaPatchSettings
+    from dcclctl.devices.method import PatchTask
+    from dcclctl.events.log import DEVICE, Block
 
-    def quiet(*_: Any) -> None:
-        pass
-
-    store = Store(folder)
-    dataset = ingested(name, data, store)
-    cloud = CloudModel(train(dataset, TrainConfig(epochs=1, threads=threads), store, quiet)[0], dataset)
-    config = settle(PatchConfig(method="metapatch", negatives=4, held_back=0, basis_epochs=1, threads=threads))
-    events = dataset.log.events_in(DEVICE)
+    store = dcclctl.Store(folder)
+    cloud = dcclctl.train(ingested(name, data, store), epochs=1, threads=threads)
+    config, settings = PatchConfig(method="metapatch", negatives=4, held_back=0), MetaPatchSettings(basis_epochs=1)
+    log, cpu = cloud.dataset.log, torch.device("cpu")
+    events = log.events_in(DEVICE)
     with store.begin("patch", "patches", {}, 0, {}) as work:
-        devices = Devices(cloud, config, Block(DEVICE), work, quiet)
-        space = devices.basis(None, events)
+        users = np.unique(log.user[events])
+        task = PatchTask(cloud, Block(DEVICE), users, config, settings, cpu, work, lambda *progress: None)
+        devices: Any = MetaPatch().learner(task, events)
     devices.model.requires_grad_(False)
-    return Bench(devices, space, events, cloud.history)
+    return Bench(devices, events)
 
 
 def compare(data: Path | None, users: int, loop_users: int, threads: int, times: int) -> list[Ratio]:
@@ -172,7 +156,7 @@ def compare(data: Path | None, users: int, loop_users: int, threads: int, times:
         fitted = {way: len(many if way == "dcclctl" else few) for way in ways}
         each = {way: [s / fitted[way] for s in found] for way, found in seconds.items()}
         rates = ", ".join(f"{way} {1 / statistics.median(found):,.0f}" for way, found in each.items())
-        rows = len(bench.events) / len(active) * (1 + bench.devices.config.negatives)
+        rows = len(bench.events) / len(active) * (1 + bench.devices.sampler.negatives)
         print(f"patch, {name}: {rows:.0f} rows a user, {threads} thread(s), users/s: {rates}")
         target = TARGETS.get(name) if name != SAMPLE else None
         ratios += [

@@ -1,4 +1,4 @@
-"""Every benchmark of the README, and one table of the results at the end: `make bench`.
+"""Every benchmark of README.md, and one table of the results at the end: `make bench`.
 
     python benchmarks/run.py [--data FOLDER] [--threads 1] [--times 5]
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dcclctl.stages.handles import Dataset
-    from dcclctl.store.store import Store
+    from dcclctl import Dataset, Store
 
 HERE = Path(__file__).resolve().parent.parent
 SAMPLE = "sample"
@@ -95,19 +94,16 @@ def logs(wanted: Iterable[str], data: Path | None) -> list[str]:
 
 def ingested(name: str, data: Path | None, store: "Store") -> "Dataset":
     """One log as a dataset."""
-    from dcclctl.config import IngestConfig
-    from dcclctl.stages.handles import Dataset
-    from dcclctl.stages.ingest import ingest
+    import dcclctl
 
     sample = HERE / "sample_data"
     columns = {"user": "household_id", "item": "product_id", "time": "time"}
-    sources: dict[str, tuple[Path, Path | None, IngestConfig]] = {
-        SAMPLE: (sample / "purchases.csv.gz", sample / "products.csv.gz", IngestConfig(map=columns)),
+    sources: dict[str, tuple[Path, Path | None, dict[str, Any]]] = {
+        SAMPLE: (sample / "purchases.csv.gz", sample / "products.csv.gz", {"map": columns}),
     }
     if data is not None:
         beauty, movies = data / "amazon-beauty", data / "ml-100k"
-        sources["amazon-beauty"] = (beauty / "events.csv.gz", beauty / "items.csv", IngestConfig(split="leave-one-out"))
-        sources["ml-100k"] = (movies / "ml-100k.inter", None, IngestConfig(split="per-user"))
-    log, items, config = sources[name]
-    artifact, _ = ingest([log], None, items, config, store, lambda *_: None)
-    return Dataset(artifact)
+        sources["amazon-beauty"] = (beauty / "events.csv.gz", beauty / "items.csv", {"split": "leave-one-out"})
+        sources["ml-100k"] = (movies / "ml-100k.inter", None, {"split": "per-user"})
+    log, items, settings = sources[name]
+    return dcclctl.ingest(log, store=store, items=items, **settings)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from dcclctl.algorithm.eventlog import EventLog
-    from dcclctl.algorithm.training import FitSettings, Samples
-    from dcclctl.config import TrainConfig
+    from dcclctl.events.log import EventLog
+    from dcclctl.events.sampler import Samples
+    from dcclctl.models.din import DinSettings
 
 TARGET = 4.0
 EVENTS = 40_960
@@ -29,30 +29,30 @@ EVENTS = 40_960
 class TextbookDin(nn.Module):
     """DIN as a paper's reader writes it down. Shapes: R rows (one target each), L history length, D embedding."""
 
-    def __init__(self, log: "EventLog", config: "TrainConfig") -> None:
+    def __init__(self, log: "EventLog", settings: "DinSettings") -> None:
         super().__init__()
         self.n_categories = log.n_categories
         self.item_categories = log.item_categories
         self.category_counts = (log.item_categories < log.n_categories).sum(1, keepdim=True).clamp(min=1).float()
-        self.item = nn.Embedding(log.n_items, config.item_size)
-        d = config.item_size
+        self.item = nn.Embedding(log.n_items, settings.item_size)
+        d = settings.item_size
         if log.n_categories:
-            self.category = nn.Embedding(log.n_categories + 1, config.category_size, padding_idx=log.n_categories)
-            d += config.category_size
-        self.profile = nn.ModuleList(nn.Embedding(n, config.profile_size) for n in log.profile_sizes)
-        first, second = config.hidden_sizes
+            self.category = nn.Embedding(log.n_categories + 1, settings.category_size, padding_idx=log.n_categories)
+            d += settings.category_size
+        self.profile = nn.ModuleList(nn.Embedding(n, settings.profile_size) for n in log.profile_sizes)
+        first, second = settings.hidden_sizes
         self.attention = nn.Sequential(
-            nn.Linear(4 * d, config.attention_size),
-            nn.PReLU(config.attention_size),
-            nn.Linear(config.attention_size, 1),
+            nn.Linear(4 * d, settings.attention_size),
+            nn.PReLU(settings.attention_size),
+            nn.Linear(settings.attention_size, 1),
         )
         self.hidden = nn.Sequential(
-            nn.Linear(3 * d + config.profile_size * len(log.profile_sizes), first),
+            nn.Linear(3 * d + settings.profile_size * len(log.profile_sizes), first),
             nn.PReLU(first),
-            nn.Dropout(config.dropout),
+            nn.Dropout(settings.dropout),
             nn.Linear(first, second),
             nn.PReLU(second),
-            nn.Dropout(config.dropout),
+            nn.Dropout(settings.dropout),
             nn.Linear(second, 1),
         )
 
@@ -83,7 +83,7 @@ def padded(log: "EventLog", samples: "Samples", length: int) -> tuple[Tensor, Te
 
 
 def textbook_epoch(
-    model: TextbookDin, optimiser: torch.optim.Optimizer, log: "EventLog", samples: "Samples", settings: "FitSettings"
+    model: TextbookDin, optimiser: torch.optim.Optimizer, log: "EventLog", samples: "Samples", settings: "DinSettings"
 ) -> None:
     """One pass: shuffle the events, expand each to its 1+4 rows, step."""
     width = samples.candidates.shape[1]
@@ -108,38 +108,36 @@ def compare(data: Path | None, events: int, threads: int, times: int) -> list[Ra
 
 def compare_on(name: str, data: Path | None, events: int, threads: int, times: int) -> Ratio:
     """`compare` on one log."""
-    from dcclctl.algorithm import training
-    from dcclctl.algorithm.eventlog import CLOUD
-    from dcclctl.algorithm.sampling import permutation
-    from dcclctl.config import TrainConfig
-    from dcclctl.stages.handles import new_model
-    from dcclctl.store.store import Store
+    import numpy as np
 
-    config = TrainConfig()
-    settings = training.FitSettings(
-        purpose="bench",
-        **config.model_dump(include=set(training.FitSettings.__dataclass_fields__)),
-    )
+    from dcclctl import Store
+    from dcclctl.events.log import CLOUD, Block
+    from dcclctl.events.sampling import permutation
+    from dcclctl.models.din import DinKind, DinSettings
+    from dcclctl.models.settings import FitSettings
+    from dcclctl.models.training import FitState, Trainer, pick
+
+    settings = DinSettings()
     with tempfile.TemporaryDirectory() as folder:
         dataset = ingested(name, data, Store(Path(folder)))
         log = dataset.log
     cloud = log.events_in(CLOUD)
     chosen = cloud[permutation(0, "bench/events", cloud)[:events]]
-    catalogue, excluded = log.catalogue(CLOUD), log.never_negative(CLOUD)
-    nothing = training.sample(log, chosen[:0], settings.negatives, catalogue, excluded, 0, "bench/valid")
 
-    textbook = TextbookDin(log, config)
+    textbook = TextbookDin(log, settings)
     adam = torch.optim.Adam(textbook.parameters(), lr=settings.learning_rate)
-    ours = new_model(config.model_dump(), dataset, torch.Generator().manual_seed(0))
-    state = training.start(ours, training.Judged(float("inf"), 0.0))
+    ours = DinKind().new(log, settings, torch.Generator().manual_seed(0))
+    trainer = Trainer(ours, log, [Block(CLOUD)], FitSettings.of(settings, 0, "bench"))
+    trainer.events = chosen
+    trainer.valid = pick(trainer.valid, np.arange(1))  # the textbook form validates nothing
+    state = FitState.start(ours, trainer.validate())
 
     def plain() -> None:
-        drawn = training.sample(log, chosen, settings.negatives, catalogue, excluded, 0, "bench/negatives")
-        textbook_epoch(textbook, adam, log, drawn, settings)
+        textbook_epoch(textbook, adam, log, trainer.sampler.draw(chosen), settings)
 
     def fast() -> None:
         nonlocal state
-        state = training.train_epoch(ours, log, chosen, catalogue, excluded, nothing, settings, state)
+        state = trainer.epoch(state)
 
     seconds = in_turn({"textbook": plain, "dcclctl": fast}, times)
     rates = {way: len(chosen) / statistics.median(found) for way, found in seconds.items()}

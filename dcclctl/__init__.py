@@ -1,3 +1,35 @@
-"""Device-Cloud Collaborative Learning on recommendation logs."""
+"""Device-Cloud Collaborative Learning on recommendation logs. The public API; docs/python-api.md shows it."""
 
-__version__ = "0.1.0"
+from typing import Any
+
+from dcclctl.version import __version__ as __version__
+
+__all__ = [
+    "CloudModel",
+    "Dataset",
+    "Evaluation",
+    "Memory",
+    "PatchSet",
+    "Store",
+    "distill",
+    "evaluate",
+    "find_leaks",
+    "ingest",
+    "memory",
+    "patch",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the API when a name of it is first used: torch takes two seconds."""
+    if name in __all__:
+        from dcclctl import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'dcclctl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -28,15 +28,14 @@ log="${LOG:-$here/sample_data/purchases.csv.gz}"
 columns="${MAP:-user=household_id,item=product_id,time=time}"
 dataset=$(ref ingest "$log" --map "$columns" "${ingest_flags[@]}")
 
-# 2. The baseline, known from now on as cloud@release. In a real pipeline the store is kept between runs and the tag is
-#    moved by whoever releases; here it is made where there is none yet.
+# 2. The baseline, known from now on as cloud@release. In a real pipeline the store is kept between runs and the name is
+#    moved by whoever releases (dcclctl artifacts tag cloud@N release); here it is made where there is none yet.
 if ! dcclctl artifacts show cloud@release --quiet >/dev/null 2>&1; then
-  baseline=$(ref train --dataset "$dataset" "${release_flags[@]}")
-  dcclctl artifacts tag "$baseline" release
+  ref train --dataset "$dataset" "${release_flags[@]}" --name release
 fi
 
 # 3. The candidate: what this commit would release.
-candidate=$(ref train --dataset "$dataset" "${candidate_flags[@]}")
+candidate=$(ref train --dataset "$dataset" "${candidate_flags[@]}" --name candidate)
 
 # 4. Nothing of it may have seen the test period; exit code 3 if it has.
 dcclctl audit "$candidate" --quiet >/dev/null

@@ -29,14 +29,13 @@ ref() { dcclctl "$@" --seed "$seed" --quiet; }
 # Users of this log come and go: a global cut leaves hardly anyone with events on both sides of it, so each user's own
 # timeline is cut. Trends then leak between users; the table says so.
 dcclctl ingest "$folder/ml-100k.inter" --split per-user
-cloud=$(ref train)
-control=$(ref train --continue "$cloud" --on device)
-dcclctl memory
-memories=$(ref patch --cloud "$control")
-distilled=$(ref distill --patches "$memories")
-metapatch=$(ref patch --method metapatch --cloud "$cloud")
+frozen=$(ref train --name frozen)
+control=$(ref train --continue "$frozen" --on device --name fresh)
+memories=$(ref patch --method memory --cloud "$control" --name memories)
+distilled=$(ref distill --method from-memory --patches "$memories" --name taught)
+metapatch=$(ref patch --method metapatch --cloud "$frozen" --name metapatch)
 
 # The benefit of a patch is short-lived: look at the block right after what it learned from, and one block later.
-models=("$control" "$memories" "$distilled" "$cloud" "$metapatch")
+models=("$control" "$memories" "$distilled" "$frozen" "$metapatch")
 dcclctl evaluate "${models[@]}" --against "$control" --on valid --seed "$seed"
 dcclctl evaluate "${models[@]}" --against "$control" --on test --seed "$seed"

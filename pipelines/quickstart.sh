@@ -10,8 +10,6 @@ cd "$(dirname "$0")/.."
 export DCCL_STORE="${DCCL_STORE:-.dccl-demo}"
 report="${REPORT:-demo-report.html}"
 
-# The artifact that a command made, without its table: --quiet prints the reference only.
-ref() { dcclctl "$@" --quiet; }
 step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 [ -t 1 ] || step() { printf '\n%s\n' "$*"; }
 
@@ -20,37 +18,26 @@ dcclctl ingest sample_data/purchases.csv.gz \
   --map user=household_id,item=product_id,time=time \
   --items sample_data/products.csv.gz --users sample_data/households.csv.gz --repeats keep
 
-step "2. train: the cloud model, on everybody's oldest purchases"
-dcclctl train
-cloud=$(ref train)
+step "2. train: the cloud model, on everybody's oldest purchases (five passes, to be quick)"
+dcclctl train --epochs 5 --name frozen
 
-step "3. the cloud model kept fresh: trained further on the newer purchases (the control that all else must beat)"
-dcclctl train --continue "$cloud" --on device
-control=$(ref train --continue "$cloud" --on device)
+step "3. the cloud model trained further on the newer purchases: the control that everything else must beat"
+dcclctl train --continue cloud@frozen --on device --name control
 
-step "4. memory: what every device remembers, and patches conditioned on it"
+step "4. memory: what every device remembers, and patches that use it"
 dcclctl memory
-dcclctl patch --cloud "$control"
-memories=$(ref patch --cloud "$control")
+dcclctl patch --cloud cloud@control --name memory
 
-step "5. distill: the devices teach the cloud model what their memories say of products that nobody has labelled"
-# Six passes show it; by default it goes on until the cloud model ranks no better.
-dcclctl distill --patches "$memories" --epochs 6
-distilled=$(ref distill --patches "$memories" --epochs 6)
+step "5. distill: the devices teach the cloud model (two passes; by default it goes on until the model ranks no better)"
+dcclctl distill --patches patches@memory --epochs 2 --name taught
 
-step "6. the loop closes: memories on the model that they have taught"
-dcclctl patch --cloud "$distilled"
-again=$(ref patch --cloud "$distilled")
+step "6. the paper's own patch: each household learns 16 numbers on its own purchases, on the model of step 2"
+dcclctl patch --method metapatch --cloud cloud@frozen --set patch.metapatch.basis_epochs=8 --name metapatch
 
-step "7. beside it the paper's own patch: each household learns 16 numbers on its own purchases, on the model of step 2"
-dcclctl patch --method metapatch --cloud "$cloud"
-metapatch=$(ref patch --method metapatch --cloud "$cloud")
+step "7. evaluate: who gained, by activity?"
+dcclctl evaluate cloud@control patches@memory cloud@taught cloud@frozen patches@metapatch \
+  --against cloud@control --candidates 100 --name demo
 
-step "8. evaluate: who gained, by activity?"
-models=("$control" "$memories" "$distilled" "$again" "$cloud" "$metapatch")
-dcclctl evaluate "${models[@]}" --against "$control" --candidates 300
-evaluation=$(ref evaluate "${models[@]}" --against "$control" --candidates 300)
-
-step "9. report"
-dcclctl report "$evaluation" -o "$report"
-echo "open $report"
+step "8. report"
+dcclctl report evaluation@demo -o "$report"
+echo "Open $report"

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# The shapes that stand in the algorithms' signatures are checked while the tests run, and only then.
-install_import_hook("dcclctl.algorithm", "shapes.check")
+# The shapes that stand in signatures are checked while the tests run, and only then.
+install_import_hook(
+    ["dcclctl.events", "dcclctl.models", "dcclctl.devices", "dcclctl.distillation", "dcclctl.evaluation"],
+    "shapes.check",
+)
 
 from world import shop, world  # noqa: E402, F401 (after the hook: what they import is checked)
 

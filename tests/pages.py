@@ -3,9 +3,9 @@
 import numpy as np
 import polars as pl
 
+from dcclctl.evaluation.comparison import Comparison
 from dcclctl.metrics.groups import aggregate, paired_differences
 from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
-from dcclctl.stages.compare import comparison, harms, tail_minus_head
 
 USERS = 200
 #: ids as a hostile log would have them: markup, a formula, rich markup, a terminal sequence, reversed text
@@ -54,10 +54,11 @@ def part(users: pl.DataFrame | None = None, models: int = 3, **changes: object) 
     compared = harm = worst = who = pl.DataFrame()
     gains: dict[str, list[float]] = {}
     if models > 1:
-        compared = comparison(scored, BASELINE, seed=0, resamples=200)
-        harm, worst = harms(scored, BASELINE)
+        against = Comparison(scored, BASELINE, seed=0, resamples=200)
+        compared = against.table()
+        harm, worst = against.harm(), against.worst_users()
         worst = worst.filter(pl.col("metric") == "ndcg@10")
-        who = tail_minus_head(scored, BASELINE, seed=0, resamples=200).filter(pl.col("metric") == "ndcg@10")
+        who = against.tail_minus_head().filter(pl.col("metric") == "ndcg@10")
         gains = {
             model.name: paired_differences(scored, model.name, BASELINE)["ndcg@10"].to_list() for model in chosen[1:]
         }
@@ -130,7 +131,7 @@ def page(*parts: EvaluationPart) -> Page:
     ]
     return Page(
         evaluations=list(parts) or [part()],
-        fits=[Fit("cloud@1", "frozen cloud model", epochs, 1, 0.375)],
+        fits=[Fit("cloud@1", "frozen cloud model", epochs, 1, 0.375, 0.625)],
         rounds=[Round(1, "cloud@2", "patches@1", 192, 3000, 0.25)],
         steps=steps,
     )

@@ -19,23 +19,35 @@ from dcclctl.cli.main import app
 from dcclctl.store.store import Artifact, Store
 
 if TYPE_CHECKING:
-    from dcclctl.stages.handles import CloudModel, Dataset, PatchSet
+    from dcclctl.artifacts import CloudModel, Dataset, PatchSet
 
 N_USERS, N_ITEMS, NEW_USERS = 60, 80, 5
 START, DAY = 1_600_000_000, 86_400
 #: small and quick, and on one thread so that two workers of the tests do not fight
-SIZES = ("--item-size=8", "--category-size=4", "--profile-size=2", "--attention-size=8", "--hidden-sizes=16,8")
-#: by loss: three epochs on a tiny log make probabilities better every time, and rankings by chance
+SMALL = {"item_size": "8", "category_size": "4", "profile_size": "2", "attention_size": "8", "hidden_sizes": "16,8"}
+
+
+def sets(prefix: str, **settings: object) -> tuple[str, ...]:
+    """--set PREFIX.KEY=VALUE for each."""
+    return tuple(f"--set={prefix}.{key}={value}" for key, value in settings.items())
+
+
+def replaced(flags: tuple[str, ...], *changed: str) -> tuple[str, ...]:
+    """The flags, with others in the place of those that set the same."""
+    names = [flag.rpartition("=")[0] for flag in changed]
+    return (*(flag for flag in flags if flag.rpartition("=")[0] not in names), *changed)
+
+
 TRAIN = (
-    *(*SIZES, "--history=8", "--epochs=3", "--batch-size=128", "--learning-rate=0.01", "--threads=1"),
-    "--criterion=loss",
+    *sets("train.din", **SMALL, history=8),
+    *("--epochs=3", "--batch-size=32", "--learning-rate=0.03", "--threads=1"),
 )
 #: a weak prior and long steps, so that patches differ from the cloud model by more than rounding
 PATCH = (
-    *("--method=metapatch", "--patch-size=4", "--bottleneck=2", "--basis-epochs=2", "--shard-users=20"),
-    *("--prior=0.05", "--learning-rate=0.2", "--threads=1"),
+    *("--method=metapatch", "--prior=0.05", "--threads=1"),
+    *sets("patch.metapatch", patch_size=4, bottleneck=2, basis_epochs=2, shard_users=20, learning_rate=0.2),
 )
-DISTILL = ("--epochs=1", "--basis-epochs=1", "--encoder-size=4", "--batch-size=128", "--threads=1")
+DISTILL = ("--epochs=1", *sets("distill.momodistill", basis_epochs=1, encoder_size=4, batch_size=128), "--threads=1")
 EVALUATE = ("--k=3,10", "--threads=1")
 
 
@@ -123,19 +135,19 @@ class World:
         return self.store.resolve(reference)
 
     def dataset(self) -> "Dataset":
-        from dcclctl.stages.handles import Dataset
+        from dcclctl.artifacts import Dataset
 
-        return Dataset(self.artifact("dataset@1"))
+        return Dataset.of(self.artifact("dataset@1"))
 
     def cloud(self, number: int = 1) -> "CloudModel":
-        from dcclctl.stages.handles import CloudModel
+        from dcclctl.artifacts import CloudModel
 
-        return CloudModel(self.artifact(f"cloud@{number}"), self.dataset())
+        return CloudModel(self.artifact(f"cloud@{number}"))
 
     def patches(self) -> "PatchSet":
-        from dcclctl.stages.handles import PatchSet
+        from dcclctl.artifacts import PatchSet
 
-        return PatchSet(self.artifact("patches@1"), self.cloud())
+        return PatchSet(self.artifact("patches@1"))
 
 
 def five_stages(folder: Path, store: Path) -> dict[str, str]:

@@ -145,7 +145,7 @@ def show(
             "stage": artifact.manifest["stage"],
             "seed": artifact.seed,
         },
-        "made from": {node.role: _node_text(node) for node in lineage(shelf, artifact).inputs},
+        "made from": {node.role: _node_text(node) for node in lineage(artifact).inputs},
         "configuration": dotted(artifact.config),
         "facts": dotted(artifact.facts),
         "files": {
@@ -183,7 +183,7 @@ def show_lineage(
     from dcclctl.store.store import Store
 
     shelf = Store(store)
-    top = lineage(shelf, shelf.resolve(reference))
+    top = lineage(shelf.resolve(reference))
     if as_json:
         _print_json(asdict(top))
     else:

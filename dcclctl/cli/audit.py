@@ -35,14 +35,15 @@ def audit(
       dcclctl audit evaluation@3
       dcclctl audit dataset@1
     """
-    from dcclctl.stages.audit import as_rows, default_artifact, leaks
+    from dcclctl.audit.finding import as_rows, leaks
     from dcclctl.stages.audit import audit as run
+    from dcclctl.stages.audit import default_artifact
     from dcclctl.store.store import Store
 
     reporter = Reporter(as_json, quiet)
     place = Store(store, remark=reporter.remark)
     artifact = place.resolve(reference) if reference else default_artifact(place)
-    findings = run(artifact, place)
+    findings = run(artifact)
     for finding in findings:
         reporter.line(f"{_LABELS[finding.kind]}  {finding.artifact}: {finding.text}")
     found = leaks(findings)

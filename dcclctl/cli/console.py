@@ -121,13 +121,12 @@ class Progress:
             self._live.stop()
 
 
-def kept_epoch(facts: Mapping[str, Any], criterion: str) -> str:
-    """Which epoch of a fit was kept, and for what.
+def kept_epoch(facts: Mapping[str, Any]) -> str:
+    """Which epoch of a fit was kept.
 
     Args:
-        facts: of the cloud model's manifest. criterion: "loss" or "auc".
+        facts: of the cloud model's manifest.
     """
     best, epochs = facts["best_epoch"], len(facts["epochs"])
-    figure = f"AUC {facts['best_valid_auc']:.4f}" if criterion == "auc" else f"loss {facts['best_valid_loss']:.4f}"
     none = "" if best else "  (no epoch was better than the start)"
-    return f"best valid {figure} after epoch {best} of {epochs}{none}"
+    return f"best valid AUC {facts['best_valid_auc']:.4f} after epoch {best} of {epochs}{none}"

@@ -5,28 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcclctl.cli.console import Reporter
-from dcclctl.cli.options import (
-    DEFAULT_STORE,
-    ConfigOption,
-    ForceOption,
-    JsonOption,
-    LogOption,
-    QuietOption,
-    StoreOption,
-    setting,
-    split_commas,
-)
-from dcclctl.config import EvaluateConfig, resolve
+from dcclctl.cli.options import Call, command
 from dcclctl.errors import GateError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import polars as pl
 
-    from dcclctl.stages.gate import Rule
-    from dcclctl.stages.serve import Subject
-    from dcclctl.store.store import Artifact, Store
-    from dcclctl.tracking import Tracker
+    from dcclctl.artifacts import Evaluation
+    from dcclctl.artifacts.handle import Handle
+    from dcclctl.devices.serving import Subject
+    from dcclctl.evaluation.gate import Rule
 
 #: users named among those worse off; the artifact and --json hold more
 WORST_SHOWN = 5
@@ -34,12 +24,9 @@ WORST_SHOWN = 5
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-def _option(name: str, *flags: str, metavar: str | None = None) -> Any:
-    return setting(EvaluateConfig, name, *flags, metavar=metavar)
-
-
-@app.command()
+@command(app, "evaluate")
 def evaluate(
+    call: Call,
     references: Annotated[
         list[str] | None,
         typer.Argument(
@@ -49,16 +36,6 @@ def evaluate(
             "[default: the newest patches and the cloud model under them, and the newest cloud]",
         ),
     ] = None,
-    on: Annotated[str | None, _option("on", metavar="PERIOD")] = None,
-    k: Annotated[str | None, _option("k", "--k", "-k", metavar="5,10,20")] = None,
-    candidates: Annotated[str | None, _option("candidates", metavar="all|N|auto")] = None,
-    auc_negatives: Annotated[int | None, _option("auc_negatives", metavar="N")] = None,
-    unpatched: Annotated[str | None, _option("unpatched", metavar="encoder|cloud")] = None,
-    first_events: Annotated[str | None, _option("first_events", metavar="0,1,3,5,10")] = None,
-    targets_after: Annotated[str | None, _option("targets_after", metavar="N|next")] = None,
-    targets: Annotated[str | None, _option("targets", metavar="all|repeat|explore")] = None,
-    batch_events: Annotated[int | None, _option("batch_events", metavar="N")] = None,
-    against: Annotated[str | None, _option("against", metavar="REF")] = None,
     gate: Annotated[
         Path | None,
         typer.Option("--gate", metavar="FILE.toml", help="Rules: how much may drop. Exit 4 on a real drop."),
@@ -78,15 +55,6 @@ def evaluate(
         Path | None,
         typer.Option("--markdown", metavar="FILE.md", help="Write a summary for a pull request or a CI step."),
     ] = None,
-    device: Annotated[str | None, _option("device", metavar="auto|cpu|cuda|mps")] = None,
-    threads: Annotated[int | None, _option("threads", metavar="N")] = None,
-    seed: Annotated[int | None, _option("seed", metavar="N")] = None,
-    store: StoreOption = DEFAULT_STORE,
-    config: ConfigOption = None,
-    log: LogOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    force: ForceOption = False,
 ) -> None:
     """Score models side by side, by user activity.
 
@@ -102,89 +70,46 @@ def evaluate(
       dcclctl evaluate
       dcclctl evaluate cloud@1 patches@1 cloud@2 --k 10,50 --candidates all
       dcclctl evaluate cloud@2 patches@2 --unpatched encoder --on valid
-      dcclctl evaluate cloud@1 patches@1 patches@2 --against cloud@1     # patches@2: with patch --guard
+      dcclctl evaluate cloud@1 patches@1 patches@2 --against cloud@1     # patches@2: made with a guard
       dcclctl evaluate cloud@2 cloud@2+encoder --against cloud@2 --first-events 0,1,3,5,10
       dcclctl evaluate cloud@2 patches@2 --against cloud@2 --first-events 0,1,3 --targets-after next
       dcclctl evaluate cloud@1 cloud@2 patches@1 --targets explore
       dcclctl evaluate cloud --against cloud@release --max-drop tail.ndcg@10=1% --junit gate.xml
     """
-    settings = resolve(
-        EvaluateConfig,
-        config,
-        on=on,
-        k=split_commas(k),
-        candidates=candidates,
-        auc_negatives=auc_negatives,
-        unpatched=unpatched,
-        first_events=split_commas(first_events),
-        targets_after=targets_after,
-        targets=targets,
-        batch_events=batch_events,
-        against=against,
-        device=device,
-        threads=threads,
-        seed=seed,
-    )
-    if targets_after is not None and not settings.first_events:
-        raise UsageError(
-            f"--targets-after {targets_after} is read with --first-events only",
-            "Add --first-events 0,1,3, or leave it out.",
-        )
-    if settings.first_events and (gate or max_drop or junit or markdown):
-        raise UsageError(
-            "--first-events makes an evaluation for each K, and a gate judges one",
-            "Leave out --gate, --max-drop, --junit and --markdown.",
-        )
-    from dcclctl.report.terminal import activity_sparklines, group_table
-    from dcclctl.stages.cold import targets_in_words
-    from dcclctl.stages.evaluate import default_references, display_names, open_subjects
+    from dcclctl.cli.tracking import track
+    from dcclctl.config import EvaluateConfig
+    from dcclctl.evaluation.gate import gate_rules
+    from dcclctl.stages.evaluate import default_references, evaluate_first_events, open_subjects
     from dcclctl.stages.evaluate import evaluate as run
-    from dcclctl.stages.track import record_of
-    from dcclctl.store.store import Store
-    from dcclctl.tracking import open_trackers
+    from dcclctl.stages.settings import resolve
 
-    trackers = open_trackers(log)
-    reporter = Reporter(as_json, quiet)
-    place = Store(store, remark=reporter.remark)
-    rules = _rules(gate, max_drop, settings, place)
-    _check_outputs(settings, rules, junit, markdown)
-    subjects = open_subjects(references or default_references(place), place, settings.against)
-    if settings.first_events:
-        _first_events(subjects, settings, place, trackers, reporter, force)
-        return
-    with reporter.progress() as progress:
-        made, reused = run(subjects, settings, place, progress, force)
-    for track in trackers:
-        reporter.remark(track(record_of(made, place)))
-    facts, names = made.facts, dict(display_names(made, place))
-    aggregate = made.read_table("aggregate.parquet")
-    ranked = "all items" if facts["candidates"] == "all" else f"{facts['candidates']:,} sampled items"
-    reporter.line(
-        f"{facts['on']} of {subjects[0].cloud.dataset.artifact.ref}: {facts['events']:,} events of {facts['users']:,} users"
-        f"{targets_in_words(made.config)}, each ranked among {ranked}"
-    )
-    reporter.table(group_table(aggregate, names))
-    reporter.table(activity_sparklines(aggregate, names))
-    for name, ref in names.items():
-        about = facts["subjects"][name]
-        served = ", ".join(f"{count:,} by {by}" for by, count in sorted(about["served_by"].items()))
-        beyond = "" if about["coverage"] is None else f"; shows {about['coverage']:.0%} of the catalogue"
-        reporter.line(f"{ref}: users served {served}; calibration error {about['ece']:.4f}{beyond}")
-    if facts["users_without_auc"]:
-        reporter.line(f"{facts['users_without_auc']:,} users have events of one label only and no AUC")
-    if facts["split"] != "global":
-        reporter.line(f"split {facts['split']}: users' periods overlap in time, so trends leak between users")
-    rows = aggregate.with_columns(aggregate["subject"].replace(names)).to_dicts()
-    compared, failed = _compare(made, names, rules, reporter, junit, markdown) if settings.against else ({}, 0)
-    reporter.finish(
-        made.ref,
-        made.id,
-        reused,
+    config = resolve(EvaluateConfig, call.settings, call.config)
+    rules = gate_rules(gate, max_drop or [], config.k, call.store)
+    _check_outputs(config, rules, junit, markdown)
+    subjects = open_subjects(references or default_references(call.store), call.store, config.against)
+    with track(call) as send:
+        if config.first_events:
+            with call.run() as options:
+                made = evaluate_first_events(subjects, call.settings, options)
+            _show_first_events(call, subjects, made, send)
+            return
+        with call.run() as options:
+            evaluation = run(subjects, call.settings, options)
+        send(evaluation)
+    _show(call, evaluation, subjects)
+    compared, failed = _compare(call, evaluation, rules, junit, markdown) if evaluation.against else ({}, 0)
+    facts, aggregate, refs = evaluation.facts, evaluation.aggregate, evaluation.subjects
+    rows = aggregate.with_columns(aggregate["subject"].replace(refs)).to_dicts()
+    call.finish(
+        evaluation,
         on=facts["on"],
         candidates=facts["candidates"],
         users=facts["users"],
         events=facts["events"],
-        subjects=list(names.values()),
+        events_without_candidates=facts["events_without_candidates"],
+        events_with_few_candidates=facts["events_with_few_candidates"],
+        subjects=list(refs.values()),
+        names={refs[name]: label for name, label in evaluation.labels.items()},
         metrics=[row for row in rows if not row["group"].startswith("activity-")],
         **compared,
     )
@@ -192,94 +117,18 @@ def evaluate(
         raise GateError(
             f"the gate failed: {failed} of {len(compared['gate'])} drops against {compared['against']} are larger than "
             f"allowed, and real",
-            f"The figures are in {made.ref}; what else changed: dcclctl artifacts diff A B.",
+            f"The figures are in {evaluation.ref}; what else changed: dcclctl artifacts diff A B.",
         )
 
 
-def _first_events(
-    subjects: "list[Subject]",
-    settings: EvaluateConfig,
-    place: "Store",
-    trackers: "list[Tracker]",
-    reporter: Reporter,
-    force: bool,
-) -> None:
-    """One evaluation for each K, and all of them in one table."""
-    from dcclctl.algorithm.eventlog import Block
-    from dcclctl.report.comparison import first_events_table
-    from dcclctl.stages.cold import by_first_events, one_each, scored_events, targets_in_words
-    from dcclctl.stages.compare import main_metrics
-    from dcclctl.stages.evaluate import display_names, evaluate, subject_name
-    from dcclctl.stages.track import record_of
-
-    dataset = subjects[0].cloud.dataset
-    for each in one_each(settings):
-        scored_events(
-            dataset, dataset.log.events_in(Block.parse(each.on)), each
-        )  # says so before any work if a K has none
-    with reporter.progress() as progress:
-        runs = [evaluate(subjects, each, place, progress, force) for each in one_each(settings)]
-    made = [artifact for artifact, _ in runs]
-    for track in trackers:
-        for artifact in made:
-            reporter.remark(track(record_of(artifact, place)))
-    facts, names = made[0].facts, dict(display_names(made[0], place))
-    table = by_first_events(made)
-    ranked = "all items" if facts["candidates"] == "all" else f"{facts['candidates']:,} sampled items"
-    after = made[0].config["targets_after"]
-    scored = (
-        "what comes right after each new user's first K events (each K has users and events of its own)"
-        if after == "next"
-        else f"{facts['events']:,} events of {facts['users']:,} new users after their first {after}"
-    )
-    scored += targets_in_words(made[0].config)
-    reporter.line(f"{facts['on']} of {subjects[0].cloud.dataset.artifact.ref}: {scored}, each ranked among {ranked}")
-    against = subject_name(settings.against, place) if settings.against else ""
-    shown = main_metrics(table["metric"].unique(maintain_order=True).to_list())
-    reporter.table(first_events_table(table, names, against, shown))
-    if not reporter.as_json:
-        for artifact, reused in runs:
-            reporter.finish(artifact.ref, artifact.id, reused)
-        return
-    last, reused = runs[-1]
-    reporter.finish(
-        last.ref,
-        last.id,
-        reused,
-        evaluations=[
-            {
-                **{name: each.facts[name] for name in ("first_events", "users", "events")},
-                "ref": each.ref,
-                "id": each.id,
-                "reused": was_there,
-            }
-            for each, was_there in runs
-        ],
-        on=facts["on"],
-        candidates=facts["candidates"],
-        **({} if after == "next" else {"users": facts["users"], "events": facts["events"]}),
-        against=names.get(against, ""),
-        subjects=list(names.values()),
-        metrics=_rows(table, names),
-    )
-
-
-def _rules(gate: Path | None, max_drop: list[str] | None, settings: EvaluateConfig, place: "Store") -> "list[Rule]":
-    """The rules of the file, then those of the flags; their models by the names that the tables use."""
-    if gate is None and not max_drop:
-        return []
-    from dataclasses import replace
-
-    from dcclctl.stages.evaluate import subject_name
-    from dcclctl.stages.gate import check_metrics, parse_max_drop, read_gate
-
-    rules = (read_gate(gate) if gate else []) + [parse_max_drop(text) for text in max_drop or []]
-    check_metrics(rules, settings.k)
-    return [replace(rule, subject=subject_name(rule.subject, place)) if rule.subject else rule for rule in rules]
-
-
-def _check_outputs(settings: EvaluateConfig, rules: "list[Rule]", junit: Path | None, markdown: Path | None) -> None:
-    if (rules or junit or markdown) and not settings.against:
+def _check_outputs(config: Any, rules: "list[Rule]", junit: Path | None, markdown: Path | None) -> None:
+    """Refuse files and rules that have nothing to be made of, before the work starts."""
+    if config.first_events and (rules or junit or markdown):
+        raise UsageError(
+            "--first-events makes an evaluation for each K, and a gate judges one",
+            "Leave out --gate, --max-drop, --junit and --markdown.",
+        )
+    if (rules or junit or markdown) and not config.against:
         raise UsageError(
             "a gate compares with a baseline, and none is named", "Add --against REF, e.g. --against cloud@release"
         )
@@ -293,72 +142,144 @@ def _check_outputs(settings: EvaluateConfig, rules: "list[Rule]", junit: Path | 
             raise UsageError(f"there is no folder {path.parent} for {path.name}", "Make it first, or choose another.")
 
 
+def _ranked(facts: Any) -> str:
+    return "all items" if facts["candidates"] == "all" else f"{facts['candidates']:,} sampled items"
+
+
+def _show(call: Call, evaluation: "Evaluation", subjects: "list[Subject]") -> None:
+    """The table by group, the picture by activity, and what else there is to say."""
+    from dcclctl.evaluation.targets import targets_in_words
+    from dcclctl.report.terminal import activity_sparklines, group_table, plain_sentence
+
+    facts, labels, line = evaluation.facts, evaluation.labels, call.reporter.line
+    line(
+        f"{facts['on']} of {subjects[0].cloud.dataset.ref}: {facts['events']:,} events of {facts['users']:,} users"
+        f"{targets_in_words(evaluation.config)}, each ranked among {_ranked(facts)}"
+    )
+    sentence = plain_sentence(evaluation.aggregate, labels, evaluation.against)
+    if sentence:
+        line(sentence)
+    call.reporter.table(group_table(evaluation.aggregate, labels))
+    call.reporter.table(activity_sparklines(evaluation.aggregate, labels))
+    for name, label in labels.items():
+        about = facts["subjects"][name]
+        served = ", ".join(f"{count:,} by {by}" for by, count in sorted(about["served_by"].items()))
+        beyond = "" if about["coverage"] is None else f"; shows {about['coverage']:.0%} of the catalogue"
+        line(f"{label}: users served {served}; calibration error {about['ece']:.4f}{beyond}")
+    if facts["events_without_candidates"]:
+        line(f"{facts['events_without_candidates']:,} events have no other candidate, so they have no rank and no AUC")
+    few = facts["events_with_few_candidates"] - facts["events_without_candidates"]
+    if few:
+        line(f"{few:,} events are ranked among fewer items than the largest cut-off {max(evaluation.config['k'])}")
+    if facts["users_without_auc"]:
+        line(f"{facts['users_without_auc']:,} users have rows of one label only and no AUC")
+    if facts["split"] != "global":
+        line(f"split {facts['split']}: users' periods overlap in time, so trends leak between users")
+
+
+def _show_first_events(
+    call: Call, subjects: "list[Subject]", made: "list[Evaluation]", send: "Callable[[Handle], None]"
+) -> None:
+    """One evaluation for each K, all of them in one table."""
+    from dcclctl.evaluation.comparison import main_metrics
+    from dcclctl.evaluation.targets import by_first_events, targets_in_words
+    from dcclctl.report.comparison import first_events_table
+
+    for each in made:
+        send(each)
+    facts, labels, refs = made[0].facts, made[0].labels, made[0].subjects
+    table = by_first_events(made)
+    after = made[0].config["targets_after"]
+    scored = (
+        "what comes right after each new user's first K events (each K has users and events of its own)"
+        if after == "next"
+        else f"{facts['events']:,} events of {facts['users']:,} new users after their first {after}"
+    )
+    scored += targets_in_words(made[0].config)
+    call.reporter.line(
+        f"{facts['on']} of {subjects[0].cloud.dataset.ref}: {scored}, each ranked among {_ranked(facts)}"
+    )
+    shown = main_metrics(table["metric"].unique(maintain_order=True).to_list())
+    call.reporter.table(first_events_table(table, labels, made[0].against, shown))
+    if not call.reporter.as_json:
+        for each in made:
+            call.finish(each)
+        return
+    evaluations = [
+        {
+            **{name: each.facts[name] for name in ("first_events", "users", "events")},
+            "ref": each.ref,
+            "id": each.id,
+            "reused": each.reused,
+        }
+        for each in made
+    ]
+    call.finish(
+        made[-1],
+        evaluations=evaluations,
+        on=facts["on"],
+        candidates=facts["candidates"],
+        **({} if after == "next" else {"users": facts["users"], "events": facts["events"]}),
+        against=refs.get(made[0].against, ""),
+        subjects=list(refs.values()),
+        metrics=_rows(table, refs),
+    )
+
+
 def _compare(
-    made: "Artifact",
-    names: dict[str, str],
-    rules: "list[Rule]",
-    reporter: Reporter,
-    junit: Path | None,
-    markdown: Path | None,
+    call: Call, evaluation: "Evaluation", rules: "list[Rule]", junit: Path | None, markdown: Path | None
 ) -> tuple[dict[str, Any], int]:
     """Show the comparison, the harm and the gate, and write the files that were asked for.
 
     Returns:
         What --json says of them, and how many rules failed.
     """
+    from dcclctl.evaluation.comparison import harm_metric, main_metrics
+    from dcclctl.evaluation.gate import verdicts_of
+    from dcclctl.evaluation.targets import targets_in_words
     from dcclctl.report import ci
     from dcclctl.report.comparison import comparison_table, gate_table, harm_table, points, tail_minus_head_line
-    from dcclctl.stages.cold import targets_in_words
-    from dcclctl.stages.compare import (
-        MAIN_GROUPS,
-        compare_evaluation,
-        harm_metric,
-        main_metrics,
-        tail_minus_head_of_evaluation,
-    )
-    from dcclctl.stages.gate import judge
 
-    against = made.config["against"]
-    comparison, harm, worst = (made.read_table(f"{name}.parquet") for name in ("comparison", "harm", "worst_users"))
+    against, labels, refs = evaluation.against, evaluation.labels, evaluation.subjects
+    comparison, harm, worst = evaluation.comparison, evaluation.harm, evaluation.worst_users
     measured = comparison["metric"].unique(maintain_order=True).to_list()
     shown, harmed_by = main_metrics(measured), harm_metric(measured)
+    reporter = call.reporter
     if against in comparison["subject"]:
-        reporter.line(f"{names[against]} is the baseline itself: it is compared with itself")
-    reporter.table(comparison_table(comparison, names, against, shown))
-    who = tail_minus_head_of_evaluation(made, against)
-    for (subject,), rows in who.group_by("subject", maintain_order=True):
-        said = tail_minus_head_line(rows.to_dicts(), names[str(subject)], shown)
+        reporter.line(f"{labels[against]} is the baseline itself: it is compared with itself")
+    reporter.table(comparison_table(comparison, labels, against, shown))
+    for (subject,), rows in evaluation.tail_minus_head.group_by("subject", maintain_order=True):
+        said = tail_minus_head_line(rows.to_dicts(), labels[str(subject)], shown)
         if said:
             reporter.line(said)
-    reporter.table(harm_table(harm, comparison, names, against, harmed_by))
+    reporter.table(harm_table(harm, comparison, labels, against, harmed_by))
     for (subject,), lost in worst.filter(metric=harmed_by).group_by("subject", maintain_order=True):
         users = [f"{row['user_id']} ({row['group']}, {points(row['difference'])})" for row in lost.to_dicts()]
-        reporter.line(f"{names[str(subject)]}, worst off: {', '.join(users[:WORST_SHOWN])}")
-    others = {rule.group for rule in rules} - set(MAIN_GROUPS)
-    full = compare_evaluation(made, against, (*MAIN_GROUPS, *sorted(others))) if others else comparison
-    verdicts = judge(full, rules)
+        reporter.line(f"{labels[str(subject)]}, worst off: {', '.join(users[:WORST_SHOWN])}")
+    verdicts = verdicts_of(evaluation, rules)
     if rules:
-        reporter.table(gate_table(verdicts, names, against))
+        reporter.table(gate_table(verdicts, labels, against))
         if any("/" in metric for metric in verdicts["metric"]):
             reporter.line("the gate judges sampled metrics: all models were ranked among the same sampled items")
     if junit:
-        junit.write_text(ci.junit(verdicts, names, against), encoding="utf-8")
+        junit.write_text(ci.junit(verdicts, labels, against), encoding="utf-8")
     if markdown:
-        heading = f"{made.ref}: {made.facts['on']}, {made.facts['events']:,} events of {made.facts['users']:,} users"
-        heading += targets_in_words(made.config)
-        text = ci.markdown(comparison, harm, worst, verdicts, names, against, shown, harmed_by, heading)
+        facts = evaluation.facts
+        heading = f"{evaluation.ref}: {facts['on']}, {facts['events']:,} events of {facts['users']:,} users"
+        heading += targets_in_words(evaluation.config)
+        text = ci.markdown(comparison, harm, worst, verdicts, labels, against, shown, harmed_by, heading)
         markdown.write_text(text, encoding="utf-8")
-    facts = {
-        "against": names[against],
-        "comparison": _rows(comparison, names),
-        "tail_minus_head": _rows(who, names),
-        "harm": _rows(harm, names),
-        "worst_users": _rows(worst.drop("user_index"), names),
-        "gate": _rows(verdicts, names),
+    said_of_it = {
+        "against": refs[against],
+        "comparison": _rows(comparison, refs),
+        "tail_minus_head": _rows(evaluation.tail_minus_head, refs),
+        "harm": _rows(harm, refs),
+        "worst_users": _rows(worst.drop("user_index"), refs),
+        "gate": _rows(verdicts, refs),
     }
-    return facts, verdicts["verdict"].to_list().count("fail")
+    return said_of_it, verdicts["verdict"].to_list().count("fail")
 
 
-def _rows(table: "pl.DataFrame", names: dict[str, str]) -> list[dict[str, Any]]:
+def _rows(table: "pl.DataFrame", refs: dict[str, str]) -> list[dict[str, Any]]:
     """A table for --json, with references instead of the names that are the same in every store."""
-    return table.with_columns(table["subject"].replace(names)).to_dicts()
+    return table.with_columns(table["subject"].replace(refs)).to_dicts()

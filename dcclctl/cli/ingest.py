@@ -6,18 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dcclctl.cli.console import Reporter, plain
-from dcclctl.cli.options import (
-    DEFAULT_STORE,
-    ConfigOption,
-    ForceOption,
-    JsonOption,
-    QuietOption,
-    StoreOption,
-    setting,
-    split_commas,
-)
-from dcclctl.config import IngestConfig, resolve
+from dcclctl.cli.options import Call, command
 from dcclctl.errors import UsageError
+from dcclctl.logs.format import FORMATS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,23 +22,15 @@ KEY_FACTS = (
 )
 
 
-def _option(name: str, *flags: str, metavar: str | None = None) -> Any:
-    return setting(IngestConfig, name, *flags, metavar=metavar)
-
-
-@app.command()
+@command(app, "ingest")
 def ingest(
+    call: Call,
     logs: Annotated[
         list[Path],
         typer.Argument(
             metavar="LOG...", help="Files (also .gz, .zst), quoted globs, or a MovieLens or RecBole folder."
         ),
     ],
-    format: Annotated[str | None, _option("format", metavar="FORMAT")] = None,
-    map: Annotated[str | None, _option("map", metavar="user=…,item=…,time=…")] = None,
-    time_unit: Annotated[str | None, _option("time_unit", metavar="UNIT")] = None,
-    timezone: Annotated[str | None, _option("timezone", metavar="ZONE")] = None,
-    now: Annotated[str | None, _option("now", metavar="TIME")] = None,
     users: Annotated[
         Path | None, typer.Option("--users", metavar="FILE", help="Side table of users: its columns become profiles.")
     ] = None,
@@ -58,30 +41,14 @@ def ingest(
         ),
     ] = None,
     implicit: Annotated[bool, typer.Option("--implicit", help="Every event is positive, whatever its rating.")] = False,
-    label: Annotated[str | None, _option("label", metavar="'rating>=4'")] = None,
-    label_conflicts: Annotated[str | None, _option("label_conflicts", metavar="last|first|max")] = None,
-    behaviours: Annotated[str | None, _option("behaviours", metavar="NAME,NAME")] = None,
-    ids: Annotated[str | None, _option("ids", metavar="text|int")] = None,
-    encoding: Annotated[str | None, _option("encoding", metavar="ENCODING")] = None,
-    allow_empty: Annotated[
-        bool | None,
-        typer.Option("--allow-empty", help=IngestConfig.model_fields["allow_empty"].description, show_default=False),
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="|".join(("auto", *FORMATS)),
+            help="Layout of the log; auto looks at names and headers. [default: auto]",
+        ),
     ] = None,
-    min_user_events: Annotated[int | None, _option("min_user_events", metavar="N")] = None,
-    min_item_events: Annotated[int | None, _option("min_item_events", metavar="N")] = None,
-    max_user_events: Annotated[int | None, _option("max_user_events", metavar="N")] = None,
-    repeats: Annotated[str | None, _option("repeats", metavar="keep|first")] = None,
-    split: Annotated[str | None, _option("split", metavar="global|per-user|leave-one-out")] = None,
-    periods: Annotated[str | None, _option("periods", metavar="60,20,10,10")] = None,
-    new_users: Annotated[float | None, _option("new_users", metavar="FRACTION")] = None,
-    head_fraction: Annotated[float | None, _option("head_fraction", metavar="FRACTION")] = None,
-    max_reject: Annotated[float | None, _option("max_reject", metavar="FRACTION")] = None,
-    seed: Annotated[int | None, _option("seed", metavar="N")] = None,
-    store: StoreOption = DEFAULT_STORE,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    force: ForceOption = False,
 ) -> None:
     """Read recommendation logs into a dataset.
 
@@ -94,57 +61,17 @@ def ingest(
       dcclctl ingest 'clicks-*.csv.gz' --map user=uid,item=sku,time=ts --items products.csv --label 'rating>=4'
       dcclctl ingest UserBehavior.csv --behaviours buy,cart --periods 2017-11-30,2017-12-02,2017-12-03
     """
-    if implicit and label is not None:
-        raise UsageError("--implicit and --label contradict each other", "Give one of them.")
-    flags = {
-        "format": format,
-        "map": _parse_map(map),
-        "time_unit": time_unit,
-        "timezone": timezone,
-        "now": now,
-        "label": "" if implicit else label,
-        "label_conflicts": label_conflicts,
-        "behaviours": split_commas(behaviours),
-        "ids": ids,
-        "encoding": encoding,
-        "allow_empty": allow_empty,
-        "min_user_events": min_user_events,
-        "min_item_events": min_item_events,
-        "max_user_events": max_user_events,
-        "repeats": repeats,
-        "split": split,
-        "periods": split_commas(periods),
-        "new_users": new_users,
-        "head_fraction": head_fraction,
-        "max_reject": max_reject,
-        "seed": seed,
-    }
-    settings = resolve(IngestConfig, config, **flags)
-    if implicit and "label" in settings.map:
-        settings = settings.model_copy(update={"map": {k: v for k, v in settings.map.items() if k != "label"}})
-
+    from dcclctl.stages.ingest import Sides
     from dcclctl.stages.ingest import ingest as run
-    from dcclctl.store.store import Store
 
-    reporter = Reporter(as_json, quiet)
-    with reporter.progress() as progress:
-        dataset, reused = run(logs, users, items, settings, Store(store, remark=reporter.remark), progress, force)
-    facts = dataset.facts
-    _remark(reporter, facts)
-    _show(reporter, facts)
-    reporter.finish(dataset.ref, dataset.id, reused, **{name: facts[name] for name in KEY_FACTS})
-
-
-def _parse_map(text: str | None) -> dict[str, str] | None:
-    """'user=uid,item=sku' → {'user': 'uid', 'item': 'sku'}."""
-    if text is None:
-        return None
-    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
-    if not pairs or any(not sign or not role.strip() or not column for role, sign, column in pairs):
-        raise UsageError(
-            f"--map: cannot read {text!r}", "Write pairs OURS=YOURS with commas: --map user=uid,item=sku,time=ts"
-        )
-    return {role.strip(): column for role, _, column in pairs}
+    if implicit and "label" in call.settings:
+        raise UsageError("--implicit and --label contradict each other", "Give one of them.")
+    with call.run() as options:
+        dataset = run(logs, call.store, call.settings, options, Sides(users, items, implicit))
+    facts = dict(dataset.facts)
+    _remark(call.reporter, facts)
+    _show(call.reporter, facts)
+    call.finish(dataset, **{name: facts[name] for name in KEY_FACTS})
 
 
 def _remark(reporter: Reporter, facts: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from dcclctl.compute import own_process
 from dcclctl.errors import DcclError
 
 #: command → one line for the list; the code is in dcclctl/cli/<command>.py, attribute `app`.
@@ -20,6 +21,7 @@ COMMANDS = {
     "evaluate": "Score models side by side, by user activity.",
     "report": "Write evaluations as one offline page.",
     "score": "Explain one user: cloud and patched ranking side by side.",
+    "settings": "List every setting of a command, a model or a method.",
     "audit": "Prove that nothing trained has seen what it is judged on.",
     "artifacts": "List, show, verify, compare and tag what the stages made.",
 }
@@ -63,7 +65,7 @@ class LazyGroup(TyperGroup):
 
 def _print_version(value: bool) -> None:
     if value:
-        from dcclctl import __version__
+        from dcclctl.version import __version__
 
         print(f"dcclctl {__version__}")
         raise typer.Exit
@@ -78,7 +80,7 @@ def _root(
 
     dcclctl ingest LOG && dcclctl train && dcclctl patch && dcclctl evaluate
 
-    The paper's loop: dcclctl patch --method metapatch && dcclctl distill
+    The paper's loop: dcclctl patch --method metapatch && dcclctl distill --method momodistill
     """
 
 
@@ -95,6 +97,7 @@ app.callback()(_root)
 
 def main() -> None:
     """Entry point of the console script."""
+    own_process()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # what a terminal's encoding does not have (θ, an id in another script) is escaped, not a traceback

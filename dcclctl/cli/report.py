@@ -37,6 +37,7 @@ def report(
       dcclctl report
       dcclctl report evaluation@1 evaluation@2 -o rounds.html
     """
+    from dcclctl.artifacts import Evaluation
     from dcclctl.report.html import render
     from dcclctl.stages.report import load_page
     from dcclctl.store.store import Store
@@ -47,7 +48,7 @@ def report(
     for at, artifact in enumerate(chosen):
         if artifact.id in [other.id for other in chosen[:at]]:
             raise UsageError(f"{artifact.ref} is named twice", "Name each evaluation once.")
-    page = render(load_page(chosen, place)).encode()
+    page = render(load_page([Evaluation(artifact) for artifact in chosen])).encode()
     try:
         output.write_bytes(page)
     except OSError as error:

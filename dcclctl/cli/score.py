@@ -5,21 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dcclctl.cli.console import Reporter, plain
-from dcclctl.cli.options import DEFAULT_STORE, ConfigOption, JsonOption, QuietOption, StoreOption, setting
-from dcclctl.config import EvaluateConfig, resolve
+from dcclctl.cli.options import Call, command
+from dcclctl.config import ScoreSettings
 
 if TYPE_CHECKING:
-    from dcclctl.stages.score import Explanation
+    from dcclctl.evaluation.lists import Explanation
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-def _option(name: str, *flags: str, metavar: str | None = None) -> Any:
-    return setting(EvaluateConfig, name, *flags, metavar=metavar)
-
-
-@app.command()
+@command(app, "score", ScoreSettings, reads=True)
 def score(
+    call: Call,
     reference: Annotated[
         str,
         typer.Argument(
@@ -29,34 +26,24 @@ def score(
     ],
     user: Annotated[str, typer.Option("--user", metavar="ID", help="The user's id in your log.")],
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Items to show.")] = 10,
-    unpatched: Annotated[str | None, _option("unpatched", metavar="encoder|cloud")] = None,
-    device: Annotated[str | None, _option("device", metavar="auto|cpu|cuda|mps")] = None,
-    threads: Annotated[int | None, _option("threads", metavar="N")] = None,
-    store: StoreOption = DEFAULT_STORE,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Explain one user: cloud and patched ranking side by side.
 
-    Ranks what could be shown at the start of the test period. ✓ marks what the user then really took; ▲ and ▼ say how
-    far the patch moved an item.
+    Ranks the items that can be shown at the start of the test period. ✓ marks items that the user then interacted with; ▲
+    and ▼ say how far the patch moved an item.
 
     \b
     Examples:
       dcclctl score patches@1 --user 196
       dcclctl score patches --user 196 --top 20 --json
     """
-    settings = resolve(EvaluateConfig, config, unpatched=unpatched, device=device, threads=threads)
-    from dcclctl.stages.evaluate import open_subjects
-    from dcclctl.stages.score import score_user
-    from dcclctl.store.store import Store
+    from dcclctl.devices.serving import Subject
+    from dcclctl.stages.score import score as run
 
-    reporter = Reporter(as_json, quiet)
-    subject = open_subjects([reference], Store(store, remark=reporter.remark))[0]
-    found = score_user(subject, user, top, settings)
-    _show(reporter, found)
-    reporter.finish(
+    subject = Subject.of(reference, call.store)
+    found = run(subject, user, top, call.settings, call.config)
+    _show(call.reporter, found)
+    call.reporter.finish(
         subject.artifact.ref,
         subject.artifact.id,
         False,

@@ -1,4 +1,4 @@
-"""What a file looks like, once it has been recognised."""
+"""The layout of a recognised file."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,8 +11,8 @@ class Layout:
     """How to read one file.
 
     Args:
-        format: csv, jsonl, parquet, recbole, movielens, amazon or taobao.
-        container: which reader takes it.
+        format: its name in format.FORMATS.
+        container: which reader reads it.
         columns: names of its columns, in order; from the header, or known from the format.
         roles: our name (user, item, time, label, category, behaviour) → column.
         delimiter: between fields of a text file.

@@ -12,6 +12,7 @@ import numpy as np
 from dcclctl.report.comparison import POINTS, metric_name
 from dcclctl.report.page import EvaluationPart, Fit, Model
 from dcclctl.report.text import plain
+from dcclctl.tables import ACTIVITY_GROUPS
 
 if TYPE_CHECKING:
     import altair as alt
@@ -29,7 +30,6 @@ ROUNDS = {
     "cloud model, tail": ("var(--s2)", [5, 3]),
     "with patches, tail": ("var(--s2)", [1, 0]),
 }
-ACTIVITY_GROUPS = 20
 #: a bin of the reliability diagram with fewer rows says nothing and is not drawn
 MIN_ROWS = 20
 #: bins on each side of zero
@@ -154,7 +154,7 @@ def activity(part: EvaluationPart, name: str, narrow: bool) -> str:
                 "group:Q",
                 title="activity group (1 = least active users)",
                 scale=alt.Scale(domain=[1, ACTIVITY_GROUPS], nice=False),
-                axis=alt.Axis(values=[1, 5, 10, 15, 20], grid=False),
+                axis=alt.Axis(values=[1, *range(5, ACTIVITY_GROUPS + 1, 5)], grid=False),
             ),
             y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
             **_lines(_styles(part), "model:N"),
@@ -284,8 +284,8 @@ def learning(fit: Fit, name: str) -> str:
         f"Loss of {fit.ref} ({fit.role}) over {last} epochs: "
         f"training {fit.epochs[0]['train_loss']:.4f} to {fit.epochs[-1]['train_loss']:.4f}, "
         f"valid {fit.epochs[0]['valid_loss']:.4f} to {fit.epochs[-1]['valid_loss']:.4f}; "
-        f"the weights after epoch {fit.best_epoch} were kept, valid loss {fit.best_valid_loss:.4f}"
-        + (f" and, by which they were chosen, valid AUC {fit.best_valid_auc:.4f}." if fit.criterion == "auc" else ".")
+        f"the weights after epoch {fit.best_epoch} were kept, which has the highest valid AUC, {fit.best_valid_auc:.4f} "
+        f"(valid loss {fit.best_valid_loss:.4f})."
     )
     chart = alt.layer(kept, lines).properties(width=SMALL, height=150)
     return _svg(chart, name, about)

@@ -10,15 +10,13 @@ from dcclctl.report import charts
 from dcclctl.report.comparison import favoured, interval, metric_name, points, why_open, words
 from dcclctl.report.page import EvaluationPart, Model, Page
 from dcclctl.report.text import plain
-from dcclctl.tables import ACTIVITY_GROUPS, GROUPS
+from dcclctl.tables import ACTIVITY_GROUPS, GROUPS, SERVED_BY
 
 TEMPLATE = "page.html.jinja"
 #: the groups of the tables, in the order of the paper's question
 SHOWN_GROUPS = ("tail", "head", "new", "all")
 #: users named in the list of the worst off
 WORST_SHOWN = 5
-_LOSSES = ("log_loss", "ece")
-_PERIODS = {"test": "the test period", "valid": "the validation period", "device": "the device period"}
 
 
 def render(page: Page) -> str:
@@ -79,7 +77,7 @@ def _evaluation(part: EvaluationPart, at: int, markup: Any) -> dict[str, Any]:
     return {
         "part": part,
         "anchor": f"evaluation-{at}",
-        "period": _PERIODS.get(part.on, part.on),
+        "period": period_name(part.on),
         "headline": headline(part),
         "notes": notes(part),
         "verdicts": [_verdict(part, model) for model in others],
@@ -101,8 +99,17 @@ def _evaluation(part: EvaluationPart, at: int, markup: Any) -> dict[str, Any]:
         "harm": list(_harm_rows(part)),
         "worst": [{"model": model, "users": _worst(part, model)} for model in others],
         "rounds": markup(rounds) if rounds else "",
+        "served_by": [by for by in SERVED_BY if any(model.served_by.get(by) for model in part.models)],
         "calibration": markup(charts.calibration(part, f"e{at}-calibration")),
     }
+
+
+def period_name(on: str) -> str:
+    """What was scored, for people: 'valid' → 'the validation period', 'device:2/3, …' → 'part 2/3 of the device period, …'."""
+    block, comma, restriction = on.partition(",")
+    period, _, share = block.partition(":")
+    name = f"the {'validation' if period == 'valid' else period} period"
+    return (f"part {share} of {name}" if share else name) + comma + restriction
 
 
 def _row(part: EvaluationPart, subject: str, group: str, metric: str) -> dict[str, Any]:

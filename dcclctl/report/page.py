@@ -1,6 +1,5 @@
 """What a report says, before it has a form: filled by `stages.report`, drawn by `report.html`."""
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ class Model:
         name: its name in the tables. ref: its reference in the store.
         role: what it is, for people: 'frozen cloud model', 'patches on cloud@1'.
         round: distillations that its cloud model has behind it. patched: are there patches on top?
-        served_by: 'patch', 'encoder', 'cloud' → users.
+        served_by: one of tables.SERVED_BY → users.
         ece: calibration error; None without rows. coverage: share of the catalogue that is shown; None if sampled.
         placebo: is everybody served with the mean patch, or another user's?
     """
@@ -78,8 +77,7 @@ class Fit:
     """How one cloud model learned: epochs of epoch, train_loss, valid_loss; best_epoch 0 is the start.
 
     Attributes:
-        criterion: by what the epoch was chosen: "loss" or "auc". best_valid_auc: of the epoch that was kept; NaN where it was
-            not measured (artifacts of earlier versions).
+        best_valid_loss, best_valid_auc: of the epoch that was kept, the one with the highest AUC.
     """
 
     ref: str
@@ -87,8 +85,7 @@ class Fit:
     epochs: list[dict[str, float]]
     best_epoch: int
     best_valid_loss: float
-    criterion: str = "loss"
-    best_valid_auc: float = math.nan
+    best_valid_auc: float
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,19 @@ import polars as pl
 from rich.table import Table
 from rich.text import Text
 
+from dcclctl.metrics.metric import lower_is_better
+from dcclctl.report.comparison import metric_name
 from dcclctl.tables import GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: metrics in which less is better
-_LOSSES = ("log_loss", "ece")
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def heading(metric: str) -> str:
-    """A metric's name for people: 'ndcg@10/1000' → 'NDCG@10', and '1,000 sampled' on a line below."""
-    name, _, sampled = metric.partition("/")
-    shown = {"mrr": "MRR", "gauc": "GAUC", "log_loss": "log loss"}.get(name, name.upper())
-    return f"{shown}\nsampled" if sampled else shown
+    """A metric's name for people: 'ndcg@10/1000' → 'NDCG@10', and 'sampled' on a line below."""
+    return metric_name(metric).replace(" sampled", "\nsampled")
 
 
 def shown_metrics(metrics: list[str]) -> list[str]:
@@ -53,12 +51,35 @@ def group_table(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
                 column = [values[group, other, metric]["value"] for other in names]
                 known = [value for value in column if value is not None]
                 value = column[place]
-                best = (min if metric.partition("/")[0] in _LOSSES else max)(known, default=None)
+                best = (min if lower_is_better(metric) else max)(known, default=None)
                 # equal to the digit shown is equally good
                 bold = value is not None and best is not None and f"{value:.4f}" == f"{best:.4f}" and len(names) > 1
                 cells.append(Text("–" if value is None else f"{value:.4f}", style="bold" if bold else ""))
             table.add_row(group if place == 0 else "", f"{users:,}" if place == 0 else "", Text(ref), *cells)
     return table
+
+
+def plain_sentence(aggregate: pl.DataFrame, names: "Mapping[str, str]", against: str) -> str:
+    """What the best model does for less active users, in words; '' without a baseline, tail users or a hit ratio.
+
+    Args:
+        aggregate: AGGREGATE table. names: subject → reference to show. against: the baseline.
+    """
+    ratios = [metric for metric in aggregate["metric"].unique(maintain_order=True) if metric.startswith("hr@")]
+    if not against or not ratios or len(names) < 2:
+        return ""
+    metric = ratios[len(ratios) // 2]
+    tail = aggregate.filter((pl.col("group") == "tail") & (pl.col("metric") == metric))
+    values = {row["subject"]: row["value"] for row in tail.to_dicts() if row["value"] is not None}
+    others = {subject: value for subject, value in values.items() if subject != against}
+    if against not in values or not others:
+        return ""
+    best = max(others, key=lambda subject: others[subject])
+    return (
+        f"With {names[best]}, less active users (tail) find the item that they choose next among the top "
+        f"{metric.partition('@')[2].partition('/')[0]} in {others[best]:.0%} of cases; with {names[against]}, in "
+        f"{values[against]:.0%}."
+    )
 
 
 def activity_sparklines(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:

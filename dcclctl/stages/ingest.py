@@ -1,14 +1,17 @@
 """`ingest`: logs and side tables → one dataset."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from dcclctl.artifacts import Dataset
+from dcclctl.compute import OnProgress
 from dcclctl.config import PERIODS, IngestConfig
 from dcclctl.errors import UsageError
 from dcclctl.logs.events import Events, select_events, without
@@ -21,59 +24,74 @@ from dcclctl.logs.reader import Log, LogReader, label_rule
 from dcclctl.logs.sides import SideTable, categories, profiles, read_side
 from dcclctl.logs.sources import Source, check_distinct, find_paths, identify
 from dcclctl.logs.split import TEST, Periods, iso, make_new, new_users, split
-from dcclctl.store.store import Artifact, Input, Store, Work
+from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
+from dcclctl.stages.settings import resolve
+from dcclctl.store.store import Input, Store, Work
 from dcclctl.tables import GROUPS
 
-Progress = Callable[[str, float, float, str], None]
+
+@dataclass(frozen=True)
+class Sides:
+    """What comes with the logs.
+
+    Attributes:
+        users, items: side tables with profile columns, and with names and categories; None takes the one beside a RecBole or
+            MovieLens log. implicit: every event is positive, whatever its label.
+    """
+
+    users: Path | None = None
+    items: Path | None = None
+    implicit: bool = False
+
+
+NO_SIDES = Sides()
 
 
 def ingest(
-    logs: list[Path],
-    users: Path | None,
-    items: Path | None,
-    config: IngestConfig,
+    logs: Sequence[Path],
     store: Store,
-    on_progress: Progress,
-    force: bool = False,
-) -> tuple[Artifact, bool]:
+    settings: Settings = NO_SETTINGS,
+    run: RunOptions = DEFAULT_RUN,
+    sides: Sides = NO_SIDES,
+) -> Dataset:
     """Read logs into a dataset: events with periods, users with groups, items with categories, and what was rejected.
 
     Args:
-        logs: files, globs or folders, in the order that decides between equal times.
-        users: side table with profile columns; None takes the one beside a RecBole or MovieLens log.
-        items: side table with names and categories; None likewise.
-        config: the resolved settings.
-        store: where the dataset goes.
-        on_progress: called with (what, done, total, note).
-        force: compute even if the store has this dataset.
-
-    Returns:
-        The dataset, and whether it was there already.
+        logs: files, globs or folders, in the order that decides between equal times. store: where the dataset goes.
+        settings: see IngestConfig. run: how to run. sides: side tables.
 
     Raises:
         UsageError: a path, a setting or a column that does not exist.
         DataError: a log that cannot be read, has too many bad rows, or leaves a period empty.
     """
-    paths = find_paths(logs)
+    config = resolve(IngestConfig, settings, run.config)
+    if sides.implicit:
+        roles = {role: column for role, column in config.map.items() if role != "label"}
+        config = config.model_copy(update={"label": "", "map": roles})
+    on_progress = run.on_progress
+    paths = find_paths(list(logs))
     beside = [side_files(path) for path in paths]
-    users = users or next((found for found, _ in beside if found is not None), None)
-    items = items or next((found for _, found in beside if found is not None), None)
+    users = sides.users or next((found for found, _ in beside if found is not None), None)
+    items = sides.items or next((found for _, found in beside if found is not None), None)
     on_progress("hashing", 0, len(paths), "")
     sources = [identify(path) for path in paths]
     check_distinct(sources)
-    sides = {role: identify(_existing(path)) for role, path in (("user", users), ("item", items)) if path is not None}
-    inputs = _inputs([("log", source) for source in sources] + [(f"{role}s", side) for role, side in sides.items()])
-    settings = config.model_dump(mode="json", exclude={"seed"})
-    with store.begin("ingest", "dataset", settings, config.seed, inputs, force) as work:
+    beside_log = {
+        role: identify(_existing(path)) for role, path in (("user", users), ("item", items)) if path is not None
+    }
+    inputs = _inputs(
+        [("log", source) for source in sources] + [(f"{role}s", side) for role, side in beside_log.items()]
+    )
+    with store.begin("ingest", "dataset", config.recorded(), config.seed, inputs, run.force) as work:
         if work.reused is not None:
-            return work.reused, True
+            return named(Dataset.of(work.reused), run)
         layouts = [(source, detect_log(source, config)) for source in sources]
         check_same_columns(layouts)
         quarantine = Quarantine()
         log = LogReader(config, quarantine, on_progress).read(layouts)
         rejected = dict(sorted(quarantine.counts.items()))
         quarantine.check("", sum(log.read.values()), config.max_reject)
-        tables = {role: read_side(source, config, role, quarantine) for role, source in sides.items()}
+        tables = {role: read_side(source, config, role, quarantine) for role, source in beside_log.items()}
         rows = {
             "read": sum(log.read.values()),
             "kept": len(log),
@@ -82,9 +100,9 @@ def ingest(
         }
         facts = _write_tables(work, log, layouts, tables, config, quarantine, rows, on_progress)
         facts["sources"] = [
-            _source_facts(role, source, log, layouts, tables) for role, source in _roles(sources, sides)
+            _source_facts(role, source, log, layouts, tables) for role, source in _roles(sources, beside_log)
         ]
-        return work.commit(facts), False
+        return named(Dataset.of(work.commit(facts)), run)
 
 
 def _existing(path: Path) -> Path:
@@ -128,7 +146,7 @@ def _write_tables(
     config: IngestConfig,
     quarantine: Quarantine,
     rows: dict[str, Any],
-    on_progress: Progress,
+    on_progress: OnProgress,
 ) -> dict[str, Any]:
     """Select, split and group the events, write the five tables, and state the facts."""
     on_progress("sorting", 0, 3, "")
@@ -296,8 +314,21 @@ def _remarks(
         )
     if log.time_kind == "ordinal" and config.time_unit != "ordinal":
         remarks.append("the times are order numbers: only each user's order is known")
+    if events.hidden["label-conflicts"]:
+        remarks.append(
+            f"{events.hidden['label-conflicts']} events had a positive and a negative label at one moment and count as "
+            "negative (--label-conflicts max would make them positive)"
+        )
     if events.dropped["repeats"]:
-        remarks.append(f"{events.dropped['repeats']} repeated events left out (--repeats keep would keep them)")
+        chosen_by = ""
+        if labelled:
+            chosen_by = (
+                f", {events.hidden['repeats']} of them positive; of each user and item the first positive event stays, "
+                "or the first where none is positive"
+            )
+        remarks.append(
+            f"{events.dropped['repeats']} repeated events left out{chosen_by} (--repeats keep would keep them)"
+        )
     if config.new_users:
         chosen = new_users(events.user_ids, config.new_users, config.seed)
         known = np.zeros(len(chosen), np.bool_)

@@ -3,48 +3,49 @@
 import numpy as np
 import polars as pl
 
-from dcclctl.algorithm.eventlog import Block
-from dcclctl.algorithm.memory import Counting, Ring, count_statistics
+from dcclctl.artifacts import Dataset, Memory
+from dcclctl.artifacts.memory import STATISTICS_FILE
 from dcclctl.config import MemoryConfig
+from dcclctl.devices.memory.ring import Ring
+from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.errors import DataError, UsageError
-from dcclctl.stages.handles import Dataset
-from dcclctl.store.store import Artifact, Store
+from dcclctl.events.log import VALID, Block
+from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
+from dcclctl.stages.settings import resolve
 
 
-def remember(dataset: Dataset, config: MemoryConfig, store: Store, force: bool = False) -> tuple[Artifact, bool]:
-    """Fill every device's ring with its user's newest events, and count what the cloud knows of everybody.
+def remember(dataset: Dataset, settings: Settings = NO_SETTINGS, run: RunOptions = DEFAULT_RUN) -> Memory:
+    """Fill every device's ring with its user's newest events, and count the statistics of all users' events.
 
     Args:
-        dataset: the log. config: settings. store: where the memory goes.
-        force: compute even if the same memory exists.
-
-    Returns:
-        The memory artifact, and whether it existed already.
+        dataset: the log. settings: see MemoryConfig. run: how to run.
 
     Raises:
-        UsageError: a memory that would know the test period. DataError: nobody has an event by then.
+        UsageError: statistics that would count valid or test events. DataError: nobody has an event by then.
     """
-    block, log = Block.parse(config.until), dataset.log
-    if block.period > 1:
+    config = resolve(MemoryConfig, settings, run.config)
+    block, log = Block.parse(config.counted_through), dataset.log
+    if block.period >= VALID:
         raise UsageError(
-            "--until: a memory's statistics end with cloud or device", "valid and test are what is judged."
+            "--counted-through: a memory's statistics end with cloud or device",
+            "Models are chosen on valid and judged on test.",
         )
     inputs = {"dataset": dataset.artifact.as_input()}
-    with store.begin("memory", "memory", config.recorded(), config.seed, inputs, force) as work:
+    with dataset.store.begin("memory", "memory", config.recorded(), config.seed, inputs, run.force) as work:
         if work.reused is not None:
-            return work.reused, True
+            return named(Memory(work.reused), run)
         before = log.up_to(block)
         rows = np.flatnonzero(before & (log.label > 0))
         if not len(rows):
             raise DataError(
-                f"{dataset.artifact.ref} has no positive events up to {config.until}", "Ingest with other --periods."
+                f"{dataset.ref} has no positive events up to {config.counted_through}", "Ingest with other --periods."
             )
-        statistics = count_statistics(log, before, Counting.of(config.recorded()), config.seed)
-        work.write_tensors("statistics.safetensors", statistics.tensors())
-        tracked = statistics.tracked if config.track else ()
+        statistics = count_statistics(log, before, StatisticsSettings.of(config.recorded()), config.seed)
+        work.write_tensors(STATISTICS_FILE, statistics.tensors())
+        kept = statistics.profile_features if config.profile_window else ()
         users, starts = np.unique(log.user[rows], return_index=True)
         rings = [
-            Ring(config.size, items.tolist(), config.track, len(tracked))
+            Ring(config.size, items.tolist(), config.profile_window, len(kept))
             for items in np.split(log.item[rows], starts[1:])
         ]
         table = pl.DataFrame(
@@ -60,7 +61,6 @@ def remember(dataset: Dataset, config: MemoryConfig, store: Store, force: bool =
         work.write_table("memory.parquet", table.select("user_index", "user_id", "seen", "bytes", "items"))
         facts = {
             "id_map": dataset.id_map,
-            "until": config.until,
             "users": len(users),
             "events": int(table["seen"].sum()),
             "full": int((table["seen"] >= config.size).sum()),
@@ -68,6 +68,6 @@ def remember(dataset: Dataset, config: MemoryConfig, store: Store, force: bool =
             "bytes_per_user_largest": int(table["bytes"].to_numpy().max()),
             "bytes_per_candidate": statistics.bytes_per_candidate,
             "features": list(statistics.features),
-            "tracked": list(tracked),
+            "profile_features": list(kept),
         }
-        return work.commit(facts), False
+        return named(Memory(work.commit(facts)), run)

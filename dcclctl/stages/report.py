@@ -1,50 +1,52 @@
 """`report`: one or more evaluations with everything that they were made from → the content of a page."""
 
-import math
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
-from dcclctl.config import SECTIONS
-from dcclctl.metrics.groups import LOWER_IS_BETTER, paired_differences
+from dcclctl.artifacts import Evaluation, PatchSet
+from dcclctl.artifacts.names import short_label
+from dcclctl.config import VariantSection
+from dcclctl.devices.serving import ENCODER, split_suffix
+from dcclctl.distillation.method import default_method
+from dcclctl.evaluation.comparison import Comparison, harm_metric, main_metrics
+from dcclctl.evaluation.targets import targets_in_words
+from dcclctl.metrics.groups import paired_differences
+from dcclctl.metrics.metric import lower_is_better
+from dcclctl.models.kind import size_fields
 from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
 from dcclctl.report.text import plain
-from dcclctl.stages.cold import targets_in_words
-from dcclctl.stages.compare import comparison, harm_metric, harms, main_metrics, tail_minus_head_of_evaluation
-from dcclctl.stages.evaluate import display_names
-from dcclctl.stages.models import module_of
-from dcclctl.stages.serve import ENCODER_SUFFIX, MEAN_SUFFIX, SHUFFLED_SUFFIX, split_suffix
-from dcclctl.store.lineage import dotted
-from dcclctl.store.store import Artifact, Store
+from dcclctl.stages.settings import COMMANDS, variant_section
+from dcclctl.store.lineage import SUBJECT_ROLE, ancestors, dotted
+from dcclctl.store.store import Artifact
 
 #: Flags of `ingest` that name a file, by the role that the file has in the manifest.
 _SIDE_TABLES = {"users": "--users", "items": "--items"}
 
 
-def load_page(evaluations: list[Artifact], store: Store) -> Page:
+def load_page(evaluations: list[Evaluation]) -> Page:
     """Read the evaluations, their lineage, and how every model in it was made.
 
     Args:
-        evaluations: at least one. store: where their lineage is.
+        evaluations: at least one.
 
     Raises:
         ArtifactError: something in the lineage is gone or damaged.
     """
-    made = _ancestors(evaluations, store)
+    made = ancestors(*(evaluation.artifact for evaluation in evaluations))
     clouds = [artifact for artifact in made.values() if artifact.kind == "cloud"]
     return Page(
-        evaluations=[_part(evaluation, store, made) for evaluation in evaluations],
+        evaluations=[_part(evaluation, made) for evaluation in evaluations],
         fits=[
             Fit(
-                cloud.ref,
+                short_label(cloud),
                 _cloud_role(cloud, made),
                 cloud.facts["epochs"],
                 cloud.facts["best_epoch"],
                 cloud.facts["best_valid_loss"],
-                cloud.config.get("criterion", "loss"),
-                cloud.facts.get("best_valid_auc", math.nan),
+                cloud.facts["best_valid_auc"],
             )
             for cloud in clouds
             if cloud.facts["epochs"]
@@ -52,8 +54,8 @@ def load_page(evaluations: list[Artifact], store: Store) -> Page:
         rounds=[
             Round(
                 cloud.facts["round"],
-                cloud.ref,
-                made[cloud.inputs["patches"].id].ref,
+                short_label(cloud),
+                short_label(made[cloud.inputs["patches"].id]),
                 cloud.facts["teachers"],
                 cloud.facts["trained_on_events"],
                 cloud.facts["best_valid_loss"],
@@ -65,21 +67,6 @@ def load_page(evaluations: list[Artifact], store: Store) -> Page:
     )
 
 
-def _ancestors(evaluations: list[Artifact], store: Store) -> dict[str, Artifact]:
-    """id → artifact, every one after its inputs."""
-    made: dict[str, Artifact] = {}
-
-    def visit(artifact: Artifact) -> None:
-        for _, given in sorted(artifact.inputs.items()):
-            if given.kind != "raw" and given.id not in made:
-                visit(store.find(given.kind, given.id))
-        made[artifact.id] = artifact
-
-    for evaluation in evaluations:
-        visit(evaluation)
-    return made
-
-
 def _round(cloud: Artifact) -> int:
     return int(cloud.facts.get("round", 0))
 
@@ -89,62 +76,67 @@ def _cloud_role(cloud: Artifact, made: dict[str, Artifact]) -> str:
         return f"distilled, round {_round(cloud)}"
     if "cloud" in cloud.inputs:
         on = "+".join(cloud.config["on"])
-        return f"{made[cloud.inputs['cloud'].id].ref} trained further on {on}"
+        return f"{short_label(made[cloud.inputs['cloud'].id])} trained further on {on}"
     return "frozen cloud model"
 
 
-#: suffix of a reference → what it does, in the table of models
-_PLACEBOS = {"": "patches", MEAN_SUFFIX: "everybody served by the mean patch", SHUFFLED_SUFFIX: "shuffled patches"}
-_OF_MEMORY = _PLACEBOS | {"": "memory patches", SHUFFLED_SUFFIX: "memory patches with shuffled memories"}
-
-
-def _model(name: str, ref: str, artifact: Artifact, about: dict[str, object], made: dict[str, Artifact]) -> Model:
+def _model(name: str, artifact: Artifact, about: dict[str, Any], made: dict[str, Artifact]) -> Model:
+    suffix = split_suffix(name)[1]
+    called, ref = short_label(artifact, suffix), artifact.ref + (f"+{suffix}" if suffix else "")
     cloud = made[artifact.inputs["cloud"].id] if artifact.kind == "patches" else artifact
+    placebo = artifact.kind == "patches" and suffix != ""
     if artifact.kind == "patches":
-        kinds = _OF_MEMORY if "memory" in artifact.inputs else _PLACEBOS
-        role = f"{kinds[split_suffix(name)[1]]} on {cloud.ref}" + (", guarded" if artifact.config["guard"] else "")
+        method = artifact.config["method"]
+        what = {
+            "": f"{method} patches",
+            "mean": "everybody served by the mean patch",
+            "shuffled": f"{method} patches of other users",
+        }[suffix]
+        role = f"{what} on {short_label(cloud)}" + (", guarded" if artifact.config["guard"] else "")
     else:
-        role = "everybody served by its encoder" if name.endswith(ENCODER_SUFFIX) else _cloud_role(cloud, made)
+        role = "everybody served by its encoder" if suffix == ENCODER else _cloud_role(cloud, made)
     return Model(
         name=name,
-        ref=ref,
-        role=role,
+        ref=called,
+        role=role if called == ref else f"{ref}: {role}",
         round=_round(cloud),
-        patched=artifact.kind == "patches" or name.endswith(ENCODER_SUFFIX),
-        served_by=about["served_by"],  # type: ignore[arg-type]
-        ece=about["ece"],  # type: ignore[arg-type]
-        coverage=about["coverage"],  # type: ignore[arg-type]
-        placebo=split_suffix(name)[1] in (MEAN_SUFFIX, SHUFFLED_SUFFIX),
+        patched=artifact.kind == "patches" or suffix == ENCODER,
+        served_by=about["served_by"],
+        ece=about["ece"],
+        coverage=about["coverage"],
+        placebo=placebo,
     )
 
 
-def _part(evaluation: Artifact, store: Store, made: dict[str, Artifact]) -> EvaluationPart:
+def _part(evaluation: Evaluation, made: dict[str, Artifact]) -> EvaluationPart:
     """Compared with --against, or with the first model if none was named."""
     facts = evaluation.facts
-    inputs = {role.split(":", 1)[1]: given for role, given in evaluation.inputs.items() if role.startswith("subject-")}
-    models = [
-        _model(name, ref, made[inputs[name].id], facts["subjects"][name], made)
-        for name, ref in display_names(evaluation, store)
-    ]
-    per_user = evaluation.read_table("per_user.parquet")
-    aggregate = evaluation.read_table("aggregate.parquet")
+    inputs = {
+        role.partition(":")[2]: given
+        for role, given in evaluation.artifact.inputs.items()
+        if role.startswith(SUBJECT_ROLE)
+    }
+    models = [_model(name, made[inputs[name].id], facts["subjects"][name], made) for name in evaluation.subjects]
+    per_user, aggregate, seed = evaluation.per_user, evaluation.aggregate, evaluation.artifact.seed
     measured = aggregate["metric"].unique(maintain_order=True).to_list()
     metric = harm_metric(measured)
-    named = evaluation.config["against"]
     baseline, gains = None, {}
     compared, harm, worst, who = (pl.DataFrame() for _ in range(4))
     if len(models) > 1:
-        baseline = next((model for model in models if model.name == named), models[0])
-        if baseline.name == named:
-            compared, harm, worst = (
-                evaluation.read_table(f"{name}.parquet") for name in ("comparison", "harm", "worst_users")
-            )
+        baseline = next((model for model in models if model.name == evaluation.against), models[0])
+        if evaluation.against:
+            compared, harm, worst = evaluation.comparison, evaluation.harm, evaluation.worst_users
+            who = evaluation.tail_minus_head
         else:
-            compared = comparison(per_user, baseline.name, evaluation.seed)
-            harm, worst = harms(per_user, baseline.name)
-        worst = worst.filter(pl.col("metric") == metric)
-        who = tail_minus_head_of_evaluation(evaluation, baseline.name).filter(pl.col("metric") == metric)
-        sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+            made_here = Comparison(per_user, baseline.name, seed)
+            compared, who, harm, worst = (
+                made_here.table(),
+                made_here.tail_minus_head(),
+                made_here.harm(),
+                made_here.worst_users(),
+            )
+        worst, who = (table.filter(pl.col("metric") == metric) for table in (worst, who))
+        sign = -1.0 if lower_is_better(metric) else 1.0
         column = "auc" if metric == "gauc" else metric
         for model in models:
             if model is not baseline:
@@ -157,9 +149,9 @@ def _part(evaluation: Artifact, store: Store, made: dict[str, Artifact]) -> Eval
         ref=evaluation.ref,
         id=evaluation.id,
         on=facts["on"] + targets_in_words(evaluation.config) + _first_events(evaluation.config),
-        dataset=made[evaluation.inputs["dataset"].id].ref,
+        dataset=short_label(made[evaluation.artifact.inputs["dataset"].id]),
         split=facts["split"],
-        seed=evaluation.seed,
+        seed=seed,
         events=facts["events"],
         users=facts["users"],
         users_without_auc=facts["users_without_auc"],
@@ -175,14 +167,14 @@ def _part(evaluation: Artifact, store: Store, made: dict[str, Artifact]) -> Eval
         harm=harm,
         worst=worst,
         tail_minus_head=who,
-        reliability=evaluation.read_table("reliability.parquet"),
+        reliability=evaluation.artifact.read_table("reliability.parquet"),
         gains=gains,
     )
 
 
 def _first_events(config: Mapping[str, Any]) -> str:
     """What to add to the period's name where only new users were scored (evaluate --first-events)."""
-    if not config.get("first_events"):
+    if not config["first_events"]:
         return ""
     return f", new users with a history of their first {config['first_events'][0]} events" + (
         ", on what comes right after" if config["targets_after"] == "next" else ""
@@ -217,21 +209,21 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
     Args:
         artifact: what to make. made: id → artifact of its inputs.
     """
-    stage, config = str(artifact.manifest["stage"]), artifact.config
+    stage, config, inputs = str(artifact.manifest["stage"]), artifact.config, artifact.inputs
     words: list[str] = []
     left_out: set[str] = set()
 
     def variable(id: str, suffix: str = "") -> str:
-        return f'"${{{_variable(made[id])}}}{suffix}"'
+        end = f"+{suffix}" if suffix else ""
+        return f'"${{{_variable(made[id])}}}{end}"'
 
-    inputs = artifact.inputs
     if stage == "ingest":
         for role in inputs:
             kind, name = role.split(":", 1)
             words += [_SIDE_TABLES[kind], shlex.quote(plain(name))] if kind in _SIDE_TABLES else []
         words = [shlex.quote(plain(role.split(":", 1)[1])) for role in inputs if role.startswith("log:")] + words
     elif stage == "train" and "cloud" in inputs:
-        words, left_out = ["--continue", variable(inputs["cloud"].id)], set(module_of(artifact.config["model"]).SIZES)
+        words, left_out = ["--continue", variable(inputs["cloud"].id)], {"model", *size_fields(config["model"])}
     elif stage in ("train", "memory"):
         words = ["--dataset", variable(inputs["dataset"].id)]
     elif stage == "patch":
@@ -242,37 +234,59 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
         words = ["--patches", variable(inputs["patches"].id)]
         if inputs["cloud"].id != made[inputs["patches"].id].inputs["cloud"].id:  # a student of its own
             words += ["--cloud", variable(inputs["cloud"].id)]
-        if "memory" in made[inputs["patches"].id].inputs:  # what they are asked by default is not what others are
-            words += ["--lesson", str(config.get("lesson", "events"))]
-            left_out = {"lesson"}
+        if config["method"] == default_method(PatchSet(made[inputs["patches"].id])):
+            left_out = {"method"}
+        else:
+            words, left_out = [*words, "--method", config["method"]], {"method"}
     else:
         subjects = {
-            role.split(":", 1)[1]: variable(given.id, split_suffix(role)[1])
+            role.partition(":")[2]: variable(given.id, split_suffix(role)[1])
             for role, given in inputs.items()
-            if role.startswith("subject-")
+            if role.startswith(SUBJECT_ROLE)
         }
         words = list(subjects.values())
         if config["against"]:
             words += ["--against", subjects[config["against"]]]
         left_out = {"against"}
-    left_out |= SECTIONS[stage].unread_with(config)  # older artifacts hold them still
-    for name in SECTIONS[stage].model_fields:
-        default = SECTIONS[stage].default_of(name, config)
-        value = config.get(name, default)
-        same = list(value) == list(default) if isinstance(value, list) else value == default
-        if not same and name not in left_out:
-            words += _flag(name, value)
+    words += _settings_given(stage, config, artifact.seed, left_out)
     return f"{_variable(artifact)}=$(dcclctl {' '.join([stage, *words, '--quiet'])})"
 
 
-def _flag(name: str, value: object) -> list[str]:
+def _settings_given(stage: str, config: Mapping[str, Any], seed: int, left_out: set[str]) -> list[str]:
+    """Flags and --set for all settings that differ from their defaults."""
+    section = COMMANDS[stage].section
+    words: list[str] = []
+    defaults = section().model_dump(mode="json")
+    for name in section.model_fields:
+        value = seed if name == "seed" else config.get(name, defaults[name])
+        if name not in left_out and name != "settings" and value != defaults[name]:
+            words += _flag(stage, name, value)
+    if not issubclass(section, VariantSection):
+        return words
+    variant = config[section.VARIANT]
+    own = variant_section(stage, variant)().model_dump(mode="json")
+    for name, value in config[variant].items():
+        if name not in left_out and value != own[name]:
+            words += ["--set", shlex.quote(f"{stage}.{variant}.{name}={_text(value)}")]
+    return words
+
+
+def _flag(stage: str, name: str, value: object) -> list[str]:
+    """A setting of the command's own section: as a flag if it has one, else by --set."""
     words = name.replace("_", "-")
+    if name not in COMMANDS[stage].flags():
+        return ["--set", shlex.quote(plain(f"{stage}.{name}={_text(value)}"))]
     if isinstance(value, bool):
         return [f"--{words}" if value else f"--no-{words}"]
-    if isinstance(value, dict):
-        value = ",".join(f"{key}={column}" for key, column in value.items())
-    elif isinstance(value, list):
-        value = ",".join(str(part) for part in value)
-    elif str(value).startswith("@sha256:"):
+    if str(value).startswith("@sha256:"):
         return [f"--{words}", "@FILE"]
-    return [f"--{words}", shlex.quote(plain(value))]
+    return [f"--{words}", shlex.quote(plain(_text(value)))]
+
+
+def _text(value: object) -> str:
+    """A value as a flag takes it."""
+    if isinstance(value, dict):
+        return ",".join(f"{key}={column}" for key, column in value.items())
+    if isinstance(value, list):
+        return ",".join(str(part) for part in value)
+    return str(value)

@@ -1,21 +1,20 @@
 """A committed artifact as the record that `tracking` sends on."""
 
+from dcclctl.artifacts import Evaluation
 from dcclctl.report.text import plain
-from dcclctl.stages.evaluate import display_names
 from dcclctl.store.lineage import Node, dotted, lineage
-from dcclctl.store.store import Artifact, Store
+from dcclctl.store.store import Artifact
 from dcclctl.tables import GROUPS
 from dcclctl.tracking import Record
 
 
-def record_of(artifact: Artifact, store: Store) -> Record:
-    """Configuration, lineage and figures of a cloud model or an evaluation.
+def record_of(artifact: Artifact) -> Record:
+    """Configuration, lineage and figures of an artifact; only cloud models and evaluations have figures.
 
     Per-epoch losses have their epoch as the step; a group's metrics are named subject/group/metric, step 0.
 
     Args:
         artifact: just committed, or found again.
-        store: where its inputs are.
     """
     facts = artifact.facts
     figures: list[tuple[int, dict[str, float]]] = []
@@ -23,13 +22,11 @@ def record_of(artifact: Artifact, store: Store) -> Record:
         figures.append((epoch["epoch"], {name: value for name, value in epoch.items() if name != "epoch"}))
     figures += [(at, {"basis_loss": loss}) for at, loss in enumerate(facts.get("basis_losses", []), 1)]
     if artifact.kind == "cloud":
-        if facts["epochs"]:  # a model in closed form has none
-            best: dict[str, float] = {
-                name: facts[name] for name in ("best_valid_loss", "best_valid_auc") if name in facts
-            }
+        if facts["epochs"]:  # a counted model has none
+            best = {name: facts[name] for name in ("best_valid_loss", "best_valid_auc")}
             figures.append((facts["best_epoch"], best))
-    else:
-        names = dict(display_names(artifact, store))
+    elif artifact.kind == "evaluation":
+        names = Evaluation(artifact).subjects
         groups = (*GROUPS, "all")
         for row in artifact.read_table("aggregate.parquet").to_dicts():
             if row["group"] in groups and row["value"] is not None:
@@ -39,7 +36,7 @@ def record_of(artifact: Artifact, store: Store) -> Record:
         id=artifact.id,
         stage=str(artifact.manifest["stage"]),
         config={"seed": artifact.seed, **dotted(artifact.config)},
-        lineage=[plain(line) for line in _lines(lineage(store, artifact))],
+        lineage=[plain(line) for line in _lines(lineage(artifact))],
         figures=figures,
         manifest=artifact.manifest,
     )

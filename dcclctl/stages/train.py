@@ -1,55 +1,70 @@
-"""`train`: dataset → cloud model of any kind (see stages/models)."""
+"""`train`: dataset → cloud model of any kind (see models/kind.py)."""
 
 from typing import Any
 
-from dcclctl.algorithm.eventlog import Block
+from dcclctl.artifacts import CloudModel, Dataset
+from dcclctl.compute import compute_settings, torch_device
 from dcclctl.config import TrainConfig
 from dcclctl.errors import UsageError
-from dcclctl.stages.compute import OnProgress, settle
-from dcclctl.stages.handles import CloudModel, Dataset
-from dcclctl.stages.models import module_of
-from dcclctl.store.store import Artifact, Store
+from dcclctl.events.log import VALID, Block
+from dcclctl.models.kind import FitTask, kind_of, size_fields
+from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
+from dcclctl.stages.settings import resolve
 
 
 def train(
     dataset: Dataset,
-    config: TrainConfig,
-    store: Store,
-    on_progress: OnProgress,
-    force: bool = False,
-    parent: CloudModel | None = None,
-) -> tuple[Artifact, bool]:
-    """Train the cloud model, and keep the weights of the epoch that is best on valid by the criterion.
+    settings: Settings = NO_SETTINGS,
+    run: RunOptions = DEFAULT_RUN,
+    start: CloudModel | None = None,
+) -> CloudModel:
+    """Train a cloud model, and keep the weights of the epoch with the highest AUC on valid.
 
     Args:
-        dataset: what to train on.
-        config: settings; with `parent` its kind and sizes are replaced by the parent's.
-        store: where the model goes.
-        on_progress: see compute.OnProgress.
-        force: train even if the same model exists.
-        parent: continue from this model's weights (the incremental control); its patch basis is not taken over.
-
-    Returns:
-        The cloud artifact, and whether it existed already.
+        dataset: what to train on. settings: see TrainConfig and the model's own section.
+        run: how to run. start: train this model further; its kind and sizes stay, its patch basis is not taken over.
 
     Raises:
-        DataError: the chosen periods have no events. UsageError: valid or test in `on`. DivergedError: NaN loss.
+        UsageError: a setting that the model does not read; valid or test in `on`; another dataset than that of `start`.
+        DataError: the chosen periods have no events. DivergedError: NaN loss.
     """
-    config = settle(config)
     inputs = {"dataset": dataset.artifact.as_input()}
-    kind = module_of(parent.settings["model"] if parent else config.model)
-    if parent is not None:
-        config = TrainConfig(
-            **config.model_dump(exclude_unset=True) | {name: parent.settings[name] for name in kind.SIZES}
-        )
-        inputs["cloud"] = parent.artifact.as_input()
-    if any(Block.parse(text).period > 1 for text in config.on):
+    if start is not None:
+        _check_start(start, dataset, settings)
+        inputs["cloud"] = start.artifact.as_input()
+    config = resolve(TrainConfig, {**settings, "model": start.model} if start else settings, run.config)
+    if start is not None:
+        config = config.model_copy(update={"settings": config.settings.model_copy(update=_sizes(start))})
+    blocks = [Block.parse(text) for text in config.on]
+    if any(block.period >= VALID for block in blocks):
         raise UsageError("--on: the cloud model trains on cloud and device only", "valid decides when to stop.")
-    with store.begin("train", "cloud", config.recorded(), config.seed, inputs, force) as work:
-        if work.reused is not None:
-            return work.reused, True
-        settings: dict[str, Any] = config.model_dump(mode="json")
-        facts = kind.fit(dataset, config, work, on_progress, parent)
-        work.write_json("model.json", {name: settings[name] for name in kind.SIZES})
-        artifact = work.commit({"id_map": dataset.id_map, **facts})
-    return artifact, False
+    with compute_settings(config) as config:
+        recorded = config.recorded()
+        with dataset.store.begin("train", "cloud", recorded, config.seed, inputs, run.force) as work:
+            if work.reused is not None:
+                return named(CloudModel(work.reused), run)
+            task: FitTask[Any] = FitTask(
+                dataset, blocks, config.settings, config.seed, torch_device(config), work, run.on_progress, start
+            )
+            facts = kind_of(config.model).fit(task)
+            sizes = {name: recorded[config.model][name] for name in size_fields(config.model)}
+            work.write_json("model.json", {"model": config.model, **sizes})
+            return named(CloudModel(work.commit({"id_map": dataset.id_map, **facts})), run)
+
+
+def _sizes(start: CloudModel) -> dict[str, Any]:
+    """The sizes of a model, as its section holds them."""
+    section = type(kind_of(start.model)).Settings
+    return {name: getattr(section(**start.sizes), name) for name in start.sizes}
+
+
+def _check_start(start: CloudModel, dataset: Dataset, settings: Settings) -> None:
+    """Refuse what a model that is trained further cannot change."""
+    if start.dataset.id != dataset.id:
+        raise UsageError(
+            f"{start.ref} was trained on {start.dataset.ref}, not on {dataset.ref}", "A model keeps its dataset."
+        )
+    kept = {"model", *size_fields(start.model)}
+    changed = [key for key, value in settings.items() if value is not None and key.rpartition(".")[2] in kept]
+    if changed:
+        raise UsageError(f"{', '.join(changed)}: a model keeps its kind and sizes", "Leave it out with --continue.")

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dcclctl.errors import ArtifactError
 from dcclctl.store import contents
@@ -23,6 +23,16 @@ METRICS = "metrics.jsonl"
 OWN_FILES = frozenset((MANIFEST, MANIFEST_HASH, RUN, METRICS))
 
 
+class Home(Protocol):
+    """The store that an artifact is in, as far as an artifact asks for it."""
+
+    def find(self, kind: str, id: str) -> "Artifact": ...
+
+    def artifacts(self, kind: str | None = None) -> "list[Artifact]": ...
+
+    def aliases(self, artifact: "Artifact") -> list[str]: ...
+
+
 @dataclass(frozen=True)
 class Artifact:
     """One version of one kind in a store.
@@ -33,6 +43,7 @@ class Artifact:
         path: its folder.
         id: SHA-256 of its manifest; the same in every store.
         manifest: the manifest, checked.
+        home: the store that it is in. reused: did `Store.begin` find it made already?
     """
 
     kind: str
@@ -40,6 +51,8 @@ class Artifact:
     path: Path
     id: str
     manifest: dict[str, Any] = field(repr=False)
+    home: "Home" = field(repr=False, compare=False)
+    reused: bool = field(default=False, compare=False)
 
     @property
     def ref(self) -> str:
@@ -65,6 +78,20 @@ class Artifact:
     def inputs(self) -> dict[str, Input]:
         """What it was made from, by role."""
         return {role: Input(given["kind"], given["id"]) for role, given in self.manifest["inputs"].items()}
+
+    def input(self, role: str) -> "Artifact":
+        """The artifact that it was made from in some role.
+
+        Raises:
+            ArtifactError: gone, or damaged.
+        """
+        given = self.inputs[role]
+        return self.home.find(given.kind, given.id)
+
+    def file_id(self, name: str) -> str:
+        """SHA-256 of one of its files; empty if it has no such file."""
+        listed = self.manifest["files"].get(name)
+        return str(listed["sha256"]) if listed else ""
 
     @property
     def run(self) -> dict[str, Any]:

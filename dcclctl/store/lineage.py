@@ -6,7 +6,6 @@ from typing import Any
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.store.artifact import Artifact
 from dcclctl.store.manifest import Input
-from dcclctl.store.store import Store
 
 #: Table of an evaluation that holds its metrics (see tables.AGGREGATE).
 AGGREGATE_FILE = "aggregate.parquet"
@@ -37,27 +36,46 @@ class Node:
     shown: bool = False
 
 
-def lineage(store: Store, artifact: Artifact) -> Node:
+def ancestors(*artifacts: Artifact) -> dict[str, Artifact]:
+    """Everything that some artifacts were made from, and they themselves: id → artifact, each after its inputs.
+
+    Raises:
+        ArtifactError: one of them is gone or damaged.
+    """
+    found: dict[str, Artifact] = {}
+
+    def visit(artifact: Artifact) -> None:
+        for role, given in sorted(artifact.inputs.items()):
+            if given.kind != "raw" and given.id not in found:
+                visit(artifact.input(role))
+        found[artifact.id] = artifact
+
+    for artifact in artifacts:
+        visit(artifact)
+    return found
+
+
+def lineage(artifact: Artifact) -> Node:
     """The tree of everything that an artifact was made from. Inputs that are gone or damaged stay in it, marked.
 
     Every artifact has its inputs under it once, where it comes first: rounds would double the tree each.
     """
-    return _node(store, artifact, "", set())
+    return _node(artifact, "", set())
 
 
-def _node(store: Store, artifact: Artifact, role: str, shown: set[str]) -> Node:
+def _node(artifact: Artifact, role: str, shown: set[str]) -> Node:
     if artifact.id in shown:
         return Node(role, artifact.kind, artifact.id, artifact.ref, shown=True)
     shown.add(artifact.id)
-    inputs = tuple(_input_node(store, name, given, shown) for name, given in sorted(artifact.inputs.items()))
+    inputs = tuple(_input_node(artifact, name, given, shown) for name, given in sorted(artifact.inputs.items()))
     return Node(role, artifact.kind, artifact.id, artifact.ref, inputs=inputs)
 
 
-def _input_node(store: Store, role: str, given: Input, shown: set[str]) -> Node:
+def _input_node(artifact: Artifact, role: str, given: Input, shown: set[str]) -> Node:
     if given.kind == "raw":
         return Node(role, given.kind, given.id)
     try:
-        return _node(store, store.find(given.kind, given.id), role, shown)
+        return _node(artifact.input(role), role, shown)
     except ArtifactError as error:
         return Node(role, given.kind, given.id, problem=error.what)
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
-import dcclctl
 from dcclctl.errors import ArtifactError
 from dcclctl.store.canonical import canonical
+from dcclctl.version import __version__
 
 #: Version of the layout. A reader refuses every other one.
-FORMAT: Final = 1
+FORMAT: Final = 2
 #: Every kind of artifact → the command that makes one.
 KINDS: Final = {
     "dataset": "dcclctl ingest LOG",
@@ -78,7 +78,7 @@ def work_key(head: dict[str, Any]) -> str:
 
 def package_versions() -> dict[str, str]:
     """Versions of Python, of dcclctl and of what computes, read without importing any of it."""
-    versions = {"python": platform.python_version(), "dcclctl": dcclctl.__version__}
+    versions = {"python": platform.python_version(), "dcclctl": __version__}
     for name in PACKAGES:
         try:
             versions[name] = version(name)
@@ -102,7 +102,7 @@ def read_manifest(data: bytes, kind: str, name: str) -> dict[str, Any]:
     found = manifest.get("format")
     if found != FORMAT:
         raise ArtifactError(
-            f"{name} has format version {found}; this dcclctl {dcclctl.__version__} reads version {FORMAT}",
+            f"{name} has format version {found}; this dcclctl {__version__} reads version {FORMAT}",
             f"Use a dcclctl that reads format version {found}, or make the artifact again with this one.",
         )
     if set(manifest) != FIELDS:

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ class Store:
     """
 
     def __init__(
-        self, root: Path, disk: LocalDisk | None = None, remark: Callable[[str], None] = lambda line: None
+        self, root: Path | str, disk: LocalDisk | None = None, remark: Callable[[str], None] = lambda line: None
     ) -> None:
-        self.root = root
+        self.root = Path(root)
         self._disk = disk or LocalDisk()
         self._remark = remark
 
@@ -131,7 +132,7 @@ class Store:
             raise damaged(kind, number, f"{Path(error.filename).name} is missing", path) from error
         if hashlib.sha256(data).hexdigest() != id:
             raise damaged(kind, number, f"{MANIFEST} does not have the SHA-256 in {MANIFEST_HASH}", path)
-        return Artifact(kind, number, path, id, read_manifest(data, kind, f"{kind}@{number}"))
+        return Artifact(kind, number, path, id, read_manifest(data, kind, f"{kind}@{number}"), self)
 
     def verify(self, kind: str, number: int) -> dict[str, str]:
         """Files of one version → what is wrong with each; {} if it is whole. Reads every byte."""
@@ -211,7 +212,8 @@ class Store:
             self._remark(f"another process is making the same {kind}: waiting for it")
 
         with self._disk.lock(folder.with_name(f"{key}.lock"), waiting):
-            work = Work(self._disk, folder, head, key, None if force else self._committed(kind, key))
+            found = None if force else self._committed(kind, key)
+            work = Work(self, self._disk, folder, head, key, found and replace(found, reused=True))
             if force or work.reused:
                 work.clear()
             if not work.reused:

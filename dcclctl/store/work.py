@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from dcclctl.errors import ArtifactError
 from dcclctl.store import contents
-from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, METRICS, RUN, Artifact
+from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, METRICS, RUN, Artifact, Home
 from dcclctl.store.canonical import canonical
 from dcclctl.store.disk import LocalDisk
 from dcclctl.store.manifest import FORMAT, package_versions
+from dcclctl.tables import check_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -33,7 +34,7 @@ class Work:
     """Files on their way into an artifact; made by `Store.begin`.
 
     Args:
-        disk: the file system.
+        home: the store. disk: its file system.
         folder: `STORE/<kind>/work/<key>`, which becomes the artifact.
         head: the manifest's fields that are known before the work: kind, stage, config, seed, inputs.
         key: SHA-256 of what the result depends on.
@@ -42,6 +43,7 @@ class Work:
 
     def __init__(
         self,
+        home: Home,
         disk: LocalDisk,
         folder: Path,
         head: dict[str, Any],
@@ -50,6 +52,7 @@ class Work:
     ) -> None:
         self.key = key
         self.reused = reused
+        self._home = home
         self._disk = disk
         self._folder = folder
         # Beside the folder, not in it: what is in the folder when it is renamed is the artifact and nothing else.
@@ -119,8 +122,13 @@ class Work:
         self._files[name] = record
 
     def write_table(self, name: str, table: "pl.DataFrame") -> None:
-        """Write Parquet; `name` ends in '.parquet'."""
+        """Write Parquet; `name` ends in '.parquet'.
+
+        Raises:
+            ValueError: the table is not what `tables.TABLES` says; nothing is written.
+        """
         _check_suffix(name, ".parquet")
+        check_table(self._head["kind"], name, table)
         with self.new_file(name) as path:
             contents.write_table(path, table)
 
@@ -245,7 +253,7 @@ class Work:
         number = self._disk.publish(self._folder, versions)
         self._disk.remove(self._state)
         kind = self._head["kind"]
-        return Artifact(kind, number, versions / f"{number:06d}", id, json.loads(manifest))
+        return Artifact(kind, number, versions / f"{number:06d}", id, json.loads(manifest), self._home)
 
     def _run(self) -> dict[str, Any]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

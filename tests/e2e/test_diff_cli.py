@@ -19,11 +19,11 @@ def diff(store: Path, a: str, b: str) -> dict[str, Any]:
 def test_clouds_that_differ_in_one_setting(shop: Path) -> None:
     other = done("train", *TRAIN, "--negatives=3", store=shop)["ref"]
     found = diff(shop, "cloud@1", other)
-    assert found["config"] == {"negatives": [4, 3]}
+    assert found["config"] == {"din.negatives": [4, 3]}
     assert set(found) == {"config", "facts"}
     # the loss of every epoch, and what follows from it; the sizes of model and data are the same
     assert {key.partition(".")[0] for key in found["facts"]} <= {
-        *("epochs", "best_epoch", "best_valid_loss", "best_valid_auc")
+        *("negatives", "epochs", "best_epoch", "best_valid_loss", "best_valid_auc")
     }
     one = Store(shop).resolve("cloud@1").facts["epochs"][0]
     assert found["facts"]["epochs.1.train_loss"][0] == one["train_loss"]
@@ -66,7 +66,7 @@ def test_evaluations_of_two_models_stand_side_by_side(shop: Path) -> None:
 
 def test_evaluations_that_differ_in_a_setting(shop: Path) -> None:
     one = done("evaluate", "cloud@1", *EVALUATE, "--k=3", store=shop)["ref"]
-    other = done("evaluate", "cloud@1", *EVALUATE, "--k=3", "--batch-events=7", store=shop)["ref"]
+    other = done("evaluate", "cloud@1", *EVALUATE, "--k=3", "--set=evaluate.batch_events=7", store=shop)["ref"]
     found = diff(shop, one, other)
     assert found["config"] == {"batch_events": [256, 7]}
     # another batch size changes no figure by more than rounding

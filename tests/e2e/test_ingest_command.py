@@ -45,7 +45,7 @@ def test_dirty_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--map", "user"], 2, "cannot read 'user'"),
+        (["--map", "user"], 2, "--map: give NAME=COLUMN, several with a comma between them (got 'user')"),
         (["--implicit", "--label", "rating>=4"], 2, "contradict"),
         (["--split", "random"], 2, "--split"),
         (["--periods", "50,50"], 2, "four shares"),

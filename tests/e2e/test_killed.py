@@ -111,7 +111,7 @@ def test_interrupt_in_this_process(shop: Path, monkeypatch: pytest.MonkeyPatch) 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dcclctl.stages.patch.Devices.fit", interrupt)
+    monkeypatch.setattr("dcclctl.devices.metapatch.HiddenDevices.fit", interrupt)
     result = dcclctl("patch", *PATCH, "--seed=3", store=shop)
     assert (result.exit_code, result.stdout) == (130, "")
     assert "interrupted" in result.stderr

@@ -61,7 +61,8 @@ def test_a_named_baseline_is_the_one_that_is_compared_with(
 ) -> None:
     control = done("train", "--continue=cloud@1", "--on=device", "--epochs=1", "--threads=1", store=shop)["ref"]
     models = ("cloud@1", control, "cloud@2+encoder")
-    done("evaluate", *models, f"--against={control}", "--k=10", "--threads=1", store=shop)
+    rare = "--set=evaluate.auc_negatives=20"  # has no flag
+    done("evaluate", *models, f"--against={control}", "--k=10", "--threads=1", rare, store=shop)
     assert dcclctl("report", "-o", tmp_path / "page.html", store=shop).exit_code == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert f"{control} (cloud@1 trained further on device)" in text
@@ -71,7 +72,7 @@ def test_a_named_baseline_is_the_one_that_is_compared_with(
     monkeypatch.chdir(world.log.parent)
     assert set(type_again(text, shop)) >= {"cloud_3", "evaluation_2"}
     assert '"${cloud_2}+encoder" --against "${cloud_3}"' in html.unescape(text)
-    assert html.unescape(text).count("--item-size") == 1  # a continued model keeps its sizes
+    assert html.unescape(text).count("train.din.item_size=") == 1  # a continued model keeps its sizes
 
 
 @pytest.mark.parametrize(
@@ -116,22 +117,21 @@ def test_records_of_real_artifacts(world: World) -> None:
     from dcclctl.stages.track import record_of
 
     cloud, evaluation = world.artifact("cloud@2"), world.artifact("evaluation@1")
-    record = record_of(cloud, world.store)
-    assert record.config["beta"] == 0.1 and record.id == cloud.id
+    record = record_of(cloud)
+    assert record.config["momodistill.beta"] == 0.1 and record.id == cloud.id
     names = ("train_loss", "valid_loss", "valid_auc")
     assert record.figures[0] == (1, {key: cloud.facts["epochs"][0][key] for key in names})
     assert (1, {"basis_loss": cloud.facts["basis_losses"][0]}) in record.figures
     assert record.lineage[0] == f"cloud@2 {cloud.id}"
     assert any(line.strip().startswith("log:events.csv: sha256") for line in record.lineage)
     assert json.loads(json.dumps(record.manifest)) == cloud.manifest
-    scored = {
-        name: value for step, values in record_of(evaluation, world.store).figures for name, value in values.items()
-    }
+    scored = {name: value for step, values in record_of(evaluation).figures for name, value in values.items()}
     table = evaluation.read_table("aggregate.parquet").filter(group="tail", metric="ndcg@10")
     names = [f"{ref}/tail/ndcg@10" for ref in ("cloud@1", "patches@1", "cloud@2")]
     assert [scored[name] for name in names] == table["value"].to_list()
 
 
-def test_an_unknown_tracker_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
-    result = dcclctl("train", "--log=wandb", store=tmp_path / "none")
+def test_an_unknown_tracker_is_refused_before_anything_is_computed(world: World) -> None:
+    result = dcclctl("train", "--log=wandb", "--seed=9", store=world.root)
     assert result.exit_code == 2 and "no such tracker" in result.stderr
+    assert world.store.numbers("cloud") == [1, 2] and not list(world.root.glob("cloud/work/*"))

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from dcclctl.algorithm.basis import new_basis
-from dcclctl.algorithm.eventlog import Block, EventLog
-from dcclctl.algorithm.metapatch import PatchShape
-from dcclctl.algorithm.sampling import PairSet, draw_negatives, hashes, permutation
-from dcclctl.algorithm.training import bernoulli_kl
+from dcclctl.devices.basis import new_basis
+from dcclctl.devices.hidden_patch import PatchShape
+from dcclctl.distillation.teachers import bernoulli_kl
+from dcclctl.events.log import Block, EventLog
+from dcclctl.events.sampling import NO_ITEM, PairSet, draw_negatives, hashes, permutation
 
 PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 8)), max_size=40)
 #: (user, time, item, label), to be sorted by (user, time); the period follows from the time
@@ -92,18 +92,29 @@ def test_a_permutation_is_one(seed, size, round):
     assert np.array_equal(np.sort(order), np.arange(size))
 
 
-@given(st.integers(0, 1000), st.lists(st.integers(0, 10**6), min_size=1, max_size=30, unique=True), PAIRS)
-def test_negatives_depend_on_nothing_but_their_event(seed, keys, pairs):
+@given(
+    st.integers(0, 1000),
+    st.lists(st.integers(0, 10**6), min_size=1, max_size=30, unique=True),
+    PAIRS,
+    st.integers(0, 12),
+    st.integers(0, 12),
+)
+def test_negatives_are_distinct_allowed_items_that_depend_on_nothing_but_their_event(seed, keys, pairs, count, fewer):
     excluded = PairSet(*(np.array([pair[side] for pair in pairs], dtype=np.int64) for side in (0, 1)), n_items=9)
     keys = np.array(keys)
     users = keys % 6
     catalogue = np.arange(9)
-    together = draw_negatives(seed, "n", keys, users, 3, catalogue, excluded)
+    together = draw_negatives(seed, "n", keys, users, count, catalogue, excluded)
+    less = draw_negatives(seed, "n", keys, users, min(count, fewer), catalogue, excluded)
+    assert np.array_equal(less, together[:, :fewer])
     for row in range(len(keys)):
-        alone = draw_negatives(seed, "n", keys[[row]], users[[row]], 3, catalogue, excluded)
+        alone = draw_negatives(seed, "n", keys[[row]], users[[row]], count, catalogue, excluded)
         assert np.array_equal(alone[0], together[row])
-        banned = {item for user, item in pairs if user == users[row]}
-        assert len(banned) > 7 or not banned & set(alone[0].tolist())
+        left = set(range(9)) - {item for user, item in pairs if user == users[row]}
+        drawn = together[row].tolist()
+        items, rest = drawn[: len(left)], drawn[len(left) :]
+        assert set(items) <= left and len(set(items)) == len(items)
+        assert rest == [NO_ITEM] * len(rest)
 
 
 @given(st.integers(0, 2**63 - 1), st.lists(st.integers(-(2**63), 2**63 - 1), min_size=2, max_size=50, unique=True))

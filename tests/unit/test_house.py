@@ -110,8 +110,27 @@ def command_of(name: str, sub: str | None = None) -> Any:
     return command.commands[sub] if sub else command
 
 
+def settings_given(words: list[str]) -> list[str]:
+    """What stands after --set."""
+    joined = [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
+    return joined + [words[at + 1] for at, word in enumerate(words[:-1]) if word == "--set"]
+
+
+def known_settings(command: str) -> set[str]:
+    """Every name by which --set knows a setting of a command, or of one of its variants."""
+    from dcclctl.stages.settings import COMMANDS, variant_section
+
+    command = command if command in COMMANDS else "evaluate"  # score reads the settings of evaluate
+    spec = COMMANDS[command]
+    names = set(spec.section.model_fields) - {"settings"}
+    for variant in spec.variants:
+        own = variant_section(command, variant).model_fields
+        names |= {*own, *(f"{variant}.{name}" for name in own)}
+    return names | {f"{command}.{name}" for name in names}
+
+
 def unknown_parts(words: list[str]) -> list[str]:
-    """Commands and flags of one command line that do not exist."""
+    """Commands, flags and settings of one command line that do not exist."""
     name, *rest = words
     if name.startswith("-"):
         return [word for word in words if word not in ("--help", "-h", "--version")]
@@ -124,16 +143,24 @@ def unknown_parts(words: list[str]) -> list[str]:
         command = command.commands[rest.pop(0)]
     known = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)} | {"--help", "-h"}
     flags = [word.partition("=")[0].rstrip(".,:)") for word in rest if re.match(r"--?[a-z]", word)]
-    return [flag for flag in flags if flag not in known]
+    unread = [
+        given
+        for given in settings_given(rest)
+        if "=" not in given or given.partition("=")[0] not in known_settings(name)
+    ]
+    return [flag for flag in flags if flag not in known] + unread
 
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "sample_data" / "README.md", *SCRIPTS]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+#: what a reader copies from
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_name_commands_and_flags_that_exist(path: Path) -> None:
     lines = words_of(path.read_text())
-    if path.name not in ("CONTRIBUTING.md",):
+    if path in (ROOT / "README.md", *SCRIPTS):
         assert lines
     for words in lines:
         assert unknown_parts(words) == [], " ".join(words)
@@ -141,39 +168,72 @@ def test_documents_name_commands_and_flags_that_exist(path: Path) -> None:
 
 def test_the_check_of_documents_can_fail() -> None:
     text = (
-        "run `dcclctl train --epochs 3` and `dcclctl trian` or dcclctl patch --user tail | cat; dcclctl artifacts lsit"
+        "run `dcclctl train --epochs 3` and `dcclctl trian` or dcclctl patch --user tail | cat; dcclctl artifacts lsit\n"
+        "dcclctl train --set train.din.item_size=8 --set=epochs=3 && dcclctl train --set train.din.itemsize=8\n"
+        "dcclctl patch --set metapatch.steps=3 --set train.din.epochs=3; dcclctl patch --set=steps"
     )
-    assert [unknown_parts(words) for words in words_of(text)] == [[], ["trian"], ["--user"], ["lsit"]]
+    assert [unknown_parts(words) for words in words_of(text)] == [
+        *([], ["trian"], ["--user"], ["lsit"]),
+        *([], ["train.din.itemsize=8"]),
+        *(["train.din.epochs=3"], ["steps"]),
+    ]
 
 
-def test_flags_in_the_readme_exist() -> None:
-    """Also those that stand alone in prose: `--repeats keep`."""
+def all_flags() -> set[str]:
     known = {"--help", "--version"}
     for name in COMMANDS:
         command = command_of(name)
         for each in getattr(command, "commands", {name: command}).values():
             known |= {flag for option in each.params for flag in (*option.opts, *option.secondary_opts)}
-    text = (ROOT / "README.md").read_text()
-    alone = {word for span in re.findall(r"`(--[a-z][a-z-]*)[^`]*`", text) for word in span.split()}
-    assert alone and alone <= known
+    return known
 
 
-def test_toml_in_the_readme_is_a_configuration(tmp_path: Path) -> None:
-    from dcclctl.config import SECTIONS, resolve
-
-    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    stages = [block for block in blocks if any(f"[{name}]" in block for name in SECTIONS)]
-    assert stages
-    for block in stages:
-        (tmp_path / "dccl.toml").write_text(block)
-        for section in SECTIONS.values():
-            resolve(section, tmp_path / "dccl.toml")
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_flags_that_stand_alone_in_prose_exist(path: Path) -> None:
+    """Such as `--repeats keep`."""
+    alone = {word for span in re.findall(r"`(--[a-z][a-z-]*)[^`]*`", path.read_text()) for word in span.split()}
+    assert alone <= all_flags()
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text()):
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_settings_that_stand_alone_in_prose_exist(path: Path) -> None:
+    """Such as `patch.memory.order` and `train.din.item_size=64`."""
+    from dcclctl.stages.settings import COMMANDS as SETTINGS
+    from dcclctl.stages.settings import variant_section
+
+    for name in re.findall(r"`([a-z]+\.[a-z0-9-]+\.[a-z_]+)(?:=[^`]*)?`", path.read_text()):
+        command, variant, key = name.split(".")
+        if command in SETTINGS and variant in SETTINGS[command].variants:
+            assert key in variant_section(command, variant).model_fields, name
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_toml_on_a_page_is_a_configuration(path: Path, tmp_path: Path) -> None:
+    from dcclctl.stages.settings import COMMANDS as SETTINGS
+    from dcclctl.stages.settings import resolve
+
+    blocks = re.findall(r"```toml\n(.*?)```", path.read_text(), flags=re.DOTALL)
+    for block in blocks:
+        if re.search(rf"^\[({'|'.join(SETTINGS)})[].]|^seed\b", block, flags=re.MULTILINE):  # a gate has [[rule]]
+            (tmp_path / "dccl.toml").write_text(block)
+            for command in SETTINGS.values():
+                resolve(command.section, {}, tmp_path / "dccl.toml")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
         if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+            assert (path.parent / target).exists(), target
+
+
+def test_pages_that_messages_name_are_there() -> None:
+    """A remedy that sends people to a page sends them to one that exists."""
+    found = {
+        page for path in (ROOT / "dcclctl").rglob("*.py") for page in re.findall(r"\bdocs/[\w-]+\.md", path.read_text())
+    }
+    assert "docs/cli.md" in found
+    assert [page for page in sorted(found) if not (ROOT / page).exists()] == []
 
 
 def test_pipelines_are_there() -> None:

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from world import TRAIN, dcclctl, done
+from world import TRAIN, dcclctl, done, sets
 
 from dcclctl.cli.console import Progress, Reporter, plain, print_error
 from dcclctl.errors import UsageError
 from dcclctl.store.store import Store
 
+BASIS = sets("patch.metapatch", basis_epochs=1)
 HOSTILE = {
     "ansi": "\x1b[31mred\x1b[0m",
     "csi": "\x9b31mred",
@@ -46,7 +47,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "items.jsonl").write_text("\n".join(json.dumps(row) for row in items))
     done("ingest", folder / "log.jsonl", "--items", folder / "items.jsonl", store=folder / "store")
     done("train", *TRAIN, "--epochs=1", store=folder / "store")
-    done("patch", "--method=metapatch", "--threads=1", "--basis-epochs=1", store=folder / "store")
+    done("patch", "--method=metapatch", "--threads=1", *BASIS, store=folder / "store")
     return folder / "store"
 
 

@@ -1,5 +1,6 @@
 """Command lines with a mistake: the exit code, what is wrong, what to type instead, and never a traceback."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,9 +8,12 @@ from typing import Any
 
 import pytest
 import typer
-from world import World, dcclctl
+from world import PATCH, TRAIN, World, dcclctl, done, ingest
 
 from dcclctl.cli.main import COMMANDS, app
+from dcclctl.cli.options import shown_default
+from dcclctl.stages.settings import COMMANDS as SETTINGS
+from dcclctl.stages.settings import variant_section
 
 #: words of the command line, exit code, what stderr must say
 BAD = [
@@ -17,13 +21,14 @@ BAD = [
     (["trian"], 2, ["No such command 'trian'", "train"]),
     (["train", "--epoch=3"], 2, ["--epoch", "--epochs"]),
     (["train", "--epochs=many"], 2, ["--epochs", "valid integer", "train -h"]),
-    (["train", "--epochs=0"], 2, ["--epochs", "greater than or equal to 1", "dcclctl train --help"]),
-    (["train", "--dropout=1"], 2, ["--dropout", "less than 1"]),
+    (["train", "--epochs=0"], 2, ["--epochs", "greater than or equal to 1", "dcclctl settings train --model din"]),
+    (["train", "--set=train.din.dropout=1"], 2, ["train.din.dropout", "less than 1"]),
     (["train", "--learning-rate=0"], 2, ["--learning-rate"]),
     (["train", "--learning-rate=1e39"], 2, ["--learning-rate"]),
     (["train", "--learning-rate=nan"], 2, ["--learning-rate"]),
-    (["train", "--hidden-sizes=64"], 2, ["--hidden-sizes"]),
-    (["train", "--hidden-sizes=64,x"], 2, ["--hidden-sizes", "'x'"]),
+    (["train", "--hidden-sizes=64,32"], 2, ["No such option: --hidden-sizes"]),
+    (["train", "--set=train.din.hidden_sizes=64"], 2, ["train.din.hidden_sizes"]),
+    (["train", "--set=train.din.hidden_sizes=64,x"], 2, ["train.din.hidden_sizes", "(got 'x')"]),
     (["train", "--model=dine"], 2, ["--model", "'din'"]),
     (["train", "--on="], 2, ["--on"]),
     (["train", "--on=test"], 2, ["--on", "give cloud, device"]),
@@ -36,6 +41,7 @@ BAD = [
     (["patch", "--held-back=2"], 2, ["--held-back"]),
     (["patch", "--method=magic"], 2, ["--method", "metapatch"]),
     (["patch", "--on=test"], 2, ["--on"]),
+    (["patch", "--steps=3"], 2, ["--method metapatch, fine-tune only, not by memory", "--method metapatch"]),
     (["distill", "--beta=-1"], 2, ["--beta"]),
     (["evaluate", "--k=5,x"], 2, ["--k", "'x'"]),
     (["evaluate", "--k="], 2, ["--k", "at least 1"]),
@@ -43,7 +49,26 @@ BAD = [
     (["evaluate", "--candidates=some"], 2, ["--candidates", "all, auto, or a number"]),
     (["evaluate", "--candidates=0"], 2, ["--candidates", "all, auto, or a number"]),
     (["evaluate", "--candidates=-5"], 2, ["--candidates", "all, auto, or a number"]),
+    # --set
+    (["train", "--set=epochs"], 2, ["'epochs' is not KEY=VALUE", "--set train.din.item_size=64"]),
+    (["train", "--set==3"], 2, ["'=3' is not KEY=VALUE"]),
+    (["train", "--set=train.din.epoch=3"], 2, ["train.din has no setting 'epoch'", "Did you mean 'epochs'?"]),
+    (["train", "--set=train.dni.epochs=3"], 2, ["Did you mean 'train.din.epochs'?"]),
+    (["train", "--set=onn=cloud"], 2, ["train has no setting 'onn'", "Did you mean 'on'?"]),
+    (["train", "--set=train.sasrec.epochs=3"], 2, ["the chosen model is din", "Write train.din.epochs"]),
+    (["train", "--set=patch.users=all"], 2, ["this command is train"]),
+    (["train", "--set=train.din.epochs=3", "--set=train.din.epochs=4"], 2, ["train.din.epochs is given twice"]),
+    (["train", "--set=epochs=3", "--set=train.din.epochs=3"], 2, ["epochs is given twice"]),
+    (["train", "--epochs=3", "--set=epochs=3"], 2, ["--epochs and --set epochs are the same setting"]),
+    (["train", "--epochs=3", "--set=train.din.epochs=3"], 2, ["epochs is given twice"]),
+    (["patch", "--guard", "--set=patch.guard=false"], 2, ["guard is given twice"]),
+    (["evaluate", "--set=batch=3"], 2, ["evaluate has no setting 'batch'"]),
+    (["score", "patches", "--user=u1", "--set=evaluate.unpatchd=cloud"], 2, ["'unpatchd'", "'unpatched'"]),
+    # names
+    (["train", "--name=7"], 2, ["'7' cannot be an alias"]),
+    (["train", "--name=Control"], 2, ["'Control' cannot be an alias"]),
     (["evaluate", "--unpatched=nobody"], 2, ["--unpatched", "'encoder' or 'cloud'"]),
+    (["ingest", "x.csv", "--map=user"], 2, ["--map: give NAME=COLUMN"]),
     (["score", "patches"], 2, ["--user"]),
     (["score", "--user=u1"], 2, ["REF"]),
     (["score", "patches", "--user=u1", "--top=0"], 2, ["--top"]),
@@ -61,7 +86,9 @@ BAD = [
     (["score", "evaluation", "--user=u1"], 2, ["evaluation cannot be"]),
     (["score", "patches", "--user=u1000"], 2, ["no user 'u1000'", "u"]),
     # contradictions
-    (["train", "--continue=cloud@1", "--history=4"], 2, ["--history", "Leave them out"]),
+    (["train", "--continue=cloud@1", "--set=train.din.history=4"], 2, ["din.history: a model keeps its", "--continue"]),
+    (["train", "--continue=cloud@1", "--model=din"], 2, ["model: a model keeps its kind", "--continue"]),
+    (["train", "--continue=cloud@1", "--dataset=dataset@1"], 2, ["keeps its dataset", "--continue"]),
     (["ingest", "x.csv", "--implicit", "--label=rating>=4"], 2, ["contradict"]),
     (["ingest", "nowhere.csv"], 2, ["nowhere.csv"]),
     # configuration files
@@ -146,16 +173,124 @@ def test_the_list_says_what_the_command_says(name: str) -> None:
     assert COMMANDS[name] == (EVERY[name].help or "").strip().splitlines()[0]
 
 
-@pytest.mark.parametrize("name", ["ingest", "train", "patch", "distill", "evaluate"])
-def test_every_setting_is_a_flag_with_its_default_in_the_help(name: str) -> None:
-    from dcclctl.config import SECTIONS
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_with_a_flag_is_in_the_help_once_with_its_default(name: str) -> None:
+    command, spec = EVERY[name], SETTINGS[name]
+    text = dcclctl(name, "--help").stdout.partition("Options:")[2]
+    shown = "".join(text.split())  # a line may end within a word
+    for key, setting in spec.flags().items():
+        flag = f"--{key.replace('_', '-')}"
+        (option,) = [option for option in command.params if flag in option.opts]
+        assert len(re.findall(rf"^  (?:-\w, )?{flag}\b(?!-)", text, flags=re.MULTILINE)) == 1
+        assert shown.count("".join(option.help.split())) == 1
+        if (name, key) == ("distill", "method"):  # its default depends on the patches
+            continue
+        assert (setting.description or "").rstrip(".") in option.help
+        default = setting.get_default(call_default_factory=True)
+        if key not in spec.section.model_fields:
+            assert option.help.endswith(f"[default: set by --{spec.section.VARIANT}]")  # type: ignore[attr-defined]
+        elif default not in ("", [], {}):
+            assert f"[default: {shown_default(setting)}]" in option.help
+        else:
+            assert "[default" not in option.help
+        # a boolean can be switched off again where the file has switched it on
+        assert option.secondary_opts == ([f"--no-{flag[2:]}"] if isinstance(default, bool) else [])
+    assert {"--set", "--store", "--config", "--name", "--json", "--quiet", "--force", "--seed"} <= flags_of(command)
 
-    shown = " ".join(dcclctl(name, "--help").stdout.split())
-    for field, info in SECTIONS[name].model_fields.items():
-        flag = f"--{field.replace('_', '-')}"
-        assert flag in flags_of(EVERY[name]), flag
-        assert " ".join((info.description or "").split()[:4]) in shown
-    assert {"--store", "--config", "--json", "--quiet", "--force", "--seed"} <= flags_of(EVERY[name])
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_order_of_the_help(name: str) -> None:
+    """The command's own options, its settings, those of its variants, where and how to compute, what all commands have."""
+    spec = SETTINGS[name]
+    order = [parameter.name.rstrip("_") for parameter in EVERY[name].params]
+    places = {
+        **dict.fromkeys(("seed", "device", "threads"), 3),
+        **dict.fromkeys(("set", "config", "name", "log", "store", "as_json", "quiet", "force"), 4),
+    }
+    settings = {key: 1 if key in spec.section.model_fields else 2 for key in spec.flags()} | places
+    ranks = [settings.get(key, 0) for key in order if (name, key) != ("distill", "method")]
+    assert ranks == sorted(ranks)
+    assert set(ranks) >= ({1, 3, 4} if not spec.variants else {0, 1, 2, 3, 4})
+
+
+@pytest.mark.parametrize(("name", "choice"), [("train", "model"), ("patch", "method"), ("distill", "method")])
+def test_the_help_names_every_variant(name: str, choice: str) -> None:
+    (option,) = [option for option in EVERY[name].params if f"--{choice}" in option.opts]
+    for variant in SETTINGS[name].variants:
+        assert variant in re.split(r"[|, .]+", f"{option.metavar} {option.help}")
+
+
+def test_a_setting_without_a_flag_is_not_in_the_help_and_is_listed() -> None:
+    assert "item_size" not in dcclctl("train", "--help").stdout.partition("Options:")[2].replace(
+        "train.din.item_size=64", ""
+    )
+    assert "--item-size" not in flags_of(EVERY["train"])
+    listed = dcclctl("settings", "train", "--model=din").stdout
+    assert "train.din.item_size = 32    [whole number ≥ 1]" in listed
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_lists_every_setting_once(name: str) -> None:
+    spec = SETTINGS[name]
+    for variant in ("", *spec.variants):
+        chosen = [f"--{spec.section.VARIANT}", variant] if variant else []  # type: ignore[attr-defined]
+        found = json.loads(dcclctl("settings", name, *chosen, "--json").stdout)
+        assert list(found["variants"]) == list(spec.variants)
+        keys = [f"{name}.{key}" for key in spec.section.model_fields if key != "settings"]
+        keys += [f"{name}.{variant}.{key}" for key in variant_section(name, variant).model_fields] if variant else []
+        assert [row["key"] for row in found["settings"]] == keys
+        assert all(row["meaning"] and row["values"] for row in found["settings"])
+        shown = dcclctl("settings", name, *chosen).stdout
+        assert all(f"{key} = " in shown for key in keys)
+        assert all(f"  {each} " in shown for each in spec.variants) or variant
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (["tran"], ["no command 'tran'", "Did you mean 'train'?"]),
+        (["train", "--model=dine"], ["no such model", "Did you mean 'din'?"]),
+        (["train", "--method=metapatch"], ["train has no method", "--model"]),
+        (["ingest", "--model=din"], ["ingest has no model", "dcclctl settings ingest"]),
+    ],
+)
+def test_settings_of_what_is_not_there(words: list[str], messages: list[str]) -> None:
+    result = dcclctl("settings", *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert all(message in result.stderr for message in messages)
+
+
+def test_set_is_the_same_as_the_flag_and_the_file(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text("[train]\nthreads = 1\n[train.din]\nepochs = 1\nhidden_sizes = [16, 8]\n")
+    made = done("train", "--config", path, store=tmp_path / "store") if ingest(tmp_path, tmp_path / "store") else {}
+    ways: list[tuple[object, ...]] = [
+        ("--threads=1", "--epochs=1", "--set=train.din.hidden_sizes=16,8"),
+        ("--set=train.threads=1", "--set=train.din.epochs=1", "--set", "train.din.hidden_sizes=16,8"),
+        ("--set=threads=1", "--set=epochs=1", "--set=din.hidden_sizes=16, 8"),
+        ("--config", path, "--epochs=1"),
+    ]
+    for way in ways:
+        again = done("train", *way, store=tmp_path / "store")
+        assert (again["id"], again["reused"]) == (made["id"], True)
+    other = done("train", "--config", path, "--set=train.din.epochs=2", store=tmp_path / "store")
+    assert other["id"] != made["id"]  # what is given on the command line wins over the file
+
+
+def test_a_boolean_is_switched_off_where_the_file_has_switched_it_on(shop: Path, tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text("[patch]\nguard = true\n")
+    arguments = ("patch", "--cloud=cloud@1", "--users=tail", *PATCH, "--config", path)
+    assert not done(*arguments, store=shop)["reused"]
+    off = done(*arguments, "--no-guard", store=shop)
+    assert (off["ref"], off["reused"]) == ("patches@1", True)
+
+
+def test_a_name_is_said_and_can_be_used(shop: Path) -> None:
+    shown = dcclctl("train", *TRAIN, "--name=release", store=shop)
+    assert "cloud@release is cloud@1" in shown.stdout
+    assert done("train", *TRAIN, "--name=again", store=shop)["name"] == "again"
+    assert done("artifacts", "show", "cloud@release", store=shop)["ref"] == "cloud@1"
 
 
 def test_root_help_and_version() -> None:

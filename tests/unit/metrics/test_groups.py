@@ -2,9 +2,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from dcclctl import tables
 from dcclctl.errors import DataError
-from dcclctl.metrics.groups import GROUP_NAMES, aggregate, members, paired_differences
-from dcclctl.tables import ACTIVITY_GROUPS, AGGREGATE, GROUPS, PER_USER
+from dcclctl.metrics.groups import aggregate, members, paired_differences
+from dcclctl.tables import AGGREGATE, GROUP_NAMES, PER_USER
 
 
 def per_user(users=200, subjects=("cloud@2", "cloud@1"), seed=3):
@@ -25,15 +26,12 @@ def per_user(users=200, subjects=("cloud@2", "cloud@1"), seed=3):
                 "auc": [None if u % 3 == 0 else float(v) for u, v in enumerate(rng.random(users))],
             }
         )
-        frames.append(frame.cast({name: getattr(pl, kind) for name, (kind, _) in PER_USER.items()}))
+        frames.append(frame.cast(PER_USER.schema()))
     return pl.concat(frames)
 
 
 def test_the_tables_are_those_of_the_package():
-    table = aggregate(per_user())
-    assert {name: str(kind) for name, kind in table.schema.items()} == {n: kind for n, (kind, _) in AGGREGATE.items()}
-    assert GROUP_NAMES[1:4] == GROUPS
-    assert len(GROUP_NAMES) == 4 + ACTIVITY_GROUPS
+    AGGREGATE.check("aggregate", aggregate(per_user()))
 
 
 def test_means_agree_with_a_plain_loop():
@@ -80,7 +78,7 @@ def test_a_group_without_values_is_null():
 def test_every_user_is_in_head_tail_or_new():
     masks = members(per_user(subjects=("a",)))
     assert (masks["head"].astype(int) + masks["tail"] + masks["new"] == 1).all()
-    activity = sum(masks[f"activity-{n:02d}"].astype(int) for n in range(ACTIVITY_GROUPS))
+    activity = sum(masks[f"activity-{n:02d}"].astype(int) for n in range(tables.ACTIVITY_GROUPS))
     assert (activity + masks["new"] == 1).all()
 
 

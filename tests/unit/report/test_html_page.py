@@ -10,7 +10,9 @@ import polars as pl
 import pytest
 from pages import BASELINE, BETTER, HOSTILE, MODELS, OPEN, USERS, page, part, per_user
 
-from dcclctl.report.html import headline, notes, render
+from dcclctl.config import PERIODS
+from dcclctl.report.html import SHOWN_GROUPS, headline, notes, period_name, render
+from dcclctl.tables import MAIN_GROUPS, SERVED_BY
 
 #: elements that never have an end tag
 VOID = {"meta", "link", "br", "line", "path"}
@@ -265,3 +267,44 @@ def test_colours_contrast_in_light_and_dark(rendered: str) -> None:
 
 def test_every_model_is_served(tree: Tree) -> None:
     assert f"{USERS - 8}" in tree.text and BASELINE not in tree.text  # people read references, not names in tables
+
+
+def served(*by: dict[str, int]) -> list[list[str]]:
+    """Header and rows of the table that says how users were served, without its last two columns."""
+    models = [replace(model, served_by=given) for model, given in zip(MODELS, by, strict=False)]
+    table = (
+        render(page(replace(part(), models=models, baseline=models[0])))
+        .partition("How users were served")[2]
+        .partition("</table>")[0]
+    )
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", table, re.S)]
+    return [row[:-2] for row in cells]
+
+
+def test_every_way_to_serve_has_a_column_if_anybody_was_served_so() -> None:
+    header, *rows = served({"cloud": USERS}, {"memory": USERS - 8, "cloud": 8}, {"cloud": USERS})
+    assert header == ["model", "by memory", "by cloud"]
+    assert [row[1:] for row in rows] == [["0", "200"], ["192", "8"], ["0", "200"]]
+    (header, *rows) = served(*({by: USERS} for by in ("patch", "encoder", "memory")))
+    assert header == ["model", "by patch", "by memory", "by encoder"]
+    assert [row[1:] for row in rows] == [["200", "0", "0"], ["0", "0", "200"], ["0", "200", "0"]]
+    for by in SERVED_BY:  # all users of each model are somewhere
+        assert f"by {by}" in served(*[{by: USERS}] * 3)[0]
+
+
+def test_the_tables_show_every_main_group() -> None:
+    assert sorted(SHOWN_GROUPS) == sorted(MAIN_GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [
+        *((period, f"the {period} period") for period in PERIODS if period != "valid"),
+        ("valid", "the validation period"),
+        ("device:2/3", "part 2/3 of the device period"),
+        ("test, only of items that are new to the user", "the test period, only of items that are new to the user"),
+    ],
+)
+def test_every_period_has_a_name(on: str, said: str) -> None:
+    assert period_name(on) == said
+    assert f">evaluation@1: {said} of dataset@1<" in render(page(part(on=on)))

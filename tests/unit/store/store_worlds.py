@@ -6,12 +6,20 @@ import polars as pl
 import torch
 
 from dcclctl.store.store import Artifact, Input, Store
+from dcclctl.tables import EVENTS, PATCHED_USERS
 
 RAW = Input("raw", "a" * 64)
 
 
 def events(rows: int = 5) -> pl.DataFrame:
-    return pl.DataFrame({"user_index": range(rows), "item_id": [f"item {row}" for row in range(rows)]})
+    columns = {"user_index": range(rows), "item_index": range(rows), "time_us": range(rows), "label": 1, "period": 0}
+    return pl.DataFrame(columns, schema=EVENTS.schema())
+
+
+def patched_users(rows: int = 5) -> pl.DataFrame:
+    columns = {"user_index": range(rows), "user_id": [f"u{row}" for row in range(rows)], "shard": 0, "row": range(rows)}
+    losses = {"events": 3, "loss_before": 0.5, "loss_after": 0.25, "kept": True}
+    return pl.DataFrame(columns | losses, schema=PATCHED_USERS.schema())
 
 
 def make_dataset(store: Store, rows: int = 5, force: bool = False) -> Artifact:

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import polars as pl
 import pytest
 from store_worlds import flip_bit, make_cloud, make_dataset
 from typer.testing import CliRunner, Result
@@ -181,7 +180,7 @@ def test_diff_shows_inputs_as_references(store: Store) -> None:
 def test_diff_of_an_input_that_only_one_has(store: Store) -> None:
     for number, inputs in enumerate(({}, {"log:x.csv": Input("raw", "c" * 64)})):
         with store.begin("evaluate", "evaluation", {}, number, inputs) as work:
-            work.write_table("x.parquet", pl.DataFrame({"a": [1]}))
+            work.write_json("x.json", {"a": [1]})
             work.commit({})
     (line,) = [line for line in run("diff", "evaluation@1", "evaluation@2").stdout.splitlines() if "log:" in line]
     assert line.split() == ["inputs", "log:x.csv", "–", "sha256", "c" * 12]

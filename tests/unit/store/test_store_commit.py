@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import polars as pl
 import pytest
 import torch
-from store_worlds import RAW, events, flip_bit, make_cloud, make_dataset
+from store_worlds import RAW, flip_bit, make_cloud, make_dataset, patched_users
 
 import dcclctl
 import dcclctl.store.work
@@ -346,7 +346,7 @@ def _killed_after_two_shards(store: Store) -> None:
     with pytest.raises(Stop), _begin(store) as work:
         for shard in range(2):
             work.write_tensors(f"shards/{shard}.safetensors", {"theta": torch.full((2, 3), float(shard))})
-        work.write_table("users.parquet", events())
+        work.write_table("users.parquet", patched_users())
         work.checkpoint({"g": torch.ones(2)}, {"epoch": 1})
         work.record({"epoch": 0})
         raise Stop
@@ -359,7 +359,7 @@ def test_finished_shards_survive_and_only_the_missing_ones_are_done(store: Store
         assert [work.finished(f"shards/{shard}.safetensors") for shard in range(3)] == [True, True, False]
         assert work.finished("users.parquet")
         assert torch.equal(work.read_tensors("shards/1.safetensors")["theta"], torch.ones(2, 3))
-        assert work.read_table("users.parquet").equals(events())
+        assert work.read_table("users.parquet").equals(patched_users())
         work.write_json("last.json", [1])
         assert work.read_json("last.json") == [1]
         resumed = work.commit({})
@@ -485,7 +485,7 @@ def test_file_names_stay_inside(store: Store, name: str) -> None:
 def test_a_stream_written_into_new_file_has_rows_and_schema(store: Store) -> None:
     with _begin(store) as work:
         with work.new_file("users.parquet") as path:
-            events(9).lazy().sink_parquet(path)
+            patched_users(9).lazy().sink_parquet(path)
         made = work.commit({})
     assert made.manifest["tables"]["users.parquet"]["rows"] == 9
 

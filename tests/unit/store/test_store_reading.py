@@ -20,6 +20,7 @@ from dcclctl.store.canonical import canonical
 from dcclctl.store.contents import file_sha256
 from dcclctl.store.lineage import difference, lineage
 from dcclctl.store.store import Artifact, Input, Store
+from dcclctl.tables import EVENTS
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_what_was_written_is_read(store: Store) -> None:
     assert dataset.config == {"split": "global", "rows": 5}
     assert dataset.manifest["tables"]["events.parquet"] == {
         "rows": 5,
-        "schema": {"user_index": "Int64", "item_id": "String"},
+        "schema": {name: column.type for name, column in EVENTS.columns.items()},
     }
     assert cloud.inputs == {"dataset": Input("dataset", dataset.id)}
     tensors = cloud.read_tensors("model.safetensors")
@@ -92,6 +93,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from store_worlds import make_cloud, make_dataset
 from dcclctl.store.store import Store
+from dcclctl.tables import EVENTS
 store = Store(Path(sys.argv[1]))
 print(make_cloud(store, make_dataset(store)).id)
 """
@@ -273,13 +275,15 @@ def test_a_corrupt_latest_never_falls_back(store: Store) -> None:
             find()
 
 
-def test_another_format_version_is_named(store: Store) -> None:
+@pytest.mark.parametrize("version", [manifest.FORMAT - 1, manifest.FORMAT + 1])
+def test_another_format_version_is_named(store: Store, version: int) -> None:
     dataset = make_dataset(store)
-    _replace_manifest(dataset, {**dataset.manifest, "format": 2})
+    _replace_manifest(dataset, {**dataset.manifest, "format": version})
     with pytest.raises(ArtifactError) as caught:
         store.latest("dataset")
-    assert "has format version 2" in caught.value.what
-    assert "reads format version 2" in caught.value.remedy
+    assert f"has format version {version}" in caught.value.what
+    assert f"reads version {manifest.FORMAT}" in caught.value.what
+    assert f"reads format version {version}" in caught.value.remedy
 
 
 def test_a_manifest_with_other_fields_or_another_kind_is_refused(store: Store) -> None:
@@ -308,7 +312,7 @@ def _replace_manifest(artifact: Artifact, document: dict[str, object]) -> None:
 def test_lineage_goes_down_to_the_raw_log(store: Store) -> None:
     dataset = make_dataset(store)
     cloud = make_cloud(store, dataset)
-    top = lineage(store, cloud)
+    top = lineage(cloud)
     assert (top.ref, [node.ref for node in top.inputs]) == ("cloud@1", ["dataset@1"])
     (raw,) = top.inputs[0].inputs
     assert (raw.role, raw.kind, raw.id) == ("log:events.csv", "raw", "a" * 64)
@@ -318,7 +322,7 @@ def test_lineage_marks_what_is_gone(store: Store) -> None:
     dataset = make_dataset(store)
     cloud = make_cloud(store, dataset)
     (dataset.path / "manifest.json").unlink()
-    (node,) = lineage(store, cloud).inputs
+    (node,) = lineage(cloud).inputs
     assert node.id == dataset.id
     assert "manifest.json is missing" in node.problem
 

@@ -1,1 +1,0 @@
-"""The paper's words in torch: no files, no printing."""

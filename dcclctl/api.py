@@ -1,0 +1,216 @@
+"""The public Python API: the stages as functions, and handles on what they make.
+
+Every function takes the settings of its command as keyword arguments, in the short form (epochs=5) or in full
+(**{"train.din.item_size": 64}); `dcclctl settings` lists them. All of them also take
+
+    on_progress   called with (what, done, total, note)
+    force         compute even if the store has the same artifact
+    name          a name for the artifact, an alias of its kind
+    config        a TOML file with settings
+
+Importing or calling it changes nothing global: the number of torch's threads and its modes are put back.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcclctl import artifacts
+from dcclctl.artifacts import Dataset, Evaluation, Memory
+from dcclctl.artifacts.handle import Handle
+from dcclctl.audit.finding import Finding
+from dcclctl.devices.serving import Subject
+from dcclctl.errors import UsageError
+from dcclctl.stages.audit import audit
+from dcclctl.stages.distill import distill as _distill
+from dcclctl.stages.evaluate import evaluate as _evaluate
+from dcclctl.stages.ingest import Sides
+from dcclctl.stages.ingest import ingest as _ingest
+from dcclctl.stages.memory import remember
+from dcclctl.stages.patch import patch as _patch
+from dcclctl.stages.report import load_page
+from dcclctl.stages.run import RunOptions, no_progress
+from dcclctl.stages.score import recommend as _recommend
+from dcclctl.stages.train import train as _train
+from dcclctl.store.store import Store
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class _Served(Handle):
+    """A model that can serve users."""
+
+    def recommend(self, users: str = "all", k: int = 10, **settings: Any) -> "pl.DataFrame":
+        """The best k items of many users as of the start of the test period.
+
+        Args:
+            users: all, tail, head, new, @FILE with one id a line, or ID,ID,…
+            settings: unpatched, device, threads, seed.
+
+        Returns:
+            user_id, rank from 1, item_id, name, logit, served_by; a user's best item first.
+
+        Raises:
+            UsageError: an unknown user.
+        """
+        return _recommend(_subject(self, self.store), users, k, settings)
+
+
+class CloudModel(artifacts.CloudModel, _Served):
+    """A cloud model, which can recommend."""
+
+
+class PatchSet(artifacts.PatchSet, _Served):
+    """Patches on a cloud model, which can recommend."""
+
+
+def ingest(
+    logs: str | Path | Sequence[str | Path],
+    *,
+    store: Store,
+    users: str | Path | None = None,
+    items: str | Path | None = None,
+    **settings: Any,
+) -> Dataset:
+    """Read logs into a dataset.
+
+    Args:
+        logs: a file, glob or folder, or several. store: where artifacts go.
+        users, items: side tables with profiles of users, and with names and categories of items.
+        settings: of `dcclctl ingest`, e.g. map={"user": "uid"}, split="per-user", repeats="keep".
+
+    Raises:
+        UsageError: a path, a setting or a column that does not exist.
+        DataError: a log that cannot be read, or has too many bad rows.
+    """
+    paths = [logs] if isinstance(logs, str | Path) else logs
+    run = _run(settings)
+    beside = [None if side is None else Path(side) for side in (users, items)]
+    return _ingest([Path(path) for path in paths], store, settings, run, Sides(beside[0], beside[1]))
+
+
+def train(data: Dataset, *, start: artifacts.CloudModel | None = None, **settings: Any) -> CloudModel:
+    """Train a cloud model.
+
+    Args:
+        data: the log. start: train this model further.
+        settings: of `dcclctl train`, e.g. model="sasrec", on="cloud,device", epochs=5.
+
+    Raises:
+        UsageError: a setting that the model does not read. DataError: no events. DivergedError: NaN loss.
+    """
+    run = _run(settings)
+    return CloudModel(_train(data, settings, run, start).artifact)
+
+
+def memory(data: Dataset, **settings: Any) -> Memory:
+    """Keep what every device remembers of its user's log.
+
+    Args:
+        settings: of `dcclctl memory`, e.g. size=100.
+
+    Raises:
+        UsageError: statistics that would count valid or test events.
+    """
+    run = _run(settings)
+    return remember(data, settings, run)
+
+
+def patch(cloud: artifacts.CloudModel, *, memory: Memory | None = None, **settings: Any) -> PatchSet:
+    """Learn a patch for every chosen user.
+
+    Args:
+        cloud: the frozen model. memory: what devices remember; None: the newest, made if there is none.
+        settings: of `dcclctl patch`, e.g. users="tail", method="metapatch".
+
+    Raises:
+        UsageError: a setting that the method does not read, an unknown user, or a model that it cannot patch.
+    """
+    run = _run(settings)
+    return PatchSet(_patch(cloud, settings, run, memory).artifact)
+
+
+def distill(patches: artifacts.PatchSet, *, student: artifacts.CloudModel | None = None, **settings: Any) -> CloudModel:
+    """Teach a cloud model with the patched models.
+
+    Args:
+        patches: the teachers. student: where the cloud weights start; None: the model under the patches.
+        settings: of `dcclctl distill`, e.g. method="momodistill", beta=0.5.
+
+    Raises:
+        UsageError: a student that cannot be taught, or teachers that have counted the events.
+    """
+    run = _run(settings)
+    return CloudModel(_distill(patches, settings, run, student).artifact)
+
+
+def evaluate(
+    models: "Sequence[artifacts.CloudModel | artifacts.PatchSet | str]",
+    *,
+    against: "artifacts.CloudModel | artifacts.PatchSet | str | None" = None,
+    **settings: Any,
+) -> Evaluation:
+    """Score models side by side on the same users.
+
+    Args:
+        models: handles, or references in the same store such as "patches@1+mean"; at least one handle.
+        against: the baseline that every other model is compared with.
+        settings: of `dcclctl evaluate`, e.g. on="valid", candidates="all", k=[10].
+
+    Raises:
+        UsageError: a model named twice, or a setting out of its range. ArtifactError: two datasets.
+    """
+    run = _run(settings)
+    store = _store_of([*models, against])
+    subjects = [_subject(model, store) for model in models]
+    if against is not None:
+        baseline = _subject(against, store)
+        if baseline.name not in [subject.name for subject in subjects]:
+            subjects.insert(0, baseline)
+        settings["against"] = baseline.name
+    return _evaluate(subjects, settings, run)
+
+
+def write_report(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
+    """Write evaluations as one offline HTML page.
+
+    Returns:
+        The path.
+    """
+    from dcclctl.report.html import render
+
+    Path(path).write_bytes(render(load_page(list(evaluations))).encode())
+    return Path(path)
+
+
+def find_leaks(made: Handle) -> list[Finding]:
+    """Audit an artifact and everything that it was made from; what is returned had seen what it is judged on."""
+    return [finding for finding in audit(made.artifact) if finding.kind == "leak"]
+
+
+def _run(settings: dict[str, Any]) -> RunOptions:
+    """Take what is no setting out of the keyword arguments."""
+    config = settings.pop("config", None)
+    return RunOptions(
+        settings.pop("on_progress", None) or no_progress,
+        settings.pop("force", False),
+        settings.pop("name", ""),
+        None if config is None else Path(config),
+    )
+
+
+def _store_of(models: Sequence[Any]) -> Store:
+    for model in models:
+        if isinstance(model, Handle):
+            return model.store
+    raise UsageError("no model is a handle", "Give at least one model that train, patch or distill returned.")
+
+
+def _subject(model: Any, store: Store) -> Subject:
+    """What a handle or a reference means."""
+    if isinstance(model, artifacts.PatchSet):
+        return Subject(model.cloud, model)
+    if isinstance(model, artifacts.CloudModel):
+        return Subject(model)
+    return Subject.of(str(model), store)

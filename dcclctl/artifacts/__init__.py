@@ -1,0 +1,11 @@
+"""Typed handles: what a stage gets when it opens an artifact.
+
+A handle checks that artifacts belong together (same dataset, cloud model, basis, id map) where it is made, so that no
+stage has to.
+"""
+
+from dcclctl.artifacts.cloud import CloudModel as CloudModel
+from dcclctl.artifacts.dataset import Dataset as Dataset
+from dcclctl.artifacts.evaluation import Evaluation as Evaluation
+from dcclctl.artifacts.memory import Memory as Memory
+from dcclctl.artifacts.patches import PatchSet as PatchSet

@@ -1,0 +1,93 @@
+"""A dataset: clean tables of one log, and the same as tensors."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from dcclctl.artifacts.handle import Handle
+from dcclctl.store.store import Artifact
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from dcclctl.events.log import EventLog
+
+#: datasets that somebody holds, so that handles on one dataset share its tensors
+_open: WeakValueDictionary[tuple[str, str], "Dataset"] = WeakValueDictionary()
+
+
+class Dataset(Handle):
+    """Clean tables of one log, and the same as tensors."""
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> "Dataset":
+        """The dataset in an artifact; one object for all who hold it at the same time."""
+        key = (str(artifact.path), artifact.id)
+        dataset = _open.get(key)
+        if dataset is None:
+            dataset = _open[key] = Dataset(artifact)
+        return dataset
+
+    @property
+    def id_map(self) -> str:
+        """SHA-256 of the user and item ids in index order: what dense numbers mean."""
+        return str(self.facts["id_map"])
+
+    @property
+    def repeats(self) -> str:
+        """'keep' or 'first': may a user have several events of one item?"""
+        return str(self.facts["repeats"])
+
+    @property
+    def observed_labels(self) -> bool:
+        """Does the log say which events are negative?"""
+        return str(self.facts["labels"]) != "implicit"
+
+    @cached_property
+    def users(self) -> "pl.DataFrame":
+        """A USERS table, see tables.py."""
+        return self.artifact.read_table("users.parquet")
+
+    @cached_property
+    def items(self) -> "pl.DataFrame":
+        """An ITEMS table, see tables.py."""
+        return self.artifact.read_table("items.parquet")
+
+    @cached_property
+    def log(self) -> "EventLog":
+        """Everything that models and devices need, as tensors."""
+        import numpy as np
+        import polars as pl
+        import torch
+
+        from dcclctl.events.log import EventLog
+
+        events = self.artifact.read_table("events.parquet")
+        vocabulary = self.artifact.read_table("vocabulary.parquet")
+        n_categories = vocabulary.filter(pl.col("kind") == "category").height
+        categories = self.items.select("item_index", "category_indices").explode("category_indices").drop_nulls()
+        rows = categories["item_index"].to_numpy().astype(np.int64)
+        slots = np.arange(len(rows)) - np.searchsorted(rows, rows)  # which of its item's categories each one is
+        padded = np.full((self.items.height, int(slots.max(initial=0)) + 1), n_categories, dtype=np.int64)
+        padded[rows, slots] = categories["category_indices"].to_numpy()
+        columns = [name for name in self.users.columns if name.startswith("profile_")]
+        profile = self.users.select(columns).to_numpy().astype(np.int64)
+        if not columns:
+            profile = np.zeros((self.users.height, 1), dtype=np.int64)
+        names = [name.removeprefix("profile_") for name in columns]
+        sizes = [
+            vocabulary.filter((pl.col("kind") == "profile") & (pl.col("column") == name)).height + 1 for name in names
+        ]
+        return EventLog.build(
+            user=events["user_index"].to_numpy(),
+            item=events["item_index"].to_numpy(),
+            time=events["time_us"].to_numpy(),
+            label=events["label"].to_numpy(),
+            period=events["period"].to_numpy(),
+            item_categories=torch.from_numpy(padded),
+            n_categories=n_categories,
+            profile=torch.from_numpy(profile),
+            profile_sizes=tuple(sizes) or (1,),
+            repeats=self.repeats == "keep",
+            one_timeline=self.facts["split"] == "global",
+        )

@@ -1,0 +1,30 @@
+"""What the devices of one dataset remember, and the statistics that the cloud ships beside it."""
+
+from dcclctl.artifacts.dataset import Dataset
+from dcclctl.artifacts.handle import Handle
+from dcclctl.store.store import Artifact
+
+STATISTICS_FILE = "statistics.safetensors"
+
+
+class Memory(Handle):
+    """What the devices remember of one dataset."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(artifact)
+        self.dataset = Dataset.of(artifact.input("dataset"))
+
+    @property
+    def size(self) -> int:
+        """M, newest events that a device keeps."""
+        return int(self.config["size"])
+
+    @property
+    def profile_window(self) -> int:
+        """T, newest events whose own features a device keeps."""
+        return int(self.config["profile_window"])
+
+    @property
+    def counted_through(self) -> str:
+        """Last period, or part of one, that is remembered and counted."""
+        return str(self.config["counted_through"])

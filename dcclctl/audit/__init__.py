@@ -1,0 +1,1 @@
+"""The audit: what each artifact may have seen, proven from the events of its lineage."""

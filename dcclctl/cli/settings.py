@@ -1,0 +1,101 @@
+"""`dcclctl settings`: every setting of a command and of one of its variants."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dcclctl.cli.console import Reporter
+from dcclctl.cli.options import JsonOption, shown_default
+from dcclctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from dcclctl.config import Section
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def settings(
+    command: Annotated[
+        str, typer.Argument(metavar="COMMAND", help="ingest, train, memory, patch, distill or evaluate.")
+    ],
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="With train: the model.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", metavar="NAME", help="With patch and distill: the method.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List every setting of a command, a model or a method.
+
+    Each with its default, the values that it takes, and its meaning; those of a model or method with --model or --method. Write them as --set COMMAND.NAME.KEY=VALUE, or
+    into a table [COMMAND.NAME] of the TOML file.
+
+    \b
+    Examples:
+      dcclctl settings train
+      dcclctl settings train --model sasrec
+      dcclctl settings patch --method metapatch
+    """
+    from dcclctl.config import VariantSection
+    from dcclctl.stages.settings import COMMANDS, nearest, variant_section
+
+    if command not in COMMANDS:
+        raise UsageError(f"there is no command {command!r} with settings", nearest(command, list(COMMANDS)))
+    spec, chosen = COMMANDS[command], model or method
+    field = spec.section.VARIANT if issubclass(spec.section, VariantSection) else ""
+    given = "model" if model else "method"
+    if chosen and given != field:
+        raise UsageError(
+            f"--{given}: {command} has no {given}", f"Use --{field}." if field else f"Type: dcclctl settings {command}"
+        )
+    rows = [row for row in listed(command, spec.section) if row["key"] != f"{command}.settings"]
+    if chosen:
+        rows += listed(f"{command}.{chosen}", variant_section(command, chosen))
+    variants = {name: variant.about for name, variant in spec.variants.items()}
+    if as_json:
+        print(json.dumps({"command": command, "settings": rows, "variants": variants}))
+        return
+    reporter = Reporter(as_json=False, quiet=False)
+    for row in rows:
+        reporter.line(f"{row['key']} = {row['default'] or '(empty)'}    [{row['values']}]")
+        reporter.line(f"    {row['meaning']}")
+    if variants and not chosen:
+        reporter.line(f"\nVariants; each has settings of its own: dcclctl settings {command} --{field} NAME")
+        for name, about in variants.items():
+            reporter.line(f"  {name:12} {about}")
+
+
+def listed(prefix: str, section: "type[Section]") -> list[dict[str, Any]]:
+    """Every setting of a section: key, default, values that it takes, and meaning."""
+    schema = section.model_json_schema()["properties"]
+    return [
+        {
+            "key": f"{prefix}.{name}",
+            "default": shown_default(field),
+            "values": values_of(schema[name]),
+            "meaning": field.description or "",
+        }
+        for name, field in section.model_fields.items()
+    ]
+
+
+def values_of(schema: dict[str, Any]) -> str:
+    """Type and range of a setting, for people."""
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "anyOf" in schema:
+        return " or ".join(values_of(each) for each in schema["anyOf"])
+    if "const" in schema:
+        return str(schema["const"])
+    kind = {
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "true or false",
+        "array": "list, comma-separated",
+        "object": "NAME=COLUMN, comma-separated",
+        "string": "text",
+    }[schema.get("type", "object")]
+    bounds = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+    limits = [f"{sign} {schema[name]:g}" for name, sign in bounds if name in schema]
+    return " ".join([kind, *limits])

@@ -1,0 +1,219 @@
+"""Learning on all devices at once: users in shards, shards in batches of users with similar numbers of events."""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dcclctl.artifacts.dataset import Dataset
+from dcclctl.artifacts.patches import PatchSet, shard_name
+from dcclctl.devices.basis import JointFit, SharedEvents
+from dcclctl.devices.method import DeviceMethod, Learned, PatchTask, Served, Serving
+from dcclctl.devices.placebos import mean_code, shuffled_codes
+from dcclctl.devices.settings import LocalSettings
+from dcclctl.events.sampler import Sampler
+from dcclctl.events.sampling import Ints
+from dcclctl.models.scoring import Backbone, HeadFunction
+
+SettingsT = TypeVar("SettingsT", bound=LocalSettings)
+RowsT = TypeVar("RowsT")
+
+
+class Learner(ABC, Generic[SettingsT, RowsT]):
+    """The devices of one run, on one kind of cloud model.
+
+    Attributes:
+        size: K, numbers that each device learns.
+    """
+
+    size: int
+
+    def __init__(self, task: PatchTask[SettingsT]) -> None:
+        self.task, self.log, self.settings, self.device = task, task.log, task.settings, task.device
+        self.sampler = Sampler(task.log, [task.block], task.config.negatives, task.seed, "patch/negatives")
+
+    @abstractmethod
+    def rows(self, events: Ints, first: Ints, counts: Ints) -> RowsT:
+        """What some users learn from: events[first : first + counts] of each (U,), padded to the largest count."""
+
+    @abstractmethod
+    def fit(self, rows: RowsT) -> Float[Tensor, "U K"]:
+        """θ̂ of the rows' users."""
+
+    @abstractmethod
+    def without(self, rows: RowsT, left_out: Bool[Tensor, "U N"]) -> RowsT:
+        """The rows without some of each user's events."""
+
+    @abstractmethod
+    def losses(self, rows: RowsT, codes: Float[Tensor, "U K"]) -> tuple[Float[Tensor, "U"], Float[Tensor, "U"]]:
+        """Each user's sum of cross-entropies over the rows as served with θ̂, nats, and how many there are."""
+
+    def shared_events(self, events: Ints) -> SharedEvents:
+        """What all users learn from together: the events, with other negatives every epoch."""
+        sampler = self.sampler.for_purpose("basis/negatives")
+
+        def draw(epoch: int) -> tuple[Int[Tensor, "E C"], Float[Tensor, "E C"], Float[Tensor, "E C"]]:
+            drawn = sampler.draw(events, epoch)
+            return drawn.candidates, drawn.labels, drawn.weights
+
+        return SharedEvents(events, np.unique(self.log.user[events], return_inverse=True)[1], draw)
+
+    def joint_fit(self, what: str, epochs: int, learning_rate: float) -> JointFit:
+        """How all users learn together. what: is learned, as the progress line names it."""
+        task = self.task
+
+        def on_epoch(epoch: int, loss: float) -> None:
+            task.work.record({"stage": "basis", "epoch": epoch, "loss": loss})
+            task.on_progress(what, epoch, epochs, f"loss {loss:.4f}")
+
+        task.on_progress(what, 0, epochs, "")
+        return JointFit(epochs, learning_rate, self.settings.prior, task.seed, on_epoch=on_epoch)
+
+
+class CodeMethod(DeviceMethod[SettingsT]):
+    """A method that learns K numbers θ̂ for each user; θ̂ = 0 is the cloud model."""
+
+    @abstractmethod
+    def learner(self, task: PatchTask[SettingsT], events: Ints) -> Learner[SettingsT, Any]:
+        """The devices, ready to learn; events: everybody's of the block."""
+
+    @abstractmethod
+    def head(self, patches: PatchSet, backbone: Backbone, codes: Float[Tensor, "U K"]) -> HeadFunction:
+        """The model's head with each event's user's θ̂."""
+
+    def learn(self, task: PatchTask[SettingsT]) -> Learned:
+        """θ̂ of every chosen user that has events in the block, shard by shard."""
+        log, work = task.log, task.work
+        events = log.events_in(task.block)
+        learner = self.learner(task, events)
+        mine = events[np.isin(log.user[events], task.users)]
+        active = np.unique(log.user[mine])
+        size = task.settings.shard_users
+        n_shards = math.ceil(len(active) / size)
+        started, computed = time.perf_counter(), 0
+        for shard in range(n_shards):
+            members = active[shard * size : (shard + 1) * size]
+            if not work.finished(shard_name(shard)):
+                work.write_tensors(shard_name(shard), fit_shard(learner, members, mine))
+                computed += len(members)
+            rate = computed / max(time.perf_counter() - started, 1e-9)
+            task.on_progress("patch", min((shard + 1) * size, len(active)), len(active), f"{rate:,.0f} users/s")
+        if computed:
+            seconds = time.perf_counter() - started
+            work.note_run(users_per_second=computed / seconds, fit_seconds=seconds)
+        saved = [work.read_tensors(shard_name(shard)) for shard in range(n_shards)]
+        table = pl.concat([shard_table(number, tensors) for number, tensors in enumerate(saved)])
+        return Learned(with_ids(table, task.cloud.dataset), learner.size, 4 * learner.size, {})
+
+    def open(self, patches: PatchSet, backbone: Backbone, serving: Serving) -> Served:
+        """Serve users with their θ̂, or with what a placebo makes of it."""
+        codes, patched = patches.codes()
+        if serving.placebo == "mean":
+            codes, patched = mean_code(codes, patched), torch.ones_like(patched)
+        elif serving.placebo == "shuffled":
+            codes = shuffled_codes(codes, patched, serving.seed)
+        return serve_codes(codes, patched, backbone, serving, lambda own: self.head(patches, backbone, own))
+
+
+def serve_codes(
+    codes: Float[Tensor, "U K"], patched: Bool[Tensor, "U"], backbone: Backbone, serving: Serving, head_of: Any
+) -> Served:
+    """Serve patched users with their θ̂, and the others with the encoder's if there is one.
+
+    Args:
+        head_of: θ̂ of every user → head.
+    """
+    profile = backbone.log.profile
+    by = np.full(len(codes), "cloud", dtype="<U7")
+    if serving.encoder is not None:
+        with torch.no_grad():
+            encoded = serving.encoder(torch.zeros_like(codes), profile)
+        codes = torch.where(patched[:, None], codes, encoded)
+        by[(~patched & profile.any(1)).numpy()] = "encoder"  # U(0, nothing known) is the cloud model
+    by[patched.numpy()] = "patch"
+    return Served(head_of(codes), by)
+
+
+def fit_shard(learner: Learner[Any, Any], members: Ints, events: Ints) -> dict[str, Tensor]:
+    """θ̂ of one shard's users and whether it helps them: what one file of the artifact holds.
+
+    Args:
+        members: (U,) the users, ascending. events: the events to learn from, sorted by user.
+    """
+    log, config = learner.log, learner.task.config
+    first = np.searchsorted(log.user[events], members)
+    counts = np.searchsorted(log.user[events], members, side="right") - first
+    codes = torch.zeros(len(members), learner.size)
+    losses = torch.full((len(members), 2), math.nan, dtype=torch.float64)
+    for batch in packed(counts, 1 + config.negatives, learner.settings.batch_rows):
+        rows = learner.rows(events, first[batch], counts[batch])
+        index = torch.from_numpy(batch)
+        codes[index] = learner.fit(rows).cpu()
+        held = held_back_of(counts[batch], config.held_back)
+        if held.any():
+            # A patch learned without the newest events is tested on them. What is kept is learned from all events.
+            age = counts[batch][:, None] - 1 - np.arange(counts[batch].max())
+            newest = torch.from_numpy(age < held[:, None])
+            trial = learner.fit(learner.without(rows, newest))
+            tested = learner.without(rows, ~newest)
+            both = [learner.losses(tested, code) for code in (torch.zeros_like(trial), trial)]
+            losses[index] = torch.stack([total / number for total, number in both], dim=1).cpu()
+    # false for NaN: nothing was held back, nothing is proven
+    kept = losses[:, 1] < losses[:, 0] if config.guard else torch.ones(len(members), dtype=torch.bool)
+    return {
+        "theta": codes * kept.unsqueeze(1),
+        "user_index": torch.from_numpy(members),
+        "events": torch.from_numpy(counts),
+        "losses": losses,
+        "kept": kept,
+    }
+
+
+def shard_table(shard: int, tensors: dict[str, Tensor]) -> pl.DataFrame:
+    """What is known of the users of one shard, in the order of its rows; NaN losses are null."""
+    users, losses = tensors["user_index"], tensors["losses"]
+    return pl.DataFrame(
+        {
+            "user_index": users.numpy().astype(np.int32),
+            "shard": np.full(len(users), shard, dtype=np.int32),
+            "row": np.arange(len(users), dtype=np.int32),
+            "events": tensors["events"].numpy().astype(np.int32),
+            "loss_before": losses[:, 0].numpy(),
+            "loss_after": losses[:, 1].numpy(),
+            "kept": tensors["kept"].numpy(),
+        }
+    ).with_columns(pl.col("loss_before", "loss_after").fill_nan(None))
+
+
+def with_ids(table: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """A PATCHED_USERS table: the users' outside ids beside their numbers."""
+    ids = dataset.users.select("user_index", "user_id")
+    table = table.join(ids, on="user_index", how="left", maintain_order="left")
+    return table.select("user_index", "user_id", "shard", "row", "events", "loss_before", "loss_after", "kept")
+
+
+def held_back_of(counts: Ints, fraction: float) -> Ints:
+    """Newest events to hold back of each user: the share rounded, at least 1; none of users with fewer than 3 events."""
+    if fraction == 0:
+        return np.zeros_like(counts)
+    held = np.maximum(1, np.floor(counts * fraction + 0.5).astype(np.int64))
+    return np.where(counts >= 3, np.minimum(held, counts - 1), 0)
+
+
+def packed(counts: Ints, width: int, batch_rows: int) -> list[Ints]:
+    """Users with similar numbers of events together, each batch at most `batch_rows` rows after padding (or one user)."""
+    order = np.argsort(counts, kind="stable")
+    batches, begin = [], 0
+    while begin < len(order):
+        end = begin + 1
+        while end < len(order) and (end + 1 - begin) * counts[order[end]] * width <= batch_rows:
+            end += 1
+        batches.append(order[begin:end])
+        begin = end
+    return batches

@@ -1,0 +1,355 @@
+"""The device method `memory`: patches that are conditioned on what each device remembers.
+
+What the cloud ships must be learned from events that the model beneath had not been trained on, with statistics that had
+not counted them (cross-fitting). A fresh cloud model has been trained on the newest events, so its lineage is walked:
+every further training on part of the block gives its parent, which had not seen that part. Served is the patch on the
+fresh model.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from dcclctl.artifacts import CloudModel, Memory, PatchSet
+from dcclctl.artifacts.memory import STATISTICS_FILE
+from dcclctl.config import Fraction, Positive, Rate, Section, rarely
+from dcclctl.devices.learner import held_back_of, shard_table, with_ids
+from dcclctl.devices.memory.features import Memories, Statistics
+from dcclctl.devices.memory.patch import MemoryFit, MemoryPatch, MemoryRows, learn, prior_shift, user_losses
+from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
+from dcclctl.devices.method import DeviceMethod, Learned, PatchTask, Served, Serving
+from dcclctl.devices.placebos import shuffled_histories
+from dcclctl.errors import UsageError
+from dcclctl.events.log import Block
+from dcclctl.events.sampler import Sampler
+from dcclctl.events.sampling import Ints, log_uniform, permutation, stream, uniforms
+from dcclctl.models.kind import open_backbone
+from dcclctl.models.scoring import Backbone
+from dcclctl.store.artifact import Artifact
+from dcclctl.store.lineage import ancestors
+
+PATCH_FILE = "memory_patch.safetensors"
+_BATCH = 512
+#: rows that are learned from at most (events with their negatives); more changes the third digit only
+_ROWS = 1_500_000
+#: parts of the block that are learned from with models of their own, at most: the statistics are counted for each
+_PARTS = 60
+
+
+class MemorySettings(Section):
+    """Settings of the memory patch."""
+
+    hidden_size: Positive = Field(32, description="H: hidden units of the patch.")
+    epochs: Positive = Field(8, description="Passes over the events that learn the patch.")
+    learning_rate: Rate = rarely(0.003, "AdamW's step size.")
+    weight_decay: Annotated[float, Field(ge=0.0)] = rarely(0.01, "AdamW's weight decay.")
+    truncated_share: Fraction = rarely(
+        0.5,
+        "Share of the events that the patch is learned from a second time, with the history cut to a few events, as a "
+        "new device has.",
+    )
+    order: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Does the patch use the order of events? auto: unless held-back events are predicted better without.",
+    )
+    min_history_quantile: Fraction = rarely(
+        0.01,
+        "The cloud model serves users whose memory holds fewer events than this quantile of the memories that the patch "
+        "was learned from.",
+    )
+
+
+def statistics_of(memory: Memory) -> Statistics:
+    """What the cloud ships beside the memories."""
+    return Statistics(**memory.artifact.read_tensors(STATISTICS_FILE))
+
+
+def unseen_model_per_block(cloud: CloudModel, block: Block) -> list[tuple[CloudModel, Block]]:
+    """For each part of the block the newest model of the lineage that was not trained on it.
+
+    Args:
+        cloud: the model that will be served. block: what devices learn from.
+
+    Returns:
+        (model, part of the block), oldest part first; the parts are the whole block. (cloud, block) if the cloud model
+        was not trained on the block at all.
+
+    Raises:
+        UsageError: every model of the lineage was trained on some part, or the block is cut in too many ways.
+    """
+    lineage = [cloud]
+    while (parent := lineage[0].parent) is not None:
+        lineage.insert(0, parent)
+    seen = [{other for other in learned_from(model.artifact) if other.overlaps(block)} for model in lineage]
+    # the model that is served has learned from all that its ancestors have
+    parts = math.lcm(block.parts, *(other.parts for other in seen[-1]))
+    many = parts // block.parts
+    if many > _PARTS:
+        cuts = ", ".join(str(other) for other in sorted(seen[-1]))
+        raise UsageError(
+            f"{cloud.ref} was trained on {cuts}, which cut {block} into {many:,} parts",
+            "Use successive blocks of one length, such as device:1/3, device:2/3, device:3/3.",
+        )
+    found = []
+    for number in range((block.part - 1) * many + 1, block.part * many + 1):
+        part = Block(block.period, number, parts)
+        trained = [any(other.overlaps(part) for other in blocks) for blocks in seen]
+        first = trained.index(True) if True in trained else len(lineage)
+        if first == 0:
+            raise _all_trained(cloud, lineage[0], part)
+        found.append((lineage[first - 1], part))
+    return found
+
+
+def learned_from(artifact: Artifact) -> set[Block]:
+    """What a cloud model, and everything that it was made from, learned from or counted."""
+    found: set[Block] = set()
+    for each in ancestors(artifact).values():
+        if each.kind == "memory":
+            last = Block.parse(each.config["counted_through"])
+            found |= {Block(period) for period in range(last.period)}
+            found |= {Block(last.period, part + 1, last.parts) for part in range(last.part)}
+        elif each.kind in ("cloud", "patches"):
+            on = each.config["on"]
+            found |= {Block.parse(name) for name in ([on] if isinstance(on, str) else on)}
+    return found
+
+
+def _all_trained(cloud: CloudModel, root: CloudModel, part: Block) -> UsageError:
+    on = ", ".join(root.config["on"])
+    origin = "" if root.id == cloud.id else f", the first model in the lineage of {cloud.ref},"
+    return UsageError(
+        f"{root.ref}{origin} was trained on {on} at once. Every model in this lineage was trained on {part}, "
+        "and the patch must be learned from events that the model has not seen",
+        "Train in steps: dcclctl train --on cloud, then dcclctl train --continue REF --on device."
+        if root.facts["epochs"]
+        else f"Patch a model that ends before {part}: dcclctl train --model {root.model} --on cloud",
+    )
+
+
+class _Run:
+    """One run: rows of all parts of the block, and what is learned from them."""
+
+    def __init__(self, task: PatchTask[MemorySettings], memory: Memory) -> None:
+        self.task, self.memory, self.settings, self.log = task, memory, task.settings, task.log
+        self.models = unseen_model_per_block(task.cloud, task.block)
+        self.statistics = statistics_of(memory)
+
+    def rows(self) -> tuple[MemoryRows, MemoryRows]:
+        """All users' rows: the patch is learned from all users, whoever gets one.
+
+        Returns:
+            A row for each event; and for some of the events another one, in which cloud model and memory see only the
+            newest few events of the history, as on a new device.
+        """
+        whole: list[MemoryRows] = []
+        truncated: list[MemoryRows] = []
+        log, negatives = self.log, self.task.config.negatives
+        how = StatisticsSettings.of(self.memory.config)
+        for number, (model, block) in enumerate(self.models):
+            statistics = count_statistics(log, log.before(block), how, self.task.seed)
+            backbone, shift = open_backbone(model, self.task.device), prior_shift(model.negatives, negatives)
+            sampler = Sampler(log, [block], negatives, self.task.seed, f"memory/negatives/{self.task.config.on}")
+            events = self._events_of(block)
+            some, lengths = self._truncated(events)
+            cut = backbone.with_log(log.truncate_history(some, lengths))
+            for parts, chosen, reader in ((whole, events, backbone), (truncated, some, cut)):
+                found = self._rows_of(reader, sampler, chosen, number, statistics)
+                found.logits.add_(shift)
+                parts.append(found)
+        return MemoryRows.join(whole), MemoryRows.join(truncated)
+
+    def _events_of(self, block: Block) -> Ints:
+        """What is learned from of a part of the block: all of it up to a limit, a sample beyond."""
+        events = self.log.events_in(block)
+        limit = _ROWS // (1 + self.task.config.negatives) // len(self.models)
+        if len(events) <= limit:
+            return events
+        return np.sort(events[permutation(self.task.seed, "memory/sample", events)[:limit]])
+
+    def _truncated(self, events: Ints) -> tuple[Ints, Ints]:
+        """Events that are learned from a second time, and the length of each history: 1 as often as 2-3 or 4-7."""
+        seed = self.task.seed
+        held = self.log.history_lengths(events, self.memory.size)
+        chosen = (uniforms(seed, "memory/short", events) < self.settings.truncated_share) & (held > 0)
+        some = events[chosen]
+        return some, log_uniform(seed, "memory/length", some, 1, held[chosen])
+
+    @torch.no_grad()
+    def _rows_of(
+        self, backbone: Backbone, sampler: Sampler, events: Ints, number: int, statistics: Statistics
+    ) -> MemoryRows:
+        """Rows of some events of part `number` of the block, with histories as the backbone's log has them."""
+        memory, log, sampled = self.memory, backbone.log, sampler.draw(events, number)
+        memories = Memories(log, statistics, memory.size, memory.profile_window)
+        logits = torch.empty(sampled.candidates.shape)
+        found = torch.empty(*sampled.candidates.shape, memories.width)
+        order = np.argsort(backbone.lengths(events), kind="stable")
+        for at in range(0, len(order), _BATCH):
+            some = order[at : at + _BATCH]
+            index = torch.from_numpy(some)
+            candidates = sampled.candidates[index]
+            below = backbone.activations(events[some], candidates)
+            logits[index] = backbone.head(events[some], candidates, below).cpu()
+            found[index] = memories.features(events[some], candidates)
+            self.task.on_progress("compute features", min(at + _BATCH, len(order)), len(order), "")
+        held = log.history_lengths(events, memory.size)
+        return MemoryRows(events, held, found, logits, sampled.labels, sampled.weights)
+
+    def learn(self, rows: MemoryRows, what: str, order: bool = True) -> MemoryPatch:
+        """The patch, learned from the rows; without order it ignores the features that depend on the order of events."""
+        settings, seed = self.settings, self.task.seed
+        ignored = [] if order else self.statistics.order_columns(self.memory.profile_window)
+        patch = new_patch(self.memory, settings.hidden_size, stream(seed, "memory/weights"))
+        fit = MemoryFit(settings.epochs, settings.learning_rate, settings.weight_decay, _BATCH, seed)
+        progress = self.task.on_progress
+        learn(
+            patch,
+            rows.blank(ignored) if ignored else rows,
+            fit,
+            lambda epoch, loss: progress(what, epoch, settings.epochs, f"loss {loss:.4f}"),
+        )
+        patch.ignore(ignored)
+        return patch
+
+    def test(
+        self, rows: MemoryRows, truncated: MemoryRows, order: bool
+    ) -> tuple[Float[Tensor, "U two"], bool, dict[str, float]]:
+        """A patch learned without each user's newest events, tested on them.
+
+        Args:
+            order: may the order of events be used?
+
+        Returns:
+            Each user's mean loss without and with the patch, NaN without held-back events; whether the order of events
+            is used; and the losses with and without it, where both were tried.
+        """
+        log, owners = self.log, self.log.user[rows.events]
+        read = np.bincount(owners, minlength=log.n_users)
+        newest = torch.from_numpy(_newest(owners, held_back_of(read, self.task.config.held_back)))
+        losses = torch.full((log.n_users, 2), math.nan, dtype=torch.float64)
+        if not newest.any():
+            return losses, order, {}
+        known = torch.from_numpy(~np.isin(truncated.events, rows.events[newest.numpy()]))
+        older = MemoryRows.join([rows.where(~newest), truncated.where(known)])
+        losses = user_losses(self.learn(older, "learn (held back)", order), rows, log, newest)
+        if not order or self.settings.order != "auto":
+            return losses, order, {}
+        without = user_losses(self.learn(older, "learn (held back)", False), rows, log, newest)
+        tried = {"with": float(losses[:, 1].nanmean()), "without": float(without[:, 1].nanmean())}
+        return (without, False, tried) if tried["without"] < tried["with"] else (losses, True, tried)
+
+
+def new_patch(memory: Memory, hidden_size: int, seed: int) -> MemoryPatch:
+    """A memory patch that gives the cloud model's logits until it is learned."""
+    features, profile = len(memory.facts["features"]), len(memory.facts["profile_features"])
+    return MemoryPatch(hidden_size, features, profile, torch.Generator().manual_seed(seed))
+
+
+def patch_of(patches: PatchSet) -> MemoryPatch:
+    """What the cloud ships of committed memory patches."""
+    assert patches.memory is not None
+    patch = new_patch(patches.memory, patches.settings["hidden_size"], 0)
+    patch.load_state_dict(patches.artifact.read_tensors(PATCH_FILE))
+    return patch.requires_grad_(False)
+
+
+class MemoryMethod(DeviceMethod[MemorySettings]):
+    """The method `memory`."""
+
+    Settings = MemorySettings
+    uses_memory = True
+    learns_locally = False
+
+    def learn(self, task: PatchTask[MemorySettings]) -> Learned:
+        """Learn what the cloud ships, from all users' events.
+
+        Raises:
+            UsageError: every model of the lineage was trained on the block (see `unseen_model_per_block`); the order of
+                events is asked for and not known.
+        """
+        memory, settings, log = task.memory, task.settings, task.log
+        assert memory is not None
+        knows_order = memory.config["transition_window"] > 0
+        if settings.order == "always" and not knows_order:
+            raise UsageError(
+                f"order = always: {memory.ref} does not know the order of events",
+                "Make one that does: dcclctl memory --transition-window 10",
+            )
+        run = _Run(task, memory)
+        rows, truncated = run.rows()
+        losses, order, tried = run.test(rows, truncated, knows_order and settings.order != "never")
+        learned = MemoryRows.join([rows, truncated])
+        patch = run.learn(learned, "learn", order)
+        task.work.write_tensors(
+            PATCH_FILE, {name: weight.detach().clone() for name, weight in patch.named_parameters()}
+        )
+        # what the patch makes of fewer events than it was learned from is not known: there the cloud model serves
+        sizes, quantile = np.maximum(learned.held, 1), settings.min_history_quantile
+        smallest = int(np.quantile(sizes, quantile, method="lower")) if quantile else 1
+        counts = np.bincount(log.user[log.events_in(task.block)], minlength=log.n_users)
+        read = np.bincount(log.user[rows.events], minlength=log.n_users)
+        chosen = torch.from_numpy(task.users)
+        lost = losses[chosen, 1] >= losses[chosen, 0]  # false for NaN: nothing was held back
+        tensors = {
+            "user_index": chosen,
+            "events": torch.from_numpy(counts)[chosen],
+            "losses": losses[chosen],
+            "kept": ~lost if task.config.guard else torch.ones_like(lost),
+        }
+        facts: dict[str, Any] = {
+            "learned_with": [f"{model.id} on {block}" for model, block in run.models],
+            "smallest_memory": smallest,
+            "order": order,
+            "order_losses": tried,
+            "patch_weights": sum(weight.numel() for weight in patch.parameters()),
+            "events_read": int(read[task.users].sum()),
+        }
+        table = with_ids(shard_table(0, tensors), task.cloud.dataset)
+        return Learned(table, 0, memory.facts["bytes_per_user_largest"], facts)
+
+    def open(self, patches: PatchSet, backbone: Backbone, serving: Serving) -> Served:
+        """Serve users from their memories, which go on with every event of the log.
+
+        The placebo `shuffled` gives every user the history of another one, as it was at the end of the period before;
+        `mean` has no θ̂ to average and changes nothing.
+        """
+        memory, log = patches.memory, backbone.log
+        assert memory is not None
+        patch, statistics = patch_of(patches), statistics_of(memory)
+        _, patched = patches.codes()
+        source_of = shuffled_histories(log, serving.seed) if serving.placebo == "shuffled" else lambda events: events
+        counted = log.up_to(Block.parse(memory.counted_through))
+        memories = Memories(log, statistics, memory.size, memory.profile_window, counted)
+        smallest = int(patches.facts["smallest_memory"])
+        shift = prior_shift(patches.cloud.negatives, int(patches.config["negatives"]))
+
+        def head(events: Ints, candidates: Tensor | None, below: Tensor) -> Tensor:
+            # on the processor, where the memories are; an accelerator only computes what the cloud model does
+            cloud = backbone.head(events, candidates, below)
+            logits = cloud.cpu()
+            source = source_of(events)
+            remembers = torch.from_numpy(log.history_lengths(source, smallest) >= smallest)
+            remembers &= patched[torch.from_numpy(log.user[events])]
+            remembered = patch(memories.features(source, candidates), logits + shift) - shift
+            return torch.where(remembers.unsqueeze(1), remembered, logits).to(cloud.device)
+
+        by = np.full(log.n_users, "cloud", dtype="<U7")
+        by[patched.numpy()] = "memory"
+        return Served(head, by)
+
+
+def _newest(owners: Ints, held: Ints) -> npt.NDArray[np.bool_]:
+    """Which of the rows are among their user's newest `held`; a user's rows are in order of time."""
+    order = np.argsort(owners, kind="stable")
+    sorted_owners = owners[order]
+    ends = np.searchsorted(sorted_owners, sorted_owners, side="right")
+    newest = np.zeros(len(owners), dtype=bool)
+    newest[order] = ends - np.arange(len(owners)) <= held[sorted_owners]
+    return newest

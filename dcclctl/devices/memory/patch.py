@@ -1,0 +1,180 @@
+"""The memory patch: a correction of the cloud model's logit that is conditioned on features of the candidate.
+
+    φ = [tanh(A·[c, t, f(x)] + a), c]     c: F features of candidate x in the user's memory; t: profile of recent events
+    f^(m)(x) = f(x) + w·φ                  w, A, a: learned in the cloud, the same for all users
+
+So every user gets a patch from what the device remembers, also a user who never trained; without any event the cloud
+model serves. The weights are learned from events that the f beneath had not been trained on (as MetaPatch's Θ is). c has
+no parameter of f in it, so the patch can be put on a fresher f than it was learned with.
+
+Shapes: B events, C candidates, F features, R of them in a profile, H hidden units, W = H + F.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcclctl.errors import DivergedError
+from dcclctl.events.log import EventLog
+from dcclctl.events.sampling import Ints, permutation
+
+
+class MemoryPatch(nn.Module):
+    """All weights of the patch that the cloud ships; they leave f as it is until they are learned.
+
+    Args:
+        hidden_size: H. n_features: F. n_profile: R, 0 without profiles of recent events.
+        generator: source of the initial weights.
+    """
+
+    def __init__(self, hidden_size: int, n_features: int, n_profile: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.n_features = n_features
+        self.inner = nn.Parameter(torch.empty(hidden_size, n_features + n_profile + 1))  # A
+        self.inner_bias = nn.Parameter(torch.zeros(hidden_size))  # a
+        self.outer = nn.Parameter(torch.zeros(hidden_size + n_features))  # w
+        nn.init.xavier_uniform_(self.inner, generator=generator)
+
+    @torch.no_grad()
+    def ignore(self, columns: list[int]) -> None:
+        """Set the weights of some of the F + R numbers of a candidate to 0."""
+        self.inner[:, columns] = 0
+        self.outer[[len(self.inner) + column for column in columns if column < self.n_features]] = 0
+
+    def forward(self, features: Float[Tensor, "B C FR"], logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+        """f^(m)(x); features: c and t, as `Memories.features` gives them. logits: f(x)."""
+        inputs = torch.cat([features, logits.unsqueeze(-1)], -1)
+        hidden = torch.tanh(F.linear(inputs, self.inner, self.inner_bias))
+        phi = torch.cat([hidden, features[..., : self.n_features]], -1)
+        weights = self.outer.expand(len(phi), -1)
+        return logits + (phi @ weights.unsqueeze(-1)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class MemoryRows:
+    """Events with everything that the patch reads, computed once.
+
+    Attributes:
+        events: (B,) rows of the log. held: (B,) how many events the memory holds. features: (B, C, F + R), see features.py.
+        logits, labels, weights: (B, C); logits are those of an f that has not been trained on these events, as if it had
+            been trained with as many negatives as there are here (see `prior_shift`).
+    """
+
+    events: Ints
+    held: Ints
+    features: Float[Tensor, "B C FR"]
+    logits: Float[Tensor, "B C"]
+    labels: Float[Tensor, "B C"]
+    weights: Float[Tensor, "B C"]
+
+    def pick(self, index: Tensor) -> "MemoryRows":
+        """Some of the events, in the order given."""
+        rows = index.numpy()
+        return MemoryRows(self.events[rows], self.held[rows], *(getattr(self, name)[index] for name in _TENSORS))
+
+    def blank(self, columns: list[int]) -> "MemoryRows":
+        """The same rows with 0 in some of the F + R numbers."""
+        features = self.features.clone()
+        features[..., columns] = 0
+        return replace(self, features=features)
+
+    def where(self, wanted: Bool[Tensor, "B"]) -> "MemoryRows":
+        """Those events for which `wanted` is true."""
+        return self.pick(torch.nonzero(wanted).squeeze(1))
+
+    @classmethod
+    def join(cls, parts: list["MemoryRows"]) -> "MemoryRows":
+        """One after the other."""
+        joined = (torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS)
+        events, held = (np.concatenate([getattr(part, name) for part in parts]) for name in ("events", "held"))
+        return cls(events, held, *joined)
+
+
+#: the tensors of `MemoryRows`
+_TENSORS = ("features", "logits", "labels", "weights")
+
+
+def prior_shift(trained: int, wanted: int) -> float:
+    """What is added to the logits of a model trained with so many negatives an event, so that they mean what those of a
+    model trained with `wanted` would: log(trained / wanted), the difference of the log odds of a click.
+
+    Source: King & Zeng, "Logistic regression in rare events data", Political Analysis 2001 (prior correction).
+    """
+    return math.log(trained / wanted)
+
+
+@dataclass(frozen=True)
+class MemoryFit:
+    """How the patch is learned."""
+
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    seed: int
+
+
+def learn(
+    patch: MemoryPatch,
+    rows: MemoryRows,
+    settings: MemoryFit,
+    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> list[float]:
+    """Learn everything that the cloud ships, from the devices' rows; `patch` is changed in place.
+
+    Args:
+        rows: events that the f behind `rows.logits` has not been trained on.
+
+    Returns:
+        Mean cross-entropy of each epoch, nats per candidate.
+
+    Raises:
+        DivergedError: the loss became infinite or NaN.
+    """
+    optimiser = torch.optim.AdamW(patch.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    losses = []
+    for epoch in range(settings.epochs):
+        order = torch.from_numpy(permutation(settings.seed, "memory/shuffle", rows.events, epoch))
+        total = 0.0
+        for at in range(0, len(order), settings.batch_size):
+            some = rows.pick(order[at : at + settings.batch_size])
+            each = F.binary_cross_entropy_with_logits(patch(some.features, some.logits), some.labels, reduction="none")
+            loss = (each * some.weights).sum() / some.weights.sum()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            total += float(loss.detach()) * len(some.events)
+        mean = total / max(len(order), 1)
+        if not math.isfinite(mean):
+            raise DivergedError(
+                f"the loss of the memory patch became {mean}", "Lower it: --set patch.memory.learning_rate=0.001"
+            )
+        losses.append(mean)
+        on_epoch(epoch + 1, mean)
+    return losses
+
+
+@torch.no_grad()
+def user_losses(
+    patch: MemoryPatch, rows: MemoryRows, log: EventLog, tested: Bool[Tensor, "B"]
+) -> Float[Tensor, "U two"]:
+    """Each user's mean cross-entropy over the tested events without and with the patch; NaN where there are none.
+
+    As in serving, the cloud model decides where the memory is empty.
+    """
+    users = torch.from_numpy(log.user[rows.events])
+    remembers = torch.from_numpy(rows.held > 0).unsqueeze(1)
+    patched = torch.where(remembers, patch(rows.features, rows.logits), rows.logits)
+    weights = (rows.weights * tested.unsqueeze(1)).double()
+    sums = []
+    for logits in (rows.logits, patched):
+        each = F.binary_cross_entropy_with_logits(logits, rows.labels, reduction="none").double()
+        sums.append(torch.zeros(log.n_users, dtype=torch.float64).index_add_(0, users, (each * weights).sum(1)))
+    counts = torch.zeros(log.n_users, dtype=torch.float64).index_add_(0, users, weights.sum(1))
+    return torch.stack([total / counts for total in sums], 1)

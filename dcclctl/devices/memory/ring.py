@@ -1,0 +1,77 @@
+"""The memory as a device holds it: two rings of fixed size, updated event by event."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dcclctl.devices.memory.features import Statistics, features_of, in_bytes, mean_profile
+from dcclctl.events.sampling import Ints
+
+
+class Ring:
+    """One device's memory: the newest M items, 4 bytes each, and the features of the newest T of them.
+
+    Args:
+        size: M. items: those of the events so far, oldest first, without their features. profile_window: T. n_features: R.
+    """
+
+    def __init__(self, size: int, items: Iterable[int] = (), profile_window: int = 0, n_features: int = 0) -> None:
+        self.items = np.zeros(size, dtype=np.uint32)
+        self.kept = np.zeros((profile_window, n_features), dtype=np.int8)
+        self.seen = 0
+        for item in items:
+            self.observe(item)
+
+    def observe(self, item: int, found: Float[Tensor, "FR"] | None = None) -> None:
+        """Take in one event: it overwrites the oldest. Constant time.
+
+        Args:
+            item: of the event. found: its features before the event (see `features`), by the statistics that the device has now.
+        """
+        self.items[self.seen % len(self.items)] = item
+        if len(self.kept):
+            own = 1 + self.kept.shape[1]
+            known = torch.zeros(own) if found is None else found[:own]
+            self.kept[self.seen % len(self.kept)] = in_bytes(known).numpy()
+        self.seen += 1
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on the device: both rings as far as they are filled, and the counter."""
+        return 4 * min(self.seen, len(self.items)) + self.kept.shape[1] * min(self.seen, len(self.kept)) + 8
+
+    def newest_first(self) -> Ints:
+        """Items held, newest first."""
+        last = np.arange(self.seen - 1, max(self.seen - len(self.items), 0) - 1, -1)
+        return self.items[last % len(self.items)].astype(np.int64)
+
+    def features(
+        self,
+        candidates: Int[Tensor, "C"],
+        item_categories: Int[Tensor, "I S"],
+        statistics: Statistics,
+        typical: Float[Tensor, "T1 R"] | None = None,
+    ) -> Float[Tensor, "C FR"]:
+        """The candidates' features and the profile of recent events, as the device computes them.
+
+        Args:
+            candidates: items. item_categories: of every item. statistics: what the cloud ships.
+            typical: typical profiles, for a user without counted events (see `Memories`).
+        """
+        held = torch.from_numpy(self.newest_first())[None]
+        mask = torch.ones(held.shape)
+        if not held.shape[1]:
+            held, mask = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1)
+        own = features_of(held, mask, candidates[None], item_categories, statistics)[0]
+        if not len(self.kept):
+            return own
+        kept = min(self.seen, len(self.kept))
+        if typical is None:
+            sums = torch.from_numpy(self.kept.astype(np.float32)).sum(0, keepdim=True)
+            profile = mean_profile(sums, torch.tensor([kept]))
+        else:
+            profile = typical[kept].unsqueeze(0)
+        return torch.cat([own, profile.expand(len(own), -1)], -1)

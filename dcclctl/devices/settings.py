@@ -1,0 +1,21 @@
+"""Settings that several device methods share. A method's own section stands beside its code."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from dcclctl.config import Positive, Rate, Section, rarely
+
+
+class LocalSettings(Section):
+    """What every method that trains on the device has."""
+
+    steps: Positive = Field(15, description="Gradient steps on a device.")
+    learning_rate: Rate = Field(0.03, description="Adam's step size on a device.")
+    prior: Annotated[float, Field(ge=0.0)] = Field(
+        30.0, description="λ: weight of the squared distance to the prior's mean against the sum of a user's losses."
+    )
+    shard_users: Positive = rarely(2048, "Users in a shard; a killed run resumes at the first missing shard.")
+    batch_rows: Positive = rarely(
+        8192, "Padded rows held at once; the default suits a CPU's cache, a GPU is faster with more."
+    )

@@ -1,0 +1,1 @@
+"""Distillation: patched device models teach the cloud model ("model over models")."""

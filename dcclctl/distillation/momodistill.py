@@ -1,0 +1,192 @@
+"""MoMoDistill, "model over models": what the patched device models know goes back to the cloud.
+
+Source: Yao et al. 2021, section 3.2.
+Step 1, cloud weights:       min over W_f of Σ_m Σ_i CE(y, f(x)) + β·KL(f^(m)(x) ‖ f(x))       → `TaughtObjective`
+Step 2, basis and encoder:   min over Θ, W_e of Σ_m Σ_i CE(y, f̂(x)) + β·KL(f^(m)(x) ‖ f̂(x))  → `distill_basis`
+with f̂ = f with patch weights ϑ₀ + Θ·U(θ̂^(m), u^(m)).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcclctl.artifacts import PatchSet
+from dcclctl.artifacts.cloud import BASIS_FILE
+from dcclctl.config import Count, DistillConfig, Positive, Rate, rarely
+from dcclctl.devices.basis_files import encoder_of, read_basis, write_basis, write_encoder
+from dcclctl.devices.encoder import Encoder
+from dcclctl.devices.hidden_patch import Basis, Head, head_logits
+from dcclctl.distillation.method import DistillationMethod, DistillTask, TeachingSettings
+from dcclctl.distillation.teachers import TaughtObjective, bernoulli_kl, teacher_of, teacher_weight
+from dcclctl.errors import DivergedError, UsageError
+from dcclctl.events.log import Block, EventLog
+from dcclctl.events.sampler import Sampler, Samples
+from dcclctl.events.sampling import hashes, permutation, stream
+from dcclctl.models.din import Din
+from dcclctl.models.trainable import Trainable
+from dcclctl.models.training import Objective, pick
+
+
+class MoMoDistillSettings(TeachingSettings):
+    """Settings of MoMoDistill."""
+
+    basis_epochs: Count = Field(5, description="Passes for Θ and the encoder U (step 2); 0 leaves both as they are.")
+    basis_learning_rate: Rate = rarely(0.01, "Adam's step size for Θ and the encoder.")
+    encoder_size: Positive = rarely(32, "Hidden units of the encoder U.")
+
+
+class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
+    """The method `momodistill`."""
+
+    Settings = MoMoDistillSettings
+
+    def check(self, patches: PatchSet, block: Block, config: DistillConfig) -> None:
+        """Refuse memories whose statistics have counted the events to be distilled.
+
+        Raises:
+            UsageError: they have.
+        """
+        if patches.memory is None or config.teachers == "unpatched":
+            return
+        log, end = patches.cloud.dataset.log, patches.memory.counted_through
+        if log.up_to(Block.parse(end))[log.events_in(block)].any():
+            raise UsageError(
+                f"{patches.ref} uses {patches.memory.ref}, whose statistics go on to the end of {end}: they have counted "
+                "the events that would be distilled",
+                "Ask the teachers about other items: --method from-memory. Or use a memory that ends before: "
+                "dcclctl memory --counted-through cloud.",
+            )
+
+    def objective(self, task: DistillTask[MoMoDistillSettings], log: EventLog) -> TaughtObjective:
+        weight = teacher_weight(task.patches, task.config.teachers)
+        return TaughtObjective(log, teacher_of(task, log), task.settings.beta, weight)
+
+    def after(self, task: DistillTask[MoMoDistillSettings], model: Trainable, objective: Objective) -> dict[str, Any]:
+        """Step 2: Θ and U on top of the new weights, written into the artifact."""
+        reason = self._why_no_basis(task)
+        if reason:
+            return {"basis_losses": [], "no_basis": reason}
+        patches, settings, log = task.patches, task.settings, task.log
+        sampler = Sampler(log, [task.block], settings.negatives, task.seed, "distill/basis-negatives")
+        events = log.events_in(task.block)
+
+        def on_epoch(epoch: int, loss: float) -> None:
+            task.work.record({"stage": "distill basis", "epoch": epoch, "loss": loss})
+            task.on_progress("distill Θ, U", epoch, settings.basis_epochs, f"loss {loss:.4f}")
+
+        basis = read_basis(patches.artifact)
+        # an encoder makes codes for its own cloud model's Θ only
+        encoder = None if patches.own_basis else encoder_of(patches.cloud)
+        if encoder is None:
+            generator = torch.Generator().manual_seed(stream(task.seed, "distill/encoder"))
+            encoder = Encoder(basis.size, settings.encoder_size, log.profile_sizes, generator)
+        encoder.to(task.device)
+        second = SecondStep(cast(Din, model), log, patches.codes()[0], cast(TaughtObjective, objective), settings)
+        basis, losses = second.distill(basis, encoder, lambda epoch: sampler.draw(events, epoch), task.seed, on_epoch)
+        write_basis(task.work, basis)
+        write_encoder(task.work, encoder)
+        return {"basis_losses": losses, "no_basis": ""}
+
+    def _why_no_basis(self, task: DistillTask[MoMoDistillSettings]) -> str:
+        """Why step 2 is left out; empty if it is not."""
+        if not task.patches.artifact.file_id(BASIS_FILE):
+            return f"{task.patches.method} patches have no basis Θ"
+        own, wanted = (cloud.sizes.get("hidden_sizes") for cloud in (task.patches.cloud, task.student))
+        if own is None:
+            return "Θ is for the states of a sequence model, which the student does not have"
+        if own != wanted:
+            return f"Θ is for hidden layers of {own[0]} and {own[1]} units, which the student does not have"
+        return ""
+
+
+class SecondStep:
+    """Learning Θ and the encoder with the cloud weights frozen.
+
+    Args:
+        model: the cloud model after step 1; it is not changed. log: its histories.
+        codes: (U, K) θ̂ of all users, zero where there is no patch.
+        objective: the teachers. settings: passes, step size, β, events of a step.
+    """
+
+    def __init__(
+        self,
+        model: Din,
+        log: EventLog,
+        codes: Float[Tensor, "U K"],
+        objective: TaughtObjective,
+        settings: MoMoDistillSettings,
+    ) -> None:
+        self.model, self.log, self.codes, self.objective, self.settings = model, log, codes, objective, settings
+
+    def distill(
+        self,
+        basis: Basis,
+        encoder: Encoder,
+        draw: Callable[[int], Samples],
+        seed: int,
+        on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+    ) -> tuple[Basis, list[float]]:
+        """Learn both; the encoder is changed in place.
+
+        Args:
+            basis: where Θ starts from; ϑ₀ stays. draw: epoch → the events with their negatives of that epoch.
+
+        Returns:
+            The new basis, and the mean loss of each epoch (nats per candidate, CE + β·KL).
+
+        Raises:
+            DivergedError: the loss became infinite or NaN.
+
+        Differs: θ̂ is replaced by 0 for half of the events, drawn anew each epoch, so that U(0, u) is trained too and not
+        only looked up for users without a patch; Θ's columns are kept at length 1 (see hidden_patch.py).
+        """
+        settings, device = self.settings, self.model.out.weight.device
+        learned = basis.learnable(device)
+        theta = learned.theta
+        optimiser = torch.optim.Adam([theta, *encoder.parameters()], lr=settings.basis_learning_rate)
+        losses = []
+        for epoch in range(settings.basis_epochs):
+            samples = draw(epoch)
+            without_patch = hashes(seed, "distill/forget", epoch, samples.events) % 2 == 0
+            order = permutation(seed, "distill/basis-shuffle", samples.events, epoch)
+            total = 0.0
+            for begin in range(0, len(order), settings.batch_size):
+                rows = order[begin : begin + settings.batch_size]
+                batch = pick(samples, rows)
+                loss = self._loss(learned, encoder, batch, torch.from_numpy(~without_patch[rows]))
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                with torch.no_grad():
+                    theta /= theta.norm(dim=0)
+                total += float(loss.detach()) * len(rows)
+            mean = total / max(len(order), 1)
+            if not math.isfinite(mean):
+                raise DivergedError(
+                    f"the loss of Θ became {mean}", "Lower it: --set distill.momodistill.basis_learning_rate=0.003"
+                )
+            losses.append(mean)
+            on_epoch(epoch + 1, mean)
+        return replace(basis, theta=theta.detach().cpu()), losses
+
+    def _loss(self, basis: Basis, encoder: Encoder, batch: Samples, has_code: Tensor) -> Float[Tensor, ""]:
+        """Mean of CE + β·KL over the batch's candidates; has_code: (B,) is the user's θ̂ known?"""
+        head, device = Head.of(self.model), self.model.out.weight.device
+        with torch.no_grad():
+            z1 = self.model.first_layer_of_few(self.log, batch.events, batch.candidates)
+            teacher_logits = self.objective.teacher(batch.events, batch.candidates)
+        users = torch.from_numpy(self.log.user[batch.events])
+        codes = self.codes[users].to(device) * has_code.to(device).unsqueeze(1)
+        logits = head_logits(head, z1, basis.patch(encoder(codes, self.log.profile[users].to(device))))
+        weights = batch.weights.to(device)
+        entropy = F.binary_cross_entropy_with_logits(logits, batch.labels.to(device), reduction="none")
+        divergence = bernoulli_kl(teacher_logits, logits)
+        divergence = divergence * self.objective.weight[users].to(device).unsqueeze(1)
+        return ((entropy + self.settings.beta * divergence) * weights).sum() / weights.sum()

@@ -1,0 +1,161 @@
+"""Every scored model against one baseline, paired by user: is the difference real, and whom does it hurt?
+
+The figures come from an evaluation's per-user table and from nothing else, so that any two people who hold the artifact
+get the same verdict.
+"""
+
+from typing import Final
+
+import polars as pl
+
+from dcclctl.artifacts import Evaluation
+from dcclctl.errors import UsageError
+from dcclctl.metrics.groups import members, metric_columns, paired_differences
+from dcclctl.metrics.harm import harm, worst_users
+from dcclctl.metrics.metric import MEAN_NAMES, lower_is_better
+from dcclctl.metrics.significance import CONFIDENCE, RESAMPLES, compare, contrast, users_to_settle
+from dcclctl.tables import COMPARISON, MAIN_GROUPS
+
+#: A difference is called real if p_holm, corrected for all metrics of its group, is at most this.
+LEVEL: Final = 1 - CONFIDENCE
+WORST_USERS: Final = 20
+_RESAMPLES_PER_METRIC: Final = 100
+
+
+class Comparison:
+    """Every subject of a per-user table against one of them, paired by user. A baseline alone is compared with itself.
+
+    Args:
+        per_user: PER_USER table. against: the baseline's name in it, e.g. cloud@3fa9c2d1.
+        seed: of the bootstrap's draws. resamples: of the bootstrap, at least.
+
+    Raises:
+        UsageError: the table does not hold the baseline.
+    """
+
+    def __init__(self, per_user: pl.DataFrame, against: str, seed: int, resamples: int = RESAMPLES) -> None:
+        self.per_user, self.against, self.seed = per_user.rename(MEAN_NAMES, strict=False), against, seed
+        self.metrics = metric_columns(self.per_user)
+        # a p-value is at least 2 / (resamples + 1), and Holm multiplies it by the number of metrics: with many cut-offs
+        # 2,000 resamples could not call anything real
+        self.resamples = max(resamples, _RESAMPLES_PER_METRIC * len(self.metrics))
+        subjects = per_user["subject"].unique(maintain_order=True).to_list()
+        if against not in subjects:
+            raise UsageError(f"{against} was not scored in this evaluation", f"Its models are {', '.join(subjects)}.")
+        # a candidate that is the baseline itself is compared with itself: a gate over an unchanged model is no mistake
+        others = [subject for subject in subjects if subject != against] or [against]
+        #: (subject, each user's difference to the baseline)
+        self.paired = [(subject, paired_differences(self.per_user, subject, against)) for subject in others]
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, against: str) -> "Comparison":
+        """The subjects of an evaluation against one of them."""
+        return cls(evaluation.per_user, against, evaluation.artifact.seed)
+
+    def table(self, groups: tuple[str, ...] = MAIN_GROUPS) -> pl.DataFrame:
+        """Difference, interval and verdict of each subject, group and metric: a COMPARISON table, see tables.py.
+
+        Args:
+            groups: names from `tables.GROUP_NAMES`.
+        """
+        tables = []
+        for subject, differences in self.paired:
+            facts = compare(differences, groups, self.seed, self.resamples)
+            settled = {(group, metric): users for group, metric, users in _settling(differences, groups)}
+            means = _paired_means(self.per_user, subject, self.against, groups)
+            open_cases = pl.Series(
+                [settled[key] for key in facts.select("group", "metric").iter_rows()], dtype=pl.Int64
+            )
+            is_open = (pl.col("verdict") == "inconclusive") & pl.col("low").is_not_null()
+            tables.append(
+                facts.join(means, on=["group", "metric"], how="left", maintain_order="left")
+                .with_columns(pl.lit(subject).alias("subject"), self._verdict("better", "worse").alias("verdict"))
+                .with_columns(pl.when(is_open).then(open_cases).alias("users_to_settle"))
+                .select(*COMPARISON.columns)
+            )
+        return pl.concat(tables)
+
+    def tail_minus_head(self) -> pl.DataFrame:
+        """Does each subject gain more for tail users than for head users? A TAIL_MINUS_HEAD table, see tables.py."""
+        return pl.concat(
+            contrast(differences, "tail", "head", self.seed, self.resamples).select(
+                pl.lit(subject).alias("subject"), pl.all(), self._verdict("tail", "head").alias("verdict")
+            )
+            for subject, differences in self.paired
+        )
+
+    def harm(self, groups: tuple[str, ...] = MAIN_GROUPS) -> pl.DataFrame:
+        """Which share of users each subject makes worse, and by how much: a HARM table, see tables.py."""
+        return pl.concat(
+            harm(differences, groups).select(pl.lit(subject).alias("subject"), pl.all())
+            for subject, differences in self.paired
+        )
+
+    def worst_users(self) -> pl.DataFrame:
+        """The users who lose most: a WORST_USERS table, see tables.py."""
+        return pl.concat(
+            worst_users(differences, metric, WORST_USERS)
+            .rename({metric: "difference"})
+            .select(pl.lit(subject).alias("subject"), pl.lit(metric).alias("metric"), pl.all())
+            for subject, differences in self.paired
+            for metric in metric_columns(differences)
+        )
+
+    def _verdict(self, above: str, below: str) -> pl.Expr:
+        """What a difference is called where it is real: `above` if it is a gain, whichever way the metric points."""
+        lower = [metric for metric in self.metrics if lower_is_better(metric)]
+        gain = pl.when(pl.col("metric").is_in(lower)).then(-pl.col("difference")).otherwise("difference")
+        return (
+            pl.when(pl.col("p_holm").is_null() | (pl.col("p_holm") > LEVEL))
+            .then(pl.lit("inconclusive"))
+            .when(gain > 0)
+            .then(pl.lit(above))
+            .otherwise(pl.lit(below))
+        )
+
+
+def main_metrics(metrics: list[str]) -> list[str]:
+    """The few metrics that a summary shows: GAUC, HR@k and NDCG@k of the middle k, MRR; those of them that there are.
+
+    Args:
+        metrics: names as in the tables, e.g. ndcg@10 or ndcg@10/1000.
+    """
+    cuts = sorted({int(name.partition("@")[2].partition("/")[0]) for name in metrics if "@" in name})
+    middle = cuts[len(cuts) // 2] if cuts else 0
+    wanted = ("gauc", f"hr@{middle}", f"ndcg@{middle}", "mrr")
+    plain = {name.partition("/")[0]: name for name in metrics}
+    return [plain[name] for name in wanted if name in plain]
+
+
+def harm_metric(metrics: list[str]) -> str:
+    """The one metric that harm is summed up by: NDCG@k of the middle k."""
+    return next((name for name in main_metrics(metrics) if name.startswith("ndcg@")), metrics[0])
+
+
+def _settling(differences: pl.DataFrame, groups: tuple[str, ...]) -> list[tuple[str, str, int | None]]:
+    """(group, metric, users that would settle it) as the first of all metrics of the group, which Holm asks most of."""
+    metrics, membership = metric_columns(differences), members(differences)
+    confidence = 1 - LEVEL / max(len(metrics), 1)
+    found: list[tuple[str, str, int | None]] = []
+    for group in groups:
+        own = differences.filter(pl.Series(membership[group]))
+        for metric in metrics:
+            gains = own[metric].drop_nulls().to_numpy()
+            known = len(gains) > 1
+            mean, deviation = (float(gains.mean()), float(gains.std(ddof=1))) if known else (0.0, 0.0)
+            found.append((group, metric, users_to_settle(mean, deviation, confidence=confidence)))
+    return found
+
+
+def _paired_means(per_user: pl.DataFrame, subject: str, against: str, groups: tuple[str, ...]) -> pl.DataFrame:
+    """group, metric, value, baseline: means of both sides over the users who have a value on both."""
+    new, old = (per_user.filter(pl.col("subject") == name).sort("user_index") for name in (subject, against))
+    membership = members(new)
+    rows = []
+    for group in groups:
+        mask = pl.Series(membership[group])
+        for metric in metric_columns(per_user):
+            both = pl.DataFrame({"new": new[metric], "old": old[metric]}).filter(mask).drop_nulls()
+            rows.append((group, metric, both["new"].mean(), both["old"].mean()))
+    schema = {"group": pl.String, "metric": pl.String, "value": pl.Float64, "baseline": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")

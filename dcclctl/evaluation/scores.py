@@ -1,0 +1,161 @@
+"""From logits to metrics per user."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from jaxtyping import Float
+
+from dcclctl.artifacts import Dataset
+from dcclctl.evaluation.candidates import Batch, Candidates
+from dcclctl.events.log import Block
+from dcclctl.events.sampling import NO_ITEM, Ints
+from dcclctl.metrics.beyond import coverage, exposure, gini, novelty
+from dcclctl.metrics.calibration import reliability
+from dcclctl.metrics.metric import METRICS, RankMetric
+from dcclctl.metrics.ranking import ranks
+
+
+@dataclass
+class Scores:
+    """What scoring one model leaves: ranks of positive events, and scored rows for AUC and calibration.
+
+    Attributes:
+        candidates: what is scored.
+        events, ranks, rivals: (P,) of each positive event: row of the log, rank, and number of items it was ranked among.
+        row_users, row_labels, row_logits: of each scored row.
+        top_items: the best items of each positive event, −1 for none; only where the whole catalogue is ranked.
+    """
+
+    candidates: Candidates
+    events: list[Ints] = field(default_factory=list)
+    ranks: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    rivals: list[Ints] = field(default_factory=list)
+    row_users: list[Ints] = field(default_factory=list)
+    row_labels: list[npt.NDArray[np.int8]] = field(default_factory=list)
+    row_logits: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    top_items: list[Ints] = field(default_factory=list)
+
+    def add(self, batch: Batch, logits: Float[np.ndarray, "B C"]) -> None:
+        """Take ranks and rows from one batch."""
+        log, config = self.candidates.log, self.candidates.config
+        events, own = batch.events, log.item[batch.events]
+        positive = log.label[events] > 0
+        if batch.items is not None:
+            own_logits, others = logits[:, 0], logits[:, 1 : 1 + batch.rivals.shape[1]]
+            rows = logits[:, 1 : 1 + config.auc_negatives]
+        else:
+            own_logits, others = logits[np.arange(len(events)), own], logits
+            rows = np.take_along_axis(logits, np.maximum(batch.negatives, 0), axis=1)
+        others = np.where(batch.rivals, others, -np.inf)
+        if batch.items is None:
+            self.top_items.append(_top_lists(others, own, own_logits, max(config.k))[positive])
+        self.events.append(events[positive])
+        self.ranks.append(ranks(own_logits[positive], others[positive]))
+        self.rivals.append(batch.rivals[positive].sum(1))
+        self._add_rows(events, own_logits, rows, batch.negatives != NO_ITEM)
+
+    def _add_rows(
+        self,
+        events: Ints,
+        own: Float[np.ndarray, "B"],
+        negatives: Float[np.ndarray, "B N"],
+        there: npt.NDArray[np.bool_],
+    ) -> None:
+        """Rows for AUC: observed labels as they are; else each event's own item against its negatives."""
+        log = self.candidates.log
+        if self.candidates.observed:
+            negatives, there = negatives[:, :0], there[:, :0]
+        scores = np.concatenate([own[:, None], negatives], axis=1)
+        counted = np.concatenate([np.ones((len(events), 1), dtype=bool), there], axis=1)
+        labels = np.zeros(scores.shape, dtype=np.int8)
+        labels[:, 0] = log.label[events]
+        self.row_users.append(np.repeat(log.user[events], counted.sum(1)))
+        self.row_labels.append(labels[counted])
+        self.row_logits.append(scores[counted])
+
+    def per_user(self, dataset: Dataset, name: str, served: npt.NDArray[np.character]) -> pl.DataFrame:
+        """One row per user with a scored event; metrics are means over the user's events, AUC over the user's rows.
+
+        A positive event without any other candidate has no rank, and counts in no ranking metric.
+
+        Args:
+            name: of the model. served: (U,) what serves each user.
+
+        Returns:
+            A PER_USER table, see tables.py.
+        """
+        log, config, sampled = dataset.log, self.candidates.config, self.candidates.sampled
+        events, rank, rivals = np.concatenate(self.events), np.concatenate(self.ranks), np.concatenate(self.rivals)
+        order = np.argsort(events)  # sums of floats in one order, whatever the batches were
+        order = order[rivals[order] > 0]
+        events, rank = events[order], rank[order]
+        row_users, row_labels, row_logits = (
+            np.concatenate(part) for part in (self.row_users, self.row_labels, self.row_logits)
+        )
+        rows = np.bincount(row_users, minlength=log.n_users)
+        users = np.flatnonzero(rows)
+        scored = np.bincount(log.user[self.candidates.events], minlength=log.n_users)[users]
+        queries = np.bincount(log.user[events], minlength=log.n_users)[users]
+
+        def mean(values: npt.NDArray[np.float64]) -> pl.Series:
+            sums = np.bincount(log.user[events], weights=values, minlength=log.n_users)[users]
+            means = np.divide(sums, queries, out=np.full(len(users), np.nan), where=queries > 0)
+            return pl.Series(means).fill_nan(None)
+
+        suffix = f"/{sampled}" if sampled else ""
+        columns: dict[str, pl.Series] = {}
+        for metric, each in METRICS.items():
+            if not isinstance(each, RankMetric):
+                own = pl.DataFrame({"user_index": users.astype(np.int32)}).join(
+                    each.of(row_users, row_labels, row_logits), on="user_index", how="left", maintain_order="left"
+                )
+                columns[metric] = own.drop("user_index").to_series()
+            elif each.at_k:
+                columns |= {f"{metric}@{k}{suffix}": mean(each.of(rank, k)) for k in config.k}
+            else:
+                columns[f"{metric}{suffix}"] = mean(each.of(rank))
+        about = dataset.users.select("user_index", "user_id", "group", "activity_group")
+        table = about.filter(pl.Series(np.isin(about["user_index"].to_numpy(), users)))
+        return table.with_columns(
+            pl.Series("events", scored.astype(np.int32)),
+            pl.Series("served_by", served[users]),
+            *(values.alias(metric) for metric, values in columns.items()),
+        ).select(pl.lit(name).alias("subject"), pl.all())
+
+    def reliability(self, name: str) -> pl.DataFrame:
+        """A RELIABILITY table, see tables.py."""
+        bins = reliability(np.concatenate(self.row_logits), np.concatenate(self.row_labels))
+        return bins.select(pl.lit(name).alias("subject"), pl.all())
+
+    def beyond_accuracy(self, block: Block) -> dict[str, float | None]:
+        """Coverage, Gini of exposure and novelty of the top lists; None where candidates are sampled."""
+        if not self.top_items:
+            return {"coverage": None, "gini": None, "novelty": None}
+        log, catalogue = self.candidates.log, self.candidates.catalogue
+        counts = exposure(np.concatenate(self.top_items), log.n_items)
+        past = log.item[(log.period < block.period) & (log.label > 0)]
+        return {
+            "coverage": coverage(counts[catalogue]),
+            "gini": gini(counts[catalogue]),
+            "novelty": novelty(counts, np.bincount(past, minlength=log.n_items)),
+        }
+
+    def few_candidates(self) -> dict[str, int]:
+        """Positive events that were ranked among nothing, and among fewer items than the largest cut-off."""
+        rivals = np.concatenate(self.rivals)
+        few = int((rivals < max(self.candidates.config.k)).sum())
+        return {"events_without_candidates": int((rivals == 0).sum()), "events_with_few_candidates": few}
+
+
+def _top_lists(others: Float[np.ndarray, "B I"], own: Ints, own_logits: Float[np.ndarray, "B"], top: int) -> Ints:
+    """(B, K) the best items of each event, the own one among them where it is one of the best; −1 for none."""
+    best = np.argpartition(-others, min(top, others.shape[1]) - 1, axis=1)[:, :top]
+    edge = np.take_along_axis(others, best, axis=1)
+    best = np.where(np.isfinite(edge), best, -1)
+    # the own item is not among the others: it enters the list where it beats the last of them
+    worst = edge.argmin(axis=1)
+    enters = own_logits > edge[np.arange(len(best)), worst]
+    best[np.flatnonzero(enters), worst[enters]] = own[enters]
+    return best

@@ -1,0 +1,1 @@
+"""Everybody's events as tensors, and random draws of negatives from them."""

@@ -1,0 +1,276 @@
+"""Everybody's events as tensors, and the histories that stand before them.
+
+An event's history is made of the user's positive events at a *strictly earlier* time: two events of one basket, or of
+one day in a log that knows days only, never see each other, so the order of rows in a file tells nothing.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from dcclctl.errors import UsageError
+from dcclctl.events.sampling import Ints, PairSet
+
+#: period codes, as in the events table
+CLOUD, DEVICE, VALID, TEST = range(4)
+PERIOD_NAMES = ("cloud", "device", "valid", "test")
+
+
+@dataclass(frozen=True, order=True)
+class Block:
+    """A period, or part k of n of one (from 1): successive blocks of the timeline for rounds.
+
+    Written `device`, or `device:2/3` for the second third of the device period.
+    """
+
+    period: int
+    part: int = 1
+    parts: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Block":
+        """Read `device` or `device:2/3`.
+
+        Raises:
+            UsageError: neither of the two forms, or a part that is not there.
+        """
+        read = re.fullmatch(rf"({'|'.join(PERIOD_NAMES)})(?::([0-9]{{1,9}})/([0-9]{{1,9}}))?", text)
+        if read is None:
+            raise UsageError(
+                f"{text!r} is not a period", "Use cloud, device, valid or test, or a part such as device:2/3."
+            )
+        name, part, parts = read.groups(default="1")
+        block = cls(PERIOD_NAMES.index(name), int(part), int(parts))
+        if not 1 <= block.part <= block.parts:
+            raise UsageError(
+                f"{text!r}: there is no part {block.part} of {block.parts}", f"Use {name}:1/{max(block.parts, 1)}."
+            )
+        return block
+
+    @classmethod
+    def of(cls, block: "Block | int") -> "Block":
+        """A block as it is; a period code means the whole period."""
+        return block if isinstance(block, Block) else cls(block)
+
+    def overlaps(self, other: "Block") -> bool:
+        """Do both hold a part of one period?"""
+        return self.period == other.period and self.start < other.end and other.start < self.end
+
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        whole = PERIOD_NAMES[self.period]
+        return whole if self.parts == 1 else f"{whole}:{self.part}/{self.parts}"
+
+    @property
+    def start(self) -> float:
+        return (self.part - 1) / self.parts
+
+    @property
+    def end(self) -> float:
+        return self.part / self.parts
+
+
+@dataclass(frozen=True)
+class EventLog:
+    """Events sorted by (user, time), with items' categories and users' profiles.
+
+    Attributes:
+        user, item, period: (N,) int64. label: (N,) int64, 1 positive, 0 negative.
+        share: (N,) how far into its period an event is, 0 ≤ share < 1, by rank of time (see `build`).
+        sequence: (S,) items of the positive events, same order.
+        history_start, history_end: (N,) each event's history is sequence[start:end], oldest first.
+        item_categories: (I, M) category codes, padded with `n_categories`.
+        profile: (U, F) profile codes, 0 = missing; F ≥ 1 (a log without profiles has one column of zeros).
+        profile_sizes: number of codes of each profile column.
+        repeats: may a user have several events of an item? If not, the log holds one event of each pair (see `never_negative`).
+    """
+
+    user: Ints
+    item: Ints
+    label: Ints
+    period: Ints
+    share: npt.NDArray[np.float64]
+    sequence: Int[Tensor, "S"]
+    history_start: Ints
+    history_end: Ints
+    n_users: int
+    n_items: int
+    item_categories: Int[Tensor, "I M"]
+    n_categories: int
+    profile: Int[Tensor, "U F"]
+    profile_sizes: tuple[int, ...]
+    repeats: bool = True
+
+    @classmethod
+    def build(
+        cls,
+        user: npt.NDArray[np.integer[Any]],
+        item: npt.NDArray[np.integer[Any]],
+        time: npt.NDArray[np.integer[Any]],
+        label: npt.NDArray[np.integer[Any]],
+        period: npt.NDArray[np.integer[Any]],
+        item_categories: Int[Tensor, "I M"],
+        n_categories: int,
+        profile: Int[Tensor, "U F"],
+        profile_sizes: tuple[int, ...],
+        one_timeline: bool = True,
+        repeats: bool = True,
+    ) -> "EventLog":
+        """Find every event's history, and how far into its period it is.
+
+        Args:
+            user, item, time, label, period: (N,) sorted by (user, time).
+            one_timeline: `share` counts the period's events at an earlier time, of everybody (a global split); else
+                those of the same user (periods that were cut on each user's own timeline).
+        """
+        user, item, time, label, period = (np.asarray(x, dtype=np.int64) for x in (user, item, time, label, period))
+        n_users = len(profile)
+        positives_before = np.concatenate([[0], np.cumsum(label)])  # (N+1,) positives among the first n events
+        new_moment = np.ones(len(user), dtype=bool)
+        new_moment[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
+        moment_start = np.maximum.accumulate(np.where(new_moment, np.arange(len(user)), 0))
+        user_start = np.searchsorted(user, np.arange(n_users))
+        return cls(
+            user=user,
+            item=item,
+            label=label,
+            period=period,
+            share=shares(user, time, period, one_timeline),
+            sequence=torch.from_numpy(item[label > 0].copy()),
+            history_start=positives_before[user_start[user]],
+            history_end=positives_before[moment_start],
+            n_users=n_users,
+            n_items=len(item_categories),
+            item_categories=item_categories,
+            n_categories=n_categories,
+            profile=profile,
+            profile_sizes=profile_sizes,
+            repeats=repeats,
+        )
+
+    def events_in(self, *blocks: "Block | int") -> Ints:
+        """Row numbers of the events in the given blocks (or period codes), ascending."""
+        wanted = np.zeros(len(self.user), dtype=bool)
+        for block in blocks:
+            part = Block.of(block)
+            wanted |= (self.period == part.period) & (self.share >= part.start) & (self.share < part.end)
+        return np.flatnonzero(wanted)
+
+    def events_of(self, user: int) -> Ints:
+        """Row numbers of a user's events, oldest first."""
+        return np.arange(*np.searchsorted(self.user, [user, user + 1]))
+
+    def history_lengths(self, events: Ints, limit: int) -> Ints:
+        """(B,) length of each event's history, at most `limit`."""
+        lengths: Ints = np.minimum(self.history_end[events] - self.history_start[events], limit)
+        return lengths
+
+    def histories(self, events: Ints, limit: int) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+        """The last events before each event, newest first, cut to the longest history of the batch.
+
+        Args:
+            events: (B,) row numbers.
+            limit: L, the longest history that is used.
+
+        Returns:
+            items (B, L'), and a mask that is True where there is one; 1 ≤ L' ≤ limit.
+        """
+        width = max(1, int(self.history_lengths(events, limit).max(initial=0)))
+        at = torch.from_numpy(self.history_end[events])[:, None] - 1 - torch.arange(width)
+        mask = at >= torch.from_numpy(self.history_start[events])[:, None]
+        if len(self.sequence) == 0:
+            return torch.zeros_like(at), mask
+        return torch.where(mask, self.sequence[at.clamp(min=0)], 0), mask
+
+    def truncate_history(self, events: Ints, keep: Ints) -> "EventLog":
+        """The same log, in which some events keep only the newest part of their history.
+
+        Args:
+            events: (B,) row numbers. keep: (B,) how many events of its history each keeps.
+        """
+        starts = self.history_start.copy()
+        starts[events] = np.maximum(starts[events], self.history_end[events] - keep)
+        return replace(self, history_start=starts)
+
+    def interacted_before(self, events: Ints) -> npt.NDArray[np.bool_]:
+        """(B,) whether the event's user has a positive event of the same item at a strictly earlier time."""
+        positive, moment = self.label > 0, self.history_end  # it numbers the moments, in order of time (see `owners`)
+        pairs, pair = np.unique(self.user * self.n_items + self.item, return_inverse=True)
+        first = np.full(len(pairs), len(self.sequence))  # no moment is later
+        np.minimum.at(first, pair[positive], moment[positive])
+        again: npt.NDArray[np.bool_] = first[pair[events]] < moment[events]
+        return again
+
+    def positives_in(self, *blocks: "Block | int") -> PairSet:
+        """(user, item) pairs that are positive in the given blocks."""
+        rows = self.events_in(*blocks)
+        rows = rows[self.label[rows] > 0]
+        return PairSet(self.user[rows], self.item[rows], self.n_items)
+
+    def never_negative(self, *blocks: "Block | int") -> PairSet:
+        """(user, item) pairs that may not be drawn as negatives for events of the given blocks.
+
+        In a log without repeats: items that are positive in the blocks, and items of the user's earlier events, positive
+        or not. Such an item cannot be the user's next event, so it is no candidate when the model is used, and as a
+        negative it would teach that the user dislikes it. Items that become positive later stay candidates.
+
+        In a log with repeats: only the items that are positive at the same moment (the rest of the basket). All other
+        items that the user interacted with stay candidates. Leaving them out would leak the label to a model that counts
+        a user's events, because such items would then occur as positives only.
+        """
+        if self.repeats:
+            rows = self.events_in(*blocks)
+            rows = rows[self.label[rows] > 0]
+            return PairSet(self.history_end[rows], self.item[rows], self.n_items, by_moment=True)
+        parts = sorted(map(Block.of, blocks))
+        rows = np.flatnonzero(self.before(parts[0]) | ((self.label > 0) & self.up_to(parts[-1])))
+        return PairSet(self.user[rows], self.item[rows], self.n_items)
+
+    def owners(self, events: Ints, pairs: PairSet) -> Ints:
+        """(B,) what the pairs are keyed by, for each event: its user, or its moment.
+
+        `history_end` numbers the moments: it counts everybody's positive events before, so a moment with a positive event
+        shares it with no other such moment of anybody.
+        """
+        owners: Ints = self.history_end[events] if pairs.by_moment else self.user[events]
+        return owners
+
+    def up_to(self, last: Block) -> npt.NDArray[np.bool_]:
+        """(N,) events before the end of a block."""
+        return self._earlier(last.period, last.end)
+
+    def before(self, first: Block) -> npt.NDArray[np.bool_]:
+        """(N,) events before the start of a block."""
+        return self._earlier(first.period, first.start)
+
+    def _earlier(self, period: int, share: float) -> npt.NDArray[np.bool_]:
+        """(N,) events of earlier periods, and of this one those that come before a share of it."""
+        past: npt.NDArray[np.bool_] = (self.period < period) | ((self.period == period) & (self.share < share))
+        return past
+
+    def catalogue(self, last: "Block | int") -> Ints:
+        """Items that had an event by the end of a block: what could be shown or sampled then."""
+        return np.unique(self.item[self.up_to(Block.of(last))])
+
+
+def shares(user: Ints, time: Ints, period: Ints, one_timeline: bool) -> npt.NDArray[np.float64]:
+    """For each event, the share of its period's events that have an earlier time; equal times have equal shares."""
+    owner = np.zeros_like(user) if one_timeline else user
+    order = np.lexsort((time, owner, period))
+    keys = np.stack([period[order], owner[order], time[order]])
+    new_time = np.ones(len(order), dtype=bool)
+    new_time[1:] = (keys[:, 1:] != keys[:, :-1]).any(0)
+    new_stretch = np.ones(len(order), dtype=bool)
+    new_stretch[1:] = (keys[:2, 1:] != keys[:2, :-1]).any(0)
+    starts = np.flatnonzero(new_stretch)
+    lengths = np.diff(starts, append=len(order))
+    before = np.maximum.accumulate(np.where(new_time, np.arange(len(order)), 0)) - np.repeat(starts, lengths)
+    shares = np.empty(len(order))
+    shares[order] = before / np.repeat(lengths, lengths)
+    return shares

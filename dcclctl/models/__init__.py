@@ -1,0 +1,1 @@
+"""Cloud models: how each is trained, and how it scores candidates."""

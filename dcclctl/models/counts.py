@@ -1,0 +1,189 @@
+"""Models that are counted, not trained: popularity, recent, gp-topfreq, item-knn, ease. No epoch is chosen by `valid`."""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dcclctl.config import Positive, Section
+from dcclctl.errors import DataError, UsageError
+from dcclctl.events.log import EventLog
+from dcclctl.events.sampling import Ints
+from dcclctl.models.kind import CloudModelKind, FitTask
+from dcclctl.models.neighbours import HistoryBackbone, ItemWeights, Neighbours, OwnCounts, ease, item_knn
+from dcclctl.models.popularity import PopularityBackbone, item_counts, log_odds, newest_rows
+from dcclctl.models.scoring import Backbone
+from dcclctl.models.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from dcclctl.artifacts.cloud import CloudModel
+
+#: EASE inverts a matrix of items²: beyond this its numbers do not fit into a common machine's memory (10 GB)
+_EASE_ITEMS = 20_000
+
+SettingsT = TypeVar("SettingsT", bound=ModelSettings)
+
+
+class RecentSettings(ModelSettings):
+    """Settings of recent popularity."""
+
+    newest: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.2, description="Newest share of the training events that is counted."
+    )
+
+
+class ItemKnnSettings(ModelSettings):
+    """Settings of item-kNN."""
+
+    neighbours: Positive = Field(500, description="Neighbours kept for each item.")
+    shrinkage: Annotated[float, Field(ge=0.0)] = Field(
+        100.0, description="Added to the denominator of the cosine, against chance pairs of rare items."
+    )
+
+
+class EaseSettings(ModelSettings):
+    """Settings of EASE."""
+
+    ridge: Annotated[float, Field(gt=0.0)] = Field(100.0, description="λ, L2 penalty on the item weights.")
+
+
+class CountedKind(CloudModelKind[SettingsT]):
+    """A kind whose model is made of counts of positive events."""
+
+    Settings: ClassVar[type[Section]] = ModelSettings
+
+    @abstractmethod
+    def tensors(self, log: EventLog, counted: Ints, settings: SettingsT) -> dict[str, Tensor]:
+        """What the scores are made of, from the positive events (N,) in `counted`."""
+
+    def select(self, task: FitTask[SettingsT], events: Ints) -> Ints:
+        """The events that are counted."""
+        return events
+
+    def fit(self, task: FitTask[SettingsT]) -> dict[str, Any]:
+        """Count the positive events of the periods, and write what the scores are made of.
+
+        Raises:
+            UsageError: a model to start from. DataError: no positive event in the periods.
+        """
+        log, names = task.dataset.log, ",".join(map(str, task.blocks))
+        if task.start is not None:
+            raise UsageError(
+                f"--continue: {task.start.ref} is a {task.start.model} model, which has no weights to train further",
+                f"Count both periods at once: dcclctl train --model {task.start.model} --on cloud,device",
+            )
+        events = log.events_in(*task.blocks)
+        counted = self.select(task, events)
+        counted = counted[log.label[counted] > 0]
+        if not len(counted):
+            raise DataError(
+                f"{task.dataset.ref} has no positive events in {names}",
+                "Choose other periods with --on, or ingest with other --periods or another --label.",
+            )
+        task.on_progress("train", 0, 1, "")
+        tensors = self.tensors(log, counted, task.settings)
+        task.on_progress("train", 1, 1, "")
+        task.work.write_tensors("model.safetensors", tensors)
+        return {
+            "parameters": sum(tensor.numel() for tensor in tensors.values()),
+            "negatives": task.settings.negatives,
+            "trained_on_events": len(events),
+            "trained_on_users": len(np.unique(log.user[events])),
+            "counted_events": len(counted),
+            "epochs": [],
+            "best_epoch": 0,
+            "best_valid_loss": None,
+            "best_valid_auc": None,
+        }
+
+
+class PopularityKind(CountedKind[SettingsT]):
+    """The kind `popularity`."""
+
+    def tensors(self, log: EventLog, counted: Ints, settings: SettingsT) -> dict[str, Tensor]:
+        return {"logits": log_odds(item_counts(log, counted), settings.negatives)}
+
+    def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
+        return PopularityBackbone(cloud.artifact.read_tensors("model.safetensors")["logits"].to(device), log)
+
+
+class RecentKind(PopularityKind[RecentSettings]):
+    """The kind `recent`."""
+
+    Settings = RecentSettings
+
+    def select(self, task: FitTask[RecentSettings], events: Ints) -> Ints:
+        """The newest share of the events; of each user's own where only a user's order is known."""
+        artifact = task.dataset.artifact
+        time = artifact.read_table("events.parquet")["time_us"].to_numpy().astype(np.int64)
+        one_timeline = artifact.facts["time_kind"] != "ordinal"
+        return newest_rows(task.dataset.log, events, time[events], task.settings.newest, one_timeline)
+
+
+class GpTopfreqKind(CountedKind[ModelSettings]):
+    """The kind `gp-topfreq`."""
+
+    def tensors(self, log: EventLog, counted: Ints, settings: ModelSettings) -> dict[str, Tensor]:
+        return _popularity(log, counted)
+
+    def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
+        popularity = cloud.artifact.read_tensors("model.safetensors")["popularity"]
+        return HistoryBackbone(OwnCounts(log.n_items), log, popularity)
+
+
+class ItemKnnKind(CountedKind[ItemKnnSettings]):
+    """The kind `item-knn`."""
+
+    Settings = ItemKnnSettings
+
+    def tensors(self, log: EventLog, counted: Ints, settings: ItemKnnSettings) -> dict[str, Tensor]:
+        pairs = _pairs(log, counted)
+        near = item_knn(*pairs, log.n_items, settings.neighbours, settings.shrinkage, itself=log.repeats)
+        return {"start": near.start, "target": near.target, "value": near.value, **_popularity(log, counted)}
+
+    def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
+        tensors = cloud.artifact.read_tensors("model.safetensors")
+        near = Neighbours(tensors["start"], tensors["target"], tensors["value"])
+        return HistoryBackbone(near.faster(), log, tensors["popularity"])
+
+
+class EaseKind(CountedKind[EaseSettings]):
+    """The kind `ease`."""
+
+    Settings = EaseSettings
+
+    def select(self, task: FitTask[EaseSettings], events: Ints) -> Ints:
+        """All events.
+
+        Raises:
+            UsageError: more items than fit into memory as a square matrix.
+        """
+        if task.dataset.log.n_items > _EASE_ITEMS:
+            raise UsageError(
+                f"--model ease: {task.dataset.ref} has {task.dataset.log.n_items:,} items, and EASE inverts a matrix of "
+                f"items × items (at most {_EASE_ITEMS:,})",
+                "Use --model item-knn, or leave rare items out: dcclctl ingest --min-item-events N",
+            )
+        return events
+
+    def tensors(self, log: EventLog, counted: Ints, settings: EaseSettings) -> dict[str, Tensor]:
+        weights = ease(*_pairs(log, counted), log.n_items, settings.ridge).weights
+        return {"weights": weights, **_popularity(log, counted)}
+
+    def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
+        tensors = cloud.artifact.read_tensors("model.safetensors")
+        return HistoryBackbone(ItemWeights(tensors["weights"].to(device)), log, tensors["popularity"].to(device))
+
+
+def _popularity(log: EventLog, counted: Ints) -> dict[str, Tensor]:
+    """Events of every item, which break ties."""
+    return {"popularity": torch.from_numpy(item_counts(log, counted)).float()}
+
+
+def _pairs(log: EventLog, counted: Ints) -> tuple[Ints, Ints]:
+    """Users and items of the distinct pairs."""
+    pairs = np.unique(log.user[counted] * log.n_items + log.item[counted])
+    return pairs // log.n_items, pairs % log.n_items

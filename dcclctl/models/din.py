@@ -1,0 +1,245 @@
+"""Deep Interest Network: the cloud model f.
+
+Source: Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", KDD 2018 (arXiv 1706.06978).
+Differs: no user-id embedding (a device-cloud model must serve users it never saw); the element-wise product of
+candidate and interest joins the hidden layers' input (it is what ranks items when there is no rich context).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcclctl.config import Positive, rarely, size
+from dcclctl.events.log import EventLog
+from dcclctl.events.sampling import Ints
+from dcclctl.models.items import EmbeddedItems
+from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
+from dcclctl.models.settings import Share, TrainedSettings
+from dcclctl.models.trainable import Dropout, Forward, HistoryPass
+from dcclctl.models.trained import TrainedKind
+
+if TYPE_CHECKING:
+    from dcclctl.artifacts.cloud import CloudModel
+
+
+class DinSettings(TrainedSettings):
+    """Settings of DIN."""
+
+    history: Positive = size(20, "L: how many of the user's last events the model sees.")
+    item_size: Positive = size(32, "Numbers in an item embedding.")
+    category_size: Positive = size(16, "Numbers in a category embedding.")
+    profile_size: Positive = size(8, "Numbers in each profile embedding.")
+    attention_size: Positive = size(32, "Hidden units of the attention network.")
+    hidden_sizes: tuple[Positive, Positive] = size((64, 32), "Units of the two hidden layers.")
+    dropout: Share = rarely(0.2, "Dropout on the hidden layers.")
+
+
+@dataclass(frozen=True)
+class DinSizes:
+    """What fixes the shape of every weight."""
+
+    n_items: int
+    n_categories: int
+    profile_sizes: tuple[int, ...]
+    history: int = 20
+    item_size: int = 32
+    category_size: int = 16
+    profile_size: int = 8
+    attention_size: int = 32
+    hidden_sizes: tuple[int, int] = (64, 32)
+
+    @property
+    def embedding_size(self) -> int:
+        """D: an item's embedding, with its categories' where the log has categories."""
+        return self.item_size + (self.category_size if self.n_categories else 0)
+
+    @property
+    def input_size(self) -> int:
+        return 3 * self.embedding_size + self.profile_size * len(self.profile_sizes)
+
+
+class Din(EmbeddedItems):
+    """f: (user, history, candidate) → logit.
+
+    Glossary of shapes: B batch, L history length, C candidates, D embedding, A attention units, H1 and H2 hidden units.
+    """
+
+    def __init__(self, sizes: DinSizes, item_categories: Int[Tensor, "I M"], generator: torch.Generator) -> None:
+        super().__init__()
+        self.sizes = sizes
+        d, a = sizes.embedding_size, sizes.attention_size
+        h1, h2 = sizes.hidden_sizes
+        self.add_items(item_categories, sizes.n_categories, sizes.item_size, sizes.category_size)
+        self.profile_tables = nn.ParameterList(
+            nn.Parameter(torch.empty(n, sizes.profile_size)) for n in sizes.profile_sizes
+        )
+        # attention on [q, k, q−k, q∗k], folded into three maps: Wq·q + Wk·k + Wp·(q∗k) + b
+        self.attention_query = nn.Linear(d, a, bias=False)
+        self.attention_key = nn.Linear(d, a)
+        self.attention_product = nn.Linear(d, a, bias=False)
+        self.attention_slope = nn.Parameter(torch.full((a,), 0.25))
+        self.attention_out = nn.Linear(a, 1)
+        self.hidden_1 = nn.Linear(sizes.input_size, h1)
+        self.slope_1 = nn.Parameter(torch.full((h1,), 0.25))
+        self.hidden_2 = nn.Linear(h1, h2)
+        self.slope_2 = nn.Parameter(torch.full((h2,), 0.25))
+        self.out = nn.Linear(h2, 1)
+        self.initialise(generator)
+
+    def embed_profile(self, profile: Int[Tensor, "B F"]) -> Float[Tensor, "B V"]:
+        return torch.cat([table[profile[:, f]] for f, table in enumerate(self.profile_tables)], dim=-1)
+
+    def interest(
+        self, query: Float[Tensor, "B C D"], keys: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B C D"]:
+        """The history, weighted by how much each past event matters for each candidate (not normalised, as in the paper).
+
+        The keys' share of the first attention layer is computed once and serves all C candidates.
+        """
+        units = self.attention_product(query.unsqueeze(2) * keys.unsqueeze(1))  # (B, C, L, A)
+        units = units + self.attention_query(query).unsqueeze(2) + self.attention_key(keys).unsqueeze(1)
+        return self._pool(units, keys, mask)
+
+    def interest_of_many(
+        self, query: Float[Tensor, "B C D"], keys: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B C D"]:
+        """As `interest`, for many candidates and without gradients.
+
+        Wq + Wp·diag(k) is folded per key, so that no (C, L, D) tensor exists; and PReLU(x) = s·x + (1 − s)·relu(x), whose
+        linear part needs no attention units, so that the units are touched twice only.
+        """
+        b, length, d = keys.shape
+        folded = self.attention_query.weight + self.attention_product.weight * keys.unsqueeze(2)  # (B, L, A, D)
+        offset = self.attention_key(keys)  # (B, L, A)
+        out = self.attention_out.weight[0]
+        linear = out * self.attention_slope
+        units = torch.baddbmm(offset.reshape(b, 1, -1), query, folded.reshape(b, -1, d).mT).relu_()
+        weights = units.view(b, query.shape[1], length, -1) @ (out - linear)
+        direct = (offset @ linear).unsqueeze(1) + self.attention_out.bias  # (B, 1, L)
+        weights += torch.baddbmm(direct, query, torch.einsum("blad,a->bdl", folded, linear))
+        return torch.bmm(weights * mask.unsqueeze(1), keys)
+
+    def _pool(
+        self, units: Float[Tensor, "B C L A"], keys: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B C D"]:
+        weights = self.attention_out(prelu(units, self.attention_slope)).squeeze(-1)
+        return torch.bmm(weights * mask.unsqueeze(1), keys)
+
+    def first_layer(
+        self,
+        query: Float[Tensor, "B C D"],
+        interest: Float[Tensor, "B C D"],
+        profile: Float[Tensor, "B V"],
+    ) -> Float[Tensor, "B C H1"]:
+        """Output of the first hidden layer, before dropout: the deepest activations that no patch touches."""
+        shared = profile.unsqueeze(1).expand(-1, query.shape[1], -1)
+        z = self.hidden_1(torch.cat([query, interest, query * interest, shared], dim=-1))
+        return prelu(z, self.slope_1)
+
+    def second_layer(self, z1: Float[Tensor, "... H1"]) -> Float[Tensor, "... H2"]:
+        return prelu(self.hidden_2(z1), self.slope_2)
+
+    def logits(self, z2: Float[Tensor, "... H2"]) -> Float[Tensor, "..."]:
+        logits: Tensor = self.out(z2).squeeze(-1)
+        return logits
+
+    def training_pass(self, log: EventLog, events: Ints) -> HistoryPass:
+        return HistoryPass(log, events, self.sizes.history, self._forward)
+
+    def _forward(self, log: EventLog, events: Ints, candidates: Int[Tensor, "B C"], drop: Dropout) -> Forward:
+        touched: list[Tensor] = []
+
+        def own_rows(items: Int[Tensor, "R"]) -> Float[Tensor, "R E"]:
+            leaf = self.item_table.detach()[items].requires_grad_()
+            touched.extend((items, leaf))
+            return leaf
+
+        z1 = self.first_layer_of_few(log, events, candidates, own_rows if torch.is_grad_enabled() else None)
+        logits = self.logits(drop(self.second_layer(drop(z1))))
+        items, leaf = touched or (torch.empty(0, dtype=torch.int64), None)
+        return Forward(logits, items, leaf)
+
+    def first_layer_of_few(
+        self,
+        log: EventLog,
+        events: Ints,
+        candidates: Int[Tensor, "B C"],
+        item_rows: Callable[[Int[Tensor, "R"]], Float[Tensor, "R E"]] | None = None,
+    ) -> Float[Tensor, "B C H1"]:
+        """Activations of the first hidden layer, with gradients, for few candidates per event.
+
+        Args:
+            item_rows: gives the item-table rows to use for the batch's distinct items (training passes leaves of its own).
+        """
+        device = self.out.weight.device
+        history, mask = log.histories(events, self.sizes.history)
+        distinct, inverse = torch.unique(torch.cat([history.flatten(), candidates.flatten()]), return_inverse=True)
+        distinct, inverse = distinct.to(device), inverse.to(device)
+        table = self.embed(distinct, None if item_rows is None else item_rows(distinct))
+        keys = F.embedding(inverse[: history.numel()].view(history.shape), table)
+        query = F.embedding(inverse[history.numel() :].view(candidates.shape), table)
+        profile = log.profile[torch.from_numpy(log.user[events])].to(device)
+        return self.first_layer(query, self.interest(query, keys, mask.to(device)), self.embed_profile(profile))
+
+
+def prelu(x: Float[Tensor, "... H"], slope: Float[Tensor, "H"]) -> Float[Tensor, "... H"]:
+    """PReLU over the last dimension (torch's own wants the channels second, so all other dimensions become one)."""
+    return F.prelu(x.reshape(-1, x.shape[-1]), slope).view(x.shape)
+
+
+class DinBackbone(Backbone):
+    """DIN up to its first hidden layer: activations are (B, C, H1). No patch changes anything below."""
+
+    patch_point: ClassVar[PatchPoint] = "hidden_layers"
+
+    def __init__(self, model: Din, log: EventLog) -> None:
+        self.model, self.log, self.limit = model, log, model.sizes.history
+        self.embeddings = model.catalogue()
+
+    @property
+    def head(self) -> HeadFunction:
+        return lambda events, candidates, z1: self.model.logits(self.model.second_layer(z1))
+
+    def lengths(self, events: Ints) -> Ints:
+        return self.log.history_lengths(events, self.limit)
+
+    def activation_cost(self, n_candidates: int, length: int) -> int:
+        return n_candidates * max(1, length) * self.model.sizes.attention_size
+
+    @torch.no_grad()
+    def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C H1"]:
+        model, log, device = self.model, self.log, self.embeddings.device
+        history, mask = log.histories(events, self.limit)
+        keys = self.embeddings[history.to(device)]
+        query = (
+            self.embeddings.expand(len(events), -1, -1)
+            if candidates is None
+            else self.embeddings[candidates.to(device)]
+        )
+        interest = model.interest_of_many(query, keys, mask.to(device))
+        profile = model.embed_profile(log.profile[torch.from_numpy(log.user[events])].to(device))
+        return model.first_layer(query, interest, profile)
+
+    def logits_of_few(self, events: Ints, candidates: Int[Tensor, "B C"], head: HeadFunction) -> Float[Tensor, "B C"]:
+        # several times as fast for few candidates as what rankings are made of
+        return head(events, candidates, self.model.first_layer_of_few(self.log, events, candidates))
+
+
+class DinKind(TrainedKind[DinSettings]):
+    """The kind `din`, which MetaPatch and MoMoDistill are made for."""
+
+    Settings = DinSettings
+    can_be_taught = True
+
+    def new(self, log: EventLog, settings: DinSettings, generator: torch.Generator) -> Din:
+        names = ("history", "item_size", "category_size", "profile_size", "attention_size", "hidden_sizes")
+        sizes = {name: getattr(settings, name) for name in names}
+        return Din(DinSizes(log.n_items, log.n_categories, log.profile_sizes, **sizes), log.item_categories, generator)
+
+    def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> DinBackbone:
+        return DinBackbone(self.module(cloud, device), log)

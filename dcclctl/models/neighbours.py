@@ -1,0 +1,230 @@
+"""Item-kNN, EASE and a user's own counts: a candidate's score is a sum over the items of the user's history, as it was before the event.
+
+Nothing is kept of a user, so users that training never saw are served from their history like all others. Where the
+history says nothing (two equal scores, or no history at all) the more popular item stands first.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcclctl.events.log import EventLog
+from dcclctl.events.sampling import Ints
+from dcclctl.models.scoring import Backbone, HeadFunction, identity_head
+
+#: numbers of a block of the co-occurrence matrix
+_BLOCK = 1 << 23
+#: a matrix of neighbours that is filled more than this is faster dense
+_DENSE = 0.04
+#: what popularity may add to a score at most: it breaks ties and does no more
+_TIE = 1e-6
+
+
+def co_occurrences(
+    users: Ints, items: Ints, n_items: int, weights: npt.NDArray[np.float64] | None = None
+) -> Iterator[tuple[int, Float[Tensor, "R I"]]]:
+    """Rows of XᵀX, block by block: how many users have both items (on the diagonal: have the item).
+
+    Args:
+        users, items: (P,) distinct pairs, the ones of X (U, I).
+        weights: (U,) what a user counts; 1 if not given.
+
+    Yields:
+        The block's first item, and its rows.
+    """
+    by_user, by_item = np.argsort(users, kind="stable"), np.argsort(items, kind="stable")
+    items_of_user, sorted_users = items[by_user], users[by_user]
+    owners, sorted_items = users[by_item], items[by_item]
+    step = max(1, _BLOCK // max(n_items, 1))
+    for first in range(0, n_items, step):
+        last = min(first + step, n_items)
+        part = slice(*np.searchsorted(sorted_items, [first, last]))
+        begins, ends = (np.searchsorted(sorted_users, owners[part], side) for side in ("left", "right"))
+        others = items_of_user[ranges(begins, ends)]
+        cells = np.repeat(sorted_items[part] - first, ends - begins) * n_items + others
+        weight = None if weights is None else np.repeat(weights[owners[part]], ends - begins)
+        counts = np.bincount(cells, weight, minlength=(last - first) * n_items).reshape(-1, n_items)
+        yield first, torch.from_numpy(counts).float()
+
+
+def ranges(begins: Ints, ends: Ints) -> Ints:
+    """begins[0] … ends[0] − 1, begins[1] … ends[1] − 1, …"""
+    lengths = ends - begins
+    offsets = np.cumsum(lengths) - lengths
+    numbers: Ints = np.arange(int(lengths.sum())) + np.repeat(begins - offsets, lengths)
+    return numbers
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """For every item of a history the items that it speaks for: target[start[j] : start[j + 1]], with their similarity.
+
+    Attributes:
+        start: (I + 1,). target: (N,) items. value: (N,) similarities, above 0.
+    """
+
+    tie: ClassVar[float] = _TIE
+    counts: ClassVar[bool] = False
+
+    start: Int[Tensor, "Iplus1"]
+    target: Int[Tensor, "N"]
+    value: Float[Tensor, "N"]
+
+    def faster(self) -> "Neighbours | ItemWeights":
+        """The same as a dense matrix, where a large share of it is filled: rows are then added without any indices."""
+        n_items = len(self.start) - 1
+        if len(self.target) < _DENSE * n_items**2:
+            return self
+        weights = torch.zeros(n_items, n_items)
+        weights[torch.repeat_interleave(torch.arange(n_items), self.start.diff()), self.target] = self.value
+        return ItemWeights(weights)
+
+    def width(self, length: int) -> int:
+        """Numbers held at once for a history of some length, on average."""
+        return length * (1 + len(self.target) // max(1, len(self.start) - 1))
+
+    def scores(self, bags: Ints, items: Ints, n_bags: int) -> Float[Tensor, "B I"]:
+        """Sum of the similarities to the items of each bag."""
+        start, n_items = self.start.numpy(), len(self.start) - 1
+        begins, ends = start[items], start[items + 1]
+        at = ranges(begins, ends)
+        cells = np.repeat(bags, ends - begins) * n_items + self.target.numpy()[at]
+        sums = np.bincount(cells, weights=self.value.numpy()[at], minlength=n_bags * n_items)
+        return torch.from_numpy(sums).view(n_bags, n_items).float()
+
+
+def item_knn(users: Ints, items: Ints, n_items: int, neighbours: int, shrinkage: float, itself: bool) -> Neighbours:
+    """Each item's nearest items by shrunk cosine: s_ij = n_ij / (√(n_i n_j) + shrinkage).
+
+    Source: Deshpande & Karypis, "Item-based top-N recommendation algorithms", TOIS 2004; the shrinkage as in
+    Ferrari Dacrema et al., "Are we really making much progress?", RecSys 2019 (arXiv 1907.06902).
+
+    Args:
+        users, items: (P,) distinct pairs to learn from.
+        neighbours: k, at most so many for each candidate i.
+        itself: may an item be its own neighbour? Only where users come back to what they had.
+    """
+    # an item without users has no pairs: what it is divided by does not matter, but may not be 0
+    roots = torch.from_numpy(np.bincount(items, minlength=n_items)).float().sqrt().clamp(min=1)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for first, counts in co_occurrences(users, items, n_items):
+        rows = torch.arange(first, first + len(counts))
+        similarity = counts.div_(torch.outer(roots[rows], roots).add_(shrinkage))
+        if not itself:
+            similarity[torch.arange(len(rows)), rows] = 0.0
+        value, near = similarity.topk(min(neighbours, n_items), dim=1)
+        i, slot = torch.nonzero(value > 0, as_tuple=True)
+        found.append((rows[i], near[i, slot], value[i, slot]))
+    target, source, value = (torch.cat(parts) for parts in zip(*found, strict=True))
+    order = torch.argsort(source * n_items + target)
+    start = torch.searchsorted(source[order], torch.arange(n_items + 1))
+    return Neighbours(start, target[order], value[order])
+
+
+@dataclass(frozen=True)
+class ItemWeights:
+    """Weights of all pairs of items, dense: the row is the item of the history, the column the candidate."""
+
+    tie: ClassVar[float] = _TIE
+    counts: ClassVar[bool] = False
+
+    weights: Float[Tensor, "I I"]
+
+    def width(self, length: int) -> int:
+        """Numbers held at once for a history of some length, beside the scores."""
+        return length
+
+    def scores(self, bags: Ints, items: Ints, n_bags: int) -> Float[Tensor, "B I"]:
+        """X B, for bags of distinct items in ascending order of the bag."""
+        offsets = torch.from_numpy(np.searchsorted(bags, np.arange(n_bags)))
+        device = self.weights.device
+        return F.embedding_bag(torch.from_numpy(items).to(device), self.weights, offsets.to(device), mode="sum")
+
+
+def ease(users: Ints, items: Ints, n_items: int, ridge: float) -> ItemWeights:
+    """The linear autoencoder without self-similarity, in closed form: min ‖X − XB‖² + λ‖B‖² with diag(B) = 0.
+
+    P = (XᵀX + λI)⁻¹, B_ij = −P_ij / P_jj.
+
+    Source: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019 (arXiv 1905.03375), eq. 8.
+
+    Args:
+        users, items: (P,) distinct pairs, the ones of X. ridge: λ.
+    """
+    gram = torch.empty(n_items, n_items, dtype=torch.float64)
+    for first, counts in co_occurrences(users, items, n_items):
+        gram[first : first + len(counts)] = counts
+    gram.diagonal().add_(ridge)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    weights = inverse.div_(-inverse.diagonal().clone()).float()
+    weights.fill_diagonal_(0.0)
+    return ItemWeights(weights)
+
+
+@dataclass(frozen=True)
+class OwnCounts:
+    """How often the user had the candidate itself.
+
+    Source: GP-TopFreq of Li, Jullien, Ariannezhad & de Rijke, "A next basket recommendation reality check", TOIS 2023
+    (arXiv 2109.14233). Differs: a moment's items are counted one by one, not by basket.
+    """
+
+    #: less than having had an item once more, after rounding too
+    tie: ClassVar[float] = 0.5
+    counts: ClassVar[bool] = True
+
+    n_items: int
+
+    def width(self, length: int) -> int:
+        """Numbers held at once for a history of some length, beside the scores."""
+        return length
+
+    def scores(self, bags: Ints, items: Ints, n_bags: int) -> Float[Tensor, "B I"]:
+        """Number of times that each bag holds each item."""
+        counts = np.bincount(bags * self.n_items + items, minlength=n_bags * self.n_items)
+        return torch.from_numpy(counts).view(n_bags, self.n_items).float()
+
+
+class HistoryBackbone(Backbone):
+    """Scores from all strictly earlier positive events of the event's user: activations are the logits (B, C).
+
+    A model says what popularity may add to its scores at most (`tie`), and whether an item counts as often as it was had (`counts`).
+    """
+
+    def __init__(
+        self, model: Neighbours | ItemWeights | OwnCounts, log: EventLog, popularity: Float[Tensor, "I"]
+    ) -> None:
+        """Args: popularity is each item's number of training events; it breaks ties."""
+        self.model, self.log = model, log
+        self.ties = model.tie * popularity / popularity.max().clamp(min=1)
+
+    @property
+    def head(self) -> HeadFunction:
+        return identity_head
+
+    def lengths(self, events: Ints) -> Ints:
+        return self.log.history_lengths(events, len(self.log.user))
+
+    def activation_cost(self, n_candidates: int, length: int) -> int:
+        return self.log.n_items + self.model.width(length)
+
+    def bags(self, events: Ints) -> tuple[Ints, Ints]:
+        """Each history's items, distinct unless the model counts them: position of the event in `events` (H,), ascending, and item (H,)."""
+        begins, ends = self.log.history_start[events], self.log.history_end[events]
+        bags = np.repeat(np.arange(len(events)), ends - begins)
+        items = self.log.sequence.numpy()[ranges(begins, ends)]
+        if self.model.counts:
+            return bags, items
+        keys = np.unique(bags * self.log.n_items + items)
+        return keys // self.log.n_items, keys % self.log.n_items
+
+    def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C"]:
+        scores = self.model.scores(*self.bags(events), len(events)) + self.ties
+        return scores if candidates is None else scores.gather(1, candidates.to(scores.device))

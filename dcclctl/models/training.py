@@ -1,0 +1,381 @@
+"""Training any cloud model: sampled losses, early stopping with the best weights kept, resumable after any epoch."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dcclctl.compute import OnProgress
+from dcclctl.errors import DataError, DivergedError
+from dcclctl.events.log import Block, EventLog
+from dcclctl.events.sampler import Sampler, Samples, valid_samples
+from dcclctl.events.sampling import Ints, stream
+from dcclctl.models.settings import FitSettings
+from dcclctl.models.trainable import Pass, Trainable, dropout
+from dcclctl.store.work import Work
+
+
+class Validation(NamedTuple):
+    """What a model achieves on the valid samples.
+
+    Attributes:
+        loss: mean loss, nats; NaN without samples.
+        auc: how often an event's item is ranked above one of its own negatives, 0 to 1; 0.5 where there is no pair.
+    """
+
+    loss: float
+    auc: float
+
+
+@dataclass
+class FitState:
+    """Everything that a later epoch depends on.
+
+    Attributes:
+        epoch: epochs done.
+        weights: current weights by name. best: those of the epoch with the highest valid AUC so far.
+        adam_state: Adam's two running means by name ("<name>.m", "<name>.v"). steps: optimiser steps done.
+        best_loss, best_auc: of the best weights on the valid samples.
+        history: one record an epoch: epoch, train_loss, valid_loss (nats per scored candidate), valid_auc.
+    """
+
+    epoch: int
+    weights: dict[str, Tensor]
+    best: dict[str, Tensor]
+    adam_state: dict[str, Tensor]
+    steps: int
+    best_loss: float
+    best_auc: float
+    epochs_since_best: int
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, model: nn.Module, valid: Validation) -> "FitState":
+        """Before the first epoch: the weights as they are, which are also the best so far."""
+        weights = snapshot(model)
+        best = {name: weight.clone() for name, weight in weights.items()}
+        return cls(0, weights, best, new_adam_state(weights), 0, valid.loss, valid.auc, 0)
+
+    @property
+    def best_epoch(self) -> int:
+        return self.epoch - self.epochs_since_best
+
+    def finished(self, settings: FitSettings) -> bool:
+        stopped = settings.patience > 0 and self.epochs_since_best >= settings.patience
+        return self.epoch >= settings.epochs or stopped
+
+    def after(self, model: nn.Module, optimiser: "Adam", train_loss: float, valid: Validation) -> "FitState":
+        """The state after one more epoch; this one is used up.
+
+        Args:
+            model, optimiser: as the epoch left them.
+
+        Raises:
+            DivergedError: the valid loss or a weight is infinite or NaN.
+        """
+        epoch, weights = self.epoch + 1, snapshot(model)
+        if not math.isfinite(valid.loss):
+            raise DivergedError(f"the valid loss became {valid.loss}", _LOWER)
+        if not all(bool(weight.isfinite().all()) for weight in weights.values()):
+            raise DivergedError(f"a weight became infinite or NaN in epoch {epoch}", _LOWER)
+        better = valid.auc > self.best_auc
+        record = {"epoch": epoch, "train_loss": train_loss, "valid_loss": valid.loss, "valid_auc": valid.auc}
+        return FitState(
+            epoch=epoch,
+            weights=weights,
+            best={name: weight.clone() for name, weight in weights.items()} if better else self.best,
+            adam_state=optimiser.state,
+            steps=optimiser.steps,
+            best_loss=valid.loss if better else self.best_loss,
+            best_auc=valid.auc if better else self.best_auc,
+            epochs_since_best=0 if better else self.epochs_since_best + 1,
+            history=[*self.history, record],
+        )
+
+    def save(self, work: Work) -> None:
+        """Write the checkpoint that `resume` reads."""
+        groups = (("weights", self.weights), ("best", self.best), ("adam", self.adam_state))
+        tensors = {f"{part}/{name}": tensor.cpu() for part, group in groups for name, tensor in group.items()}
+        names = ("epoch", "steps", "best_loss", "best_auc", "epochs_since_best", "history")
+        work.checkpoint(tensors, {name: getattr(self, name) for name in names})
+
+    @classmethod
+    def resume(cls, work: Work) -> "FitState | None":
+        """The state after the last finished epoch of an earlier run; None without one."""
+        saved = work.load_checkpoint()
+        if saved is None:
+            return None
+        tensors, numbers = saved
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+        return cls(weights=part("weights/"), best=part("best/"), adam_state=part("adam/"), **numbers)
+
+
+_LOWER = "Lower --learning-rate and run the command again."
+
+
+class Objective:
+    """What training minimises: the model's own losses on the labels. Distillation adds what the teachers say."""
+
+    def candidates(self, events: Ints, candidates: Int[Tensor, "B C"], epoch: int) -> Int[Tensor, "B C2"]:
+        """The candidates to compute logits of: those given first, then any others."""
+        return candidates
+
+    def loss(
+        self, model: Trainable, samples: Samples, candidates: Int[Tensor, "B C"], logits: Float[Tensor, "B C"]
+    ) -> Float[Tensor, ""]:
+        """Mean loss of a batch.
+
+        Args:
+            samples: the batch. candidates: as `candidates` gave them. logits: theirs.
+        """
+        return mean_loss(model, logits, samples)
+
+
+def mean_loss(
+    model: Trainable, logits: Float[Tensor, "B C"], samples: Samples, has_label: Tensor | None = None
+) -> Float[Tensor, ""]:
+    """Mean of the model's losses over the candidates that count; events (B,) without a label add 0 to the sum."""
+    losses, weights = model.losses(logits, samples.labels.to(logits.device), samples.weights.to(logits.device))
+    weighted = losses * weights
+    return (weighted if has_label is None else weighted * has_label.unsqueeze(1)).sum() / weights.sum().clamp(min=1)
+
+
+class Trainer:
+    """Fits one model on the events of some blocks.
+
+    Args:
+        model: on its device; `fit` leaves the best weights in it.
+        log: the events and the histories that the model sees.
+        blocks: what to train on.
+        settings: how to descend.
+        objective: what to minimise.
+
+    Raises:
+        DataError: no events in the blocks, or none in valid (for a pairwise model: no positive ones).
+    """
+
+    def __init__(
+        self,
+        model: Trainable,
+        log: EventLog,
+        blocks: Sequence[Block],
+        settings: FitSettings,
+        objective: Objective | None = None,
+    ) -> None:
+        self.model, self.log, self.settings = model, log, settings
+        self.objective = objective or Objective()
+        self.all_events = log.events_in(*blocks)
+        self.events = self._learnable(self.all_events, blocks)
+        self.sampler = Sampler(log, blocks, settings.negatives, settings.seed, f"{settings.purpose}/negatives")
+        self.valid = valid_samples(log, settings.negatives, settings.seed)
+        if not len(self.valid.events):
+            raise DataError("there are no valid events to choose the best epoch by", "Ingest with other --periods.")
+        self._learnable(self.valid.events, ["valid"])
+
+    def _learnable(self, events: Ints, blocks: Sequence[Block | str]) -> Ints:
+        """The events that the model can learn from."""
+        names = ", ".join(map(str, blocks))
+        if not len(events):
+            raise DataError(
+                f"there are no events in {names}", "Choose other periods with --on, or ingest with other --periods."
+            )
+        if not self.model.pairwise:
+            return events
+        positive: Ints = events[self.log.label[events] > 0]
+        if not len(positive):
+            raise DataError(
+                f"there are no positive events in {names}, and this model learns from positive ones only",
+                "Choose other periods with --on, or ingest with another --label.",
+            )
+        return positive
+
+    def fit(self, work: Work, on_progress: OnProgress, what: str) -> FitState:
+        """Train until finished, from the last checkpoint if there is one; the best weights stay in the model.
+
+        Args:
+            work: gets a checkpoint and one line of metrics after each epoch. what: names the phase.
+
+        Raises:
+            DivergedError: the loss or a weight became infinite or NaN.
+        """
+        state = FitState.resume(work)
+        if state is None:
+            state = FitState.start(self.model, self.validate())
+
+        def on_step(number: int, done: int, loss: float, rate: float) -> None:
+            note = f"epoch {number}/{self.settings.epochs}  loss {loss:.4f}  {rate:,.0f} events/s"
+            on_progress(what, number - 1 + done / len(self.events), self.settings.epochs, note)
+
+        while not state.finished(self.settings):
+            state = self.epoch(state, on_step)
+            work.record({"stage": what, **state.history[-1]})
+            state.save(work)
+        restore(self.model, state.best)
+        return state
+
+    def epoch(
+        self, state: FitState, on_step: Callable[[int, int, float, float], None] = lambda *figures: None
+    ) -> FitState:
+        """One pass over the events, then validation; the model is left with the epoch's weights.
+
+        Args:
+            state: used up. on_step: is told the epoch, events done, mean loss so far, and events per second.
+
+        Raises:
+            DivergedError: the loss or a weight became infinite or NaN.
+        """
+        model, settings = self.model, self.settings
+        restore(model, state.weights)
+        optimiser = Adam(model, settings.learning_rate, settings.weight_decay, state.adam_state, state.steps)
+        samples = self.sampler.draw(self.events, state.epoch)
+        generator = torch.Generator().manual_seed(stream(settings.seed, f"{settings.purpose}/dropout/{state.epoch}"))
+        through = model.training_pass(self.log, self.events)
+        total, done, started = 0.0, 0, time.perf_counter()
+        for positions in through.batches(settings, state.epoch):
+            batch = pick(samples, positions)
+            candidates = self.objective.candidates(batch.events, batch.candidates, state.epoch)
+            found = through.forward(positions, candidates, lambda x: dropout(x, settings.dropout, generator))
+            loss = self.objective.loss(model, batch, candidates, found.logits)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise DivergedError(f"the loss became {value} in epoch {state.epoch + 1} after {done} events", _LOWER)
+            optimiser.step(found.items, found.leaf)
+            total, done = total + value * len(positions), done + len(positions)
+            on_step(state.epoch + 1, done, total / done, done / (time.perf_counter() - started))
+        return state.after(model, optimiser, total / max(done, 1), self.validate())
+
+    def validate(self) -> Validation:
+        """Loss and AUC on the valid samples, as the model is served."""
+        return validate(self.model, self.model.serving_pass(self.log, self.valid.events), self.valid)
+
+    def facts(self, state: FitState) -> dict[str, object]:
+        """What a manifest says about a fit."""
+        return {
+            "parameters": sum(weight.numel() for weight in state.best.values()),
+            "negatives": self.settings.negatives,
+            "trained_on_events": len(self.all_events),
+            "trained_on_users": len(np.unique(self.log.user[self.all_events])),
+            "epochs": state.history,
+            "best_epoch": state.best_epoch,
+            "best_valid_loss": state.best_loss,
+            "best_valid_auc": state.best_auc,
+        }
+
+
+def pick(samples: Samples, positions: Ints) -> Samples:
+    """Some of the events with their candidates."""
+    index = torch.from_numpy(positions)
+    return Samples(samples.events[positions], samples.candidates[index], samples.labels[index], samples.weights[index])
+
+
+@torch.no_grad()
+def validate(model: Trainable, through: Pass, samples: Samples) -> Validation:
+    """Mean loss of the samples, and how often an event's item is ranked above its own negatives (ties count half)."""
+    loss, count, wins, pairs = 0.0, 0.0, 0.0, 0.0
+    for positions in through.validation_batches():
+        batch = pick(samples, positions)
+        logits = through.forward(positions, batch.candidates).logits
+        labels, weights = batch.labels.to(logits.device), batch.weights.to(logits.device)
+        losses, counts = model.losses(logits, labels, weights)
+        loss += float((losses * counts).sum(dtype=torch.float64))
+        count += float(counts.sum(dtype=torch.float64))
+        own, others = logits[:, :1], logits[:, 1:]
+        compared = (labels[:, :1] * weights[:, 1:]).double()
+        wins += float((compared * ((own > others) + 0.5 * (own == others))).sum())
+        pairs += float(compared.sum())
+    return Validation(loss / count if count else math.nan, wins / pairs if pairs else 0.5)
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def restore(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights by name into the model."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(weights[name])
+
+
+def new_adam_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adam's running means of weights that have not been trained yet."""
+    return {f"{name}.{mean}": torch.zeros_like(weight) for name, weight in weights.items() for mean in "mv"}
+
+
+class Adam:
+    """Adam on dense weights, and lazily on the rows of the item table that a batch touches.
+
+    Source: Kingma & Ba 2015; the lazy form is the one of torch.optim.SparseAdam.
+    Differs: rows outside a batch keep their running means, so that a step costs what the batch costs, not the catalogue.
+    """
+
+    def __init__(
+        self, model: Trainable, rate: float, weight_decay: float, state: dict[str, Tensor] | None = None, steps: int = 0
+    ) -> None:
+        self.model, self.rate, self.weight_decay, self.steps = model, rate, weight_decay, steps
+        self.weights = dict(model.named_parameters())
+        self.state = state or new_adam_state(self.weights)
+        self.dense = [name for name in self.weights if name != "item_table"]
+
+    def zero_grad(self) -> None:
+        for weight in self.weights.values():
+            weight.grad = None
+
+    @torch.no_grad()
+    def step(self, items: Int[Tensor, "R"], leaf: Float[Tensor, "R E"] | None = None) -> None:
+        """Update all dense weights from their gradients, and the given rows of the item table.
+
+        Args:
+            items: rows of the item table. leaf: copies of them that hold the gradient; None: the table holds it.
+        """
+        self.steps += 1
+        self._penalise_touched_rows()
+        state, names = self.state, self.dense
+        torch._fused_adam_(
+            [self.weights[n] for n in names],
+            [gradient_of(self.weights[n]) for n in names],
+            [state[f"{n}.m"] for n in names],
+            [state[f"{n}.v"] for n in names],
+            [],
+            [torch.tensor(float(self.steps), device=self.weights[n].device) for n in names],
+            lr=self.rate,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
+        table, first, second = self.weights["item_table"], state["item_table.m"], state["item_table.v"]
+        own = gradient_of(table)[items] if leaf is None else gradient_of(leaf)
+        gradient = own + self.weight_decay * table[items]
+        m = first[items].mul_(0.9).add_(gradient, alpha=0.1)
+        v = second[items].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        first[items], second[items] = m, v
+        scale = self.rate / (1 - 0.9**self.steps)
+        table[items] -= scale * m / (v.sqrt() / math.sqrt(1 - 0.999**self.steps) + 1e-8)
+
+    def _penalise_touched_rows(self) -> None:
+        """Add the L2 penalty of the model's penalised tables to the gradient of the rows that the batch touched."""
+        for name in self.model.penalised_tables:
+            gradient = gradient_of(self.weights[name])
+            touched = (gradient != 0).any(1, keepdim=True)
+            gradient.add_(self.weights[name] * touched, alpha=self.weight_decay)
+
+
+def gradient_of(weight: Tensor) -> Tensor:
+    """The gradient, which every weight has: one that the loss does not reach is a bug, not a frozen weight."""
+    if weight.grad is None:
+        raise RuntimeError("a weight got no gradient")
+    return weight.grad

@@ -1,0 +1,146 @@
+"""Histories as sequences of baskets, cut into windows for training.
+
+A step of a sequence is a *basket*: all positive events of a user at one time. In a log without equal times a basket is
+one event. Shapes: W windows, T baskets in a window, B events.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from dcclctl.events.log import EventLog
+from dcclctl.events.sampling import Ints, permutation
+from dcclctl.models.settings import FitSettings
+from dcclctl.models.trainable import BUCKET_BATCHES
+
+
+@dataclass(frozen=True)
+class Bags:
+    """The baskets of W windows as bags of items.
+
+    Attributes:
+        items: (N,) items, bag by bag. offsets: (M,) where each bag begins in `items`.
+        slots: (M,) place of each bag in the flattened (W, T). shape: (W, T); T ≥ 1, the longest window.
+    """
+
+    items: Int[Tensor, "N"]
+    offsets: Int[Tensor, "M"]
+    slots: Int[Tensor, "M"]
+    shape: tuple[int, int]
+
+
+class Baskets:
+    """The positive events of a log, grouped by user and time; a basket is a run of `sequence`."""
+
+    def __init__(self, log: EventLog) -> None:
+        self.sequence = log.sequence
+        #: (M,) where each basket begins: events of one basket share their history, and no others do
+        self.starts: Ints = np.unique(log.history_end[log.label > 0])
+
+    def before(self, log: EventLog, events: Ints) -> tuple[Ints, Ints]:
+        """(B,) numbers of the first basket of each event's user, and of the first that is not before the event.
+
+        Args:
+            log: whose histories; of the log that the baskets are of, or cut differently.
+        """
+        first = np.searchsorted(self.starts, log.history_start[events])
+        end = np.searchsorted(self.starts, log.history_end[events])
+        return first.astype(np.int64), end.astype(np.int64)
+
+    def bags(self, first: Ints, end: Ints, stop: Ints | None = None) -> Bags:
+        """The baskets [first, end) of W windows.
+
+        Args:
+            stop: (W,) place in `sequence` where what is known ends, where that may be within a window's last basket.
+        """
+        lengths = end - first
+        width = max(1, int(lengths.max(initial=0)))
+        window, place = runs(lengths)
+        basket = first[window] + place
+        begins = self.starts[basket]
+        ends = np.append(self.starts, len(self.sequence))[basket + 1]
+        sizes = (ends if stop is None else np.minimum(ends, stop[window])) - begins
+        bag, nth = runs(sizes)
+        return Bags(
+            items=self.sequence[torch.from_numpy(begins[bag] + nth)],
+            offsets=torch.from_numpy(np.cumsum(sizes) - sizes),
+            slots=torch.from_numpy(window * width + place),
+            shape=(len(first), width),
+        )
+
+
+def runs(lengths: Ints) -> tuple[Ints, Ints]:
+    """For runs of the given lengths, one after the other: which run each element is of, and its place there."""
+    which = np.repeat(np.arange(len(lengths)), lengths)
+    return which, np.arange(len(which)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Runs of users' baskets, and the state that stands before each event.
+
+    Attributes:
+        first, end: (W,) baskets of each window. window: (B,) each event's. state: (B,) its state there, 0 … L.
+    """
+
+    first: Ints
+    end: Ints
+    window: Ints
+    state: Ints
+
+
+def windows_of(baskets: Baskets, log: EventLog, events: Ints, limit: int) -> Windows:
+    """Cut the histories of many events into as few windows as serve them all.
+
+    A window holds at most `limit` baskets; the windows of a long history overlap by half, so that every state knows the
+    user's last L baskets or at least half as many (all of them where the history is no longer than L).
+
+    Args:
+        events: (B,) rows of the log. limit: L.
+    """
+    own, end = baskets.before(log, events)
+    stride = max(1, limit // 2)
+    over = np.maximum(0, end - own - limit)
+    first = own + -(-over // stride) * stride
+    starts, window = np.unique(first, return_inverse=True)
+    ends = starts.copy()
+    np.maximum.at(ends, window, end)
+    return Windows(starts, ends, window.reshape(-1).astype(np.int64), end - first)
+
+
+def served_windows(baskets: Baskets, log: EventLog, events: Ints, limit: int) -> Windows:
+    """One window for each history: the last L baskets, as a model is served (see SequenceBackbone).
+
+    Args:
+        events: (B,) rows of the log. limit: L.
+    """
+    own, end = baskets.before(log, events)
+    histories, window = np.unique(np.stack([np.maximum(own, end - limit), end]), axis=1, return_inverse=True)
+    window = window.reshape(-1).astype(np.int64)
+    return Windows(histories[0], histories[1], window, (histories[1] - histories[0])[window])
+
+
+def batches(windows: Windows, settings: FitSettings, epoch: int) -> Iterator[Ints]:
+    """Positions of events, batch by batch: whole windows, shuffled, in buckets of similar length.
+
+    A batch has about `settings.batch_size` events (more where one window alone has more).
+    """
+    order = permutation(settings.seed, f"{settings.purpose}/shuffle", windows.first, epoch)
+    counts = np.bincount(windows.window, minlength=len(windows.first))
+    lengths = windows.end - windows.first
+    by_window = np.argsort(windows.window, kind="stable")
+    begins = np.cumsum(counts) - counts
+    span = settings.batch_size * BUCKET_BATCHES
+    chunks = np.cumsum(counts[order]) // span
+    for chunk in range(int(chunks.max(initial=-1)) + 1):
+        some = order[chunks == chunk]
+        some = some[np.argsort(lengths[some], kind="stable")]
+        cuts = (np.cumsum(counts[some]) - counts[some]) // settings.batch_size
+        numbers = np.unique(cuts)
+        for number in numbers[permutation(settings.seed, f"{settings.purpose}/batches", numbers, epoch, chunk)]:
+            members = some[cuts == number]
+            yield np.concatenate([by_window[begins[w] : begins[w] + counts[w]] for w in members])

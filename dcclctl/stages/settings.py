@@ -1,0 +1,264 @@
+"""How a command's settings come together: defaults, then a TOML file, then what is given by name.
+
+Precedence: default < TOML file (`--config`) < flags, `--set`, or keyword arguments. In TOML, `seed` may stand at the top (for
+all commands) or in a command's table; a variant's settings stand in a table of their own::
+
+    seed = 1
+    [train]
+    on = ["cloud", "device"]
+    [train.din]
+    epochs = 5
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pydantic import ValidationError
+
+from dcclctl.config import (
+    CommandSection,
+    DistillConfig,
+    EvaluateConfig,
+    IngestConfig,
+    MemoryConfig,
+    PatchConfig,
+    Section,
+    TrainConfig,
+    Variant,
+    VariantSection,
+    has_flag,
+)
+from dcclctl.devices.method import METHODS as PATCH_METHODS
+from dcclctl.devices.settings import LocalSettings
+from dcclctl.distillation.method import METHODS as DISTILL_METHODS
+from dcclctl.distillation.method import TeachingSettings
+from dcclctl.errors import UsageError
+from dcclctl.models.kind import MODELS
+from dcclctl.models.settings import TrainedSettings
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that has settings.
+
+    Attributes:
+        section: what all of its variants read. variants: name → code; none for a command without variants.
+        shared: settings that several variants have, and that have a flag therefore. The settings of one variant have none.
+    """
+
+    section: type[CommandSection]
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    shared: type[Section] = Section
+
+    def flags(self) -> dict[str, "FieldInfo"]:
+        """Every setting that has a flag: the command's own first, then those that variants share."""
+        fields = self.section.model_fields | self.shared.model_fields
+        return {name: each for name, each in fields.items() if name != "settings" and has_flag(each)}
+
+
+COMMANDS: Mapping[str, Command] = {
+    "ingest": Command(IngestConfig),
+    "train": Command(TrainConfig, MODELS, TrainedSettings),
+    "memory": Command(MemoryConfig),
+    "patch": Command(PatchConfig, PATCH_METHODS, LocalSettings),
+    "distill": Command(DistillConfig, DISTILL_METHODS, TeachingSettings),
+    "evaluate": Command(EvaluateConfig),
+}
+
+S = TypeVar("S", bound=CommandSection)
+
+
+def resolve(section: type[S], given: Mapping[str, Any], config: Path | None = None, default_variant: str = "") -> S:
+    """Merge defaults, the TOML file and what is given into one checked section.
+
+    Args:
+        section: the command's section class.
+        given: name → value; None means "not given". A name is one of the section's own, one of the chosen variant's, or in
+            full COMMAND.KEY or COMMAND.VARIANT.KEY.
+        config: TOML file, or None.
+        default_variant: in place of the section's own, where it depends on what the command was given.
+
+    Raises:
+        UsageError: an unknown key, a setting that the chosen variant does not read, or a value out of its range.
+    """
+    name = next(name for name, command in COMMANDS.items() if command.section is section)
+    command = COMMANDS[name]
+    values = _table(read_toml(config), name) if config is not None else {}
+    short = _short_names(given, name)
+    if not command.variants:
+        return cast(S, _checked(section, name, values | short))
+    choice = cast(type[VariantSection], section).VARIANT
+    variant = str(short.get(choice) or values.get(choice) or default_variant or section.model_fields[choice].default)
+    settings = variant_section(name, variant)
+    own = dict(values.pop(variant, {}))
+    for other in command.variants:
+        values.pop(other, None)  # a file may hold settings for several variants
+    for key, value in short.items():
+        target, _, key_of_target = key.rpartition(".")
+        if target == variant or (not target and key in settings.model_fields):
+            if not target and f"{variant}.{key}" in short:
+                raise _twice(key)
+            own[key_of_target] = value
+        elif key in section.model_fields and key != "settings":
+            values[key] = value
+        else:
+            raise _unread(name, variant, key)
+    checked = _checked(settings, f"{name}.{variant}", own)
+    return cast(S, _checked(section, name, values | {choice: variant, "settings": checked}))
+
+
+def _short_names(given: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """What is given, without None, and without the command's name before the keys.
+
+    Raises:
+        UsageError: a setting under two names, or of another command.
+    """
+    short: dict[str, Any] = {}
+    for key, value in given.items():
+        if value is not None:
+            plain = _short(key, command)
+            if plain in short:
+                raise _twice(plain)
+            short[plain] = value
+    return short
+
+
+def _twice(key: str) -> UsageError:
+    return UsageError(f"the setting {key} is given twice, under two names", "Give it once.")
+
+
+def _short(key: str, command: str) -> str:
+    """'train.din.epochs' → 'din.epochs', 'train.on' → 'on'."""
+    if key.partition(".")[0] in COMMANDS and not key.startswith(f"{command}."):
+        raise UsageError(f"--set {key}: this command is {command}", f"Write {command}.KEY=VALUE.")
+    return key.removeprefix(f"{command}.")
+
+
+def variant_section(command: str, variant: str) -> type[Section]:
+    """The section of one variant.
+
+    Raises:
+        UsageError: there is no such variant.
+    """
+    variants = COMMANDS[command].variants
+    field = cast(type[VariantSection], COMMANDS[command].section).VARIANT
+    if variant not in variants:
+        raise UsageError(f"--{field} {variant!r}: there is no such {field}", nearest(variant, list(variants)))
+    return cast(type[Section], variants[variant].load().Settings)
+
+
+def _unread(command: str, variant: str, key: str) -> UsageError:
+    """The error of a setting that the chosen variant does not read: it names the variants that do."""
+    spec = COMMANDS[command]
+    field = cast(type[VariantSection], spec.section).VARIANT
+    plain = key.rpartition(".")[2]
+    readers = [name for name in spec.variants if plain in variant_section(command, name).model_fields]
+    if readers and variant not in readers:
+        return UsageError(
+            f"the setting {plain} is read by --{field} {', '.join(readers)} only, not by {variant}",
+            f"Leave it out, or choose --{field} {readers[0]}.",
+        )
+    target = key.rpartition(".")[0]
+    if target in spec.variants:
+        return UsageError(
+            f"--set {command}.{key}: the chosen {field} is {variant}",
+            f"Write {command}.{variant}.{plain}, or choose --{field} {target}.",
+        )
+    own, of_variant = (
+        [name for name in section.model_fields if name != "settings"]
+        for section in (spec.section, variant_section(command, variant))
+    )
+    known = [*own, *of_variant]
+    if target:  # the mistake may be in the variant's name
+        known = [f"{command}.{name}" for name in own] + [f"{command}.{variant}.{name}" for name in of_variant]
+        key = f"{command}.{key}"
+    return UsageError(f"{command} has no setting {key!r}", nearest(key, known))
+
+
+def _checked(section: type[Any], where: str, values: Mapping[str, Any]) -> Any:
+    """The section with these values.
+
+    Raises:
+        UsageError: an unknown key, or a value out of its range.
+    """
+    for key in values:
+        if key not in section.model_fields:
+            raise UsageError(f"{where} has no setting {key!r}", nearest(key, list(section.model_fields)))
+    try:
+        return section(**values)
+    except ValidationError as error:
+        wants: dict[tuple[str, str], list[str]] = {}  # a setting of two types has a problem with each
+        for problem in error.errors():
+            place = ".".join(str(part) for part in problem["loc"][:1])
+            wanted = problem["msg"].removeprefix("Value error, ").lower()
+            if problem["type"] == "string_pattern_mismatch":  # a block's name: the pattern itself explains nothing
+                wanted = "give cloud, device, valid (or test, to evaluate only), or a part of one such as device:2/3"
+            elif problem["type"] == "dict_type":
+                wanted = "give NAME=COLUMN, several with a comma between them"
+            wants.setdefault((place, repr(problem["input"])), []).append(wanted)
+        command, _, variant = where.partition(".")
+        flags = COMMANDS[command].flags()
+        shown = {key: f"--{key.replace('_', '-')}" if key in flags else f"{where}.{key}" for key, _ in wants}
+        lines = [f"{shown[key]}: {', or '.join(wanted)} (got {got})" for (key, got), wanted in wants.items()]
+        option = f" --{COMMANDS[command].section.VARIANT} {variant}" if variant else ""  # type: ignore[attr-defined]
+        raise UsageError("; ".join(lines), f"See: dcclctl settings {command}{option}") from error
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A hint at the known word that is most like a wrong one."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}."
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a configuration file and check its tables and keys.
+
+    Raises:
+        UsageError: no such file, not TOML, or a key that no command has (with the nearest known one).
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the configuration {path}: {error.strerror}", "Check the path after --config."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}", "See docs/cli.md for an example.") from error
+    for key, table in document.items():
+        if key == "seed" and not isinstance(table, dict):
+            continue
+        if key not in COMMANDS or not isinstance(table, dict):
+            raise UsageError(f"{path}: unknown table or key {key!r}", nearest(key, [*COMMANDS, "seed"]))
+        _check_table(path, key, table)
+    return document
+
+
+def _check_table(path: Path, command: str, table: Mapping[str, Any]) -> None:
+    """Refuse keys that neither the command nor one of its variants has."""
+    spec = COMMANDS[command]
+    own = [name for name in spec.section.model_fields if name != "settings"]
+    for name, value in table.items():
+        if name in spec.variants and isinstance(value, dict):
+            fields = list(variant_section(command, name).model_fields)
+            for key in value:
+                if key not in fields:
+                    raise UsageError(f"{path}: unknown key {key!r} in [{command}.{name}]", nearest(key, fields))
+        elif name not in own:
+            readers = [each for each in spec.variants if name in variant_section(command, each).model_fields]
+            hint = f"It is a setting of a variant: write it in [{command}.{readers[0]}]." if readers else ""
+            raise UsageError(
+                f"{path}: unknown key {name!r} in [{command}]", hint or nearest(name, [*own, *spec.variants])
+            )
+
+
+def _table(document: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """A command's table, with the seed that stands at the top."""
+    seed = {"seed": document["seed"]} if "seed" in document else {}
+    return seed | dict(document.get(command, {}))
