@@ -56,7 +56,9 @@ class Learner(ABC, Generic[SettingsT, RowsT]):
 
     def shared_events(self, events: Ints) -> SharedEvents:
         """What all users learn from together: the events, with other negatives every epoch."""
-        sampler = self.sampler.for_purpose("basis/negatives")
+        task = self.task
+        negatives, excluded = task.config.negatives, self.sampler.excluded
+        sampler = Sampler(task.log, [task.block], negatives, task.seed, "basis/negatives", excluded)
 
         def draw(epoch: int) -> tuple[Int[Tensor, "E C"], Float[Tensor, "E C"], Float[Tensor, "E C"]]:
             drawn = sampler.draw(events, epoch)

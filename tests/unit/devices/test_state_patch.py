@@ -14,7 +14,7 @@ from dcclctl.devices.basis import JointFit, SharedEvents, learn_basis, new_basis
 from dcclctl.devices.state_patch import StateBasis, StatePatch, StateRows, StateShape
 from dcclctl.errors import DivergedError
 from dcclctl.events.log import EventLog
-from dcclctl.models.sequence import Gru4rec, Sasrec, SequenceBackbone, SequenceSizes
+from dcclctl.models.sequence import Gru4rec, Sasrec, SequenceBackbone, SequenceSettings
 from dcclctl.models.windows import Baskets
 
 U, N, C, D, R, K = 5, 7, 4, 6, 3, 4
@@ -93,8 +93,8 @@ def test_a_patch_is_the_formula_that_it_says():
 
 
 def backbone_of(log: EventLog, kind: type[Sasrec | Gru4rec]) -> SequenceBackbone:
-    sizes = SequenceSizes(log.n_items, log.n_categories, 6, item_size=6, category_size=4)
-    return SequenceBackbone(kind(sizes, log.item_categories, torch.Generator().manual_seed(0)), log, Baskets(log))
+    sizes = SequenceSettings(history=6, item_size=6, category_size=4)
+    return SequenceBackbone(kind(log, sizes, torch.Generator().manual_seed(0)), log, Baskets(log))
 
 
 @pytest.mark.parametrize("kind", [Sasrec, Gru4rec])

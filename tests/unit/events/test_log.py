@@ -218,7 +218,7 @@ def test_with_repeats_only_the_rest_of_the_basket_is_no_negative() -> None:
         repeats=True,
     )
     pairs = log.never_negative(DEVICE)
-    assert pairs.by_moment
+    assert pairs.by_basket
     every = np.arange(6)
     found = pairs.contains(log.owners(every, pairs)[:, None], np.arange(4)[None, :])
     baskets = [{0, 1}, {0, 1}, {1, 2}, {1, 2}, {3}, set()]
