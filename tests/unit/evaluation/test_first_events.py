@@ -291,7 +291,7 @@ def test_the_table_has_k_down_and_models_across(shop: Path) -> None:
 
 def test_what_cannot_be_asked(shop: Path) -> None:
     gate = dcclctl("evaluate", "--first-events=1", "--max-drop=all.gauc=1%", "--against=cloud@1", store=shop)
-    assert gate.exit_code == 2 and "a gate judges one" in gate.stderr
+    assert gate.exit_code == 2 and "a gate reads one" in gate.stderr
     nobody = dcclctl("evaluate", "--first-events=1", "--targets-after=500", "--threads=1", store=shop)
     assert nobody.exit_code == 3 and "no new user with more than 500 events" in nobody.stderr
     assert "--new-users" in nobody.stderr

@@ -102,7 +102,7 @@ def test_the_command_says_what_a_device_needs_and_finds_what_it_made(own: Path) 
     assert all(name in tree for name in ("memory@1", "cloud@3", "cloud@1", "dataset@1"))
     assert done("memory", *MEMORY, "--force", store=own)["id"] == again["id"]  # the same bits
     earlier = dcclctl("memory", *MEMORY, "--counted-through=cloud", store=own)
-    assert "up to cloud (dataset@1)" in earlier.stdout and "82 at most" in earlier.stdout
+    assert "to the end of cloud (dataset@1)" in earlier.stdout and "82 at most" in earlier.stdout
     assert Store(own).resolve("memory@latest").id != again["id"]
     for period in ("valid", "test"):  # models are chosen on valid and judged on test
         result = dcclctl("memory", f"--counted-through={period}", store=own)
@@ -122,8 +122,8 @@ def test_a_memory_goes_with_its_own_dataset_and_method_only(own: Path, tmp_path:
 
 def test_a_memory_made_on_the_way_is_said(shop: Path) -> None:
     shown = dcclctl("patch", "--cloud=cloud@1", *PATCHED, store=shop).stdout
-    assert "memory@1 was made on the way" in shown
-    assert "made on the way" not in dcclctl("patch", "--cloud=cloud@1", "--users=tail", *PATCHED, store=shop).stdout
+    assert "memory@1 was made first" in shown
+    assert "was made first" not in dcclctl("patch", "--cloud=cloud@1", "--users=tail", *PATCHED, store=shop).stdout
 
 
 def test_a_block_without_events_teaches_nothing(own: Path) -> None:
@@ -306,7 +306,7 @@ def test_the_order_of_events_counts_unless_held_back_events_say_otherwise(own: P
     assert alone.file_id("memory_patch.safetensors") == patches.file_id("memory_patch.safetensors")
     assert alone.read_table("users.parquet")["loss_after"].equals(losses)
     shown = dcclctl("patch", *FRESH, store=own).stdout
-    assert f"the order of events is {'used' if patches.facts['order'] else 'ignored'}" in shown
+    assert f"the patch {'uses' if patches.facts['order'] else 'ignores'} the order of events" in shown
 
 
 def test_a_patch_without_order_makes_nothing_of_it(own: Path) -> None:
