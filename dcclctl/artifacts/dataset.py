@@ -6,6 +6,7 @@ from weakref import WeakValueDictionary
 
 from dcclctl.artifacts.handle import Handle
 from dcclctl.store.store import Artifact
+from dcclctl.tables import EVENTS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -60,7 +61,7 @@ class Dataset(Handle):
         import polars as pl
         import torch
 
-        from dcclctl.events.log import EventLog
+        from dcclctl.events.log import EventColumns, EventLog
 
         events = self.artifact.read_table("events.parquet")
         vocabulary = self.artifact.read_table("vocabulary.parquet")
@@ -79,11 +80,7 @@ class Dataset(Handle):
             vocabulary.filter((pl.col("kind") == "profile") & (pl.col("column") == name)).height + 1 for name in names
         ]
         return EventLog.build(
-            user=events["user_index"].to_numpy(),
-            item=events["item_index"].to_numpy(),
-            time=events["time_us"].to_numpy(),
-            label=events["label"].to_numpy(),
-            period=events["period"].to_numpy(),
+            EventColumns(*(events[name].to_numpy() for name in EVENTS.columns)),
             item_categories=torch.from_numpy(padded),
             n_categories=n_categories,
             profile=torch.from_numpy(profile),
