@@ -23,16 +23,10 @@ def audit(
 ) -> None:
     """Check that no model was trained on the events it is scored on.
 
-    Looks at the artifact, at everything that it was made from, and at the events themselves. It passes if
-
-    \b
-    - every file is, byte for byte, what was committed;
-    - each period ends before the next begins;
-    - every model, and every model that it was made from, learned from earlier events only than it is scored on;
-    - every history holds strictly earlier events only;
-    - all of it was made from one dataset.
-
-    A model that has seen an event it is scored on is a leak: the audit names the event and exits with code 3.
+    Audits the artifact and everything that it was made from, by the events themselves. It passes if every file is what was
+    committed; each period ends before the next begins; models learned only from events before those they are scored on;
+    histories hold strictly earlier events; and all of it was made from one dataset. Otherwise the audit names the leak and
+    exits with code 3.
 
     \b
     Examples:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from dcclctl.cli.console import Reporter
-from dcclctl.config import CommandSection, ComputeSection, VariantSection
+from dcclctl.config import CommandSection, ComputeSection
 from dcclctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def command(
             from dcclctl.stages.settings import COMMANDS, Command
 
             spec = COMMANDS[name] if section is None else Command(section)
-            fields, settings = set(spec.section.model_fields), _settings(spec, names.values())
+            fields, settings = set(spec.own), _settings(spec, names.values())
         common = {key: _SHARED[key] for key in shared}
 
         def called(**given: Any) -> None:
@@ -161,14 +161,12 @@ def command(
 
 def _settings(spec: "Command", taken: Collection[str]) -> dict[str, tuple[Any, Any]]:
     """Type and option of every setting that has a flag; those that a command declares itself are `taken`."""
-    fields = spec.section.model_fields
-    choice = spec.section.VARIANT if issubclass(spec.section, VariantSection) else ""
     return {
         key: _option(
             key,
             setting,
-            shown_default(setting) if key in fields else f"set by --{choice}",
-            list(spec.variants) if key == choice else [],
+            shown_default(setting) if key in spec.own else f"set by --{spec.choice}",
+            list(spec.variants) if key == spec.choice else [],
         )
         for key, setting in sorted(spec.flags().items(), key=lambda item: item[0] in ComputeSection.model_fields)
         if key not in taken

@@ -38,19 +38,18 @@ def settings(
       dcclctl settings train --model sasrec
       dcclctl settings patch --method metapatch
     """
-    from dcclctl.config import VariantSection
     from dcclctl.stages.settings import COMMANDS, nearest, variant_section
 
     if command not in COMMANDS:
         raise UsageError(f"there is no command {command!r} with settings", nearest(command, list(COMMANDS)))
     spec, chosen = COMMANDS[command], model or method
-    field = spec.section.VARIANT if issubclass(spec.section, VariantSection) else ""
+    field = spec.choice
     given = "model" if model else "method"
     if chosen and given != field:
         raise UsageError(
             f"--{given}: {command} has no {given}", f"Use --{field}." if field else f"Type: dcclctl settings {command}"
         )
-    rows = [row for row in listed(command, spec.section) if row["key"] != f"{command}.settings"]
+    rows = listed(command, spec.section)
     if chosen:
         rows += listed(f"{command}.{chosen}", variant_section(command, chosen))
     variants = {name: variant.about for name, variant in spec.variants.items()}
@@ -77,6 +76,7 @@ def listed(prefix: str, section: "type[Section]") -> list[dict[str, Any]]:
             "meaning": field.description or "",
         }
         for name, field in section.model_fields.items()
+        if name != "settings"
     ]
 
 

@@ -8,7 +8,6 @@ import polars as pl
 
 from dcclctl.artifacts import Evaluation, PatchSet
 from dcclctl.artifacts.names import short_label
-from dcclctl.config import VariantSection
 from dcclctl.devices.serving import ENCODER, split_suffix
 from dcclctl.distillation.method import default_method
 from dcclctl.evaluation.comparison import Comparison, harm_metric, main_metrics
@@ -254,16 +253,16 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
 
 def _settings_given(stage: str, config: Mapping[str, Any], seed: int, left_out: set[str]) -> list[str]:
     """Flags and --set for all settings that differ from their defaults."""
-    section = COMMANDS[stage].section
+    command = COMMANDS[stage]
     words: list[str] = []
-    defaults = section().model_dump(mode="json")
-    for name in section.model_fields:
+    defaults = command.section().model_dump(mode="json")
+    for name in command.own:
         value = seed if name == "seed" else config.get(name, defaults[name])
-        if name not in left_out and name != "settings" and value != defaults[name]:
+        if name not in left_out and value != defaults[name]:
             words += _flag(stage, name, value)
-    if not issubclass(section, VariantSection):
+    if not command.variants:
         return words
-    variant = config[section.VARIANT]
+    variant = config[command.choice]
     own = variant_section(stage, variant)().model_dump(mode="json")
     for name, value in config[variant].items():
         if name not in left_out and value != own[name]:
