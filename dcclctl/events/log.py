@@ -1,8 +1,8 @@
 """All users' events as arrays, each with the history before it.
 
-An event's history holds the user's positive events at a *strictly earlier* time. A *basket* is the events of one user at
-one time (one day, in a log that knows days only). Events of one basket are not in each other's history, so the order of
-rows in a file has no effect.
+An event's history holds the user's positive events at a *strictly earlier* time. A *basket* is the events of one user
+at one time (one day, in a log that knows days only). Events of one basket are not in each other's history, so the order
+of rows in a file has no effect.
 """
 
 import re
@@ -181,7 +181,7 @@ class EventLog:
             events: (B,) row numbers. limit: L, how many items of a history are used at most.
 
         Returns:
-            Items (B, L'), and a mask that is False for padding; L' ≤ limit is the longest history of the batch, at least 1.
+            Items (B, L'), and a mask that is False for padding; 1 ≤ L' ≤ limit, the batch's longest history.
         """
         width = max(1, int(self.history_lengths(events, limit).max(initial=0)))
         at = torch.from_numpy(self.history_end[events])[:, None] - 1 - torch.arange(width)
@@ -217,9 +217,9 @@ class EventLog:
     def never_negative(self, *blocks: "Block | int") -> PairSet:
         """Pairs that may not be drawn as negatives for events of the given blocks.
 
-        In a log without repeats: items that are positive in the blocks, and items of the user's earlier events, positive
-        or not. Such an item cannot be the user's next event, so it is no candidate when the model is used, and as a
-        negative it would teach that the user dislikes it. Items that become positive later stay candidates.
+        In a log without repeats: items that are positive in the blocks, and items of the user's earlier events,
+        positive or not. Such an item cannot be the user's next event, so it is no candidate when the model is used, and
+        as a negative it would teach that the user dislikes it. Items that become positive later stay candidates.
 
         In a log with repeats: only the items that are positive in the same basket. All other items that the user
         interacted with stay candidates. Leaving them out would leak the label to a model that counts a user's events,

@@ -1,7 +1,7 @@
 """Random draws that depend on their seed, purpose and keys alone.
 
-Every number is a hash of (seed, purpose, key…): negative j of event e in epoch p depends neither on the batch size nor on
-threads or shards. There is no generator, so there is no state to save.
+Every number is a hash of (seed, purpose, key…): negative j of event e in epoch p depends neither on the batch size nor
+on threads or shards. There is no generator, so there is no state to save.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ def hashes(seed: int, purpose: str, *keys: Ints | int) -> Hashes:
     """One 64-bit hash for every element of the broadcast keys.
 
     Args:
-        seed: of the stage. purpose: of the draw, e.g. "train/negatives". keys: integers or arrays that broadcast together.
+        seed: of the stage. purpose: of the draw, e.g. "train/negatives". keys: integers or arrays that broadcast.
     """
     state: Hashes | np.uint64 = np.uint64(stream(seed, purpose))
     with np.errstate(over="ignore"):
@@ -49,7 +49,7 @@ def uniforms(seed: int, purpose: str, *keys: Ints | int) -> npt.NDArray[np.float
 
 
 def log_uniform(seed: int, purpose: str, keys: Ints, least: int, most: Ints) -> Ints:
-    """Lengths (N,) from `least` to `most` (N,): `least` is as probable as the next two together, or the four after them."""
+    """Lengths (N,) from `least` to `most` (N,): `least` is as probable as the next two together, or the next four."""
     drawn = np.floor((most - least + 2.0) ** uniforms(seed, purpose, keys)).astype(np.int64) - 1 + least
     lengths: Ints = np.minimum(drawn, most)
     return lengths
@@ -128,7 +128,7 @@ def draw_negatives(
 
 
 def _mended(drawn: list[int], left: list[int]) -> list[int]:
-    """The items drawn; each excluded or repeated one is replaced by the first item of `left` that no earlier slot has."""
+    """The items drawn; excluded and repeated ones are replaced by the first item of `left` that no earlier slot has."""
     allowed, spare = set(left), iter(left)
     taken: set[int] = set()
     mended = []

@@ -163,8 +163,8 @@ class EaseKind(CountedKind[EaseSettings]):
         """
         if task.dataset.log.n_items > _EASE_ITEMS:
             raise UsageError(
-                f"--model ease: {task.dataset.ref} has {task.dataset.log.n_items:,} items, and EASE inverts a matrix of "
-                f"items × items (at most {_EASE_ITEMS:,})",
+                f"--model ease: {task.dataset.ref} has {task.dataset.log.n_items:,} items, and EASE inverts a matrix "
+                f"of items × items (at most {_EASE_ITEMS:,})",
                 "Use --model item-knn, or leave rare items out: dcclctl ingest --min-item-events N",
             )
         return events

@@ -2,7 +2,7 @@
 
 Source: Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", KDD 2018 (arXiv 1706.06978).
 Differs: there is no user-id embedding, because a device-cloud model must serve users without training events; the
-element-wise product of candidate and interest joins the hidden layers' input, to rank items where there is little context.
+element-wise product of candidate and interest joins the hidden layers' input, to rank items with little context.
 """
 
 from collections.abc import Callable
@@ -86,8 +86,8 @@ class Din(EmbeddedItems):
     ) -> Float[Tensor, "B C D"]:
         """`interest` for many candidates, without gradients.
 
-        Wq + Wp·diag(k) is computed for each key, which avoids a (C, L, D) tensor. PReLU(x) = s·x + (1 − s)·relu(x), and the
-        linear part is computed without the attention units, which are read and written only twice.
+        Wq + Wp·diag(k) is computed for each key, which avoids a (C, L, D) tensor. PReLU(x) = s·x + (1 − s)·relu(x), and
+        the linear part is computed without the attention units, which are read and written only twice.
         """
         b, length, d = keys.shape
         folded = self.attention_query.weight + self.attention_product.weight * keys.unsqueeze(2)  # (B, L, A, D)

@@ -51,8 +51,8 @@ class EmbeddedItems(Trainable):
         """An item's embedding followed by the mean of its categories' embeddings.
 
         Args:
-            items: item indices. item_rows: used instead of their rows of the item table. Training passes copies, so that
-                the gradient has one row for each item of the batch only.
+            items: item indices. item_rows: used instead of their rows of the item table. Training passes copies, so
+                that the gradient has one row for each item of the batch only.
         """
         rows = self.item_table[items] if item_rows is None else item_rows
         if not self.n_categories:

@@ -44,7 +44,7 @@ class FitTask(Generic[SettingsT]):
 
     Attributes:
         dataset: the log. blocks: what to train on. settings: of the model. seed: of every draw. device: that computes.
-        work: gets the model's files. on_progress: see compute.OnProgress. start: the model to train further; None: a new one.
+        work: gets the model's files. on_progress: see compute.OnProgress. start: the model to train further, if any.
     """
 
     dataset: "Dataset"

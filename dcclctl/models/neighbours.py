@@ -190,8 +190,8 @@ class HistoryBackbone(Backbone):
     """Scores from all strictly earlier positive events of the event's user: activations are the logits (B, C).
 
     Args:
-        model: gives the scores. Its `tie` is the most that popularity adds to them; with `counts` every event of an item
-            counts, else an item counts once. popularity: (I,) training events of each item, which break ties.
+        model: gives the scores. Its `tie` is the most that popularity adds to them; with `counts` every event of an
+            item counts, else an item counts once. popularity: (I,) training events of each item, which break ties.
     """
 
     def __init__(

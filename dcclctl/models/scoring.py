@@ -99,7 +99,7 @@ def score(
 
     Args:
         heads: of models that share everything below the patches.
-        batch_of: rows of the log → batch with their candidates. n_candidates: C. batch_events: events in a batch, at most.
+        batch_of: rows of the log → batch with their candidates. n_candidates: C. batch_events: of a batch, at most.
 
     Yields:
         The batch, and one (B, C) tensor of logits per head, on the CPU.

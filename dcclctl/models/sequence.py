@@ -3,11 +3,12 @@
 Source: SASRec, Kang & McAuley, ICDM 2018 (arXiv 1808.09781); GRU4Rec, Hidasi et al., ICLR 2016 (arXiv 1511.06939), with
 the item embeddings shared between input and output as in its authors' later code.
 
-Differs: a step of the sequence is a *basket*, not an event: the mean of the embeddings of the items of one time. A state
-depends on whole baskets only, so the order of rows in a file has no effect; in a log without equal times the steps are the
-events. A learned start token stands before the first basket, so that a user without history has a state. SASRec's positions
-are ages (a learned weight for each distance, as in Raffel et al., JMLR 2020), so that all places of a sequence share their
-weights; normalisation stands before each part. Items have a bias, and category embeddings if the log has categories.
+Differs: a step of the sequence is a *basket*, not an event: the mean of the embeddings of the items of one time. A
+state depends on whole baskets only, so the order of rows in a file has no effect; in a log without equal times the
+steps are the events. A learned start token stands before the first basket, so that a user without history has a state.
+SASRec's positions are ages (a learned weight for each distance, as in Raffel et al., JMLR 2020), so that all places of
+a sequence share their weights; normalisation stands before each part. Items have a bias, and category embeddings if the
+log has categories.
 
 Shapes: W windows, T baskets in a window, S = T + 1 states (state k is the state after k baskets), B events,
 C candidates, D embedding and state, I items, E item table.
@@ -175,8 +176,8 @@ class WindowPass(Pass):
     """Events by the windows that hold them: all states of a window are computed at once.
 
     Source: Kang & McAuley 2018, section 3.5 (binary cross-entropy with sampled negatives at every position).
-    Differs: any number of negatives; several events (a basket) may follow one state; events of a window that are outside
-    of the blocks are context without a loss.
+    Differs: any number of negatives; several events (a basket) may follow one state; events of a window that are
+    outside of the blocks are context without a loss.
     """
 
     #: events of a validation batch

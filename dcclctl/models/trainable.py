@@ -1,4 +1,4 @@
-"""The interface of a cloud model that learns by gradient descent, so that one loop can train all of them (training.py)."""
+"""The interface of cloud models that learn by gradient descent, so that one loop can train them (training.py)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -57,7 +57,7 @@ class Pass(ABC):
 
 
 class Trainable(nn.Module, ABC):
-    """A cloud model that learns by gradient descent. A step updates only those rows of `item_table` that a batch uses."""
+    """A cloud model that learns by gradient descent. A step updates only the rows of `item_table` that a batch uses."""
 
     item_table: nn.Parameter
     #: other tables with an L2 penalty on the rows that a batch uses
@@ -76,7 +76,7 @@ class Trainable(nn.Module, ABC):
     def losses(
         self, logits: Float[Tensor, "B C"], labels: Float[Tensor, "B C"], weights: Float[Tensor, "B C"]
     ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
-        """Losses in nats and their weights: cross-entropy of each candidate, or −ln σ(x_own − x_negative) if pairwise."""
+        """Losses in nats, and weights: cross-entropy of each candidate, or −ln σ(x_own − x_negative) if pairwise."""
         if not self.pairwise:
             return F.binary_cross_entropy_with_logits(logits, labels, reduction="none"), weights
         return F.softplus(logits[:, 1:] - logits[:, :1]), labels[:, :1] * weights[:, 1:]

@@ -38,7 +38,7 @@ class FitState:
     """The state of a training after some epochs, from which it can be resumed.
 
     Attributes:
-        epoch: epochs done. weights: current weights by name. best: those of the epoch with the highest valid AUC so far.
+        epoch: epochs done. weights: current weights by name. best: those of the epoch with the highest valid AUC.
         adam_state: Adam's two running means by name ("<name>.m", "<name>.v"). steps: optimiser steps done.
         best_loss, best_auc: of the best weights on the valid samples.
         history: one record for each epoch: epoch, train_loss, valid_loss (nats per scored candidate), valid_auc.
@@ -135,7 +135,7 @@ class Objective:
 def mean_loss(
     model: Trainable, logits: Float[Tensor, "B C"], samples: Samples, has_label: Tensor | None = None
 ) -> Float[Tensor, ""]:
-    """Mean of the model's losses over the candidates that count; has_label: (B,) False adds 0 to the sum; None: all True."""
+    """Mean of the model's losses over the candidates that count; events (B,) without a label add 0 to the sum."""
     losses, weights = model.losses(logits, samples.labels.to(logits.device), samples.weights.to(logits.device))
     weighted = losses * weights
     return (weighted if has_label is None else weighted * has_label.unsqueeze(1)).sum() / weights.sum().clamp(min=1)
@@ -217,7 +217,7 @@ class Trainer:
         """Train one epoch and validate; the model then has the epoch's weights.
 
         Args:
-            state: after the epoch before. on_step: gets the epoch, events done, mean loss so far, and events per second.
+            state: after the epoch before. on_step: gets the epoch, events done, mean loss, and events per second.
 
         Raises:
             DivergedError: the loss or a weight became infinite or NaN.

@@ -147,14 +147,10 @@ class Personal:
         def samples(epoch: int) -> Samples:
             return sampler.draw(events, epoch)
 
-        def draw(epoch: int):
-            drawn = samples(epoch)
-            return drawn.candidates, drawn.labels, drawn.weights
-
         self.samples = samples
         self.basis, self.mean, _ = learn_basis(
             new_basis(PatchShape((16, 8), 4), 4, seed=0),
-            SharedEvents(events, log.user[events], draw),
+            SharedEvents(events, log.user[events], samples),
             frozen_head(
                 self.head,
                 lambda rows, candidates: self.model.first_layer_of_few(log, rows, candidates),
