@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from dcclctl.events.log import EventLog
 
-#: datasets that somebody holds, so that handles on one dataset share its tensors
+#: datasets that are in use, so that handles on one dataset share its tensors
 _open: WeakValueDictionary[tuple[str, str], "Dataset"] = WeakValueDictionary()
 
 
@@ -22,16 +22,12 @@ class Dataset(Handle):
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Dataset":
-        """The dataset in an artifact; one object for all who hold it at the same time."""
-        key = (str(artifact.path), artifact.id)
-        dataset = _open.get(key)
-        if dataset is None:
-            dataset = _open[key] = Dataset(artifact)
-        return dataset
+        """The dataset in an artifact; while it is in use, always the same object."""
+        return _open.setdefault((str(artifact.path), artifact.id), Dataset(artifact))
 
     @property
     def id_map(self) -> str:
-        """SHA-256 of the user and item ids in index order: what dense numbers mean."""
+        """SHA-256 of the user and item ids in index order: which user and item each index means."""
         return str(self.facts["id_map"])
 
     @property
@@ -75,16 +71,13 @@ class Dataset(Handle):
         profile = self.users.select(columns).to_numpy().astype(np.int64)
         if not columns:
             profile = np.zeros((self.users.height, 1), dtype=np.int64)
-        names = [name.removeprefix("profile_") for name in columns]
-        sizes = [
-            vocabulary.filter((pl.col("kind") == "profile") & (pl.col("column") == name)).height + 1 for name in names
-        ]
+        sizes = tuple(self.facts["profiles"][name.removeprefix("profile_")] for name in columns)
         return EventLog.build(
             EventColumns(*(events[name].to_numpy() for name in EVENTS.columns)),
             item_categories=torch.from_numpy(padded),
             n_categories=n_categories,
             profile=torch.from_numpy(profile),
-            profile_sizes=tuple(sizes) or (1,),
+            profile_sizes=sizes or (1,),
             repeats=self.repeats == "keep",
             one_timeline=self.facts["split"] == "global",
         )

@@ -26,7 +26,7 @@ def distill(
         typer.Option(
             "--method",
             metavar="|".join(METHODS),
-            help="What the teachers are asked about. [default: from-memory for memory patches, else momodistill]",
+            help="Which items the teachers score. [default: from-memory for memory patches, else momodistill]",
         ),
     ] = None,
 ) -> None:

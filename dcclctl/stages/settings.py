@@ -138,7 +138,7 @@ def _short_names(given: Mapping[str, Any], command: str) -> dict[str, Any]:
         if value is None:
             continue
         first, _, rest = key.partition(".")
-        if first in COMMANDS and first != command:
+        if first in COMMANDS and first not in (command, *COMMANDS[command].variants):
             raise UsageError(f"--set {key}: this command is {command}", f"Write {command}.KEY=VALUE.")
         name = rest if first == command and rest else key
         if name in short:
