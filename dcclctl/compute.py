@@ -60,7 +60,7 @@ def compute_settings(config: C) -> Iterator[C]:
     import torch
 
     config = settled(config)
-    threads = torch.get_num_threads()
+    threads, generator = torch.get_num_threads(), torch.get_rng_state()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -72,6 +72,7 @@ def compute_settings(config: C) -> Iterator[C]:
         yield config
     finally:
         torch.set_num_threads(threads)
+        torch.set_rng_state(generator)  # new layers draw from it before they get their own weights
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         if workspace is None:

@@ -13,11 +13,10 @@ ACTIVITY_GROUPS: Final = 20
 MAIN_GROUPS: Final = ("all", *GROUPS)
 #: Every group of users that a metric is given for.
 GROUP_NAMES: Final = (*MAIN_GROUPS, *(f"activity-{number:02d}" for number in range(ACTIVITY_GROUPS)))
-#: What serves a user: the own patch, what the device remembers, the patch U(0, u), or the cloud model alone.
+#: What serves a user: the user's patch, the memory on the device, the encoder's patch U(0, u), or the cloud model alone.
 SERVED_BY: Final = ("patch", "memory", "encoder", "cloud")
-#: What a comparison with the baseline can say.
+#: Results of a comparison with the baseline.
 VERDICTS: Final = ("better", "worse", "inconclusive")
-_ACTIVITY: Final = tuple(range(ACTIVITY_GROUPS))
 
 
 class Column(NamedTuple):
@@ -26,8 +25,8 @@ class Column(NamedTuple):
     Attributes:
         type: name of the polars type, e.g. 'Int32' or 'List(Int32)'.
         meaning: what it holds, with its unit.
-        nulls: whether values may be missing. NaN and infinities never are a value.
-        values: the only values that it may have; empty if it is open.
+        nulls: whether values may be missing. NaN and infinity are never allowed.
+        values: the allowed values; empty: any.
     """
 
     type: str
@@ -38,41 +37,36 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of a table, in their order, and after them those that are only known by a pattern.
+    """Columns of a table: fixed ones in their order, then any number whose names match a pattern.
 
     Attributes:
-        columns: name → column; the table has all of them.
-        more: regular expression of the whole name → column; the table may have any number of these.
+        columns: name → column, all of them required.
+        more: regular expression of the whole name → column; any number may follow.
     """
 
     columns: Mapping[str, Column]
     more: Mapping[str, Column] = field(default_factory=dict)
 
     def schema(self) -> "dict[str, pl.DataType | type[pl.DataType]]":
-        """The fixed columns as polars takes them to make a frame."""
+        """Polars schema of the fixed columns."""
         return {name: polars_type(column.type) for name, column in self.columns.items()}
 
     def check(self, name: str, table: "pl.DataFrame") -> None:
-        """Refuse a frame that does not fit.
-
-        Args:
-            name: the table's name, for the message.
-            table: the frame.
+        """Refuse a frame that does not have these columns.
 
         Raises:
-            ValueError: which column is wrong, and how. It is a fault of the program, not of its user.
+            ValueError: which column of `name` is wrong, and how. It is an error of the program, not of its user.
         """
         fixed = table.columns[: len(self.columns)]
         if fixed != list(self.columns):
             raise ValueError(f"{name} has the columns {table.columns}, but starts with {list(self.columns)}")
         for column in table.columns:
-            known = self.columns.get(column) or self._by_pattern(column)
+            known = self.columns.get(column) or next(
+                (more for pattern, more in self.more.items() if re.fullmatch(pattern, column)), None
+            )
             wrong = "is not in its schema" if known is None else _wrong(table[column], known)
             if wrong:
                 raise ValueError(f"{name}: column {column!r} {wrong}")
-
-    def _by_pattern(self, name: str) -> Column | None:
-        return next((column for pattern, column in self.more.items() if re.fullmatch(pattern, name)), None)
 
 
 def _wrong(values: "pl.Series", column: Column) -> str:
@@ -99,15 +93,36 @@ def polars_type(name: str) -> "pl.DataType | type[pl.DataType]":
     return pl.List(found) if inner != name else found
 
 
+def _float(meaning: str) -> Column:
+    """A figure that may be missing."""
+    return Column("Float64", meaning, nulls=True)
+
+
+# Columns that several tables have.
+_USER_INDEX: Final = Column("Int32", "dense user number, from 0")
+_USER_ID: Final = Column("String", "the user's id as the log has it")
+_GROUP: Final = Column("String", "head, tail, or new (no event before the test period)", values=GROUPS)
+_ACTIVITY_GROUP: Final = Column(
+    "Int8",
+    "from 0 (least active) to 19 (most active), groups of equal size; null for new users",
+    nulls=True,
+    values=tuple(range(ACTIVITY_GROUPS)),
+)
+_SUBJECT: Final = Column("String", "name of the scored artifact, made of its id, e.g. patches@3fa9c2d1")
+_MAIN_GROUP: Final = Column("String", "all, head, tail or new", values=MAIN_GROUPS)
+_METRIC: Final = Column("String", "name of the metric, e.g. ndcg@10 or gauc")
+_USERS: Final = Column("Int64", "users with a value from both models; every figure of the row is over them")
+_HIGH: Final = _float("upper end of the interval")
+_P_VALUE: Final = _float("two-sided p-value of this comparison alone")
+_VERDICT: Final = Column("String", "better or worse where p_holm is at most 0.05, else inconclusive", values=VERDICTS)
+
 #: One row an event that was kept, sorted by (user_index, time_us, order in the log).
 EVENTS: Final = Table(
     {
         "user_index": Column("Int32", "dense user number, row of `users`"),
         "item_index": Column("Int32", "dense item number, row of `items`"),
         "time_us": Column("Int64", "microseconds since 1970 UTC; in an ordinal log the order number"),
-        "label": Column(
-            "Int8", "1 positive, 0 negative (observed labels only; an implicit log has 1 everywhere)", values=(0, 1)
-        ),
+        "label": Column("Int8", "1 positive, 0 negative; 1 everywhere in a log without labels", values=(0, 1)),
         "period": Column("Int8", "0 cloud, 1 device, 2 valid, 3 test", values=(0, 1, 2, 3)),
     }
 )
@@ -115,45 +130,41 @@ EVENTS: Final = Table(
 #: One row a user, sorted by user_index.
 USERS: Final = Table(
     {
-        "user_index": Column("Int32", "dense user number"),
-        "user_id": Column("String", "the id in the outside log, verbatim"),
+        "user_index": _USER_INDEX,
+        "user_id": _USER_ID,
         "events": Column("Int32", "events in all periods"),
         "events_before_test": Column("Int32", "events in cloud, device and valid"),
-        "group": Column("String", "head, tail, or new (no event before the test period)", values=GROUPS),
-        "activity_group": Column(
-            "Int8", "0 least active … 19 most active, equal sizes; null for new users", nulls=True, values=_ACTIVITY
-        ),
+        "group": _GROUP,
+        "activity_group": _ACTIVITY_GROUP,
     },
-    more={r"profile_.+": Column("Int32", "code in `vocabulary`; 0 = missing")},
+    more={r"profile_.+": Column("Int32", "code in `vocabulary`; 0: missing")},
 )
 
 #: One row an item, sorted by item_index.
 ITEMS: Final = Table(
     {
-        "item_index": Column("Int32", "dense item number"),
-        "item_id": Column("String", "the id in the outside log, verbatim"),
-        "name": Column("String", "a person's name for it; null where unknown", nulls=True),
-        "category_indices": Column(
-            "List(Int32)", "codes in `vocabulary` (kind 'category'), all category columns together, from 0"
-        ),
+        "item_index": Column("Int32", "dense item number, from 0"),
+        "item_id": Column("String", "the item's id as the log has it"),
+        "name": Column("String", "the item's name for people; null where unknown", nulls=True),
+        "category_indices": Column("List(Int32)", "codes in `vocabulary` (kind 'category') of all category columns"),
     }
 )
 
-#: What the codes stand for. kind 'category': codes from 0 over all columns. kind 'profile': codes from 1 within a column.
+#: What the codes mean. Codes of kind 'category' count from 0 over all columns, those of 'profile' from 1 in each column.
 VOCABULARY: Final = Table(
     {
         "kind": Column("String", "'category' or 'profile'", values=("category", "profile")),
         "column": Column("String", "column of the side table or log that the value came from"),
-        "code": Column("Int32", "code used in `items.category_indices` or `users.profile_<column>`"),
-        "value": Column("String", "the value, verbatim"),
+        "code": Column("Int32", "code in `items.category_indices` or `users.profile_<column>`"),
+        "value": Column("String", "the value as the file has it"),
     }
 )
 
-#: Rows that were not kept.
+#: One row a rejected record of a log or side table.
 REJECTS: Final = Table(
     {
         "source": Column("String", "file name"),
-        "record": Column("Int64", "record number in the file, from 1, the header not counted"),
+        "record": Column("Int64", "record number in the file, from 1; the header is not counted"),
         "byte_offset": Column("Int64", "where the record starts; null where the format has no offsets", nulls=True),
         "reason": Column("String", "one of logs.rules.REASONS"),
         "raw": Column("String", "the record's text, cut at 64 KiB"),
@@ -163,83 +174,66 @@ REJECTS: Final = Table(
 #: One row per (subject, user): the metrics of one scored model for one user.
 PER_USER: Final = Table(
     {
-        "subject": Column("String", "reference of the scored artifact, e.g. cloud@3 or patches@1"),
-        "user_index": Column("Int32", "dense user number"),
-        "user_id": Column("String", "the id in the outside log"),
-        "group": Column("String", "head, tail or new", values=GROUPS),
-        "activity_group": Column("Int8", "0 … 19; null for new users", nulls=True, values=_ACTIVITY),
+        "subject": _SUBJECT,
+        "user_index": _USER_INDEX,
+        "user_id": _USER_ID,
+        "group": _GROUP,
+        "activity_group": _ACTIVITY_GROUP,
         "events": Column("Int32", "scored events of the user in the period"),
-        "served_by": Column("String", "by what the user was served", values=SERVED_BY),
+        "served_by": Column("String", "what served the user", values=SERVED_BY),
     },
-    more={
-        r"[a-z_]+(@\d+)?(/\d+)?": Column(
-            "Float64", "the user's value of the metric; null where there is none", nulls=True
-        )
-    },
+    more={r"[a-z_]+(@\d+)?(/\d+)?": _float("the user's value of the metric; null where the user has none")},
 )
 
 #: One row per (subject, group, metric).
 AGGREGATE: Final = Table(
     {
-        "subject": Column("String", "reference of the scored artifact"),
+        "subject": _SUBJECT,
         "group": Column("String", "all, head, tail, new, or activity-00 … activity-19", values=GROUP_NAMES),
-        "metric": Column("String", "name of the metric, e.g. ndcg@10, gauc"),
-        "value": Column(
-            "Float64", "unweighted mean over the group's users; null where no user has a value", nulls=True
-        ),
-        "users": Column("Int64", "users that the mean is over"),
+        "metric": _METRIC,
+        "value": _float("unweighted mean over the group's users; null where no user has a value"),
+        "users": Column("Int64", "users with a value"),
     }
 )
 
-#: One row per (subject but the baseline, group, metric): the paired comparison. Positive differences are not always good:
-#: of log_loss less is better.
+#: One row per (subject except the baseline, group, metric): the comparison paired by user. A positive difference is a
+#: gain, except of log_loss, where lower is better.
 COMPARISON: Final = Table(
     {
-        "subject": Column("String", "id-based name of the scored artifact, e.g. patches@3fa9c2d1"),
-        "group": Column("String", "all, head, tail or new", values=MAIN_GROUPS),
-        "metric": Column("String", "name of the metric"),
-        "users": Column("Int64", "users with a value on both sides; all figures of the row are over them"),
-        "value": Column("Float64", "mean of the subject; null without users", nulls=True),
-        "baseline": Column("Float64", "mean of the baseline", nulls=True),
-        "difference": Column("Float64", "value − baseline", nulls=True),
-        "low": Column(
-            "Float64",
-            "lower end of the 95 % bootstrap interval of the difference; null for fewer than 20 users",
-            nulls=True,
-        ),
-        "high": Column("Float64", "its upper end", nulls=True),
-        "p_value": Column("Float64", "two-sided, of this comparison alone", nulls=True),
-        "p_holm": Column("Float64", "the same, corrected (Holm) for all metrics of the group", nulls=True),
-        "verdict": Column("String", "better or worse where p_holm is at most 0.05, else inconclusive", values=VERDICTS),
+        "subject": _SUBJECT,
+        "group": _MAIN_GROUP,
+        "metric": _METRIC,
+        "users": _USERS,
+        "value": _float("mean of the subject; null without users"),
+        "baseline": _float("mean of the baseline"),
+        "difference": _float("value − baseline"),
+        "low": _float("lower end of the difference's 95 % bootstrap interval; null for fewer than 20 users"),
+        "high": _HIGH,
+        "p_value": _P_VALUE,
+        "p_holm": _float("p-value after Holm's correction for all metrics of the group"),
+        "verdict": _VERDICT,
         "users_to_settle": Column(
-            "Int64", "users that would settle an inconclusive row, if the difference is as it looks now", nulls=True
+            "Int64",
+            "users that would settle an inconclusive row, if the difference is as large as measured",
+            nulls=True,
         ),
     }
 )
 
-#: One row per (subject but the baseline, metric): does it do more for tail users than for head users? Of log_loss less
-#: is better here too.
+#: One row per (subject except the baseline, metric): does the subject do more for tail users than for head users?
 TAIL_MINUS_HEAD: Final = Table(
     {
-        "subject": Column("String", "id-based name of the scored artifact"),
-        "metric": Column("String", "name of the metric"),
-        "users": Column("Int64", "tail and head users with a value on both sides"),
-        "difference": Column(
-            "Float64",
-            "mean difference of the tail to the baseline − that of the head; null if either has no user",
-            nulls=True,
-        ),
-        "low": Column(
-            "Float64",
-            "lower end of its 95 % bootstrap interval; null where either group has fewer than 20 users",
-            nulls=True,
-        ),
-        "high": Column("Float64", "its upper end", nulls=True),
-        "p_value": Column("Float64", "two-sided, of this comparison alone", nulls=True),
-        "p_holm": Column("Float64", "the same, corrected (Holm) for all metrics", nulls=True),
+        "subject": _SUBJECT,
+        "metric": _METRIC,
+        "users": Column("Int64", "tail and head users with a value from both models"),
+        "difference": _float("the tail's mean difference to the baseline − the head's; null if a group has no users"),
+        "low": _float("lower end of its 95 % bootstrap interval; null if a group has fewer than 20 users"),
+        "high": _HIGH,
+        "p_value": _P_VALUE,
+        "p_holm": _float("p-value after Holm's correction for all metrics"),
         "verdict": Column(
             "String",
-            "tail or head: whom it favours (more gain, less loss), where p_holm is at most 0.05; else inconclusive",
+            "the group that gains more or loses less, where p_holm is at most 0.05; else inconclusive",
             values=("tail", "head", "inconclusive"),
         ),
     }
@@ -249,100 +243,86 @@ TAIL_MINUS_HEAD: Final = Table(
 FIRST_EVENTS: Final = Table(
     {
         "first_events": Column("Int32", "K: events in every history"),
-        "subject": Column("String", "id-based name of the scored artifact"),
-        "metric": Column("String", "name of the metric"),
-        "value": Column("Float64", "unweighted mean over the new users", nulls=True),
-        "users": Column("Int64", "users that the mean is over"),
-        "difference": Column(
-            "Float64", "value − the baseline's at the same K, paired by user; null of the baseline itself", nulls=True
-        ),
-        "low": Column("Float64", "lower end of its 95 % bootstrap interval", nulls=True),
-        "high": Column("Float64", "its upper end", nulls=True),
-        "verdict": Column("String", "better, worse or inconclusive, see COMPARISON", nulls=True, values=VERDICTS),
+        "subject": _SUBJECT,
+        "metric": _METRIC,
+        "value": _float("unweighted mean over the new users"),
+        "users": Column("Int64", "new users with a value"),
+        "difference": _float("value − the baseline's at the same K, paired by user; null for the baseline"),
+        "low": _float("lower end of the difference's 95 % bootstrap interval"),
+        "high": _HIGH,
+        "verdict": _VERDICT._replace(nulls=True),
     }
 )
 
-#: One row per (subject but the baseline, group, metric): whom the subject makes worse than the baseline.
+#: One row per (subject except the baseline, group, metric): how many users the subject makes better and worse off.
 HARM: Final = Table(
     {
-        "subject": Column("String", "id-based name of the scored artifact"),
-        "group": Column("String", "all, head, tail or new", values=MAIN_GROUPS),
-        "metric": Column("String", "name of the metric"),
-        "users": Column("Int64", "users with a value on both sides"),
-        "better": Column("Float64", "share of them who gain", nulls=True),
-        "worse": Column("Float64", "share of them who lose", nulls=True),
-        "unchanged": Column("Float64", "share of them with the same value", nulls=True),
-        "harm_10": Column(
-            "Float64", "of the users made worse, a tenth lose more than this (below 0); null without any", nulls=True
-        ),
-        "harm_50": Column("Float64", "of the users made worse, half lose more than this (below 0)", nulls=True),
+        "subject": _SUBJECT,
+        "group": _MAIN_GROUP,
+        "metric": _METRIC,
+        "users": _USERS,
+        "better": _float("share of the users who gain"),
+        "worse": _float("share of the users who lose"),
+        "unchanged": _float("share of the users with the same value"),
+        "harm_10": _float("of the users who lose, a tenth lose more than this (below 0); null without any"),
+        "harm_50": _float("of the users who lose, half lose more than this (below 0)"),
     }
 )
 
-#: At most 20 rows per (subject but the baseline, metric): the users who lose most, the hardest hit first.
+#: At most 20 rows per (subject except the baseline, metric): the users who lose most, the largest loss first.
 WORST_USERS: Final = Table(
     {
-        "subject": Column("String", "id-based name of the scored artifact"),
-        "metric": Column("String", "name of the metric"),
-        "user_index": Column("Int32", "dense user number"),
-        "user_id": Column("String", "the id in the outside log"),
-        "group": Column("String", "head, tail or new", values=GROUPS),
-        "activity_group": Column("Int8", "0 … 19; null for new users", nulls=True, values=_ACTIVITY),
+        "subject": _SUBJECT,
+        "metric": _METRIC,
+        "user_index": _USER_INDEX,
+        "user_id": _USER_ID,
+        "group": _GROUP,
+        "activity_group": _ACTIVITY_GROUP,
         "difference": Column("Float64", "the user's value − baseline"),
     }
 )
 
-#: One row per (rule of a gate, model that it is for). A drop is a change for the worse: of log_loss a rise.
+#: One row per (rule of a gate, model it applies to). A drop is a change for the worse: of log_loss a rise.
 GATE: Final = Table(
     {
-        "subject": Column("String", "id-based name of the scored artifact"),
+        "subject": _SUBJECT,
         "group": Column("String", "the rule's group", values=GROUP_NAMES),
         "metric": Column("String", "the rule's metric, as it was measured"),
-        "max_drop": Column("String", "what the rule allows, as written: 1% (of the baseline) or 0.002"),
-        "allowed": Column("Float64", "the same in the metric's own units; null without users", nulls=True),
-        "users": Column("Int64", "users with a value on both sides"),
-        "baseline": Column("Float64", "mean of the baseline over them", nulls=True),
-        "drop": Column("Float64", "how much worse than the baseline; below 0: better", nulls=True),
-        "low": Column(
-            "Float64", "lower end of the 95 % interval of the drop; null for fewer than 20 users", nulls=True
-        ),
-        "high": Column("Float64", "its upper end", nulls=True),
-        "verdict": Column(
-            "String", "fail, pass or inconclusive; see stages/gate.py", values=("fail", "pass", "inconclusive")
-        ),
+        "max_drop": Column("String", "the drop that the rule allows, as written: 1% (of the baseline) or 0.002"),
+        "allowed": _float("the same in the metric's own units; null without users"),
+        "users": _USERS,
+        "baseline": _float("mean of the baseline over them"),
+        "drop": _float("how much worse than the baseline; below 0: better"),
+        "low": _float("lower end of the drop's 95 % interval; null for fewer than 20 users"),
+        "high": _HIGH,
+        "verdict": Column("String", "see evaluation/gate.py", values=("fail", "pass", "inconclusive")),
         "users_to_settle": Column(
-            "Int64", "users that would settle an inconclusive row, if the drop is as it looks now", nulls=True
+            "Int64", "users that would settle an inconclusive row, if the drop is as large as measured", nulls=True
         ),
     }
 )
 
-#: One row a patched user, sorted by user_index. θ̂ itself is row `row` of `theta` in the shard's safetensors file.
+#: One row a patched user, sorted by user_index. The patch θ̂ is row `row` of `theta` in the shard's safetensors file.
 PATCHED_USERS: Final = Table(
     {
-        "user_index": Column("Int32", "dense user number"),
-        "user_id": Column("String", "the id in the outside log"),
+        "user_index": _USER_INDEX,
+        "user_id": _USER_ID,
         "shard": Column("Int32", "number of the shard file that holds θ̂"),
         "row": Column("Int32", "row of θ̂ within the shard"),
         "events": Column("Int32", "local events that the patch learned from"),
-        "loss_before": Column(
-            "Float64",
-            "mean loss of the cloud model on the held-back events, nats; null without held-back events",
-            nulls=True,
-        ),
-        "loss_after": Column(
-            "Float64", "mean loss of the patch learned without them on the same events, nats", nulls=True
-        ),
+        "loss_before": _float("the cloud model's mean loss on the held-back events, nats; null without such events"),
+        "loss_after": _float("mean loss on the same events with the patch that was learned without them, nats"),
         "kept": Column("Boolean", "false where the guard switched the patch off (θ̂ is zero)"),
     }
 )
 
-#: One row a user with an event by then, sorted by user_index: what the device remembers.
+#: One row a user with a positive event so far, sorted by user_index: what the device remembers.
 MEMORY: Final = Table(
     {
-        "user_index": Column("Int32", "dense user number"),
-        "user_id": Column("String", "the id in the outside log"),
-        "seen": Column("Int64", "positive events up to the memory's moment, those that no longer fit included"),
-        "bytes": Column("Int32", "bytes that the memory takes on the device"),
+        "user_index": _USER_INDEX,
+        "user_id": _USER_ID,
+        "seen": Column("Int64", "positive events so far, including those that no longer fit into the memory"),
+        "bytes": Column("Int32", "size of the memory on the device"),
         "items": Column("List(Int32)", "item numbers that the memory holds, newest first"),
     }
 )
@@ -350,16 +330,16 @@ MEMORY: Final = Table(
 #: One row per (subject, bin of predicted probability): a reliability diagram.
 RELIABILITY: Final = Table(
     {
-        "subject": Column("String", "id-based name of the scored artifact"),
+        "subject": _SUBJECT,
         "lower": Column("Float64", "lower edge of the bin"),
         "upper": Column("Float64", "upper edge of the bin"),
         "rows": Column("Int64", "scored rows in the bin"),
-        "predicted": Column("Float64", "mean predicted probability of the rows; null without any", nulls=True),
-        "observed": Column("Float64", "share of positives among the rows; null without any", nulls=True),
+        "predicted": _float("mean predicted probability of the rows; null without rows"),
+        "observed": _float("share of positives among the rows; null without rows"),
     }
 )
 
-#: (kind of artifact, name of the file) → what is in it. The store writes no other table.
+#: (kind of artifact, name of the file) → its table. The store refuses every other table.
 TABLES: Final[Mapping[tuple[str, str], Table]] = {
     ("dataset", "events.parquet"): EVENTS,
     ("dataset", "users.parquet"): USERS,
@@ -379,15 +359,13 @@ TABLES: Final[Mapping[tuple[str, str], Table]] = {
 
 
 def check_table(kind: str, name: str, table: "pl.DataFrame") -> None:
-    """Refuse a table that is not what an artifact of this kind holds under this name.
+    """Refuse a table that does not fit its description in `TABLES`.
 
     Args:
-        kind: of the artifact, e.g. 'evaluation'.
-        name: of the file, e.g. 'per_user.parquet'.
-        table: its content.
+        kind: of the artifact, e.g. 'evaluation'. name: of the file, e.g. 'per_user.parquet'. table: its content.
 
     Raises:
-        ValueError: there is no such table, or it does not fit; it is a fault of the program, not of its user.
+        ValueError: there is no such table, or it does not fit. It is an error of the program, not of its user.
     """
     if (kind, name) not in TABLES:
         raise ValueError(f"{name} is no table of kind {kind}: describe it in tables.py first")

@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from dcclctl.evaluation.comparison import comparison, harms, tail_minus_head
+from dcclctl.evaluation.comparison import Comparison
 from dcclctl.metrics.groups import aggregate, paired_differences
 from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
 
@@ -54,10 +54,11 @@ def part(users: pl.DataFrame | None = None, models: int = 3, **changes: object) 
     compared = harm = worst = who = pl.DataFrame()
     gains: dict[str, list[float]] = {}
     if models > 1:
-        compared = comparison(scored, BASELINE, seed=0, resamples=200)
-        harm, worst = harms(scored, BASELINE)
+        against = Comparison(scored, BASELINE, seed=0, resamples=200)
+        compared = against.table()
+        harm, worst = against.harm(), against.worst_users()
         worst = worst.filter(pl.col("metric") == "ndcg@10")
-        who = tail_minus_head(scored, BASELINE, seed=0, resamples=200).filter(pl.col("metric") == "ndcg@10")
+        who = against.tail_minus_head().filter(pl.col("metric") == "ndcg@10")
         gains = {
             model.name: paired_differences(scored, model.name, BASELINE)["ndcg@10"].to_list() for model in chosen[1:]
         }

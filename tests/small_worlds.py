@@ -12,7 +12,7 @@ from dcclctl.devices.basis import new_basis
 from dcclctl.devices.encoder import Encoder
 from dcclctl.devices.hidden_patch import Basis, PatchShape
 from dcclctl.devices.settings import LocalSettings
-from dcclctl.events.log import CLOUD, DEVICE, Block, EventLog
+from dcclctl.events.log import CLOUD, DEVICE, Block, EventColumns, EventLog
 from dcclctl.events.sampler import Sampler, Samples
 from dcclctl.models.din import Din, DinSettings
 from dcclctl.models.scoring import Backbone, HeadFunction, score
@@ -37,7 +37,7 @@ def log_of(rows: Sequence[Row], n_users: int, n_items: int, one_timeline: bool =
         "profile": torch.zeros(n_users, 1, dtype=torch.int64),
         "profile_sizes": (1,),
     } | more
-    return EventLog.build(user, item, time, label, period, one_timeline=one_timeline, **given)
+    return EventLog.build(EventColumns(user, item, time, label, period), one_timeline=one_timeline, **given)
 
 
 def random_log(

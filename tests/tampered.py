@@ -1,9 +1,14 @@
 """Artifacts as a careless or hostile hand makes them: other content under right hashes."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from dcclctl.store.contents import write_table
 from dcclctl.store.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from dcclctl.artifacts import CloudModel, PatchSet
 
 
 def rewrite(store: Store, artifact: Artifact, seed: int = 99, **changes: Any) -> Artifact:
@@ -29,3 +34,16 @@ def rewrite(store: Store, artifact: Artifact, seed: int = 99, **changes: Any) ->
                 with work.new_file(name) as path:
                     path.write_bytes(artifact.file(name).read_bytes())
         return work.commit(artifact.facts | changes.get("facts", {}))
+
+
+def patched_on(period: str, cloud: "CloudModel", **settings: Any) -> "PatchSet":
+    """Patches that learned from a period which the settings refuse."""
+    from dcclctl.stages import patch as stage
+
+    def without_asking(*arguments: Any) -> Any:
+        return resolve(*arguments).model_copy(update={"on": period})
+
+    resolve = stage.resolve
+    with pytest.MonkeyPatch.context() as patching:
+        patching.setattr(stage, "resolve", without_asking)
+        return stage.patch(cloud, {"threads": 1} | settings)

@@ -32,6 +32,12 @@ def sets(prefix: str, **settings: object) -> tuple[str, ...]:
     return tuple(f"--set={prefix}.{key}={value}" for key, value in settings.items())
 
 
+def replaced(flags: tuple[str, ...], *changed: str) -> tuple[str, ...]:
+    """The flags, with others in the place of those that set the same."""
+    names = [flag.rpartition("=")[0] for flag in changed]
+    return (*(flag for flag in flags if flag.rpartition("=")[0] not in names), *changed)
+
+
 TRAIN = (
     *sets("train.din", **SMALL, history=8),
     *("--epochs=3", "--batch-size=32", "--learning-rate=0.03", "--threads=1"),

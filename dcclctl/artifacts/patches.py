@@ -19,7 +19,7 @@ class PatchSet(Handle):
     """Patches on one cloud model.
 
     Raises:
-        ArtifactError: patches, cloud model, basis or id map do not belong together.
+        ArtifactError: patches, cloud model, memory, basis or id map do not belong together.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -28,6 +28,8 @@ class PatchSet(Handle):
         self.memory = Memory(artifact.input("memory")) if "memory" in artifact.inputs else None
         below = self.cloud.artifact
         check_same("the id map", artifact, artifact.facts["id_map"], below, self.cloud.dataset.id_map)
+        if self.memory is not None:
+            check_same("the dataset", self.memory.artifact, self.memory.dataset.id, below, self.cloud.dataset.id)
         if self.cloud.basis_id and not self.own_basis:
             check_same("the basis Θ", artifact, artifact.file_id(BASIS_FILE), below, self.cloud.basis_id)
 
@@ -43,7 +45,7 @@ class PatchSet(Handle):
 
     @property
     def own_basis(self) -> bool:
-        """Do the patches bring what their users share, whatever basis the cloud model has?"""
+        """Do the patches hold their own shared basis, whatever basis the cloud model has?"""
         return bool(self.facts["own_basis"])
 
     @cached_property
@@ -52,7 +54,7 @@ class PatchSet(Handle):
         return self.artifact.read_table("users.parquet")
 
     def codes(self) -> "tuple[Float[Tensor, 'U K'], Tensor]":
-        """θ̂ of every user of the dataset (zero without a patch), and a mask (U,) of who has one that is kept."""
+        """θ̂ of every user of the dataset (zero without a patch), and a mask (U,) of the users whose patch is kept."""
         import numpy as np
         import torch
 

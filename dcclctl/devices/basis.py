@@ -185,7 +185,7 @@ def learn_basis(
         if not math.isfinite(average):
             raise DivergedError(
                 f"the loss of Θ became {average}",
-                "Lower basis_learning_rate (--set, see dcclctl settings) and run the command again.",
+                "Lower it: --set patch.metapatch.basis_learning_rate=0.003",
             )
         if settings.on_epoch is not None:
             settings.on_epoch(epoch + 1, average)
@@ -216,7 +216,7 @@ def descend(
     if not codes.isfinite().all():
         raise DivergedError(
             "θ̂ became infinite or NaN",
-            "Lower the learning rate (--set, see dcclctl settings) and run the command again.",
+            "Lower --learning-rate and run the command again.",
         )
     return codes
 

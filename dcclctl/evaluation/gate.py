@@ -19,12 +19,11 @@ import polars as pl
 from dcclctl.artifacts import Evaluation
 from dcclctl.devices.serving import Subject
 from dcclctl.errors import UsageError
-from dcclctl.evaluation.comparison import compare_evaluation
-from dcclctl.metrics.groups import GROUP_NAMES
+from dcclctl.evaluation.comparison import Comparison
 from dcclctl.metrics.metric import lower_is_better, metric_names
 from dcclctl.metrics.significance import CONFIDENCE, users_to_settle
 from dcclctl.store.store import Store
-from dcclctl.tables import GATE, MAIN_GROUPS
+from dcclctl.tables import GATE, GROUP_NAMES, MAIN_GROUPS
 
 #: Metrics agree to this between batch sizes and numbers of threads; a smaller drop is rounding, not a drop.
 ROUNDING = 1e-6
@@ -173,7 +172,7 @@ def verdicts_of(evaluation: Evaluation, rules: list[Rule]) -> pl.DataFrame:
     others = {rule.group for rule in rules} - set(MAIN_GROUPS)
     if not others:
         return judge(evaluation.comparison, rules)
-    return judge(compare_evaluation(evaluation, evaluation.against, (*MAIN_GROUPS, *sorted(others))), rules)
+    return judge(Comparison.of(evaluation, evaluation.against).table((*MAIN_GROUPS, *sorted(others))), rules)
 
 
 def judge(comparison: pl.DataFrame, rules: list[Rule]) -> pl.DataFrame:

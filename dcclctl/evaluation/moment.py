@@ -27,16 +27,20 @@ def at_start_of_test(log: EventLog, users: Ints) -> tuple[EventLog, Ints]:
     owners, at = np.unique(log.user[tested], return_index=True)
     first_test = np.full(log.n_users, -1)
     first_test[owners] = tested[at]
-    rows: Ints = first_test[users]
-    without = rows < 0
-    last = end[without] - 1
-    before = np.concatenate([[0], np.cumsum(log.label > 0)])  # positive events among the first n
-    positives = before[end[without]] - before[first[without]]
-    places = end[without]  # rows are inserted before these
+    moment: Ints = first_test[users]
+    without = moment < 0
+    moment[without] = end[without]
+    places, last = end[without], end[without] - 1  # rows are inserted before the places
 
     def longer(values: npt.NDArray[Any], added: npt.NDArray[Any] | int) -> npt.NDArray[Any]:
         return np.insert(values, places, added)
 
+    rows = moment + np.searchsorted(places, moment, "left")
+    before = np.concatenate([[0], np.cumsum(log.label > 0)])  # positive events among the first n
+    history_start = longer(log.history_start, log.history_start[last])
+    history_end = longer(log.history_end, 0)
+    # also what came at the moment of the first test event itself, where periods are cut on each user's own timeline
+    history_end[rows] = history_start[rows] + before[moment] - before[first]
     log = replace(
         log,
         user=longer(log.user, log.user[last]),
@@ -44,8 +48,7 @@ def at_start_of_test(log: EventLog, users: Ints) -> tuple[EventLog, Ints]:
         label=longer(log.label, 0),
         period=longer(log.period, log.period[last]),
         share=longer(log.share, log.share[last]),
-        history_start=longer(log.history_start, log.history_start[last]),
-        history_end=longer(log.history_end, log.history_start[last] + positives),
+        history_start=history_start,
+        history_end=history_end,
     )
-    shifted = np.where(without, np.searchsorted(places, end, "left"), np.searchsorted(places, rows, "right"))
-    return log, np.where(without, end, rows) + shifted
+    return log, rows

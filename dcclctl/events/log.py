@@ -7,7 +7,7 @@ of rows in a file has no effect.
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,16 @@ class Block:
         return self.part / self.parts
 
 
+class EventColumns(NamedTuple):
+    """(N,) each: user, item, time, label (1 positive, 0 negative), and period code of every event."""
+
+    user: npt.NDArray[np.integer[Any]]
+    item: npt.NDArray[np.integer[Any]]
+    time: npt.NDArray[np.integer[Any]]
+    label: npt.NDArray[np.integer[Any]]
+    period: npt.NDArray[np.integer[Any]]
+
+
 @dataclass(frozen=True)
 class EventLog:
     """Events sorted by (user, time), with items' categories and users' profiles.
@@ -108,11 +118,7 @@ class EventLog:
     @classmethod
     def build(
         cls,
-        user: npt.NDArray[np.integer[Any]],
-        item: npt.NDArray[np.integer[Any]],
-        time: npt.NDArray[np.integer[Any]],
-        label: npt.NDArray[np.integer[Any]],
-        period: npt.NDArray[np.integer[Any]],
+        events: EventColumns,
         item_categories: Int[Tensor, "I M"],
         n_categories: int,
         profile: Int[Tensor, "U F"],
@@ -123,11 +129,11 @@ class EventLog:
         """Compute every event's history, and how far into its period it is.
 
         Args:
-            user, item, time, label, period: (N,) sorted by (user, time).
+            events: sorted by (user, time).
             one_timeline: `share` counts the earlier events of all users in the period (a global split); if False, those
                 of the same user (periods that are cut on each user's own timeline).
         """
-        user, item, time, label, period = (np.asarray(x, dtype=np.int64) for x in (user, item, time, label, period))
+        user, item, time, label, period = (np.asarray(x, dtype=np.int64) for x in events)
         n_users = len(profile)
         positives_before = np.concatenate([[0], np.cumsum(label)])  # (N+1,) positives among the first n events
         new_basket = np.ones(len(user), dtype=bool)

@@ -1,1 +1,1 @@
-"""Outside logs → clean tables: layouts, row rules, quarantine, splits, groups."""
+"""Reads outside logs into clean tables: formats, row rules, rejected records, splits, groups."""

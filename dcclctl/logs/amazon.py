@@ -13,7 +13,7 @@ class AmazonFormat(LogFormat):
     """The format `amazon`."""
 
     def recognise(self, head: Head) -> Layout | None:
-        """By an item id of Amazon's in one of the first two of four fields; other layouts only where --format says so."""
+        """By an Amazon item id in one of the first two of four fields; other layouts only if --format names Amazon."""
         if head.named and head.text.lstrip()[:1] in (b"{", b"["):
             return JsonlFormat().layout(head, "amazon")
         fields, delimiter = head.fields, head.delimiter or ""

@@ -1,4 +1,4 @@
-"""Which column of a log is the user, the item, the time: by name, or as `--map` says."""
+"""Finds the columns of a log that hold user, item, time and so on: by name, or as `--map` says."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from dcclctl.errors import DataError, UsageError
 ROLES = ("user", "item", "time", "label", "category", "behaviour")
 REQUIRED = ("user", "item", "time")
 
-#: Names that are recognised, best first.
+#: Role → column names that are recognised, best first.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "user": (
         *("user_id", "userId", "user", "uid", "userid", "UserId", "UserID", "reviewerID", "reviewer_id"),
@@ -27,7 +27,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "behaviour": ("behaviour", "behavior", "behaviour_type", "behavior_type", "event_type", "event", "action"),
 }
 
-#: Header names of an item's name in side tables.
+#: Columns of side tables that hold an item's name, best first.
 NAME_COLUMNS = ("name", "title", "movie_title", "item_name", "product_name", "Title")
 
 
@@ -41,7 +41,7 @@ def assign_roles(header: Iterable[str], mapped: dict[str, str], where: str) -> d
 
     Raises:
         UsageError: --map names a role or a column that does not exist.
-        DataError: a needed column is not found; the message shows the header and a full --map.
+        DataError: a required column is not found; the message shows the header and a complete --map.
     """
     names = list(header)
     check_unique(names, where)
@@ -53,11 +53,10 @@ def assign_roles(header: Iterable[str], mapped: dict[str, str], where: str) -> d
             )
         roles[role] = find_column(names, column, where, role)
     for role in ROLES:
-        if role not in roles:
-            free = set(names) - set(roles.values())
-            found = next((name for name in SYNONYMS[role] if name in free), None)
-            if found is not None:
-                roles[role] = found
+        free = set(names) - set(roles.values())
+        found = next((name for name in SYNONYMS[role] if name in free), None)
+        if role not in roles and found is not None:
+            roles[role] = found
     missing = [role for role in REQUIRED if role not in roles]
     if missing:
         raise _not_found(names, roles, missing, where)
@@ -65,10 +64,10 @@ def assign_roles(header: Iterable[str], mapped: dict[str, str], where: str) -> d
 
 
 def check_unique(names: list[str], where: str) -> None:
-    """Refuse two columns of one name.
+    """Refuse a header with the same name twice.
 
     Raises:
-        DataError: naming them.
+        DataError: with the names.
     """
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -78,7 +77,7 @@ def check_unique(names: list[str], where: str) -> None:
 
 
 def find_column(names: list[str], column: str, where: str, role: str) -> str:
-    """The column that a person means: exactly, or up to spaces around it.
+    """The column with this name; spaces around the name do not matter.
 
     Raises:
         UsageError: there is no such column; the message shows the header.
@@ -107,7 +106,7 @@ def _not_found(names: list[str], roles: dict[str, str], missing: list[str], wher
         hint = f" ({pairs}, but differs in case, spaces or marks)"
     return DataError(
         f"{where}: no column for {', '.join(missing)}{hint}; its header: {', '.join(map(repr, names))}",
-        "Say which is which: --map '" + ",".join(f"{role}={name.strip()}" for role, name in example.items()) + "'",
+        "Name the columns: --map '" + ",".join(f"{role}={name.strip()}" for role, name in example.items()) + "'",
     )
 
 

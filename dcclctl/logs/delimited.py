@@ -1,4 +1,4 @@
-"""Text with a delimiter and a header; or without one, where --map gives the positions of its columns."""
+"""Delimited text with a header; or without a header, if --map gives the positions of the columns."""
 
 import re
 
@@ -8,13 +8,13 @@ from dcclctl.logs.layout import Layout
 
 
 class CsvFormat(LogFormat):
-    """The format `csv`: what `auto` takes for any text that is nothing else."""
+    """The format `csv`; `auto` uses it for any text that no other format recognises."""
 
     def recognise(self, head: Head) -> Layout | None:
         """By a delimiter that splits the first line.
 
         Raises:
-            DataError: no delimiter does, or the first line holds values instead of names.
+            DataError: there is no such delimiter, or the first line holds values instead of names.
         """
         first, fields, mapped, path = head.lines[0], head.fields, head.mapped, head.source.path
         if head.delimiter is None:

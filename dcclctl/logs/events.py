@@ -20,13 +20,12 @@ class Events:
     """The events that stay, sorted by (user, time, order in the log).
 
     Args:
-        users: dense user numbers; `user_ids[n]` is the outside id.
-        items: dense item numbers.
+        users, items: dense numbers; `user_ids[n]` and `item_ids[n]` are the outside ids.
         times: microseconds, or order numbers.
         labels: 0 or 1.
         rows: the event's row in the log's columns.
-        dropped: rows left out after the row rules, counted by rule.
-        hidden: positive rows among those dropped, of the rules that choose between rows of one user and item.
+        dropped: rule → rows that it left out.
+        hidden: rule that chooses between rows of one user and item → positive rows that it left out.
         conflicts: events that had several labels.
         heavy_users: users with a million events or more.
     """
@@ -58,13 +57,9 @@ def select_events(log: Log, config: IngestConfig) -> Events:
         UsageError: a behaviour that the log does not have.
         DataError: no event is left.
     """
-    dropped = dict.fromkeys(
-        ("behaviours", "duplicates", "label-conflicts", "repeats", "max-user-events", "min-events"), 0
-    )
     rows = np.arange(len(log), dtype=np.int64)
     if config.behaviours:
         rows = rows[_wanted_behaviours(log, config.behaviours)]
-        dropped["behaviours"] = len(log) - len(rows)
     whole = len(rows) == len(log)
     with ThreadPoolExecutor(2) as pool:
         dense_users = pool.submit(log.user_ids.dense, log.users if whole else log.users[rows])
@@ -72,35 +67,36 @@ def select_events(log: Log, config: IngestConfig) -> Events:
     (users, user_ids), (items, item_ids) = dense_users.result(), dense_items.result()
     if len(rows) == 0:
         raise _nothing_left("the logs hold no usable event" if len(log) == 0 else "no event has these behaviours")
-
+    outside = len(log) - len(rows)
     sorting = order_by(users, coarsen(log.times if whole else log.times[rows]))
     rows, items = sorting if whole else rows[sorting], items[sorting]
-    # Sorted by user, so the sorted users are known without moving them.
+    # Sorted by user, so the sorted users follow from the counts without moving them.
     users = np.repeat(np.arange(len(user_ids), dtype=np.int32), np.bincount(users, minlength=len(user_ids)))
     del sorting
     times = log.times[rows]
     labels = np.ones(len(rows), np.int8) if log.labels is None else log.labels[rows]
-    behaviours = None if log.behaviours is None else log.behaviours[rows]
-    hidden = dict.fromkeys(("label-conflicts", "repeats"), 0)
-    keep, conflicts = _without_repetitions(users, items, times, labels, behaviours, config, dropped, hidden)
-
-    counts = np.bincount(users, weights=keep, minlength=len(user_ids))
-    heavy = int((counts >= rules.HEAVY_USER_EVENTS).sum())
+    sorted_rows = _Rows(users, items, labels)
+    sorted_rows.dropped["behaviours"] = outside
+    sorted_rows.drop_repetitions(times, None if log.behaviours is None else log.behaviours[rows], config)
+    counts = np.bincount(users, weights=sorted_rows.keep, minlength=len(user_ids))
     if config.max_user_events and counts.max() > config.max_user_events:
-        dropped["max-user-events"] = _cap(users, keep, config.max_user_events)
+        sorted_rows.cap(config.max_user_events)
     if config.min_user_events > 1 or config.min_item_events > 1:
-        dropped["min-events"] = _require_counts(users, items, keep, config.min_user_events, config.min_item_events)
+        sorted_rows.require_counts(config.min_user_events, config.min_item_events)
+    keep = sorted_rows.keep
     if not keep.any():
         raise _nothing_left("no event is left after --min-user-events and --min-item-events")
     if not keep.all():
-        rows, users, items, times, labels = rows[keep], users[keep], items[keep], times[keep], labels[keep]
-        users, user_ids = _renumber(users, user_ids)
-        items, item_ids = _renumber(items, item_ids)
-    return Events(users, items, times, labels, rows, user_ids, item_ids, dropped, hidden, conflicts, heavy)
+        rows, times, labels = rows[keep], times[keep], labels[keep]
+        users, user_ids = _renumber(users[keep], user_ids)
+        items, item_ids = _renumber(items[keep], item_ids)
+    heavy = int((counts >= rules.HEAVY_USER_EVENTS).sum())
+    dropped, hidden = sorted_rows.dropped, sorted_rows.hidden
+    return Events(users, items, times, labels, rows, user_ids, item_ids, dropped, hidden, sorted_rows.conflicts, heavy)
 
 
 def without(events: Events, keep: Flags, rule: str) -> Events:
-    """The events that stay, users and items without any renumbered away; what goes is counted under `rule`."""
+    """The events that `keep` names, users and items renumbered; `rule` counts the others."""
     users, user_ids = _renumber(events.users[keep], events.user_ids)
     items, item_ids = _renumber(events.items[keep], events.item_ids)
     return replace(
@@ -134,137 +130,103 @@ def _wanted_behaviours(log: Log, wanted: list[str]) -> Flags:
     return np.isin(log.behaviours, [code for code, name in zip(codes, names, strict=True) if name in wanted])
 
 
-def _without_repetitions(
-    users: Codes,
-    items: Codes,
-    times: Ints,
-    labels: npt.NDArray[np.int8],
-    behaviours: Ints | None,
-    config: IngestConfig,
-    dropped: dict[str, int],
-    hidden: dict[str, int],
-) -> tuple[Flags, int]:
-    """Which rows stay, and how many events had several labels; counts what is dropped."""
-    keep = np.ones(len(users), np.bool_)
-    # Rows of one user and item stand together here, oldest first.
-    pairs = order_by(users, items)
-    same_pair = np.zeros(len(pairs), np.bool_)
-    sorted_users, sorted_items = users[pairs], items[pairs]
-    np.equal(sorted_users[1:], sorted_users[:-1], out=same_pair[1:])
-    same_pair[1:] &= sorted_items[1:] == sorted_items[:-1]
-    del sorted_users, sorted_items
-    repeated = np.flatnonzero(same_pair)
-    conflicts = 0
-    if len(repeated):
-        same_time = times[pairs[repeated]] == times[pairs[repeated - 1]]
-        if same_time.any():
-            second = repeated[same_time]
-            conflicts = _one_row_per_event(
-                pairs,
-                np.union1d(second, second - 1),
-                users,
-                items,
-                times,
-                labels,
-                behaviours,
-                keep,
-                config,
-                dropped,
-                hidden,
-            )
+class _Rows:
+    """Rows sorted by user and time; each rule updates which of them stay, and counts those that it drops."""
+
+    def __init__(self, users: Codes, items: Codes, labels: npt.NDArray[np.int8]) -> None:
+        self._users, self._items, self._labels = users, items, labels
+        self.keep = np.ones(len(users), np.bool_)
+        self.dropped = dict.fromkeys(
+            ("behaviours", "duplicates", "label-conflicts", "repeats", "max-user-events", "min-events"), 0
+        )
+        self.hidden = dict.fromkeys(("label-conflicts", "repeats"), 0)
+        self.conflicts = 0
+
+    def drop_repetitions(self, times: Ints, behaviours: Ints | None, config: IngestConfig) -> None:
+        """Drop duplicates, all labels of an event except one and, where configured, repeats of a user and item."""
+        # Rows of one user and item stand together here, oldest first.
+        pairs = order_by(self._users, self._items)
+        starts = self._pair_starts(pairs)
+        repeated = np.flatnonzero(~starts)
+        if len(repeated) == 0:
+            return
+        second = repeated[times[pairs[repeated]] == times[pairs[repeated - 1]]]
+        if len(second):
+            self._drop_same_time(pairs[np.union1d(second, second - 1)], times, behaviours, config.label_conflicts)
         if config.repeats == "first":
-            same_pair[:-1] |= same_pair[1:]  # with the first row of each
-            several = pairs[same_pair]
-            again = _repeats(several[keep[several]], users, items, labels)
-            dropped["repeats"], hidden["repeats"] = len(again), int(labels[again].sum(dtype=np.int64))
-            keep[again] = False
-    return keep, conflicts
+            several = ~starts
+            several[:-1] |= several[1:]  # with the first row of each pair
+            rows = pairs[several]
+            again = self._repeats(rows[self.keep[rows]])
+            self.dropped["repeats"], self.hidden["repeats"] = len(again), int(self._labels[again].sum(dtype=np.int64))
+            self.keep[again] = False
 
+    def _pair_starts(self, rows: Ints) -> Flags:
+        """Which rows, given by user and item, are the first of their pair."""
+        starts = np.ones(len(rows), np.bool_)
+        users, items = self._users[rows], self._items[rows]
+        starts[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
+        return starts
 
-def _repeats(rows: Ints, users: Codes, items: Codes, labels: npt.NDArray[np.int8]) -> Ints:
-    """All rows of a user and an item but one: the first positive one, or the first where none is positive.
+    def _repeats(self, rows: Ints) -> Ints:
+        """All rows of a user and item except one: the first positive one, or the first where none is positive.
 
-    An item is often shown several times before it is clicked: the first row alone would hide the click.
+        An item is often shown several times before it is clicked: keeping the first row would hide the click.
+        """
+        first = np.flatnonzero(self._pair_starts(rows))
+        if len(first) == len(rows):
+            return rows[:0]
+        place = np.where(self._labels[rows] > 0, np.arange(len(rows)), len(rows))
+        positive = np.minimum.reduceat(place, first)
+        again = np.ones(len(rows), np.bool_)
+        again[np.where(positive < len(rows), positive, first)] = False
+        return rows[again]
 
-    Args:
-        rows: row numbers by user, item and time.
-        users, items, labels: of all rows.
-    """
-    starts = np.ones(len(rows), np.bool_)
-    starts[1:] = (users[rows[1:]] != users[rows[:-1]]) | (items[rows[1:]] != items[rows[:-1]])
-    first = np.flatnonzero(starts)
-    if len(first) == len(rows):
-        return rows[:0]
-    place = np.where(labels[rows] > 0, np.arange(len(rows)), len(rows))
-    positive = np.minimum.reduceat(place, first)
-    again = np.ones(len(rows), np.bool_)
-    again[np.where(positive < len(rows), positive, first)] = False
-    return rows[again]
+    def _drop_same_time(self, rows: Ints, times: Ints, behaviours: Ints | None, label_conflicts: str) -> None:
+        """Drop exact duplicates, and all labels of an event except one."""
+        event = ["user", "item", "time"]
+        frame = pl.DataFrame(
+            {
+                "row": rows,
+                "user": self._users[rows],
+                "item": self._items[rows],
+                "time": times[rows],
+                "label": self._labels[rows],
+                "behaviour": np.zeros(len(rows), np.int64) if behaviours is None else behaviours[rows],
+            }
+        ).sort("row")
+        label = pl.col("label")
+        chosen = {"last": label.last(), "first": label.first(), "max": label.max()}[label_conflicts]
+        # Chosen among all rows: without the duplicates another label might be the last one.
+        frame = frame.with_columns(labels=label.n_unique().over(event), chosen=chosen.over(event))
+        distinct = frame.unique([*event, "label", "behaviour"], keep="first", maintain_order=True)
+        kept = distinct.filter(label == pl.col("chosen"))
+        lost = distinct.filter((pl.col("chosen") == 0) & (label > 0))
+        self.dropped["duplicates"] = frame.height - distinct.height
+        self.dropped["label-conflicts"] = distinct.height - kept.height
+        self.hidden["label-conflicts"] = lost.select(event).n_unique()
+        self.conflicts = distinct.filter(pl.col("labels") > 1).select(event).n_unique()
+        self.keep[rows] = False
+        self.keep[kept["row"].to_numpy()] = True
 
+    def cap(self, limit: int) -> None:
+        """Keep the newest `limit` events of each user."""
+        rows = np.flatnonzero(self.keep)
+        users = self._users[rows]
+        old = np.searchsorted(users, users, side="right") - np.arange(len(rows)) > limit
+        self.keep[rows[old]] = False
+        self.dropped["max-user-events"] = int(old.sum())
 
-def _one_row_per_event(
-    pairs: Ints,
-    places: Ints,
-    users: Codes,
-    items: Codes,
-    times: Ints,
-    labels: npt.NDArray[np.int8],
-    behaviours: Ints | None,
-    keep: Flags,
-    config: IngestConfig,
-    dropped: dict[str, int],
-    hidden: dict[str, int],
-) -> int:
-    """Drop exact duplicates, and all but one label of an event; returns the events with several labels."""
-    rows = pairs[places]
-    behaviour = np.zeros(len(rows), np.int64) if behaviours is None else behaviours[rows]
-    event = ["user", "item", "time"]
-    frame = pl.DataFrame(
-        {
-            "row": rows,
-            "user": users[rows],
-            "item": items[rows],
-            "time": times[rows],
-            "label": labels[rows],
-            "behaviour": behaviour,
-        }
-    ).sort("row")
-    label = pl.col("label")
-    chosen = {"last": label.last(), "first": label.first(), "max": label.max()}[config.label_conflicts]
-    # Chosen among all rows: after the duplicates are gone, the last label might not be the last one any more.
-    frame = frame.with_columns(labels=label.n_unique().over(event), chosen=chosen.over(event))
-    distinct = frame.unique([*event, "label", "behaviour"], keep="first", maintain_order=True)
-    dropped["duplicates"] = frame.height - distinct.height
-    kept = distinct.filter(label == pl.col("chosen"))
-    dropped["label-conflicts"] = distinct.height - kept.height
-    hidden["label-conflicts"] = distinct.filter((pl.col("chosen") == 0) & (label > 0)).select(event).n_unique()
-    keep[rows] = False
-    keep[kept["row"].to_numpy()] = True
-    return distinct.filter(pl.col("labels") > 1).select(event).n_unique()
-
-
-def _cap(users: Codes, keep: Flags, limit: int) -> int:
-    """Keep the newest `limit` events of each user; returns how many go."""
-    rows = np.flatnonzero(keep)
-    last = np.searchsorted(users[rows], users[rows], side="right")
-    old = last - np.arange(len(rows)) > limit
-    keep[rows[old]] = False
-    return int(old.sum())
-
-
-def _require_counts(users: Codes, items: Codes, keep: Flags, min_user: int, min_item: int) -> int:
-    """Leave out rare users and items until all that stay have enough events; returns how many events go."""
-    before = int(keep.sum())
-    while True:
-        rows = np.flatnonzero(keep)
-        if len(rows) == 0:
-            return before
-        enough = (np.bincount(users[rows]) >= min_user)[users[rows]] & (np.bincount(items[rows]) >= min_item)[
-            items[rows]
-        ]
-        if enough.all():
-            return before - len(rows)
-        keep[rows[~enough]] = False
+    def require_counts(self, min_user: int, min_item: int) -> None:
+        """Drop rare users and items until all that stay have enough events."""
+        before = int(self.keep.sum())
+        while len(rows := np.flatnonzero(self.keep)):
+            users, items = self._users[rows], self._items[rows]
+            enough = (np.bincount(users) >= min_user)[users] & (np.bincount(items) >= min_item)[items]
+            if enough.all():
+                break
+            self.keep[rows[~enough]] = False
+        self.dropped["min-events"] = before - len(rows)
 
 
 def _renumber(codes: Codes, texts: list[str]) -> tuple[Codes, list[str]]:

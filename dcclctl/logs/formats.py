@@ -1,4 +1,4 @@
-"""Recognise a file's format by its name and its first bytes, and find its columns. The table of formats is in format.py."""
+"""Recognises a file's format by its name and first bytes, and finds its columns. The formats are listed in format.py."""
 
 import dataclasses
 from pathlib import Path
@@ -15,8 +15,8 @@ def detect_log(source: Source, config: IngestConfig) -> Layout:
     """Layout of an event log, with its roles.
 
     Raises:
-        DataError: not a log that can be read; the message says what to type.
-        UsageError: --map names what is not there.
+        DataError: the file cannot be read as a log; the message says what to type.
+        UsageError: --map names a role or a column that does not exist.
     """
     layout = _detect(source, config, frozenset(config.map.values()))
     roles = assign_roles(layout.columns, config.map, str(source.path))
@@ -24,24 +24,15 @@ def detect_log(source: Source, config: IngestConfig) -> Layout:
 
 
 def detect_side(source: Source, config: IngestConfig, role: str) -> Layout:
-    """Layout of a side table; its one role is the id.
-
-    Args:
-        source: the file.
-        config: for its encoding and its map.
-        role: user or item.
+    """Layout of a side table; its only role is the id: `role` is user or item.
 
     Raises:
         DataError: no id column is found.
     """
-    side = config.model_copy(update={"format": "auto"})
-    layout = _detect(source, side, frozenset())
-    check_unique(list(layout.columns), str(source.path))
-    wanted = config.map.get(role)
+    layout = _detect(source, config.model_copy(update={"format": "auto"}), frozenset())
     names = list(layout.columns)
-    if wanted is not None and wanted in names:
-        return dataclasses.replace(layout, roles={role: wanted})
-    found = next((name for name in SYNONYMS[role] if name in names), None)
+    check_unique(names, str(source.path))
+    found = next((name for name in (config.map.get(role), *SYNONYMS[role]) if name in names), None)
     if found is None:
         raise DataError(
             f"{source.path}: no column for the {role} id; its header: {', '.join(map(repr, names))}",
@@ -51,7 +42,7 @@ def detect_side(source: Source, config: IngestConfig, role: str) -> Layout:
 
 
 def side_files(log: Path) -> tuple[Path | None, Path | None]:
-    """Users and items file that belong to a log of a known layout and lie beside it."""
+    """The users file and the items file beside a log of a known layout; None where there is no such file."""
     plain = log.with_suffix("") if log.suffix in (".gz", ".zst") else log
     for name in FORMATS:
         names = format_of(name).sides(plain.name)
@@ -74,7 +65,7 @@ def format_of(name: str) -> LogFormat:
 
 
 def _detect(source: Source, config: IngestConfig, mapped: frozenset[str]) -> Layout:
-    """The layout of a file: as --format says, or that of the first format that recognises it."""
+    """The layout of a file in the format that --format names, or in the first format that recognises it."""
     named = config.format != "auto"
     head = Head(source, first_bytes(source), config.encoding, mapped, named)
     if head.is_parquet and config.format not in ("auto", "parquet"):
@@ -94,10 +85,10 @@ def _detect(source: Source, config: IngestConfig, mapped: frozenset[str]) -> Lay
 
 
 def check_same_columns(layouts: list[tuple[Source, Layout]]) -> None:
-    """Refuse logs whose formats or headers differ: their columns would be guessed apart.
+    """Refuse logs whose formats or headers differ: the same role could be found in different columns.
 
     Raises:
-        DataError: naming the two files and what differs.
+        DataError: with the two files and what differs.
     """
     first, layout = layouts[0]
     for source, other in layouts[1:]:

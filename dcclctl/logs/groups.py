@@ -1,4 +1,4 @@
-"""Head, tail and new users, and the twenty groups by activity. Fixed here, so that all models are compared on the same."""
+"""Head, tail and new users, and twenty groups by activity. Fixed at ingest, so that all models share the same groups."""
 
 import math
 from fractions import Fraction
@@ -16,17 +16,16 @@ def user_groups(users: Codes, periods: Periods, count: int, head_fraction: float
     """One row a user, by number: events, events_before_test, group, activity_group.
 
     Args:
-        users: dense user number of each event.
-        periods: period of each event.
+        users, periods: dense user number and period of each event.
         count: number of users.
-        head_fraction: share of the users with an event before test that is called head.
+        head_fraction: share of head users among the users with an event before test.
     """
     events = np.bincount(users, minlength=count).astype(np.int64)
     before = np.bincount(users[periods < TEST], minlength=count).astype(np.int64)
-    # Most active first; of equals the lower number.
+    # Most active first; among equals, the lower number first.
     ranked = order_by(-before)
     known: Ints = ranked[: int((before > 0).sum())]
-    # The fraction that was typed, not the float next to it: ceil(0.2 × 15) is 3, not 4.
+    # The fraction as it was typed, not the nearest float: ceil(0.2 × 15) is 3, not 4.
     heads = math.ceil(Fraction(str(head_fraction)) * len(known))
     group = np.full(count, "new", dtype=object)
     group[known[:heads]] = "head"

@@ -1,21 +1,21 @@
-"""Outside ids → numbers, one dictionary a column, made while the log streams by.
+"""Turns outside ids into numbers while the log is read, with one dictionary for each column.
 
 A text that is a plain whole number ('123', not '007', '+1' or '123.0') is its own code, so the usual numeric ids need no
-dictionary at all; every other text gets a negative code. No two texts share a code: ids stay text in meaning.
+dictionary; every other text gets a negative code. No two texts share a code.
 """
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from dcclctl.logs.batch import Codes, Flags, Ints
 from dcclctl.logs.rules import EMPTY_IDS
 
-#: Below this largest code a table indexed by code is cheaper than sorting the codes.
+#: For a smaller range of codes, a table indexed by code is cheaper than sorting the codes.
 TABLE_CODES = 1 << 28
 
 _DECIMAL = re.compile(r"(\d+)\.0+")
@@ -25,10 +25,10 @@ FINE, EMPTY, NUL = 0, 1, 2
 
 
 def whole_numbers(texts: pl.Series) -> tuple[Ints, Flags | None]:
-    """Texts as numbers where the number's decimal form is the text itself, digit for digit.
+    """Convert texts that are the decimal form of a number, digit for digit.
 
     Returns:
-        The numbers, and which rows are such texts; None if all are.
+        The numbers, and which rows are such texts; None if all rows are.
     """
     cast = texts.cast(pl.Int64, strict=False)
     whole = cast.null_count() == 0
@@ -37,7 +37,7 @@ def whole_numbers(texts: pl.Series) -> tuple[Ints, Flags | None]:
         return values, None
     lengths = texts.str.len_bytes().fill_null(0).to_numpy()
     if values.min() >= 0:
-        # No text is shorter than its number's decimal form, so equal sums mean equal lengths everywhere.
+        # No text is shorter than its number's decimal form, so equal sums mean that all lengths are equal.
         largest, digits, power = int(values.max()), len(values), 10
         while power <= largest:
             digits += int(np.count_nonzero(values >= power))
@@ -52,6 +52,15 @@ def whole_numbers(texts: pl.Series) -> tuple[Ints, Flags | None]:
     return values, same
 
 
+class _Id(NamedTuple):
+    """What the rules make of one text."""
+
+    code: int
+    problem: int = FINE
+    padded: bool = False
+    decimal: bool = False
+
+
 class IdColumn:
     """The ids of one column.
 
@@ -63,93 +72,71 @@ class IdColumn:
     def __init__(self, as_int: bool = False, empty_is_value: bool = False) -> None:
         self._as_int = as_int
         self._empty_is_value = empty_is_value
-        self._codes: dict[str, int] = {}
+        self._ids: dict[str, _Id] = {}
+        #: The text of code -1, -2, …
         self._texts: list[str] = []
-        #: By row of the text in `_texts`: what is wrong, the code to use instead, whether spaces or '.0' were cut.
-        self._state: list[int] = []
-        self._instead: list[int] = []
-        self._padded: list[bool] = []
-        self._decimal: list[bool] = []
 
-    def encode(self, texts: pl.Series) -> tuple[Ints, dict[int, Flags]]:
-        """Codes of the texts, and the rows that cannot be used.
+    def encode(self, texts: pl.Series) -> tuple[Ints, dict[int, Flags], Flags | None, Flags | None]:
+        """Turn texts into codes.
 
         Returns:
-            Codes; and EMPTY or NUL → which rows, only where there are such rows.
+            The codes; EMPTY or NUL → the rows that cannot be used, only where there are such rows; the rows with spaces
+            around the id, and the rows with a '.0' (None: no row).
         """
-        codes, _, _, bad = self._encode(texts)
-        return codes, bad
-
-    def encode_counted(self, texts: pl.Series) -> tuple[Ints, dict[int, Flags], Flags | None, Flags | None]:
-        """Like `encode`, and which rows had spaces around the id, and which a '.0' (None: none)."""
-        codes, padded, decimal, bad = self._encode(texts)
-        return codes, bad, padded, decimal
-
-    def _encode(self, texts: pl.Series) -> tuple[Ints, Flags | None, Flags | None, dict[int, Flags]]:
         texts = texts.fill_null("")
         values, same = whole_numbers(texts)
         if same is None:
-            return values, None, None, {}
+            return values, {}, None, None
         other = np.flatnonzero(~same)
         rest = texts.gather(other) if len(other) < len(texts) else texts
         distinct = rest.unique(maintain_order=True)
-        rows = [self._row(text) for text in distinct.to_list()]
-        row = rest.replace_strict(distinct, pl.Series(rows, dtype=pl.Int64), return_dtype=pl.Int64).to_numpy()
+        ids = [self._id(text) for text in distinct.to_list()]
+        place = rest.replace_strict(distinct, pl.Series(range(len(ids)), dtype=pl.Int64)).to_numpy()
         codes = values.copy()
-        codes[other] = np.array(self._instead, np.int64)[row]
-        bad = {}
-        state = np.array(self._state, np.int8)[row]
-        for problem in (EMPTY, NUL):
-            if (state == problem).any():
-                bad[problem] = _spread(state == problem, other, len(codes))
-        padded = np.array(self._padded, np.bool_)[row]
-        decimal = np.array(self._decimal, np.bool_)[row]
-        return (
-            codes,
-            _spread(padded, other, len(codes)) if padded.any() else None,
-            _spread(decimal, other, len(codes)) if decimal.any() else None,
-            bad,
-        )
+        codes[other] = np.array([each.code for each in ids], np.int64)[place]
 
-    def _row(self, text: str) -> int:
-        """Row of a text that is not a plain number, with its rules applied once."""
-        known = self._codes.get(text)
-        if known is not None:
-            return known
-        row = len(self._texts)
-        self._codes[text] = row
-        self._texts.append(text)
-        self._instead.append(-row - 1)
-        self._padded.append(False)
-        self._decimal.append(False)
-        self._state.append(FINE)
-        trimmed = text.strip(" \t\r\n\u00a0\u3000\ufeff")
-        if trimmed in EMPTY_IDS and not self._empty_is_value:
-            self._state[row] = EMPTY
-            return row
+        def rows(flags: list[bool]) -> Flags | None:
+            if not any(flags):
+                return None
+            spread = np.zeros(len(codes), np.bool_)
+            spread[other] = np.array(flags)[place]
+            return spread
+
+        problems = {problem: rows([each.problem == problem for each in ids]) for problem in (EMPTY, NUL)}
+        bad = {problem: found for problem, found in problems.items() if found is not None}
+        return codes, bad, rows([each.padded for each in ids]), rows([each.decimal for each in ids])
+
+    def _id(self, text: str) -> _Id:
+        """What the rules make of a text that is not a plain whole number; remembered."""
+        known = self._ids.get(text)
+        if known is None:
+            self._texts.append(text)
+            known = self._ids[text] = self._new_id(text, -len(self._texts))
+        return known
+
+    def _new_id(self, text: str, code: int) -> _Id:
+        clean = text.strip(" \t\r\n\u00a0\u3000\ufeff")
+        padded = clean != text
+        if clean in EMPTY_IDS and not self._empty_is_value:
+            return _Id(code, EMPTY)
         if "\0" in text:
-            self._state[row] = NUL
-            return row
-        clean = trimmed
-        if self._as_int and (match := _DECIMAL.fullmatch(trimmed)):
-            clean = str(int(match[1]))
-            self._decimal[row] = True
-        self._padded[row] = trimmed != text
-        if clean != text:
-            self._instead[row] = self._code(clean)
-        return row
+            return _Id(code, NUL)
+        decimal = _DECIMAL.fullmatch(clean) if self._as_int else None
+        if decimal:
+            clean = str(int(decimal[1]))
+        return _Id(code if clean == text else self._code(clean), FINE, padded, decimal is not None)
 
     def _code(self, text: str) -> int:
         if text.isascii() and text.isdigit() and len(text) <= 18 and str(int(text)) == text:
             return int(text)
-        return self._instead[self._row(text)]
+        return self._id(text).code
 
     def texts(self, codes: Iterable[int]) -> list[str]:
         """The ids that codes stand for."""
         return [str(code) if code >= 0 else self._texts[-code - 1] for code in codes]
 
     def dense(self, codes: Ints) -> tuple[Codes, list[str]]:
-        """Number the codes that occur 0, 1, … in the sorted order of their texts.
+        """Number the codes that occur from 0, in the sorted order of their texts.
 
         Returns:
             The dense number of each row; the texts by dense number.
@@ -163,37 +150,21 @@ class IdColumn:
         return of_row(rank), texts.gather(order).to_list()
 
 
-def _spread(flags: Flags, rows: npt.NDArray[np.intp], height: int) -> Flags:
-    spread = np.zeros(height, np.bool_)
-    spread[rows] = flags
-    return spread
+def distinct_codes(codes: Ints) -> tuple[Ints, Callable[[Codes], Codes]]:
+    """Sorted distinct codes, and a function from one value a distinct code to one value a row."""
+    lowest, highest = (int(codes.min()), int(codes.max())) if len(codes) else (0, 0)
+    if highest - lowest >= min(TABLE_CODES, 64 * len(codes) + 1024):
+        distinct, inverse = np.unique(codes, return_inverse=True)
+        return distinct, lambda values: values[inverse]
+    table = np.full(highest - lowest + 1, -1, np.int32)
+    table[codes - lowest if lowest else codes] = 0
+    present = np.flatnonzero(table == 0)
 
+    def of_rows(values: Codes) -> Codes:
+        table[present] = values
+        return table[codes - lowest if lowest else codes]
 
-class _RowLookup:
-    """Row → value of its code, through a table or through positions."""
-
-    def __init__(self, codes: Ints, lowest: int, table: Codes | None, inverse: npt.NDArray[np.intp] | None) -> None:
-        self._codes, self._lowest, self._table, self._inverse = codes, lowest, table, inverse
-
-    def __call__(self, value_of_distinct: Codes) -> Codes:
-        if self._inverse is not None:
-            return value_of_distinct[self._inverse]
-        assert self._table is not None
-        self._table[self._table >= 0] = value_of_distinct
-        return self._table[self._codes - self._lowest if self._lowest else self._codes]
-
-
-def distinct_codes(codes: Ints) -> tuple[Ints, _RowLookup]:
-    """Sorted distinct codes, and a function that spreads one value a distinct code over the rows."""
-    if len(codes) == 0:
-        return codes, _RowLookup(codes, 0, None, np.zeros(0, np.intp))
-    lowest, highest = int(codes.min()), int(codes.max())
-    if highest - lowest < min(TABLE_CODES, 64 * len(codes) + 1024):
-        table = np.full(highest - lowest + 1, -1, np.int32)
-        table[codes - lowest if lowest else codes] = 0
-        return np.flatnonzero(table >= 0).astype(np.int64) + lowest, _RowLookup(codes, lowest, table, None)
-    distinct, inverse = np.unique(codes, return_inverse=True)
-    return distinct, _RowLookup(codes, lowest, None, inverse)
+    return present + lowest, of_rows
 
 
 def lookalikes(texts: Iterable[str]) -> int:

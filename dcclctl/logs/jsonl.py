@@ -1,20 +1,18 @@
-"""JSON lines → batches of records. Numbers keep the text they were written with."""
+"""Reads JSON lines as batches of records. Numbers keep the text they were written with."""
 
 import json
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from dcclctl.errors import DataError
-from dcclctl.logs.batch import MAX_FIELD_BYTES, Batch, Reject, text_frame
+from dcclctl.logs.batch import MAX_FIELD_BYTES, Batch, BatchBuilder
 from dcclctl.logs.format import Head, LogFormat
 from dcclctl.logs.layout import Layout
 from dcclctl.logs.sources import BOM, ByteStream
 from dcclctl.logs.text import check_utf8, chunks
 
 MAX_DEPTH = 64
-#: A key that first appears after so many records is reported: columns were chosen by then.
+#: The columns are chosen from so many lines; a key that first appears later is reported.
 LATE_RECORD = 100
 _CHUNK_BYTES = 8 << 20
 
@@ -44,7 +42,7 @@ _DECODER = json.JSONDecoder(
 
 
 def parse_line(line: str) -> dict[str, Any]:
-    """One line as an object whose numbers are `str`.
+    """Decode one line as an object whose numbers are `str`.
 
     Raises:
         _Refused: with the reason.
@@ -85,7 +83,7 @@ def _depth(line: str) -> int:
 
 
 def first_keys(head: bytes) -> list[str]:
-    """Keys of the objects in the first lines, in order of appearance; broken lines are passed over."""
+    """Keys of the objects in the first lines, in order of appearance; broken lines are skipped."""
     keys: dict[str, None] = {}
     for line in head.decode("utf-8", "replace").splitlines()[:LATE_RECORD]:
         try:
@@ -96,13 +94,12 @@ def first_keys(head: bytes) -> list[str]:
 
 
 def read_jsonl(stream: ByteStream, layout: Layout, wanted: list[str], lists: bool = False) -> Iterator[Batch]:
-    """Batches of a JSON-lines file.
+    """Read a JSON-lines file batch by batch.
 
     Args:
-        stream: the file.
-        layout: how it looks.
-        wanted: keys to hand on.
-        lists: hand lists on as JSON text (side tables) instead of refusing the record.
+        stream, layout: the file and its layout.
+        wanted: keys to return.
+        lists: return lists as JSON text (side tables) instead of refusing the record.
 
     Raises:
         DataError: not UTF-8, or anything that `ByteStream` refuses.
@@ -112,68 +109,42 @@ def read_jsonl(stream: ByteStream, layout: Layout, wanted: list[str], lists: boo
     types: dict[str, type] = {}
     for chunk, last in chunks(stream, layout.encoding, _CHUNK_BYTES):
         check_utf8(chunk, offset, stream)
-        columns: dict[str, list[str | None]] = {name: [] for name in wanted}
-        records: list[int] = []
-        spans: list[tuple[int, int]] = []
-        rejects: list[Reject] = []
+        builder = BatchBuilder(wanted, chunk, offset, record)
         counts = {"blank-lines": 0, "mixed-types": 0}
-        late, first, position = 0, record, 0
+        late, position = 0, 0
         while position < len(chunk):
-            end = chunk.find(b"\n", position) + 1 or len(chunk)
-            line = chunk[position:end].rstrip(b"\r\n")
+            start, position = position, chunk.find(b"\n", position) + 1 or len(chunk)
+            line = chunk[start:position].rstrip(b"\r\n")
             if not line.strip():
                 counts["blank-lines"] += 1
-                position = end
                 continue
             try:
                 values = parse_line(line.decode("utf-8"))
-                fields = {name: _field(values.get(name), lists) for name in wanted}
+                fields = [_field(values.get(name), lists) for name in wanted]
             except _Refused as error:
-                raw = line[:MAX_FIELD_BYTES].decode("utf-8", "replace")
-                rejects.append(Reject(record, offset + position, str(error), raw))
-            else:
-                if not seen.issuperset(values):
-                    late += len(values.keys() - seen) if record > LATE_RECORD else 0
-                    seen |= values.keys()
-                for name, text in fields.items():
-                    kind = type(values.get(name))
-                    if text is not None and types.setdefault(name, kind) is not kind:
-                        counts["mixed-types"] += 1
-                    columns[name].append(text)
-                records.append(record)
-                spans.append((position, position + len(line)))
-            record += 1
-            position = end
-        batch = Batch(
-            text_frame(columns),
-            np.array(records, np.int64),
-            _Raw(chunk, spans, offset),
-            rejects,
-            record - first,
-            {name: count for name, count in counts.items() if count},
-            {"late-columns": late} if late else {},
-            last and not chunk.endswith(b"\n"),
-        )
-        offset += len(chunk)
+                builder.reject(str(error), start, start + len(line))
+                continue
+            if not seen.issuperset(values):
+                late += len(values.keys() - seen) if builder.record > LATE_RECORD else 0
+                seen |= values.keys()
+            for name, text in zip(wanted, fields, strict=True):
+                kind = type(values.get(name))
+                if text is not None and types.setdefault(name, kind) is not kind:
+                    counts["mixed-types"] += 1
+            builder.keep(fields, start, start + len(line))
+        batch = builder.batch()
+        batch.normalised = {name: count for name, count in counts.items() if count}
+        batch.warnings = {"late-columns": late} if late else {}
+        batch.cut = last and not chunk.endswith(b"\n")
+        offset, record = offset + len(chunk), builder.record
         yield batch
-
-
-class _Raw:
-    """Row → offset and text of its line."""
-
-    def __init__(self, chunk: bytes, spans: list[tuple[int, int]], offset: int) -> None:
-        self._chunk, self._spans, self._offset = chunk, spans, offset
-
-    def __call__(self, row: int) -> tuple[int, str]:
-        start, end = self._spans[row]
-        return self._offset + start, self._chunk[start : min(end, start + MAX_FIELD_BYTES)].decode("utf-8", "replace")
 
 
 def _field(value: Any, lists: bool) -> str | None:
     """A value as text; true and false as JSON writes them.
 
     Raises:
-        _Refused: an object or a list, a field that is too long.
+        _Refused: an object, a list (without `lists`), or a field that is too long.
     """
     if value is None:
         return None
@@ -188,25 +159,6 @@ def _field(value: Any, lists: bool) -> str | None:
     return str(value)
 
 
-def check_is_lines(head: bytes, path: object) -> None:
-    """Refuse one big JSON array, or one object over many lines, where lines are expected.
-
-    Raises:
-        DataError: with the command that converts it.
-    """
-    text = head.lstrip()
-    if text.startswith(b"["):
-        raise DataError(
-            f"{path} is one JSON array, not JSON lines (one object a line)",
-            f"Convert it: jq -c '.[]' {path} > lines.jsonl",
-        )
-    if text.split(b"\n", 1)[0].strip() == b"{":
-        raise DataError(
-            f"{path} is one JSON object over many lines, not JSON lines (one object a line)",
-            f"Convert it: jq -c . {path} > lines.jsonl",
-        )
-
-
 class JsonlFormat(LogFormat):
     """The format `jsonl`."""
 
@@ -217,16 +169,20 @@ class JsonlFormat(LogFormat):
         return None
 
     def layout(self, head: Head, name: str) -> Layout:
-        """The layout, under the name of this format or of one that comes in JSON lines.
+        """The layout, under the name of this format or of another one that uses JSON lines.
 
         Raises:
-            DataError: the file holds no JSON objects, one a line.
+            DataError: the file does not hold one JSON object on each line.
         """
-        check_is_lines(head.text, head.source.path)
+        text, path = head.text.lstrip(), head.source.path
+        array = text.startswith(b"[")
+        if array or text.split(b"\n", 1)[0].strip() == b"{":
+            found, program = ("array", "'.[]'") if array else ("object over many lines", ".")
+            raise DataError(
+                f"{path} is one JSON {found}, not JSON lines (one object a line)",
+                f"Convert it: jq -c {program} {path} > lines.jsonl",
+            )
         keys = first_keys(head.text)
         if not keys:
-            raise DataError(
-                f"{head.source.path}: none of its first lines is a JSON object",
-                "Name its format, e.g. --format csv.",
-            )
+            raise DataError(f"{path}: none of its first lines is a JSON object", "Name its format, e.g. --format csv.")
         return Layout(name, "jsonl", tuple(keys))

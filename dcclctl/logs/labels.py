@@ -26,9 +26,8 @@ class LabelRule:
     """A condition on one column.
 
     Args:
-        column: its name in the log, or 'label' for the mapped one.
-        operator: one of >= <= > < == !=.
-        value: what it is compared with.
+        column: its name in the log, or 'label' for the column that --map names. operator: one of >= <= > < == !=.
+        value: what the column is compared with.
     """
 
     column: str
@@ -37,7 +36,7 @@ class LabelRule:
 
     @classmethod
     def parse(cls, text: str) -> "LabelRule":
-        """Read an expression.
+        """Read an expression like 'rating>=4'.
 
         Raises:
             UsageError: it is not COLUMN OPERATOR NUMBER.
@@ -55,7 +54,7 @@ class LabelRule:
         return cls(match["column"], match["operator"], value)
 
     def read(self, texts: pl.Series, batch: Batch) -> tuple[npt.NDArray[np.int8], dict[str, Flags]]:
-        """Labels of a batch, and reason → rows that it rejects."""
+        """Labels of a batch, and reason → rejected rows."""
         trimmed = texts.fill_null("").str.strip_chars()
         values = trimmed.cast(pl.Float64, strict=False)
         if values.null_count():
@@ -64,11 +63,6 @@ class LabelRule:
             if count := int(words.sum()):
                 batch.normalised["labels-true-false"] = batch.normalised.get("labels-true-false", 0) + count
                 values = values.zip_with(~words, (lower == "true").cast(pl.Float64))
-        missing = values.is_null().to_numpy()
         numbers = values.fill_null(0.0).to_numpy()
-        refused: dict[str, Flags] = {}
-        if missing.any():
-            refused["bad-label"] = missing
-        if not np.isfinite(numbers).all():
-            refused["label-not-finite"] = ~np.isfinite(numbers)
+        refused = {"bad-label": values.is_null().to_numpy(), "label-not-finite": ~np.isfinite(numbers)}
         return _COMPARE[self.operator](numbers, self.value).astype(np.int8), refused

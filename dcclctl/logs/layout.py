@@ -1,4 +1,4 @@
-"""What a file looks like, once it has been recognised."""
+"""The layout of a recognised file."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,7 +12,7 @@ class Layout:
 
     Args:
         format: its name in format.FORMATS.
-        container: which reader takes it.
+        container: which reader reads it.
         columns: names of its columns, in order; from the header, or known from the format.
         roles: our name (user, item, time, label, category, behaviour) → column.
         delimiter: between fields of a text file.

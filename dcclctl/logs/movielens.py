@@ -1,6 +1,7 @@
 """MovieLens: the files of 100k and 1M, which have no header, and the CSV files of later releases."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from dcclctl.logs.delimited import CsvFormat
 from dcclctl.logs.format import Head, LogFormat
@@ -10,58 +11,34 @@ _GENRES = (
     *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
     *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
-#: Prefix of the 0/1 columns that stand for one genre each in MovieLens-100k's u.item.
+#: Prefix of the columns of MovieLens-100k's u.item that hold 0 or 1 for one genre.
 FLAG = "flag:"
 
-#: Files of a known layout without a header: stem → layout.
+
+def _file(delimiter: str, *columns: str, encoding: str = "latin-1", lists: Mapping[str, str] | None = None) -> Layout:
+    """A file without a header."""
+    return Layout(
+        *("movielens", "text", columns),
+        delimiter=delimiter,
+        has_header=False,
+        quoting=False,
+        encoding=encoding,
+        list_columns=dict(lists or {}),
+    )
+
+
+_RATINGS = ("user_id", "item_id", "rating", "timestamp")
+_ITEM = ("item_id", "title", "release_date", "video_release_date", "imdb_url")
+#: stem of a file without a header → its layout
 _FILES = {
-    "u.data": Layout(
-        *("movielens", "text", ("user_id", "item_id", "rating", "timestamp")),
-        delimiter="\t",
-        has_header=False,
-        quoting=False,
-    ),
-    "u.user": Layout(
-        *("movielens", "text", ("user_id", "age", "gender", "occupation", "zip_code")),
-        delimiter="|",
-        has_header=False,
-        quoting=False,
-        encoding="latin-1",
-    ),
-    "u.item": Layout(
-        "movielens",
-        "text",
-        (
-            *("item_id", "title", "release_date", "video_release_date", "imdb_url"),
-            *(FLAG + genre for genre in _GENRES),
-        ),
-        delimiter="|",
-        has_header=False,
-        quoting=False,
-        encoding="latin-1",
-    ),
-    "ratings.dat": Layout(
-        *("movielens", "text", ("user_id", "item_id", "rating", "timestamp")),
-        delimiter="::",
-        has_header=False,
-        quoting=False,
-    ),
-    "users.dat": Layout(
-        *("movielens", "text", ("user_id", "gender", "age", "occupation", "zip_code")),
-        delimiter="::",
-        has_header=False,
-        quoting=False,
-        encoding="latin-1",
-    ),
-    "movies.dat": Layout(
-        *("movielens", "text", ("item_id", "title", "genres")),
-        delimiter="::",
-        has_header=False,
-        quoting=False,
-        encoding="latin-1",
-        list_columns={"genres": "|"},
-    ),
+    "u.data": _file("\t", *_RATINGS, encoding="utf-8"),
+    "u.user": _file("|", "user_id", "age", "gender", "occupation", "zip_code"),
+    "u.item": _file("|", *_ITEM, *(FLAG + genre for genre in _GENRES)),
+    "ratings.dat": _file("::", *_RATINGS, encoding="utf-8"),
+    "users.dat": _file("::", "user_id", "gender", "age", "occupation", "zip_code"),
+    "movies.dat": _file("::", "item_id", "title", "genres", lists={"genres": "|"}),
 }
+#: stem of a log → the users file and the items file beside it
 _SIDES = {
     "u.data": ("u.user", "u.item"),
     "ratings.dat": ("users.dat", "movies.dat"),

@@ -7,10 +7,10 @@ from dcclctl.logs.batch import Ints
 
 
 def order_by(*columns: npt.NDArray[np.integer]) -> Ints:
-    """Rows in ascending order of the columns, first one first; equal rows keep their order.
+    """Row numbers in ascending order of the first column, then of the next ones; equal rows keep their order.
 
     Args:
-        columns: numbers, all of one length, at least one column.
+        columns: at least one, all (rows,).
     """
     height = len(columns[0])
     if height == 0:
@@ -20,7 +20,7 @@ def order_by(*columns: npt.NDArray[np.integer]) -> Ints:
     row_bits = (height - 1).bit_length()
     if sum(bits) + row_bits > 64:
         return np.lexsort(columns[::-1])
-    # Everything fits into one number with the row in its lowest bits: one plain sort, many times faster than lexsort.
+    # One number holds all columns, with the row in its lowest bits: one plain sort, many times faster than lexsort.
     key = np.zeros(height, np.uint64)
     for column, low, width in zip(columns, lows, bits, strict=True):
         key <<= np.uint64(width)
@@ -33,7 +33,7 @@ def order_by(*columns: npt.NDArray[np.integer]) -> Ints:
 
 
 def coarsen(times: Ints) -> Ints:
-    """Times in the largest of s, ms, µs that loses nothing, so that they take fewer bits to sort by."""
+    """Times in the largest unit of s, ms and µs that is exact for all, so that they need fewer bits to sort by."""
     for size in (1_000_000, 1_000):
         coarse = times // size
         if np.array_equal(coarse * size, times):

@@ -1,4 +1,4 @@
-"""Parquet → batches of records, every needed column as text."""
+"""Reads Parquet as batches of records, every wanted column as text."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def schema_of(source: Source) -> pa.Schema:
     """Schema of a Parquet file.
 
     Raises:
-        DataError: not Parquet, or cut.
+        DataError: the file is damaged or not Parquet.
     """
     try:
         return pq.read_schema(source.path)
@@ -38,7 +38,7 @@ def _damaged(source: Source, error: Exception) -> DataError:
 
 
 def field_of(schema: pa.Schema, name: str) -> pa.Field | None:
-    """The field that a column name means; 'a.b' is field b of the struct column a."""
+    """The field with this name; 'a.b' is field b of the struct column a. None: there is no such field."""
     if name in schema.names:
         return schema.field(name)
     parent, _, child = name.partition(".")
@@ -49,16 +49,15 @@ def field_of(schema: pa.Schema, name: str) -> pa.Field | None:
 
 
 def read_parquet(source: Source, layout: Layout, wanted: list[str], lists: bool = False) -> Iterator[Batch]:
-    """Batches of a Parquet file.
+    """Read a Parquet file batch by batch.
 
     Args:
-        source: the file.
-        layout: how it looks.
-        wanted: columns to hand on; 'a.b' means field b of struct a.
-        lists: hand lists on as JSON text (side tables) instead of refusing the column.
+        source, layout: the file and its layout.
+        wanted: columns to return; 'a.b' means field b of struct a.
+        lists: return lists as JSON text (side tables) instead of refusing the column.
 
     Raises:
-        DataError: damaged, or a needed column is nested.
+        DataError: the file is damaged, or a wanted column is nested.
     """
     schema = schema_of(source)
     for name in wanted:
@@ -80,11 +79,7 @@ def read_parquet(source: Source, layout: Layout, wanted: list[str], lists: bool 
                 record += table.num_rows
     except (pa.ArrowException, OSError) as error:
         raise _damaged(source, error) from error
-    after = source.path.stat()
-    if (after.st_size, after.st_mtime_ns) != (source.bytes, source.modified_ns):
-        raise DataError(
-            f"{source.path} changed while it was read", "Wait until it is written completely, or ingest a copy."
-        )
+    source.check_unchanged()
 
 
 def _batch(table: pa.RecordBatch, wanted: list[str], ids: set[str | None], record: int) -> Batch:
@@ -122,16 +117,10 @@ def _as_text(column: pl.Series) -> pl.Series:
             column = column.dt.convert_time_zone("UTC")
         return column.dt.strftime("%Y-%m-%dT%H:%M:%S%.f" + zone)
     if isinstance(kind, pl.List):
-        return pl.Series(
-            [
-                None if value is None else json.dumps(value.to_list(), default=str, ensure_ascii=False)
-                for value in column
-            ],
-            dtype=pl.String,
-        )
-    if kind == pl.Binary:
-        return column.cast(pl.String, strict=False)
-    return column.cast(pl.String)
+        lists = column.to_list()
+        texts = [None if each is None else json.dumps(each, default=str, ensure_ascii=False) for each in lists]
+        return pl.Series(texts, dtype=pl.String)
+    return column.cast(pl.String, strict=kind != pl.Binary)
 
 
 class ParquetFormat(LogFormat):

@@ -1,4 +1,4 @@
-"""Rows that were not kept: counted, kept for the record, and refused when there are too many."""
+"""Collects the rejected records of all files, and refuses a file with too many of them."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ EXAMPLES = 3
 
 
 class Quarantine:
-    """Collects rejects over all files, in the order in which they are read."""
+    """The rejects of all files, in the order in which they are read."""
 
     def __init__(self) -> None:
         self._rejects: list[tuple[str, Reject]] = []
@@ -21,12 +21,11 @@ class Quarantine:
         self.by_source: Counter[str] = Counter()
 
     def add_batch(self, source: str, batch: Batch, refused: dict[str, Flags]) -> Flags | None:
-        """Take over what a batch could not keep.
+        """Add the rejects of a batch, and the rows that the rules refuse.
 
         Args:
-            source: file name.
-            batch: its structural rejects are taken too.
-            refused: reason → rows of the frame; a row counts for the first reason that names it.
+            source: file name. batch: the batch.
+            refused: reason → rows of its frame; a row counts for the first reason that names it.
 
         Returns:
             Which rows of the frame are kept; None if all are.
@@ -48,15 +47,14 @@ class Quarantine:
         return kept
 
     def check(self, source: str, read: int, max_reject: float) -> None:
-        """Refuse a file, or all of them, with too many rejects.
+        """Refuse a file with too many rejects.
 
         Args:
             source: file name, or '' for all logs together.
-            read: its records.
-            max_reject: largest share that is tolerated.
+            read: number of records in it. max_reject: largest share of rejects that is accepted.
 
         Raises:
-            DataError: counts by reason and the first examples.
+            DataError: with counts by reason and the first examples.
         """
         mine = [(name, reject) for name, reject in self._rejects if not source or name == source]
         if len(mine) <= max_reject * read:
@@ -68,10 +66,10 @@ class Quarantine:
         )
         raise DataError(
             f"{len(mine)} of {read} rows rejected, more than {max_reject:.2%}: {reasons}",
-            f"{examples}\nMend the log, or tolerate more with --max-reject (a fraction, e.g. 0.05).",
+            f"{examples}\nMend the log, or accept more rejects with --max-reject (a fraction, e.g. 0.05).",
         )
 
     def table(self) -> pl.DataFrame:
-        """The rejects, as `tables.REJECTS` says."""
+        """The rejects as a REJECTS table, see tables.py."""
         rows = [(source, each.record, each.offset, each.reason, each.raw) for source, each in self._rejects]
         return pl.DataFrame(rows, schema=REJECTS.schema(), orient="row")

@@ -1,4 +1,4 @@
-"""All logs → columns of numbers, one row an event that passed the row rules."""
+"""Reads all logs into columns of numbers, one row for each event that passed the row rules."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,17 +31,14 @@ class Log:
     """Every kept row of all logs, in the order of the files and their records.
 
     Args:
-        users: codes in `user_ids`.
-        items: codes in `item_ids`.
+        users, items: codes in `user_ids` and `item_ids`.
         times: microseconds, or order numbers.
         labels: 0 or 1; None if every event is positive.
-        categories: codes in `category_texts`; None without such a column.
-        behaviours: codes in `behaviour_texts`; None without such a column.
+        categories, behaviours: codes in `category_texts` and `behaviour_texts`; None without such a column.
         time_kind: 'timestamp' or 'ordinal'.
-        read: rows by file name.
-        normalised: what was mended, counted.
-        warnings: what looks odd, counted.
-        remarks: sentences for a person.
+        read: file name → number of its records.
+        normalised, warnings: counts, see rules.py.
+        remarks: sentences for people.
     """
 
     users: Ints
@@ -65,10 +62,10 @@ class Log:
 
 
 def batches(source: Source, layout: Layout, wanted: list[str], lists: bool = False) -> Iterator[tuple[Batch, int]]:
-    """Batches of any file, each with the (compressed) bytes read so far; the next one is parsed meanwhile.
+    """Batches of a file in any format, each with the (compressed) bytes read so far; the next batch is parsed meanwhile.
 
     Raises:
-        DataError: whatever the file's reader refuses.
+        DataError: anything that the file's reader refuses.
     """
     if layout.container == "parquet":
         for batch in _ahead(read_parquet(source, layout, wanted, lists)):
@@ -90,14 +87,14 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def label_rule(config: IngestConfig, layout: Layout) -> LabelRule | None:
-    """The rule that makes labels, with its column found; None if every event is positive.
+    """The rule that makes labels from a column of the log; None if every event is positive.
 
     Raises:
         UsageError: the log has no such column.
     """
     if not config.label and "label" not in config.map:
         return None
-    # A label column without a condition is taken for 0/1.
+    # A label column without a condition is taken as 0/1.
     rule = LabelRule.parse(config.label or "label>0")
     if rule.column in layout.columns:
         return rule
@@ -112,9 +109,8 @@ class LogReader:
     """Reads logs one after another into one set of columns.
 
     Args:
-        config: the ingest settings.
-        quarantine: where rejects go.
-        on_progress: called with bytes done and bytes in all.
+        config: the ingest settings. quarantine: collects the rejects.
+        on_progress: called with bytes done and total bytes.
     """
 
     def __init__(self, config: IngestConfig, quarantine: Quarantine, on_progress: Progress) -> None:
@@ -129,10 +125,10 @@ class LogReader:
         self._warnings: Counter[str] = Counter()
 
     def read(self, logs: list[tuple[Source, Layout]]) -> Log:
-        """Read them all.
+        """Read all logs.
 
         Raises:
-            DataError: a file cannot be read, or two files differ in the kind of their times.
+            DataError: a file cannot be read, or one file has times and another one order numbers.
         """
         total, done = sum(source.bytes for source, _ in logs), 0
         units: dict[str, str] = {}
@@ -161,25 +157,23 @@ class LogReader:
 
     def _read_one(self, source: Source, layout: Layout, times: TimeColumn, done: int, total: int) -> int:
         rule = label_rule(self._config, layout)
-        roles = dict(layout.roles)
-        wanted = list(
-            dict.fromkeys([*(roles[role] for role in roles if role != "label"), *([rule.column] if rule else [])])
-        )
+        needed = [column for role, column in layout.roles.items() if role != "label"] + ([rule.column] if rule else [])
         rows = 0
-        for batch, position in batches(source, layout, wanted):
+        for batch, position in batches(source, layout, list(dict.fromkeys(needed))):
             rows += batch.read
-            self._take(source.name, roles, rule, times, batch)
+            self._take(source.name, layout.roles, rule, times, batch)
             self._on_progress("reading", done + position, total, source.name)
         return rows
 
     def _take(
         self, source: str, roles: dict[str, str], rule: LabelRule | None, times: TimeColumn, batch: Batch
     ) -> None:
+        """Apply the row rules to a batch, and keep the rows that pass."""
         frame = batch.frame
         refused: dict[str, Flags] = {}
         columns: dict[str, npt.NDArray[np.generic]] = {}
         for role, ids in (("user", self._users), ("item", self._items)):
-            codes, bad, padded, decimal = ids.encode_counted(frame[roles[role]])
+            codes, bad, padded, decimal = ids.encode(frame[roles[role]])
             columns[role] = codes
             if EMPTY in bad:
                 refused[f"empty-{role}"] = bad[EMPTY]
@@ -203,25 +197,21 @@ class LogReader:
         kept = self._quarantine.add_batch(source, batch, refused)
         for role, values in columns.items():
             values = values if kept is None else values[kept]
-            if role != "time" and role != "label" and len(values) and _fits_int32(values):
+            if role not in ("time", "label") and len(values) and -(2**31) <= values.min() <= values.max() < 2**31:
                 values = values.astype(np.int32)
             self._parts.setdefault(role, []).append(values)
 
     def _log(self, read: dict[str, int], time_kind: str) -> Log:
-        def column(role: str) -> Ints | None:
-            parts = self._parts.pop(role, None)
-            return None if parts is None else np.concatenate(parts)
+        def column(role: str) -> Ints:
+            return np.concatenate(self._parts.pop(role, [np.zeros(0, np.int64)]))
 
-        labels = self._parts.pop("label", None)
-        empty = np.zeros(0, np.int64)
-        users, items, times = (column(role) for role in ("user", "item", "time"))
         return Log(
-            users if users is not None else empty,
-            items if items is not None else empty,
-            times if times is not None else empty,
-            None if labels is None else np.concatenate(labels).astype(np.int8, copy=False),
-            column("category"),
-            column("behaviour"),
+            column("user"),
+            column("item"),
+            column("time"),
+            column("label").astype(np.int8, copy=False) if "label" in self._parts else None,
+            column("category") if "category" in self._parts else None,
+            column("behaviour") if "behaviour" in self._parts else None,
             self._users,
             self._items,
             self._categories,
@@ -231,7 +221,3 @@ class LogReader:
             self._normalised,
             self._warnings,
         )
-
-
-def _fits_int32(values: npt.NDArray[np.generic]) -> bool:
-    return bool(values.max() < 2**31 and values.min() >= -(2**31))

@@ -1,4 +1,4 @@
-"""RecBole atomic files: tab-separated text whose header gives each column a type."""
+"""RecBole atomic files: tab-separated text with a type for each column in the header."""
 
 from pathlib import Path
 

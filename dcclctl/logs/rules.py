@@ -1,8 +1,8 @@
-"""Why a row is not kept, and what is noted about rows that are."""
+"""Why a row is rejected, and what is reported about kept rows. Each text is for people."""
 
 from typing import Final
 
-#: Reason of a reject → what a person is told.
+#: Reason of a reject → its explanation.
 REASONS: Final = {
     "unclosed-quote": "a quote is opened and never closed",
     "stray-quote": "a quote stands inside a field",
@@ -14,8 +14,8 @@ REASONS: Final = {
     "broken-json": "the line is not one JSON object",
     "nan-literal": "NaN or Infinity is not JSON",
     "duplicate-keys": "an object has one key twice",
-    "too-deep": "objects are nested deeper than 64",
-    "lone-surrogate": "half of a surrogate pair is no character",
+    "too-deep": "objects are nested more than 64 deep",
+    "lone-surrogate": "the text contains half of a surrogate pair, which is not a character",
     "nested-value": "a needed value is an object or a list",
     "empty-user": "the user id is empty, NULL or NA",
     "empty-item": "the item id is empty, NULL or NA",
@@ -29,7 +29,7 @@ REASONS: Final = {
     "label-not-finite": "the label is NaN or infinite",
 }
 
-#: Normalisation, counted by row or file → what a person is told.
+#: What is mended without losing a row → its explanation; counted by row or file.
 NORMALISED: Final = {
     "byte-order-mark": "byte order marks removed",
     "blank-lines": "blank lines skipped",
@@ -40,7 +40,7 @@ NORMALISED: Final = {
     "labels-true-false": "labels true/false read as 1/0",
 }
 
-#: Warning, counted → what a person is told.
+#: What looks odd in kept rows → its explanation; counted.
 WARNINGS: Final = {
     "padded-ids": "ids with spaces around them: trimmed; check that ' a' and 'a' are the same user or item",
     "lookalike-ids": "ids that differ only in their Unicode form (NFC/NFD): kept as different",
@@ -54,5 +54,5 @@ WARNINGS: Final = {
 
 #: Texts that mean "no id".
 EMPTY_IDS: Final = frozenset(("", "NULL", "null", "NA", "N/A", "NaN", "nan", "None", "\\N"))
-#: A user with so many events is more likely a machine.
+#: A user with more events is probably a machine.
 HEAVY_USER_EVENTS = 1_000_000

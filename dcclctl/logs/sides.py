@@ -1,4 +1,4 @@
-"""Side tables: what is known about users (profile columns) and items (names, categories)."""
+"""Reads side tables: profile columns of users, names and categories of items."""
 
 import json
 from dataclasses import dataclass, field
@@ -14,8 +14,9 @@ from dcclctl.logs.quarantine import Quarantine
 from dcclctl.logs.reader import batches
 from dcclctl.logs.rules import EMPTY_IDS
 from dcclctl.logs.sources import Source
+from dcclctl.tables import VOCABULARY
 
-#: A profile column with more values than this says who somebody is, not what kind of person.
+#: A profile column with more values identifies single users instead of describing groups of them.
 MAX_PROFILE_VALUES = 1000
 #: A column is nearly unique if it has more values than this and than half of the rows.
 FEW_VALUES = 20
@@ -30,10 +31,9 @@ class SideTable:
 
     Args:
         name: file name.
-        frame: String columns; `id` first. Lists are columns of List(String).
-        read: rows in the file.
-        rejected: rows of it that could not be read.
-        repeated: rows whose id came before.
+        frame: String columns, `id` first; columns of lists are List(String).
+        read, rejected, repeated: number of rows, of rows that cannot be read, and of rows whose id came before.
+        remarks: sentences for people.
     """
 
     name: str
@@ -45,39 +45,30 @@ class SideTable:
 
 
 def read_side(source: Source, config: IngestConfig, role: str, quarantine: Quarantine) -> SideTable:
-    """Read a users or items file.
-
-    Args:
-        source: the file.
-        config: encoding, map and the largest share of rejects.
-        role: user or item.
-        quarantine: where its broken rows go.
+    """Read a users file (`role` is user) or an items file (item); `quarantine` collects its rejects.
 
     Raises:
-        DataError: no id column, too many broken rows, or the file is damaged.
+        DataError: no id column, too many rejects, or the file is damaged.
     """
     layout = detect_side(source, config, role)
     id_column = layout.roles[role]
-    wanted = list(layout.columns)
     parts, read = [], 0
-    for batch, _ in batches(source, layout, wanted, lists=True):
+    for batch, _ in batches(source, layout, list(layout.columns), lists=True):
         read += batch.read
         ids = batch.frame[id_column].fill_null("").str.strip_chars()
         empty = ids.is_in(list(EMPTY_IDS)).to_numpy()
         kept = quarantine.add_batch(source.name, batch, {f"empty-{role}": empty})
         frame = batch.frame.with_columns(ids.alias(id_column))
         parts.append(frame if kept is None else frame.filter(kept))
-    rejected = quarantine.by_source[source.name]
     quarantine.check(source.name, read, config.max_reject)
     if not parts or read == 0:
         raise DataError(f"{source.path} has a header and no rows", "Leave it out, or fetch it again.")
     frame = pl.concat(parts)
     first = frame.unique(id_column, keep="first", maintain_order=True)
     table = first.select(pl.col(id_column).alias("id"), *(_clean(name) for name in layout.columns if name != id_column))
-    if any(name.startswith(FLAG) for name in table.columns):
-        table = _flags_to_list(table)
-    table = _split_lists(table, layout.list_columns)
-    return SideTable(source.name, table, read, rejected, frame.height - first.height)
+    table = _split_lists(_flags_to_list(table), layout.list_columns)
+    repeated = frame.height - first.height
+    return SideTable(source.name, table, read, quarantine.by_source[source.name], repeated)
 
 
 def _clean(name: str) -> pl.Expr:
@@ -87,8 +78,10 @@ def _clean(name: str) -> pl.Expr:
 
 
 def _flags_to_list(table: pl.DataFrame) -> pl.DataFrame:
-    """Columns of 0/1 flags → one list column 'genre'."""
+    """Replace columns of 0/1 flags by one list column 'genre'."""
     flags = [name for name in table.columns if name.startswith(FLAG)]
+    if not flags:
+        return table
     genres = pl.concat_list(
         pl.when(pl.col(name) == "1").then(pl.lit(name.removeprefix(FLAG))) for name in flags
     ).list.drop_nulls()
@@ -97,28 +90,25 @@ def _flags_to_list(table: pl.DataFrame) -> pl.DataFrame:
 
 def _split_lists(table: pl.DataFrame, separators: dict[str, str]) -> pl.DataFrame:
     """Split columns that hold lists: declared ones, JSON lists, a|b, and numbers separated by spaces."""
-    columns = []
-    for series in table.iter_columns():
-        name = series.name
-        if name == "id" or name in NAME_COLUMNS or series.dtype != pl.String:
-            columns.append(series)
-            continue
+
+    def split(series: pl.Series) -> pl.Series:
+        if series.name == "id" or series.name in NAME_COLUMNS or series.dtype != pl.String:
+            return series
         present = series.drop_nulls()
-        if name in separators:
-            columns.append(series.str.split(separators[name]))
-        elif len(present) and present.str.starts_with("[").all():
-            columns.append(pl.Series(name, [_from_json(text) for text in series], dtype=pl.List(pl.String)))
-        elif present.str.contains("|", literal=True).any():
-            columns.append(series.str.split("|"))
-        elif present.str.contains(_LIST_OF_NUMBERS).any() and present.str.contains(r"^\d+( \d+)*$").all():
-            columns.append(series.str.split(" "))
-        else:
-            columns.append(series)
-    return pl.DataFrame(columns)
+        if series.name in separators:
+            return series.str.split(separators[series.name])
+        if len(present) and present.str.starts_with("[").all():
+            return pl.Series(series.name, [_from_json(text) for text in series], dtype=pl.List(pl.String))
+        if present.str.contains("|", literal=True).any():
+            return series.str.split("|")
+        numbers = present.str.contains(_LIST_OF_NUMBERS).any() and present.str.contains(r"^\d+( \d+)*$").all()
+        return series.str.split(" ") if numbers else series
+
+    return pl.DataFrame([split(series) for series in table.iter_columns()])
 
 
 def _from_json(text: str | None) -> list[str] | None:
-    """Strings and numbers in a JSON list, inner lists opened; None if it is not JSON."""
+    """Strings and numbers of a JSON list and its inner lists; text that is not JSON as the only value."""
     if text is None:
         return None
     try:
@@ -145,13 +135,13 @@ def profiles(user_ids: list[str], table: SideTable | None) -> tuple[pl.DataFrame
 
     Args:
         user_ids: outside ids by dense number.
-        table: the users file; None without one. Columns left out are noted in its remarks.
+        table: the users file; None without one. Its remarks name the columns that are left out.
 
     Returns:
-        One `profile_<column>` Int32 column each (0 missing, from 1 in sorted order of the values), rows by user;
-        vocabulary rows (kind, column, code, value).
+        `profile_<column>` Int32 columns (0 missing, from 1 in sorted order of the values), rows by user; and a VOCABULARY
+        table, see tables.py.
     """
-    vocabulary = [_vocabulary("profile", "", [], 1)]
+    vocabulary = [_vocabulary("", [])]
     if table is None:
         return pl.DataFrame(height=len(user_ids)), vocabulary[0]
     known = pl.DataFrame({"id": user_ids}).join(table.frame, on="id", how="left", maintain_order="left")
@@ -166,8 +156,10 @@ def profiles(user_ids: list[str], table: SideTable | None) -> tuple[pl.DataFrame
                 f"{table.name}: column {series.name!r} has {len(values)} values for {known.height} users: left out"
             )
             continue
-        columns.append(_codes(text, values, 1).fill_null(0).alias(f"profile_{series.name}"))
-        vocabulary.append(_vocabulary("profile", series.name, values.to_list(), 1))
+        codes = pl.Series(range(1, len(values) + 1), dtype=pl.Int32)
+        coded = text.replace_strict(values, codes, default=None, return_dtype=pl.Int32)
+        columns.append(coded.fill_null(0).alias(f"profile_{series.name}"))
+        vocabulary.append(_vocabulary(series.name, values.to_list()))
     return pl.DataFrame(columns) if columns else pl.DataFrame(height=len(user_ids)), pl.concat(vocabulary)
 
 
@@ -178,25 +170,23 @@ def categories(
 
     Args:
         item_ids: outside ids by dense number.
-        table: the items file; None without one. Columns left out are noted in its remarks.
-        in_log: distinct (item_index, column, value) that the log itself states; None if it has no category column.
-        only: the one column of the items file that --map names as category; None takes all.
+        table: the items file; None without one. Its remarks name the columns that are left out.
+        in_log: distinct (item_index, column, value) of the log itself; None if it has no category column.
+        only: the column of the items file that --map names as category; None takes all columns.
 
     Returns:
-        Columns name and category_indices, rows by item; vocabulary rows (kind, column, code, value), codes from 0 over
-        all columns in the order of (column, value).
+        Columns name and category_indices, rows by item; and a VOCABULARY table (see tables.py), its codes in the order of
+        (column, value).
     """
     count = len(item_ids)
+    all_items = pl.DataFrame({"item_index": pl.Series(range(count), dtype=pl.Int32)})
     names = pl.Series("name", [None] * count, dtype=pl.String)
     values = [pl.DataFrame(schema={"item_index": pl.Int32, "column": pl.String, "value": pl.String})]
     if in_log is not None:
         values.append(in_log)
     if table is not None:
-        index = pl.Series("item_index", range(count), dtype=pl.Int32)
-        known = (
-            pl.DataFrame({"id": item_ids})
-            .with_columns(index)
-            .join(table.frame, on="id", how="left", maintain_order="left")
+        known = all_items.with_columns(id=pl.Series(item_ids)).join(
+            table.frame, on="id", how="left", maintain_order="left"
         )
         named = next((name for name in NAME_COLUMNS if name in table.frame.columns), None)
         if named is not None:
@@ -217,10 +207,8 @@ def categories(
     all_values = pl.concat(values).unique().sort("item_index", "column", "value")
     vocabulary = all_values.select("column", "value").unique().sort("column", "value").with_row_index("code")
     coded = all_values.join(vocabulary, on=["column", "value"], how="left")
-    lists = (
-        coded.sort("item_index", "code").group_by("item_index", maintain_order=True).agg(pl.col("code").cast(pl.Int32))
-    )
-    all_items = pl.DataFrame({"item_index": pl.Series(range(count), dtype=pl.Int32)})
+    by_item = coded.sort("item_index", "code").group_by("item_index", maintain_order=True)
+    lists = by_item.agg(pl.col("code").cast(pl.Int32))
     indices = all_items.join(lists, on="item_index", how="left", maintain_order="left")["code"]
     empty = pl.Series([[]], dtype=pl.List(pl.Int32))
     indices = indices.fill_null(empty) if indices.null_count() else indices
@@ -240,17 +228,7 @@ def _item_values(known: pl.DataFrame, name: str) -> pl.DataFrame:
     )
 
 
-def _codes(text: pl.Series, values: pl.Series, start: int) -> pl.Series:
-    codes = pl.Series(range(start, start + len(values)), dtype=pl.Int32)
-    return text.replace_strict(values, codes, default=None, return_dtype=pl.Int32)
-
-
-def _vocabulary(kind: str, column: str, values: list[str], start: int) -> pl.DataFrame:
-    return pl.DataFrame(
-        {
-            "kind": pl.Series([kind] * len(values), dtype=pl.String),
-            "column": pl.Series([column] * len(values), dtype=pl.String),
-            "code": pl.Series(range(start, start + len(values)), dtype=pl.Int32),
-            "value": pl.Series(values, dtype=pl.String),
-        }
-    )
+def _vocabulary(column: str, values: list[str]) -> pl.DataFrame:
+    """Vocabulary of one profile column, codes from 1."""
+    rows = [("profile", column, code, value) for code, value in enumerate(values, 1)]
+    return pl.DataFrame(rows, schema=VOCABULARY.schema(), orient="row")

@@ -1,4 +1,4 @@
-"""Files: which ones are meant, their hashes, and their decompressed bytes with every guard against damage."""
+"""Finds the log files, hashes them, and reads their decompressed bytes with checks for damage."""
 
 import codecs
 import glob
@@ -13,7 +13,7 @@ from typing import IO
 from dcclctl.errors import DataError, UsageError
 
 BLOCK_BYTES = 1 << 20
-#: A file that inflates beyond both of these is taken for a compression bomb.
+#: A file that inflates beyond both limits is taken for a compression bomb.
 BOMB_BYTES = 64 << 20
 BOMB_RATIO = 200
 
@@ -25,10 +25,8 @@ class Source:
     """A file to read, as it was when it was hashed.
 
     Args:
-        path: where it lies.
-        sha256: of its bytes, compressed as they are.
-        bytes: its size.
-        modified_ns: its time of modification.
+        path: where it is. sha256: hash of its bytes as they are, compressed or not.
+        bytes: its size. modified_ns: its time of modification.
     """
 
     path: Path
@@ -38,7 +36,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Base name; the only part of the path that gets into an artifact."""
+        """Base name; the only part of the path that is recorded in an artifact."""
         return self.path.name
 
     @property
@@ -46,12 +44,24 @@ class Source:
         """Base name without .gz or .zst."""
         return self.path.stem if self.path.suffix in (".gz", ".zst") else self.path.name
 
+    def check_unchanged(self) -> None:
+        """Refuse a file that has changed since it was hashed.
+
+        Raises:
+            DataError: its size or its time of modification differs.
+        """
+        after = self.path.stat()
+        if (after.st_size, after.st_mtime_ns) != (self.bytes, self.modified_ns):
+            raise DataError(
+                f"{self.path} changed while it was read", "Wait until it is written completely, or ingest a copy."
+            )
+
 
 def find_paths(arguments: list[Path]) -> list[Path]:
-    """The files that LOG arguments mean: files, globs, and folders of a known layout.
+    """The log files that the LOG arguments name: files, globs, and folders of a known layout.
 
     Raises:
-        UsageError: nothing is there, or a folder holds no log that is known by name.
+        UsageError: there is no such file, or a folder holds no log with a known name.
     """
     found: list[Path] = []
     for argument in arguments:
@@ -74,7 +84,7 @@ def _log_in_folder(folder: Path) -> Path:
     if len(logs) == 1:
         return logs[0]
     files = sorted(path.name for path in folder.iterdir() if path.is_file())[:8]
-    problem = "holds several logs" if logs else "holds no log that is known by name"
+    problem = "holds several logs" if logs else "holds no log with a known name"
     raise UsageError(
         f"the folder {folder} {problem} (it has: {', '.join(files) or 'no files'})",
         f"Name the file: dcclctl ingest {folder / (files[0] if files else 'LOG')}",
@@ -85,7 +95,7 @@ def identify(path: Path) -> Source:
     """Hash a file.
 
     Raises:
-        DataError: it cannot be read, or is empty.
+        DataError: it cannot be read, or it is empty.
     """
     try:
         before = path.stat()
@@ -99,7 +109,7 @@ def identify(path: Path) -> Source:
 
 
 def check_distinct(sources: list[Source]) -> None:
-    """Refuse the same bytes twice: their events would count double.
+    """Refuse the same file twice: its events would count double.
 
     Raises:
         DataError: two files have the same hash.
@@ -115,14 +125,7 @@ def check_distinct(sources: list[Source]) -> None:
 
 
 class ByteStream:
-    """Decompressed bytes of a source, block by block.
-
-    Args:
-        source: the file.
-
-    Attributes:
-        position: compressed bytes read so far.
-    """
+    """Decompressed bytes of a source, block by block; `position` counts the compressed bytes read so far."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -132,7 +135,7 @@ class ByteStream:
         """Blocks of bytes.
 
         Raises:
-            DataError: damaged or cut compression, a bomb, or a file that changed since it was hashed.
+            DataError: damaged or truncated compression, a bomb, or a file that changed since it was hashed.
         """
         source, size = self.source, 0
         try:
@@ -152,11 +155,7 @@ class ByteStream:
             ) from error
         except OSError as error:
             raise DataError(f"cannot read {source.path}: {error.strerror}", "Check the disk.") from error
-        after = source.path.stat()
-        if (after.st_size, after.st_mtime_ns) != (source.bytes, source.modified_ns):
-            raise DataError(
-                f"{source.path} changed while it was read", "Wait until it is written completely, or ingest a copy."
-            )
+        source.check_unchanged()
 
 
 class _ZstdError(Exception):
@@ -179,7 +178,7 @@ def _inflate(file: IO[bytes], suffix: str) -> Iterator[bytes]:
 def _inflate_zstd(file: IO[bytes]) -> Iterator[bytes]:
     import zstandard
 
-    # Not stream_reader: it takes a cut frame for the end of the file. Small inputs bound what one call inflates.
+    # Not stream_reader: it takes a truncated frame for the end of the file. Small inputs limit what one call inflates.
     decoder = zstandard.ZstdDecompressor()
     stream = None
     try:
@@ -196,7 +195,7 @@ def _inflate_zstd(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def first_bytes(source: Source, size: int = 1 << 16) -> bytes:
-    """The first decompressed bytes of a source (all of a smaller one)."""
+    """The first `size` decompressed bytes of a source, or all of a smaller one."""
     head = b""
     for block in ByteStream(source):
         head += block
@@ -209,15 +208,13 @@ def utf8_blocks(stream: ByteStream, encoding: str) -> Iterator[bytes]:
     """Blocks of a text file as UTF-8, without its byte order mark; bytes declared UTF-8 pass through unchecked.
 
     Raises:
-        DataError: bytes that the declared encoding does not have.
+        DataError: bytes that are not valid in the declared encoding.
     """
     if encoding == "utf-8":
         head = b""
         blocks = iter(stream)
-        for block in blocks:
+        while len(head) < len(BOM) and (block := next(blocks, b"")):
             head += block
-            if len(head) >= len(BOM):
-                break
         yield head.removeprefix(BOM)
         yield from blocks
         return

@@ -1,4 +1,4 @@
-"""Cut the events into the four periods cloud | device | valid | test."""
+"""Splits the events into the four periods cloud, device, valid and test."""
 
 import hashlib
 from fractions import Fraction
@@ -15,7 +15,7 @@ Periods = npt.NDArray[np.int8]
 
 TEST = PERIODS.index("test")
 
-#: Share of what is neither test nor valid that becomes `device` in leave-one-out.
+#: In leave-one-out, the share of `device` among the events before valid and test.
 DEVICE_SHARE = Fraction(3, 10)
 
 
@@ -24,8 +24,7 @@ def split(users: Codes, times: Ints, time_kind: str, config: IngestConfig) -> tu
 
     Args:
         users: dense numbers, ascending; within a user oldest first.
-        times: microseconds, or order numbers.
-        time_kind: 'timestamp' or 'ordinal'.
+        times: microseconds, or order numbers. time_kind: 'timestamp' or 'ordinal'.
         config: split and periods.
 
     Raises:
@@ -34,8 +33,8 @@ def split(users: Codes, times: Ints, time_kind: str, config: IngestConfig) -> tu
     """
     if time_kind == "ordinal" and config.split != "leave-one-out":
         raise UsageError(
-            f"this log only knows the order of each user's events: there is no common clock for a {config.split} split",
-            "Cut it per user: --split leave-one-out   (if the column does hold times, declare --time-unit)",
+            f"this log has only the order of each user's events, but a {config.split} split needs times",
+            "Split by user: --split leave-one-out   (if the column does hold times, declare --time-unit)",
         )
     if config.split == "leave-one-out":
         return leave_one_out(users), None
@@ -48,7 +47,7 @@ def split(users: Codes, times: Ints, time_kind: str, config: IngestConfig) -> tu
 
 
 def shares_of(periods: list[str]) -> list[Fraction]:
-    """Cumulative shares (three, between 0 and 1) of four shares like 60,20,10,10 or 0.6,0.2,0.1,0.1.
+    """Three cumulative shares, between 0 and 1, of four shares like 60,20,10,10 or 0.6,0.2,0.1,0.1.
 
     Raises:
         UsageError: not four numbers that add up to 100 or 1.
@@ -67,7 +66,7 @@ def shares_of(periods: list[str]) -> list[Fraction]:
 
 
 def _round_half_up(numbers: Ints, share: Fraction) -> Ints:
-    """numbers × share, rounded, exactly."""
+    """numbers × share in exact arithmetic, rounded half up."""
     return (2 * numbers * share.numerator + share.denominator) // (2 * share.denominator)
 
 
@@ -107,23 +106,22 @@ def _check_filled(periods: Periods, times: Ints, cuts: list[int]) -> None:
 
 
 def iso(time_us: int) -> str:
-    """A time as text, UTC, to the second (or the microsecond where there is one)."""
+    """A time as ISO text in UTC, to the second, or to the microsecond if it is not whole seconds."""
     return str(np.datetime64(time_us, "us")).removesuffix(".000000") + "Z"
 
 
 def _positions(users: Codes) -> tuple[Ints, Ints]:
-    """Each event's place in its user's timeline from 0, and how many events that user has."""
+    """Each event's place in its user's timeline, from 0, and the user's number of events."""
     counts = np.bincount(users).astype(np.int64)
     starts = np.cumsum(counts) - counts
     return np.arange(len(users), dtype=np.int64) - starts[users], counts[users]
 
 
 def per_user(users: Codes, shares: list[Fraction]) -> Periods:
-    """Cut each user's own timeline by position; short users may have empty periods.
+    """Split each user's own timeline by position; users with few events may have empty periods.
 
     Args:
-        users: ascending; within a user oldest first.
-        shares: three cumulative shares.
+        users: ascending; within a user oldest first. shares: three cumulative shares.
     """
     place, count = _positions(users)
     periods = np.zeros(len(users), np.int8)
@@ -133,9 +131,9 @@ def per_user(users: Codes, shares: list[Fraction]) -> Periods:
 
 
 def leave_one_out(users: Codes) -> Periods:
-    """A user's last event is test, the one before valid, of the rest the newest 30 % device.
+    """A user's last event is test, the one before it valid, and the newest 30 % of the rest device.
 
-    One event stays in cloud; of two the second is test.
+    A single event is cloud; of two events the second is test.
     """
     place, count = _positions(users)
     from_end = count - 1 - place
@@ -149,10 +147,13 @@ def leave_one_out(users: Codes) -> Periods:
 
 
 def new_users(user_ids: list[str], fraction: float, seed: int) -> Flags:
-    """(U,) who is to be new at the start of test: a hash of seed and id decides, so other users or logs change nothing.
+    """Choose the users who will be new at the start of test. Only the seed and the user's own id decide.
 
     Args:
         user_ids: the outside ids. fraction: share of them that is chosen. seed: of the ingest.
+
+    Returns:
+        (U,) flags.
     """
     if not fraction:
         return np.zeros(len(user_ids), np.bool_)
@@ -166,13 +167,13 @@ def new_users(user_ids: list[str], fraction: float, seed: int) -> Flags:
 
 
 def make_new(users: Codes, periods: Periods, chosen: Flags, one_timeline: bool) -> tuple[Periods, Flags]:
-    """Take from the chosen users all that a model could have learned about them.
+    """Make the chosen users new: a model cannot learn about them before test.
 
-    On one timeline their events before test go; who has none in test stays as before, for there would be nothing left
-    of such a user. Where periods are each user's own, all their events become test.
+    In a global split their events before test are dropped; chosen users without an event in test keep all their events.
+    In a split by user, all events of the chosen users become test.
 
     Args:
-        users, periods: of each event. chosen: (U,) from `new_users`. one_timeline: of a global split.
+        users, periods: of each event. chosen: (U,) from `new_users`. one_timeline: whether the split is global.
 
     Returns:
         The periods, and which events stay.
@@ -180,13 +181,11 @@ def make_new(users: Codes, periods: Periods, chosen: Flags, one_timeline: bool) 
     Raises:
         DataError: a period is left without any event.
     """
+    after, keep = periods, np.ones(len(users), np.bool_)
     if one_timeline:
-        tested = np.zeros(len(chosen), np.bool_)
-        tested[users[periods == TEST]] = True
+        tested = np.bincount(users[periods == TEST], minlength=len(chosen)) > 0
         keep = ~((chosen & tested)[users] & (periods < TEST))
-        after = periods
     else:
-        keep = np.ones(len(users), np.bool_)
         after = np.where(chosen[users], np.int8(TEST), periods)
     before, left = (np.bincount(each, minlength=len(PERIODS)) for each in (periods, after[keep]))
     for number, name in enumerate(PERIODS):

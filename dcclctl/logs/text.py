@@ -1,32 +1,32 @@
-"""Delimited text → batches of records.
+"""Reads delimited text as batches of records.
 
-Clean stretches are checked by vectorised byte counts and parsed by polars; a stretch with quotes, NULs, blank lines or a
-wrong number of fields is read record by record. Both ways give the same rows (a test holds them together). polars'
-own tolerance (ignore_errors, truncate_ragged_lines, utf8-lossy) is never used: it loses rows without a word.
+Clean pieces of text are checked with vectorised byte counts and parsed by polars; a piece with quotes, NULs, blank lines
+or a wrong number of fields is read record by record. Both ways give the same rows (tested). polars' options for broken
+text (ignore_errors, truncate_ragged_lines, utf8-lossy) are never used: they lose rows silently.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from dcclctl.errors import DataError
-from dcclctl.logs.batch import MAX_FIELD_BYTES, Batch, Reject, text_frame
+from dcclctl.logs.batch import MAX_FIELD_BYTES, Batch, BatchBuilder
 from dcclctl.logs.layout import Layout
 from dcclctl.logs.sources import BOM, ByteStream, utf8_blocks
 
-#: Bytes parsed at once (what is made of them fits memory that is used again), and the pieces a dirty stretch is cut into.
+#: Bytes that are parsed at once, so that their memory is reused; and the size of the pieces of a chunk that is not clean.
 CHUNK_BYTES = 8 << 20
 PIECE_BYTES = 256 << 10
-#: Text without any line end beyond this is not line-separated text.
+#: So many bytes without a line end are not line-separated text.
 MAX_LINE_BYTES = 64 << 20
 
 _OTHER_DELIMITERS = (",", ";", "\t", "|", "::")
 
 
 def chunks(stream: ByteStream, encoding: str, size: int = CHUNK_BYTES) -> Iterator[tuple[bytes, bool]]:
-    """Whole lines, about `size` bytes at once, and whether it is the last chunk (which may lack its line end).
+    """Chunks of whole lines, about `size` bytes each, and whether a chunk is the last one (its line end may be missing).
 
     Raises:
         DataError: the text has no line ends, or is not UTF-8.
@@ -41,7 +41,9 @@ def chunks(stream: ByteStream, encoding: str, size: int = CHUNK_BYTES) -> Iterat
         end = block.rfind(b"\n") + 1
         if end == 0:
             if held > size + MAX_LINE_BYTES:
-                raise _no_line_ends(stream)
+                raise DataError(
+                    f"{stream.source.path} has no line ends: it is not line-separated text", "Convert it to CSV first."
+                )
             continue
         blocks[-1] = block[:end]
         yield b"".join(blocks), False
@@ -49,19 +51,11 @@ def chunks(stream: ByteStream, encoding: str, size: int = CHUNK_BYTES) -> Iterat
     yield b"".join(blocks), True
 
 
-def _no_line_ends(stream: ByteStream) -> DataError:
-    return DataError(
-        f"{stream.source.path} has no line ends: it is not line-separated text", "Convert it to CSV first."
-    )
-
-
 def check_utf8(data: bytes, offset: int, stream: ByteStream) -> None:
-    """Refuse bytes that are not UTF-8.
+    """Refuse bytes that are not UTF-8; `offset` is where they start in the file.
 
-    Args:
-        data: whole lines.
-        offset: where they start in the file.
-        stream: for the message.
+    Raises:
+        DataError: with the first such byte and its offset.
     """
     if data.isascii():
         return
@@ -75,12 +69,7 @@ def check_utf8(data: bytes, offset: int, stream: ByteStream) -> None:
 
 
 def read_text(stream: ByteStream, layout: Layout, wanted: list[str]) -> Iterator[Batch]:
-    """Batches of a delimited text file.
-
-    Args:
-        stream: the file.
-        layout: how it looks.
-        wanted: columns to hand on.
+    """Read a delimited text file batch by batch; `wanted` names the columns to return.
 
     Raises:
         DataError: not UTF-8, no line ends, or anything that `ByteStream` refuses.
@@ -90,8 +79,7 @@ def read_text(stream: ByteStream, layout: Layout, wanted: list[str]) -> Iterator
     header_pending = layout.has_header
     for chunk, last in chunks(stream, layout.encoding):
         check_utf8(chunk, offset + len(carried), stream)
-        if carried:
-            chunk = carried + chunk
+        chunk = carried + chunk if carried else chunk
         if header_pending:
             end = chunk.find(b"\n") + 1 or len(chunk)
             chunk, offset, header_pending = chunk[end:], offset + end, False
@@ -109,7 +97,7 @@ def read_text(stream: ByteStream, layout: Layout, wanted: list[str]) -> Iterator
             batch = _fast(piece, offset, record, layout, wanted)
             if batch is None:
                 batch, used = reader.read(piece, offset, record, final=last and end == len(chunk))
-                # A quoted record may reach beyond the piece; try again with twice as much of the chunk.
+                # A quoted record may continue after the piece; try again with twice as much of the chunk.
                 reach = 2 * PIECE_BYTES
                 while used == 0 and end < len(chunk):
                     end = _piece_end(chunk, start, reach)
@@ -130,7 +118,7 @@ def _piece_end(chunk: bytes, start: int, size: int) -> int:
 
 
 def _fast(chunk: bytes, offset: int, record: int, layout: Layout, wanted: list[str]) -> Batch | None:
-    """Parse a stretch in which every line has exactly the right number of plain fields; None if that is not so."""
+    """Parse text in which every line has exactly the right number of plain fields; None for any other text."""
     width = len(layout.columns)
     if not chunk or width < 2 or len(layout.delimiter) > 1 or (layout.quoting and b'"' in chunk) or b"\0" in chunk:
         return None
@@ -146,7 +134,7 @@ def _fast(chunk: bytes, offset: int, record: int, layout: Layout, wanted: list[s
     ends = separators[width - 1 :: width]
     if np.count_nonzero(line_end) != len(ends) or not line_end[ends].all():
         return None
-    # No field is longer than its line; only a stretch with a very long line needs the closer look.
+    # No field is longer than its line, so only text with a very long line needs the record reader.
     if int(ends[0]) > MAX_FIELD_BYTES or int(np.diff(ends).max(initial=0)) > MAX_FIELD_BYTES:
         return None
     frame = pl.read_csv(
@@ -160,7 +148,7 @@ def _fast(chunk: bytes, offset: int, record: int, layout: Layout, wanted: list[s
     if frame.height != len(ends):
         return None
     if any(column.null_count() for column in frame.iter_columns()):
-        # polars reads an empty field as null; the careful way, and the rules, know empty texts.
+        # polars reads an empty field as null; the record reader gives an empty text.
         frame = frame.fill_null("")
     if layout.columns[-1] in wanted and b"\r" in chunk:
         frame = frame.with_columns(pl.col(layout.columns[-1]).str.strip_suffix("\r"))
@@ -172,9 +160,8 @@ def _fast(chunk: bytes, offset: int, record: int, layout: Layout, wanted: list[s
     return Batch(frame, np.arange(record, record + len(ends), dtype=np.int64), raw, read=len(ends))
 
 
-@dataclass(frozen=True)
-class _Record:
-    """One record in a buffer: its fields or why it has none, and where the next one starts."""
+class _Record(NamedTuple):
+    """One record in a buffer: its fields or why it has none, and where the next record starts."""
 
     fields: list[str]
     reason: str
@@ -182,62 +169,46 @@ class _Record:
 
 
 class _RecordReader:
-    """Reads records one by one; a broken record costs one physical line, and reading goes on at the next one."""
+    """Reads records one by one; a broken record is rejected with its first line, and reading continues at the next line."""
 
     def __init__(self, layout: Layout, wanted: list[str]) -> None:
         self._width = len(layout.columns)
         self._quoting = layout.quoting
         self._delimiter = layout.delimiter
-        self._separator = layout.delimiter.encode()
         self._wanted = {name: layout.columns.index(name) for name in wanted}
 
     def read(self, data: bytes, offset: int, record: int, final: bool) -> tuple[Batch, int]:
-        """Records of a buffer.
+        """Read the records of a buffer.
 
         Args:
-            data: bytes from a record's start.
-            offset: where they start in the file.
-            record: number of the first record.
-            final: whether the file ends with them; if not, a quoted record that is still open is left for later.
+            data: bytes from a record's start. offset: where they start in the file. record: number of the first record.
+            final: whether the file ends with them; otherwise a quoted record that is still open is left for later.
 
         Returns:
             The batch, and how many bytes it used.
         """
-        columns: dict[str, list[str | None]] = {name: [] for name in self._wanted}
-        records: list[int] = []
-        spans: list[tuple[int, int]] = []
-        rejects: list[Reject] = []
-        blank, first, position = 0, record, 0
+        builder = BatchBuilder(self._wanted, data, offset, record)
+        blank = position = 0
         while position < len(data):
             found = self._next(data, position, final)
             if found is None:
                 break
             text = data[position : found.next].rstrip(b"\r\n")
+            end = position + len(text)
             if not text.strip(b" \t") and len(found.fields) != self._width:
                 blank += 1
             elif found.reason:
-                raw = text[:MAX_FIELD_BYTES].decode("utf-8", "replace")
-                rejects.append(Reject(record, offset + position, found.reason, raw))
-                record += 1
+                builder.reject(found.reason, position, end)
             else:
-                for name, column in self._wanted.items():
-                    columns[name].append(found.fields[column])
-                records.append(record)
-                spans.append((position, position + len(text)))
-                record += 1
+                builder.keep([found.fields[column] for column in self._wanted.values()], position, end)
             position = found.next
-
-        def raw_of(row: int) -> tuple[int, str]:
-            start, end = spans[row]
-            return offset + start, data[start:end].decode("utf-8")
-
-        batch = Batch(text_frame(columns), np.array(records, np.int64), raw_of, rejects, record - first)
+        batch = builder.batch()
         if blank:
             batch.normalised["blank-lines"] = blank
         return batch, position
 
     def _next(self, data: bytes, start: int, final: bool) -> _Record | None:
-        """The record at `start`; None if it is quoted and may go on beyond the buffer."""
+        """The record at `start`; None if it is quoted and may continue after the buffer."""
         newline = data.find(b"\n", start)
         line_end = newline if newline >= 0 else len(data)
         after_line = min(line_end + 1, len(data))
@@ -251,11 +222,9 @@ class _RecordReader:
         if reason == "":
             reason = self._field_problem(line, fields, after == len(data) and not data.endswith(b"\n"))
             if reason and after > after_line:
-                # A record of several lines with a wrong number of fields: its quote was never meant to be one.
+                # Several lines with a wrong number of fields: the first quote was probably not meant as one.
                 reason = "unclosed-quote"
-        if reason:
-            return _Record([], reason, after_line)
-        return _Record(fields, "", after)
+        return _Record([], reason, after_line) if reason else _Record(fields, "", after)
 
     def _field_problem(self, line: bytes, fields: list[str], unterminated: bool) -> str:
         if any(len(field) > MAX_FIELD_BYTES // 4 and len(field.encode()) > MAX_FIELD_BYTES for field in fields):
@@ -270,9 +239,9 @@ class _RecordReader:
         return "cut-last-row" if unterminated else "missing-fields"
 
     def _quoted(self, data: bytes, start: int) -> tuple[list[str], str, int]:
-        """Fields of a record with quotes, what is wrong ('' if nothing), and where the next record starts."""
+        """Fields of a record with quotes, the reason to reject it ('' for none), and where the next record starts."""
         fields: list[str] = []
-        position, separator = start, self._separator
+        position, separator = start, self._delimiter.encode()
         while True:
             if data.startswith(b'"', position):
                 end = self._closing_quote(data, position + 1)
@@ -292,16 +261,12 @@ class _RecordReader:
                 position = end
             if data.startswith(separator, position):
                 position += len(separator)
-            elif position >= len(data):
+            elif position >= len(data) or (position + 1 == len(data) and data.endswith(b"\r")):
                 return fields, "", len(data)
-            elif data.startswith(b"\n", position):
-                return fields, "", position + 1
-            elif data.startswith(b"\r\n", position):
-                return fields, "", position + 2
-            elif data.startswith(b"\r", position) and position + 1 == len(data):
-                return fields, "", len(data)
+            elif data.startswith((b"\n", b"\r\n"), position):
+                return fields, "", data.index(b"\n", position) + 1
             else:
-                # A quote was closed and text follows: over several lines it was never closed on its own line.
+                # Text follows a closing quote. If that quote is on a later line, the first line's quote was never closed.
                 broken = "unclosed-quote" if b"\n" in data[start:position] else "stray-quote"
                 return fields, broken, len(data)
 

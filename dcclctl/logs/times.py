@@ -1,4 +1,4 @@
-"""Times: whole numbers in one unit, or ISO texts with a zone → microseconds since 1970 UTC."""
+"""Converts times, whole numbers in one unit or ISO texts with a zone, to microseconds since 1970 UTC."""
 
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -11,7 +11,7 @@ from dcclctl.logs.batch import Batch, Flags, Ints
 
 DAY_US = 86_400_000_000
 _MICROSECONDS = {"s": (1_000_000, 1), "ms": (1_000, 1), "us": (1, 1), "ns": (1, 1_000)}
-#: Smallest magnitude of each unit. Below 1e7 seconds lies April 1970: such numbers are order numbers.
+#: Smallest number of each unit. Seconds below 1e7 would be in early 1970, so such numbers are order numbers.
 _FLOORS = (("ordinal", 1), ("s", 10**7), ("ms", 10**11), ("us", 10**14), ("ns", 10**17))
 _FLOOR_VALUES = np.array([floor for _, floor in _FLOORS], np.int64)
 
@@ -21,7 +21,7 @@ _ISO = r"^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2})(:\d{2})?([.,]\d{1,9})?)? ?(Z|z
 
 
 def parse_iso(text: str, timezone: str, what: str) -> int:
-    """One time of a setting as microseconds; without a zone it is in `timezone`, or in UTC.
+    """The time of a setting in microseconds. Without a zone it is in `timezone`, or in UTC. `what` names the setting.
 
     Raises:
         UsageError: not a time.
@@ -46,12 +46,12 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def unit_of(number: int) -> str:
-    """The unit that a positive number of this size is in."""
+    """The unit of a positive number, judged by its size."""
     return [unit for unit, floor in _FLOORS if number >= floor][-1]
 
 
 def number_to_us(number: int, unit: str) -> int:
-    """A number in a unit as microseconds; an order number stays as it is."""
+    """Convert a number in a unit to microseconds; an order number stays as it is."""
     factor, divisor = _MICROSECONDS.get(unit, (1, 1))
     return number * factor // divisor
 
@@ -60,13 +60,13 @@ class TimeColumn:
     """The times of one file, read batch by batch.
 
     Args:
-        unit: auto, or what --time-unit declares. auto takes the unit of the file's first times for all of it.
-        timezone: zone of local times, '' if there is none.
-        now: the frozen clock, ISO.
+        unit: auto, or what --time-unit declares; auto takes the unit of the file's first time for the whole file.
+        timezone: zone of local times; '' if none is declared.
+        now: the present as an ISO time; no event may be more than a day after it.
         where: the file and its column, for messages.
 
     Attributes:
-        unit: once known.
+        unit: auto until the first time is read, then the unit.
     """
 
     def __init__(self, unit: str, timezone: str, now: str, where: str) -> None:
@@ -79,10 +79,10 @@ class TimeColumn:
         self._where = where
 
     def read(self, texts: pl.Series, batch: Batch) -> tuple[Ints, dict[str, Flags]]:
-        """Times of a batch.
+        """Read the times of a batch.
 
         Returns:
-            Microseconds (order numbers as they are); and reason → rows that it rejects.
+            Microseconds (order numbers as they are); and reason → rejected rows.
 
         Raises:
             DataError: two units in one file, or local times without a zone.
@@ -118,13 +118,10 @@ class TimeColumn:
         if self.unit != "auto":
             return
         positive = (numbers > 0).fill_null(False)
-        iso = texts.str.contains(_ISO)
-        first_number = positive.arg_max() if positive.any() else None
-        first_iso = iso.arg_max() if iso.any() else None
-        if first_iso is not None and (first_number is None or first_iso < first_number):
-            self.unit = "iso"
-        elif first_number is not None:
-            self.unit = unit_of(int(numbers[first_number]))
+        readable = positive | texts.str.contains(_ISO)
+        if readable.any():
+            first = int(readable.arg_max() or 0)
+            self.unit = unit_of(int(numbers[first])) if positive[first] else "iso"
 
     def _numbers(
         self, numbers: Ints, missing: Flags, texts: pl.Series, batch: Batch, refused: dict[str, Flags]
@@ -142,7 +139,7 @@ class TimeColumn:
             refused["time-in-future"] = numbers > limit
             numbers = np.minimum(numbers, limit)
         if factor > 1:
-            # A number far below zero is refused already; it must not wrap around here.
+            # Numbers below zero are rejected already, but a large one must not overflow here.
             return np.maximum(numbers, 0) * factor, refused
         return (numbers // divisor if divisor > 1 else numbers), refused
 
@@ -170,19 +167,14 @@ class TimeColumn:
             raise self._mixed(batch, int(mixed.arg_max() or 0), texts)
         parts = texts.str.extract_groups(_ISO).struct.unnest()
         date, minutes, seconds, fraction, zone = parts.get_columns()
-        text = (
-            date
-            + "T"
-            + minutes.fill_null("00:00")
-            + seconds.fill_null(":00")
-            + fraction.fill_null(".0").str.replace(",", ".", literal=True)
-        )
+        text = date + "T" + minutes.fill_null("00:00") + seconds.fill_null(":00")
+        text += fraction.fill_null(".0").str.replace(",", ".", literal=True)
         zoned = zone.is_not_null()
         if not self._timezone and (local := date.is_not_null() & ~zoned).any():
             row = int(local.arg_max() or 0)
             raise DataError(
                 f"{self._where}, record {int(batch.records[row])}: {texts[row]!r} is a local time without a zone",
-                "Say which: --timezone UTC, or --timezone Europe/Paris.",
+                "Name its zone, e.g. --timezone UTC or --timezone Europe/Paris.",
             )
         local_us = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False)
         readable = local_us.is_not_null()

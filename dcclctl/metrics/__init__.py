@@ -1,1 +1,1 @@
-"""Pure metrics: ranking, groups, significance."""
+"""Pure functions on arrays and tables: ranking, AUC, calibration, groups, significance, harm."""

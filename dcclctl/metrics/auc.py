@@ -15,9 +15,9 @@ def user_auc(user_index: NDArray[Any], labels: NDArray[Any], scores: NDArray[Any
     One sort for all users (Mann–Whitney): AUC = (Σ mid-ranks of positives − P(P+1)/2) / (P·N).
 
     Args:
-        user_index: (rows,) whose row it is, in any order.
+        user_index: (rows,) the row's user, in any order.
         labels: (rows,) 1 positive, 0 negative.
-        scores: (rows,) the larger, the likelier positive.
+        scores: (rows,) a larger score means that a positive is likelier.
 
     Returns:
         One row a user, sorted: user_index Int32, auc Float64 (null where the user's labels are all equal).
@@ -32,8 +32,8 @@ def user_auc(user_index: NDArray[Any], labels: NDArray[Any], scores: NDArray[Any
         raise DataError("AUC needs labels 0 and 1", "Check --label at ingest.")
     rows = len(user_index)
 
-    # One plain sort of integers that pack (user, place of the score among all scores, label): several times faster
-    # than an indirect sort by two keys. User and place are below 2³¹, so 63 bits hold all three.
+    # One plain sort of integers that pack (user, rank of the score among all scores, label): several times faster
+    # than an indirect sort by two keys. User and rank are below 2³¹, so 63 bits hold all three.
     order = np.argsort(scores)
     values = scores[order]
     place = np.zeros(rows, dtype=np.int64)
@@ -55,11 +55,9 @@ def user_auc(user_index: NDArray[Any], labels: NDArray[Any], scores: NDArray[Any
     first = np.repeat(tie_start, tie_rows) - np.repeat(user_start, user_rows)
     mid_rank = first + (np.repeat(tie_rows, tie_rows) + 1) / 2.0
 
-    if rows:
-        positives = np.add.reduceat(hits, user_start)
-        rank_sum = np.add.reduceat(hits * mid_rank, user_start)
-    else:
-        positives = rank_sum = np.empty(0)
+    positives, rank_sum = (
+        np.add.reduceat(values, user_start) if rows else np.empty(0) for values in (hits, hits * mid_rank)
+    )
     pairs = positives * (user_rows - positives)
     with np.errstate(invalid="ignore", divide="ignore"):
         auc = (rank_sum - positives * (positives + 1) / 2) / pairs
@@ -75,7 +73,7 @@ def gauc(aucs: pl.DataFrame) -> tuple[float | None, int]:
         aucs: what `user_auc` returned.
 
     Returns:
-        The mean over users that have a value (None if nobody has: never 0.5), and how many they are.
+        The mean over users with a value (None, not 0.5, if no user has one), and the number of these users.
     """
     values = aucs["auc"].drop_nulls().to_numpy()
     return (float(values.mean()) if len(values) else None), len(values)

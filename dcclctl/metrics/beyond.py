@@ -1,4 +1,4 @@
-"""Beyond accuracy: what the top-k lists show to whom. All three figures are made of one count per item."""
+"""Coverage, concentration and novelty of the top-k lists, all computed from one count per item."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def exposure(top_items: NDArray[Any], items: int) -> NDArray[np.int64]:
-    """How often each item stands in a top-k list. Counts of several batches may be added.
+    """Count how often each item stands in a top-k list. Counts of several batches may be added.
 
     Args:
         top_items: (lists, k) item_index of the shown items; a negative entry is an empty place (fewer than k items).
@@ -47,8 +47,8 @@ def gini(counts: NDArray[Any]) -> float | None:
 def novelty(counts: NDArray[Any], popularity: NDArray[Any]) -> float | None:
     """Mean self-information of a shown item, −log₂ p(item), in bits; None without lists.
 
-    Source: Zhou et al., PNAS 2010. Differs: p = (events + 1) / (all events + items), so that an item nobody has
-    bought yet has a finite novelty.
+    Source: Zhou et al., PNAS 2010. Differs: p = (events + 1) / (all events + items), so that the novelty of an item
+    without events is finite.
 
     Args:
         counts: (items,) from `exposure`.

@@ -1,4 +1,4 @@
-"""Does a predicted probability mean what it says: log loss, reliability table, expected calibration error."""
+"""How well predicted probabilities agree with observed labels: log loss, reliability table, calibration error."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ BINS = 15
 
 
 def log_loss(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
-    """Cross-entropy of each row in nats, from the logit, so that it neither overflows nor needs clipping.
+    """Cross-entropy of each row in nats. Computed from the logit, so it cannot overflow and needs no clipping.
 
     Args:
         logits: (rows,) log-odds of a positive.
@@ -32,7 +32,7 @@ def user_log_loss(user_index: NDArray[Any], labels: NDArray[Any], logits: NDArra
     """Each user's mean cross-entropy, in nats.
 
     Args:
-        user_index: (rows,) whose row it is. labels, logits: (rows,) see `log_loss`.
+        user_index: (rows,) the row's user. labels, logits: (rows,) see `log_loss`.
 
     Returns:
         One row a user, sorted: user_index Int32, log_loss Float64.
@@ -43,7 +43,7 @@ def user_log_loss(user_index: NDArray[Any], labels: NDArray[Any], logits: NDArra
 
 
 def reliability(logits: NDArray[Any], labels: NDArray[Any], bins: int = BINS) -> pl.DataFrame:
-    """Predicted against observed, in equal-width bins of the predicted probability.
+    """Compare predicted and observed frequencies in equal-width bins of the predicted probability.
 
     Args:
         logits: (rows,) log-odds of a positive.
@@ -51,7 +51,7 @@ def reliability(logits: NDArray[Any], labels: NDArray[Any], bins: int = BINS) ->
         bins: number of bins; bin i holds probabilities in [i/bins, (i+1)/bins), the last one also 1.
 
     Returns:
-        One row a bin: lower and upper Float64, rows Int64, predicted and observed Float64 (means; null in an empty bin).
+        A RELIABILITY table without its subject, see tables.py.
 
     Raises:
         DataError: a logit is NaN or infinite.
@@ -76,7 +76,7 @@ def reliability(logits: NDArray[Any], labels: NDArray[Any], bins: int = BINS) ->
 
 
 def expected_calibration_error(table: pl.DataFrame) -> float | None:
-    """ECE: the gap |predicted − observed| of the bins, weighted by their rows; None without rows.
+    """ECE: the mean gap |predicted − observed| of the bins, weighted by their rows; None without rows.
 
     Source: Naeini et al., AAAI 2015; equal-width bins.
 

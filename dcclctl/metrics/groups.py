@@ -1,13 +1,11 @@
-"""From one row per user to one figure per group of users. Groups come with the table: they are fixed at ingest."""
+"""Averages over groups of users. The per-user table names each user's groups, which are fixed at ingest."""
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from dcclctl.errors import DataError
-
-ACTIVITY_GROUPS = 20
-GROUP_NAMES = ("all", "head", "tail", "new", *(f"activity-{number:02d}" for number in range(ACTIVITY_GROUPS)))
+from dcclctl.tables import AGGREGATE, GROUP_NAMES
 
 
 def metric_columns(per_user: pl.DataFrame) -> list[str]:
@@ -16,21 +14,21 @@ def metric_columns(per_user: pl.DataFrame) -> list[str]:
 
 
 def members(users: pl.DataFrame) -> dict[str, NDArray[np.bool_]]:
-    """Which rows belong to each group, in the order of `GROUP_NAMES`. Every row is in all and in at most two more.
+    """Which users belong to each group. Every user is in `all` and in at most two other groups.
 
     Args:
         users: a table with the columns group and activity_group, one row a user.
 
     Returns:
-        name → (rows,) mask.
+        name, in the order of `tables.GROUP_NAMES` → (users,) mask.
     """
     group = users["group"].to_numpy()
     activity = users["activity_group"].fill_null(-1).to_numpy()
-    masks = {"all": np.ones(len(users), dtype=bool)}
-    for name in ("head", "tail", "new"):
-        masks[name] = np.asarray(group == name, dtype=bool)
-    for number in range(ACTIVITY_GROUPS):
-        masks[f"activity-{number:02d}"] = activity == number
+    masks = {}
+    for name in GROUP_NAMES:
+        kind, _, number = name.partition("-")
+        own = activity == int(number) if number else (group == kind) | (kind == "all")
+        masks[name] = np.asarray(own, dtype=bool)
     return masks
 
 
@@ -39,11 +37,10 @@ def aggregate(per_user: pl.DataFrame) -> pl.DataFrame:
 
     Args:
         per_user: one row per (subject, user) with subject, user_index, group, activity_group, and Float64 metric
-            columns in which null means that the user has no value. The order of the rows does not matter to the means.
+            columns in which null means that the user has no value. The order of the rows does not change the means.
 
     Returns:
-        Rows by subject (in order of first appearance), group (`GROUP_NAMES`), metric (in column order), all of them
-        present: subject, group, metric, value Float64 (null where no user has one), users Int64 (with a value).
+        An AGGREGATE table with every subject (in order of first appearance), group and metric (in column order).
 
     Raises:
         DataError: a metric is NaN for some user.
@@ -54,7 +51,7 @@ def aggregate(per_user: pl.DataFrame) -> pl.DataFrame:
             raise DataError(f"the per-user table has NaN in {metric!r}", "A user without a value is null, not NaN.")
     rows: list[tuple[str, str, str, float | None, int]] = []
     for subject in per_user["subject"].unique(maintain_order=True):
-        # Sorted, so that the sums of floats come out the same for any order of rows.
+        # Sorted, so that the sums of floats are the same for any order of rows.
         users = per_user.filter(pl.col("subject") == subject).sort("user_index")
         values = users.select(metrics).to_numpy()
         for group, mask in members(users).items():
@@ -62,26 +59,14 @@ def aggregate(per_user: pl.DataFrame) -> pl.DataFrame:
                 known = values[mask, column]
                 known = known[~np.isnan(known)]
                 rows.append((subject, group, metric, float(known.mean()) if len(known) else None, len(known)))
-    return pl.DataFrame(
-        rows,
-        schema={
-            "subject": pl.String,
-            "group": pl.String,
-            "metric": pl.String,
-            "value": pl.Float64,
-            "users": pl.Int64,
-        },
-        orient="row",
-    )
+    return pl.DataFrame(rows, schema=AGGREGATE.schema(), orient="row")
 
 
 def paired_differences(per_user: pl.DataFrame, subject: str, against: str) -> pl.DataFrame:
     """Each user's metric under `subject` minus the same user's under `against`.
 
     Args:
-        per_user: a per-user table that holds both subjects.
-        subject: the new model.
-        against: the model it is compared with.
+        per_user: a per-user table that holds both subjects. subject: the new model. against: the baseline.
 
     Returns:
         One row a user, sorted by user_index: user_index, user_id, group, activity_group, and each metric's difference

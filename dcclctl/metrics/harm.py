@@ -1,31 +1,30 @@
-"""Whom a new model makes worse, and by how much: an average that rises can hide many users who lose."""
+"""Which users a new model makes worse off, and by how much. A higher average can hide many users who lose."""
 
 import numpy as np
 import polars as pl
 
 from dcclctl.metrics.groups import members, metric_columns
 from dcclctl.metrics.metric import lower_is_better
+from dcclctl.tables import HARM, MAIN_GROUPS
 
-#: A change smaller than this is rounding of floats, not a better or worse ranking.
+#: A smaller change is a rounding error of floats, not a better or worse ranking.
 UNCHANGED = 1e-9
 
 
 def _gain(metric: str) -> pl.Expr:
-    """A metric's difference, turned so that more is better."""
+    """A metric's difference with the sign that makes more better."""
     return -pl.col(metric) if lower_is_better(metric) else pl.col(metric)
 
 
-def harm(differences: pl.DataFrame, groups: tuple[str, ...] = ("all", "head", "tail", "new")) -> pl.DataFrame:
-    """Shares of users made better and worse, and the size of the harm.
+def harm(differences: pl.DataFrame, groups: tuple[str, ...] = MAIN_GROUPS) -> pl.DataFrame:
+    """Shares of users who gain and who lose, and the size of the losses.
 
     Args:
         differences: what `groups.paired_differences` returned.
-        groups: names from `groups.GROUP_NAMES`.
+        groups: names from `tables.GROUP_NAMES`.
 
     Returns:
-        One row per (group, metric): group, metric, users Int64 (with a value on both sides); better, worse, unchanged
-        Float64 (fractions of them; null without users); harm_10, harm_50 Float64: the gain (below 0) that a tenth and
-        a half of the users made worse lie below; null if nobody is.
+        A HARM table without its subject, see tables.py.
     """
     metrics = metric_columns(differences)
     membership = members(differences)
@@ -39,18 +38,17 @@ def harm(differences: pl.DataFrame, groups: tuple[str, ...] = ("all", "head", "t
             shares = [count / users if users else None for count in (better, worse, users - better - worse)]
             sizes = [float(np.quantile(lost, share)) if worse else None for share in (0.1, 0.5)]
             rows.append((group, metric, users, *shares, *sizes))
-    figures = ("better", "worse", "unchanged", "harm_10", "harm_50")
-    schema = {"group": pl.String, "metric": pl.String, "users": pl.Int64, **dict.fromkeys(figures, pl.Float64)}
+    schema = {name: kind for name, kind in HARM.schema().items() if name != "subject"}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def worst_users(differences: pl.DataFrame, metric: str, count: int = 10) -> pl.DataFrame:
-    """The users who lose most by one metric, the hardest hit first; users who lose nothing are not among them.
+    """The users who lose most by one metric, the largest loss first.
 
     Args:
         differences: what `groups.paired_differences` returned.
         metric: name of one of its metrics.
-        count: at most so many.
+        count: largest number of users; users without a loss are left out.
 
     Returns:
         user_index, user_id, group, activity_group, and the metric's difference. Ties by user_index.

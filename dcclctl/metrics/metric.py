@@ -1,4 +1,4 @@
-"""What a metric of a user is, and the table of all of them. A new metric is one file and one row.
+"""The table of all metrics, each defined by its value for one user. A new metric is one file and one row.
 
 All averages, intervals, comparisons, gates and reports are made from the per-user values, so they need no change.
 """
@@ -18,11 +18,12 @@ from dcclctl.metrics.ranking import Floats, hit_ratio, ndcg, reciprocal_rank
 
 @dataclass(frozen=True)
 class RankMetric:
-    """A figure of where the item that came next stands in the ranking. A user's value is the mean over the user's events.
+    """A metric of the rank of the item that came next. A user's value is the mean over the user's events.
 
     Attributes:
-        of: (N,) ranks, and k if `at_k` → (N,) values. at_k: does it look at the first k only? Then it has a column for
-            each cut-off of `evaluate --k`. lower_is_better: is a smaller value the better one?
+        of: (N,) ranks, and k if `at_k` → (N,) values.
+        at_k: whether only the first k items count; then the metric has a column for each cut-off of `evaluate --k`.
+        lower_is_better: whether a smaller value is better.
     """
 
     of: Callable[..., Floats]
@@ -32,11 +33,12 @@ class RankMetric:
 
 @dataclass(frozen=True)
 class RowMetric:
-    """A figure of a user's scored rows, positives and negatives together.
+    """A metric of all of a user's scored rows, positives and negatives.
 
     Attributes:
         of: (N,) user_index, (N,) labels 0 or 1, (N,) logits → one row a user: user_index Int32, and the value Float64
-            (null where the user has none). lower_is_better: is a smaller value the better one?
+            (null where the user has none).
+        lower_is_better: whether a smaller value is better.
     """
 
     of: Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], pl.DataFrame]
@@ -56,11 +58,7 @@ MEAN_NAMES: Final[Mapping[str, str]] = {"auc": "gauc"}
 
 
 def metric_names(cuts: Iterable[int]) -> list[str]:
-    """Every metric of an evaluation as the tables of means name it.
-
-    Args:
-        cuts: the k of `evaluate --k`.
-    """
+    """Names of all metrics in a table of means; `cuts` holds the k of `evaluate --k`."""
     names = []
     for name, metric in METRICS.items():
         at_k = isinstance(metric, RankMetric) and metric.at_k
@@ -69,6 +67,6 @@ def metric_names(cuts: Iterable[int]) -> list[str]:
 
 
 def lower_is_better(name: str) -> bool:
-    """Is a smaller value of this metric the better one? The name may have a cut-off and a number of sampled items."""
+    """Whether a smaller value of this metric is better. The name may have a cut-off and a number of sampled items."""
     metric = METRICS.get(re.split("[@/]", name)[0])
     return metric is not None and metric.lower_is_better

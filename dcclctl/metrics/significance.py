@@ -1,6 +1,6 @@
-"""Is a difference between two models real: paired bootstrap over users, Holm's correction, and how many users would tell.
+"""Significance of a difference between two models: paired bootstrap over users, Holm's correction, sample size.
 
-Users are drawn with replacement; a user brings all metrics and both models along, so every comparison is paired.
+Users are drawn with replacement. All metrics of both models are drawn with the user, so every comparison is paired.
 """
 
 import math
@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from dcclctl.metrics.groups import members, metric_columns
+from dcclctl.tables import MAIN_GROUPS
 
 Floats = NDArray[np.float64]
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-#: Below so many users a percentile interval is far too narrow; it is left out. The figure is a guess on the safe side.
+#: For fewer users a percentile interval is far too narrow and is left out. The number is a cautious guess.
 MIN_USERS = 20
 _BLOCK_CELLS = 4_000_000
 _MOST_USERS = 10**9
@@ -26,23 +27,22 @@ _FIGURES = ("difference", "low", "high", "p_value", "p_holm")
 def bootstrap_means(values: Floats, masks: NDArray[np.bool_], seed: int = 0, resamples: int = RESAMPLES) -> Floats:
     """Means over users in every resample, for all groups and metrics from the same draws.
 
-    A resample draws `users` users with replacement from all of them; a group's mean is over those of its members that
-    were drawn and have a value. The draws depend on the seed and the number of users only.
+    A resample draws as many users as there are, with replacement; a group's mean is over its members that were drawn and
+    have a value. The draws depend on the seed and the number of users only.
 
     Args:
         values: (users, metrics) one figure per user, e.g. a difference; NaN: the user has none.
         masks: (groups, users) membership.
-        seed: of the draws.
-        resamples: how many.
+        seed: of the draws. resamples: number of resamples.
 
     Returns:
-        (resamples, groups, metrics) means; NaN where nobody with a value was drawn.
+        (resamples, groups, metrics) means; NaN where no user with a value was drawn.
     """
     users, metrics = values.shape
     groups = len(masks)
     known = ~np.isnan(values)
-    # (groups · metrics, users): sums and counts of all groups become two matrix products with the draws. torch does them:
-    # it keeps to --threads, and numpy's threads get in each other's way on a busy machine (measured: ten times slower).
+    # (groups · metrics, users): sums and counts of all groups become two matrix products with the draws, made by torch:
+    # it keeps to --threads, while numpy's threads compete on a busy machine (measured: ten times slower).
     inside = (masks[:, None, :] & known.T[None, :, :]).reshape(groups * metrics, users)
     counted = torch.from_numpy(inside.astype(np.float64))
     summed = torch.from_numpy(inside * np.tile(np.where(known, values, 0.0).T, (groups, 1)))
@@ -61,12 +61,12 @@ def bootstrap_means(values: Floats, masks: NDArray[np.bool_], seed: int = 0, res
 
 
 def holm(p_values: Floats) -> Floats:
-    """P-values corrected for having looked at several comparisons at once; NaN stays NaN and is not counted.
+    """Correct the p-values of several comparisons; NaN stays NaN and does not count.
 
     Source: Holm, Scandinavian Journal of Statistics 1979. Adjusted p₍ᵢ₎ = max over j ≤ i of min(1, (m − j + 1) · p₍ⱼ₎).
 
     Args:
-        p_values: (comparisons,) of one family.
+        p_values: (comparisons,) all comparisons that are corrected together.
     """
     adjusted = np.full(len(p_values), math.nan)
     order = np.argsort(p_values)[: np.count_nonzero(~np.isnan(p_values))]
@@ -78,19 +78,18 @@ def holm(p_values: Floats) -> Floats:
 def users_to_settle(
     difference: float, deviation: float, threshold: float = 0.0, confidence: float = CONFIDENCE, power: float = 0.8
 ) -> int | None:
-    """How many users it would take to tell the difference from a threshold, if it is as large as it looks now.
+    """Number of users needed to tell the difference from a threshold, if it is as large as measured.
 
     n = ((z₁ + z₂) · deviation / (difference − threshold))², z₁ of the two-sided confidence, z₂ of the power.
 
     Args:
-        difference: mean of the users' differences.
-        deviation: standard deviation of the users' differences.
+        difference, deviation: mean and standard deviation of the users' differences.
         threshold: what the difference is compared with: 0, or the drop that a gate allows.
         confidence: of the interval.
-        power: chance that a comparison of that many users comes out conclusive.
+        power: probability that a comparison of that many users is conclusive.
 
     Returns:
-        Number of users, or None above a billion: a difference so close to the threshold is settled by no number.
+        Number of users, or None above a billion: the difference is too close to the threshold.
     """
     z = NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(power)
     distance = abs(difference - threshold)
@@ -101,22 +100,20 @@ def users_to_settle(
 
 def compare(
     differences: pl.DataFrame,
-    groups: tuple[str, ...] = ("all", "head", "tail", "new"),
+    groups: tuple[str, ...] = MAIN_GROUPS,
     seed: int = 0,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> pl.DataFrame:
-    """Paired comparison of two models for every group and metric.
+    """Compare two models, paired by user, for every group and metric.
 
     Args:
         differences: what `groups.paired_differences` returned.
-        groups: names from `groups.GROUP_NAMES`.
-        seed: of the draws.
-        resamples: number of bootstrap resamples.
-        confidence: of the interval, e.g. 0.95.
+        groups: names from `tables.GROUP_NAMES`.
+        seed: of the draws. resamples: number of bootstrap resamples. confidence: of the interval, e.g. 0.95.
 
     Returns:
-        One row per (group, metric): group, metric, users Int64 (with a value on both sides), difference Float64 (mean,
+        One row per (group, metric): group, metric, users Int64 (with a value from both models), difference Float64 (mean,
         null without users), low, high (percentile interval), p_value (two-sided, at least 2 / (resamples + 1)), p_holm
         (over the metrics of the group), and users_to_settle Int64 where the interval holds 0. Interval and p-values are
         null for fewer than `MIN_USERS` users. The interval is for this comparison alone; p_holm is for all metrics.
@@ -156,22 +153,20 @@ def contrast(
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> pl.DataFrame:
-    """Does a change do more for one group than for another? The mean difference of `one` minus that of `other`.
+    """Compare what a change does for two groups: the mean difference of `one` minus that of `other`.
 
-    Each model's difference is paired by user, the two groups are not: they share no user. Both means come from the same
+    The two models are paired by user; the two groups are not, because they share no user. Both means come from the same
     resamples of all users, as in `compare`.
 
     Args:
         differences: what `groups.paired_differences` returned.
-        one, other: names from `groups.GROUP_NAMES`, of groups without a common user.
-        seed: of the draws.
-        resamples: number of bootstrap resamples.
-        confidence: of the interval, e.g. 0.95.
+        one, other: names from `tables.GROUP_NAMES`, of groups without a common user.
+        seed: of the draws. resamples: number of bootstrap resamples. confidence: of the interval, e.g. 0.95.
 
     Returns:
         One row per metric: metric, users Int64 (of both groups, with a value), difference Float64 (null if a group has
-        no user), low, high, p_value and p_holm (over the metrics), which are null where a group has fewer than
-        `MIN_USERS` users.
+        no user), low, high, p_value and p_holm (over the metrics), which are null if a group has fewer than `MIN_USERS`
+        users.
     """
     metrics, values, masks, means = _resampled(differences, (one, other), seed, resamples)
     facts = []
@@ -192,7 +187,7 @@ def contrast(
 def _resampled(
     differences: pl.DataFrame, groups: tuple[str, ...], seed: int, resamples: int
 ) -> tuple[list[str], Floats, NDArray[np.bool_], Floats]:
-    """Names of the metrics, (users, metrics) differences in order of user, (groups, users) membership, resampled means."""
+    """Names of the metrics, (users, metrics) differences, (groups, users) membership, and resampled means."""
     metrics = metric_columns(differences)
     table = differences.sort("user_index")
     values = table.select(metrics).to_numpy().astype(np.float64).reshape(len(table), len(metrics))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dcclctl.compute import OnProgress
 from dcclctl.errors import DataError, DivergedError
-from dcclctl.events.log import PERIOD_NAMES, VALID, Block, EventLog
+from dcclctl.events.log import VALID, Block, EventLog
 from dcclctl.events.sampler import Sampler, Samples, valid_samples
 from dcclctl.events.sampling import Ints, stream
 from dcclctl.models.settings import FitSettings
@@ -115,7 +115,7 @@ class FitState:
         return cls(weights=part("weights/"), best=part("best/"), adam_state=part("adam/"), **numbers)
 
 
-_LOWER = "Lower the learning rate (--set, see dcclctl settings) and run the command again."
+_LOWER = "Lower --learning-rate and run the command again."
 
 
 class Objective:
@@ -172,7 +172,7 @@ class Trainer:
 
     def _learnable(self, events: Ints, blocks: Sequence[Block]) -> Ints:
         """The events that the model can learn from."""
-        names = ", ".join(dict.fromkeys(PERIOD_NAMES[block.period] for block in blocks))
+        names = ", ".join(map(str, blocks))
         if not len(events):
             raise DataError(
                 f"there are no events in {names}", "Choose other periods with --on, or ingest with other --periods."

@@ -88,9 +88,8 @@ def comparison_table(comparison: pl.DataFrame, names: "Mapping[str, str]", again
     for name in ("group", "users", "model", "metric", "difference", "interval", "verdict"):
         right = name in ("users", "difference", "interval")
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "verdict")
-    for group, rows in _groups(comparison):
+    for group, shown in _groups(comparison.filter(pl.col("metric").is_in(metrics))):
         table.add_section()
-        shown = [row for row in rows if row["metric"] in metrics]
         if all(row["low"] is None for row in shown):
             users = max(row["users"] for row in shown)
             table.add_row(group, f"{users:,}", "", "", "", "", "too few users to tell")

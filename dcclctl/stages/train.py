@@ -32,10 +32,9 @@ def train(
     if start is not None:
         _check_start(start, dataset, settings)
         inputs["cloud"] = start.artifact.as_input()
-    config = resolve(TrainConfig, settings, run.config, start.model if start else "")
+    config = resolve(TrainConfig, {**settings, "model": start.model} if start else settings, run.config)
     if start is not None:
-        own = config.settings.model_copy(update=_sizes(start))
-        config = config.model_copy(update={"model": start.model, "settings": own})
+        config = config.model_copy(update={"settings": config.settings.model_copy(update=_sizes(start))})
     blocks = [Block.parse(text) for text in config.on]
     if any(block.period >= VALID for block in blocks):
         raise UsageError("--on: the cloud model trains on cloud and device only", "valid decides when to stop.")

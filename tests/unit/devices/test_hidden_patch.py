@@ -288,7 +288,7 @@ def test_learning_lowers_the_objective_and_the_prior_shrinks_the_code(model, bas
 def test_devices_that_diverge_say_so(model, basis):
     with pytest.raises(DivergedError) as error:
         fit_devices(Head.of(model), basis, rows_of([4, 4], 12), local(15, 1e30, 1.0))
-    assert "learning rate" in error.value.remedy
+    assert "--learning-rate" in error.value.remedy
 
 
 # Learning the basis

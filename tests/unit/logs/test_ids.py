@@ -37,7 +37,7 @@ def test_dense_numbers_follow_the_sorted_texts(batches: list[list[str]]) -> None
 
 def test_unusable_ids_and_padding() -> None:
     column = IdColumn()
-    codes, bad, padded, decimal = column.encode_counted(pl.Series(["a", None, " a", "NA", "x\0", " 7 ", "7", "1.0"]))
+    codes, bad, padded, decimal = column.encode(pl.Series(["a", None, " a", "NA", "x\0", " 7 ", "7", "1.0"]))
     assert bad[EMPTY].tolist() == [False, True, False, True, False, False, False, False]
     assert bad[NUL].tolist() == [False] * 4 + [True] + [False] * 3
     assert padded is not None
@@ -49,7 +49,7 @@ def test_unusable_ids_and_padding() -> None:
 
 
 def test_ids_as_int() -> None:
-    codes, bad, _, decimal = IdColumn(as_int=True).encode_counted(pl.Series(["123.0", "123", "007", "1.5"]))
+    codes, bad, _, decimal = IdColumn(as_int=True).encode(pl.Series(["123.0", "123", "007", "1.5"]))
     assert codes[0] == codes[1] == 123
     assert len(set(codes.tolist())) == 3
     assert decimal is not None

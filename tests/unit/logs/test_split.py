@@ -66,7 +66,7 @@ def test_an_empty_period_is_named() -> None:
 
 def test_an_order_has_no_common_clock() -> None:
     for how in ("global", "per-user"):
-        with pytest.raises(UsageError, match="no common clock") as caught:
+        with pytest.raises(UsageError, match="only the order of each user's events") as caught:
             split(users_of(5), np.arange(5), "ordinal", IngestConfig(split=how))
         assert "--split leave-one-out" in caught.value.remedy
 

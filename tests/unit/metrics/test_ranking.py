@@ -59,7 +59,7 @@ def test_diverged_scores_are_refused(bad):
 
 
 def test_shapes_that_do_not_belong_together_are_refused():
-    with pytest.raises(DataError, match="do not belong together"):
+    with pytest.raises(DataError, match="do not fit together"):
         ranks(np.zeros(2), np.zeros((3, 4)))
 
 

@@ -319,7 +319,7 @@ def test_without_patience_all_epochs_are_done(log):
 def test_an_absurd_rate_diverges_with_a_remedy(log, batch_size):
     with pytest.raises(DivergedError, match="became") as error:
         trained(din(log), log, learning_rate=1e30, batch_size=batch_size)
-    assert "learning rate" in error.value.remedy
+    assert "--learning-rate" in error.value.remedy
     assert error.value.exit_code == 4
 
 

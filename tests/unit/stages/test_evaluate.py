@@ -12,16 +12,17 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from dcclctl.algorithm.eventlog import TEST
-from dcclctl.algorithm.sampling import hashes
-from dcclctl.stages.serve import serve
 from sklearn.metrics import roc_auc_score
 from world import DISTILL, EVALUATE, PATCH, TRAIN, World, dcclctl, done, ingest
 
-from dcclctl.config import EvaluateConfig
+from dcclctl.devices.serving import serve
 from dcclctl.errors import ArtifactError, UsageError
+from dcclctl.events.log import TEST
+from dcclctl.events.sampling import hashes
+from dcclctl.models.kind import open_backbone
 from dcclctl.stages import evaluate as stage
 from dcclctl.stages.evaluate import open_subjects
+from dcclctl.stages.run import RunOptions
 from dcclctl.store.store import Store
 
 PERIODS = ("cloud", "device", "valid", "test")
@@ -121,17 +122,25 @@ class PlainLog:
         return [item for item in sorted({other["item_index"] for other in self.events}) if item not in theirs]
 
     def drawn(self, event: dict[str, Any], count: int) -> list[int]:
-        """The documented draw: item = hash(seed, purpose, round 0, event, slot, attempt) mod catalogue, first that may be."""
+        """The documented draw: item = hash(seed, purpose, round 0, event, slot, attempt) mod catalogue.
+
+        A slot whose item may not be drawn, or stands in an earlier slot, is drawn again. After 50 attempts what is left is
+        listed in the order of its hashes.
+        """
         catalogue = sorted({other["item_index"] for other in self.events})
-        allowed = set(self.candidates(event))
-        found = []
-        for slot in range(count):
-            for attempt in range(51):
-                item = catalogue[int(hashes(0, "evaluate", 0, event["row"], slot, attempt)) % len(catalogue)]
-                if item in allowed:
-                    break
-            found.append(item)
-        return found
+        allowed, key = set(self.candidates(event)), event["row"]
+
+        def draw(slot: int, attempt: int) -> int:
+            return catalogue[int(hashes(0, "evaluate", 0, key, slot, attempt)) % len(catalogue)]
+
+        found = [draw(slot, 0) for slot in range(count)]
+        for attempt in range(1, 51):
+            wrong = [slot for slot, item in enumerate(found) if item not in allowed or item in found[:slot]]
+            if not wrong:
+                return found
+            for slot in wrong:
+                found[slot] = draw(slot, attempt)
+        return sorted(allowed, key=lambda item: int(hashes(0, "evaluate/left", key, 0, item)))[:count]
 
 
 def plain_metrics(
@@ -151,6 +160,8 @@ def plain_metrics(
         if event["label"]:
             others = log.candidates(event) if candidates == "all" else sampled[:wanted]
             logits = [model.logit(user, history, item) for item in others]
+            if not logits:
+                continue
             rank_of.append(1 + sum(x > own for x in logits) + 0.5 * sum(x == own for x in logits))
         if not log.observed:
             for item in sampled[:negatives]:
@@ -194,7 +205,7 @@ def some_users(table: pl.DataFrame, count: int = 4) -> list[int]:
 def compare(store: Path, flags: tuple[str, ...], candidates: str, negatives: int) -> pl.DataFrame:
     """Evaluate cloud@1 and patches@1, and hold some users' figures against the plain loop; returns the table."""
     place = Store(store)
-    arguments = ("cloud@1", "patches@1", "--k=3,10", "--threads=1", f"--auc-negatives={negatives}", *flags)
+    arguments = ("cloud@1", "patches@1", "--k=3,10", "--threads=1", f"--set=evaluate.auc_negatives={negatives}", *flags)
     made = done("evaluate", *arguments, f"--candidates={candidates}", store=store)
     table = place.resolve(made["ref"]).read_table("per_user.parquet")
     log = PlainLog.of(place)
@@ -254,7 +265,7 @@ def test_plain_loop_of_other_readings(other_world: Path, candidates: str) -> Non
     ranks = table.filter(pl.col("user_index").is_in(list(unlucky)))
     assert ranks[next(name for name in table.columns if name.startswith("mrr"))].null_count() == len(ranks)
     shown = dcclctl("evaluate", "cloud@1", "patches@1", *EVALUATE, store=other_world).stdout
-    assert f"{len(alone)} users have events of one label only and no AUC" in shown
+    assert f"{len(alone)} users have events of one label only, therefore no AUC" in shown
 
 
 def metric_values(store: Path, *flags: str) -> dict[tuple[str, str, str], float | None]:
@@ -263,7 +274,9 @@ def metric_values(store: Path, *flags: str) -> dict[tuple[str, str, str], float 
     return {(row["subject"], row["group"], row["metric"]): row["value"] for row in table.to_dicts()}
 
 
-@pytest.mark.parametrize("flags", [("--batch-events=1",), ("--batch-events=7",), ("--threads=2",)])
+@pytest.mark.parametrize(
+    "flags", [("--set=evaluate.batch_events=1",), ("--set=evaluate.batch_events=7",), ("--threads=2",)]
+)
 @pytest.mark.parametrize("candidates", ["all", "20"])
 def test_batches_and_threads_change_nothing(shop: Path, candidates: str, flags: tuple[str, ...]) -> None:
     usual = metric_values(shop, f"--candidates={candidates}")
@@ -279,10 +292,10 @@ def test_every_subject_gets_the_same_candidates(shop: Path, monkeypatch: pytest.
     original = stage.score
 
     def watching(*arguments: Any) -> Iterator[Any]:
-        for events, candidates, logits in original(*arguments):
-            for event, items in zip(events, candidates.tolist(), strict=True):
+        for batch, logits in original(*arguments):
+            for event, items in zip(batch.events, batch.items.tolist(), strict=True):
                 seen.setdefault(int(event), []).append(items)
-            yield events, candidates, logits
+            yield batch, logits
 
     monkeypatch.setattr(stage, "score", watching)
     done("evaluate", "cloud@1", "patches@1", "cloud@2", "--candidates=12", *EVALUATE, store=shop)
@@ -332,19 +345,19 @@ def test_everybody_by_the_encoder(shop: Path) -> None:
 
 def test_who_says_nothing_is_served_and_counted_by_the_cloud_model(shop: Path) -> None:
     subject = open_subjects(["cloud@2+encoder"], Store(shop))[0]
-    log, config = subject.cloud.dataset.log, EvaluateConfig.model_validate({"device": "cpu"})
+    log = subject.cloud.dataset.log
     log.profile[::2] = 0
-    backbone = subject.cloud.backbone(config)
-    head, by = serve(subject, config, backbone)
-    assert set(by[::2]) == {"cloud"} and set(by[1::2]) == {"encoder"}
+    backbone = open_backbone(subject.cloud, torch.device("cpu"))
+    served = serve(subject, backbone)
+    assert set(served.by[::2]) == {"cloud"} and set(served.by[1::2]) == {"encoder"}
     events = log.events_in(TEST)
     candidates = torch.arange(5).expand(len(events), -1)
     with torch.no_grad():
         z1 = backbone.activations(events, candidates)
-        served, plain = (one(events, candidates, z1) for one in (head, backbone.head))
+        found, plain = (one(events, candidates, z1) for one in (served.head, backbone.head))
     silent = torch.from_numpy(log.user[events] % 2 == 0)
-    torch.testing.assert_close(served[silent], plain[silent], atol=1e-6, rtol=0)
-    assert not torch.isclose(served[~silent], plain[~silent], atol=1e-6, rtol=0).all(1).any()
+    torch.testing.assert_close(found[silent], plain[silent], atol=1e-6, rtol=0)
+    assert not torch.isclose(found[~silent], plain[~silent], atol=1e-6, rtol=0).all(1).any()
 
 
 def test_an_encoder_that_is_not_there(world: World) -> None:
@@ -417,7 +430,7 @@ def test_two_datasets_do_not_stand_side_by_side(shop: Path, tmp_path: Path) -> N
     for name in ("cloud@1", "cloud@3", "dataset@1", "dataset@2"):
         assert name in result.stderr
     with pytest.raises(ArtifactError, match="different datasets"):
-        open_subjects(["cloud@3", "patches@1"], Store(shop))
+        stage.evaluate(open_subjects(["cloud@3", "patches@1"], Store(shop)))
 
 
 def test_what_cannot_be_evaluated(world: World) -> None:
@@ -428,7 +441,9 @@ def test_what_cannot_be_evaluated(world: World) -> None:
         (["evaluation@1"], "cannot be evaluated"),
     ]:
         with pytest.raises(UsageError, match=message):
-            open_subjects(references, world.store)
+            stage.evaluate(open_subjects(references, world.store))
+    with pytest.raises(UsageError, match="nothing to evaluate"):
+        stage.evaluate([])
 
 
 def test_one_period_or_part_of_it(shop: Path) -> None:
@@ -465,7 +480,7 @@ def test_cutoffs_are_sorted_and_distinct(shop: Path) -> None:
 def test_progress_reaches_the_end(shop: Path) -> None:
     calls: list[tuple[str, float, float, str]] = []
     subjects = open_subjects(["cloud@1", "cloud@2"], Store(shop))
-    stage.evaluate(subjects, EvaluateConfig(threads=1, seed=5), Store(shop), lambda *call: calls.append(call))
+    stage.evaluate(subjects, {"threads": 1, "seed": 5}, RunOptions(lambda *call: calls.append(call)))
     done_so_far = [call[1] for call in calls]
     assert done_so_far == sorted(done_so_far)
     assert calls[-1][1] == calls[-1][2]

@@ -10,10 +10,9 @@ import polars as pl
 import pytest
 import zstandard
 
-from dcclctl.config import IngestConfig
 from dcclctl.errors import DataError, DcclError, UsageError
 from dcclctl.stages.audit import audit
-from dcclctl.stages.ingest import ingest
+from dcclctl.stages.ingest import Sides, ingest
 from dcclctl.store.store import Artifact, Store
 from dcclctl.tables import EVENTS, ITEMS, REJECTS, USERS, VOCABULARY
 
@@ -23,7 +22,7 @@ T = 1_600_000_000
 def run(
     folder: Path, *logs: Path, users: Path | None = None, items: Path | None = None, store: str = "store", **config: Any
 ) -> Artifact:
-    return ingest(list(logs), users, items, IngestConfig(**config), Store(folder / store), lambda *_: None)[0]
+    return ingest(list(logs), Store(folder / store), config, sides=Sides(users, items)).artifact
 
 
 def write(path: Path, text: str) -> Path:
@@ -115,10 +114,8 @@ def test_the_id_depends_on_content_not_on_places(tmp_path: Path) -> None:
     assert first.id == second.id
     assert str(tmp_path) not in json.dumps(first.manifest)
     assert run(tmp_path, small_log(tmp_path / "a"), store="one", repeats="keep").id != first.id
-    again, reused = ingest(
-        [tmp_path / "a" / "log.csv"], None, None, IngestConfig(), Store(tmp_path / "one"), lambda *_: None
-    )
-    assert (again.id, reused) == (first.id, True)
+    again = ingest([tmp_path / "a" / "log.csv"], Store(tmp_path / "one"))
+    assert (again.id, again.reused) == (first.id, True)
 
 
 def test_labels_and_repeats(tmp_path: Path) -> None:
@@ -166,7 +163,7 @@ def test_an_impression_does_not_hide_the_later_click(tmp_path: Path) -> None:
     assert remark.startswith(
         "70 repeated events left out, 1 of them positive; of each user and item the first positive"
     )
-    findings = audit(dataset, Store(tmp_path / "store"))
+    findings = audit(dataset)
     assert not [finding for finding in findings if finding.kind == "leak"]
     assert "each user has an item once" in " ".join(finding.text for finding in findings)
     kept = run(tmp_path, tmp_path / "raw_sample.csv", map=CLICKS, repeats="keep")
@@ -179,9 +176,9 @@ def test_a_click_that_a_label_at_the_same_moment_hides_is_told(tmp_path: Path) -
     told = [run(tmp_path, log, map={"label": "label"}, label_conflicts=way).facts for way in ("last", "max")]
     assert [facts["positives"] for facts in told] == [17, 20]
     assert [facts["rows"]["warnings"]["label-conflicts"] for facts in told] == [5, 5]
-    (remark,) = [remark for remark in told[0]["remarks"] if "at one moment" in remark]
+    (remark,) = [remark for remark in told[0]["remarks"] if "at one time" in remark]
     assert remark.startswith("3 events had a positive and a negative label") and "--label-conflicts max" in remark
-    assert not [remark for remark in told[1]["remarks"] if "at one moment" in remark]
+    assert not [remark for remark in told[1]["remarks"] if "at one time" in remark]
 
 
 @pytest.mark.parametrize(("policy", "label"), [("last", 0), ("first", 0), ("max", 1)])
@@ -328,7 +325,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         run(tmp_path, tmp_path / "none-*.csv")
     with pytest.raises(UsageError, match="no such file"):
         run(tmp_path, small_log(tmp_path), users=tmp_path / "none.csv")
-    with pytest.raises(UsageError, match="no log that is known"):
+    with pytest.raises(UsageError, match="no log with a known name"):
         run(tmp_path, tmp_path)
 
 
@@ -359,7 +356,7 @@ def test_ml_100k(real_data: Path, tmp_path: Path) -> None:
 
 def test_amazon_beauty_is_an_order(real_data: Path, tmp_path: Path) -> None:
     log = real_data / "amazon-beauty" / "events.csv.gz"
-    with pytest.raises(UsageError, match="no common clock"):
+    with pytest.raises(UsageError, match="only the order of each user's events"):
         run(tmp_path, log)
     facts = run(tmp_path, log, items=real_data / "amazon-beauty" / "items.csv", split="leave-one-out").facts
     assert (facts["users"], facts["items"], facts["time_kind"]) == (22_363, 12_101, "ordinal")

@@ -11,7 +11,6 @@ from typing import Any
 import polars as pl
 import pytest
 
-from dcclctl.config import IngestConfig
 from dcclctl.errors import DataError
 from dcclctl.logs import rules, sources
 from dcclctl.logs.rules import REASONS
@@ -264,8 +263,7 @@ CASES: dict[str, Case] = {
 
 
 def run(paths: list[Path], folder: Path, **config: Any) -> Artifact:
-    settings = IngestConfig(**({"max_reject": 0.2} | config))
-    return ingest(paths, None, None, settings, Store(folder / "store"), lambda *_: None)[0]
+    return ingest(paths, Store(folder / "store"), {"max_reject": 0.2} | config).artifact
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,38 +5,38 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from dcclctl.stages.handles import CloudModel, PatchSet, read_prior_mean
-from dcclctl.stages.patch_methods import METHODS
-from world import DISTILL, EVALUATE, World, dcclctl, done
-from world import PATCH as METAPATCH
+from world import DISTILL, EVALUATE, World, dcclctl, done, sets
 
-from dcclctl.config import METHOD_DEFAULTS, PatchConfig
+from dcclctl.artifacts import CloudModel, PatchSet
+from dcclctl.devices.basis_files import basis_of, read_basis, read_prior_mean
+from dcclctl.devices.method import METHODS, method_of
 from dcclctl.errors import UsageError
+from dcclctl.stages.patch import patch
 from dcclctl.stages.report import command_of
 from dcclctl.store.store import Store
 
-OTHERS = [name for name in METHODS if name != "metapatch"]
-#: numbers of each user's code in the tiny shop: hidden layers of 16 and 8 units, K = 4
-SIZES = dict.fromkeys(METHODS, 4) | {"label-correction": 5, "fine-tune": 16 * 8 + 8 + 8 + 1}
-#: sizes and steps without a method
-PATCH = METAPATCH[1:]
-#: as PATCH, but a device step that suits hundreds of numbers too
-MILD = (*PATCH[:-2], "--learning-rate=0.05", "--threads=1")
+#: methods that learn numbers θ̂ for each user → how many in the tiny shop: hidden layers of 16 and 8 units, K = 4
+SIZES = {"metapatch": 4, "fine-tune": 16 * 8 + 8 + 8 + 1}
+OWN = {"metapatch": {"patch_size": 4, "bottleneck": 2, "basis_epochs": 2}, "fine-tune": {}}
+each_method = pytest.mark.parametrize("method", list(SIZES))
 
 
-def patched(store: Path, method: str, *flags: str, users: str = "tail", cloud: str = "cloud@1") -> PatchSet:
-    made = done("patch", f"--users={users}", f"--cloud={cloud}", f"--method={method}", *MILD, *flags, store=store)
-    return PatchSet.load(Store(store).resolve(made["ref"]), Store(store))
+def patched(
+    store: Path, name: str, *flags: str, users: str = "tail", cloud: str = "cloud@1", **settings: object
+) -> PatchSet:
+    own: dict[str, object] = {"prior": 0.05, "shard_users": 20, "learning_rate": 0.05} | OWN[name] | settings
+    given = (f"--users={users}", f"--cloud={cloud}", f"--method={name}", "--threads=1", *sets(f"patch.{name}", **own))
+    return PatchSet(Store(store).resolve(done("patch", *given, *flags, store=store)["ref"]))
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@each_method
 def test_codes_and_losses_do_not_depend_on_how_the_work_is_cut(shop: Path, method: str) -> None:
     usual = patched(shop, method)
     codes, mask = usual.codes()
     size = float(codes.abs().max())
     assert size > 1e-3  # large enough for a difference to show
-    for flag in ("--shard-users=7", "--batch-rows=1"):
-        other = patched(shop, method, flag)
+    for cut in ({"shard_users": 7}, {"batch_rows": 1}):
+        other = patched(shop, method, **cut)
         assert other.artifact.id != usual.artifact.id
         again, same = other.codes()
         assert torch.equal(mask, same)
@@ -47,15 +47,15 @@ def test_codes_and_losses_do_not_depend_on_how_the_work_is_cut(shop: Path, metho
             assert len(pair[0]) == len(pair[1]) and abs(pair[0] - pair[1]).max() < 1e-3
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@each_method
 def test_facts_tables_and_evaluation(shop: Path, method: str) -> None:
     patches = patched(shop, method)
     facts = patches.artifact.facts
-    assert facts["family"] == patches.family == METHODS[method].family
+    assert patches.method == method and facts["own_basis"] == patches.own_basis == method_of(method).own_basis
     assert facts["patch_size"] == SIZES[method] and facts["bytes_per_user"] == 4 * SIZES[method]
-    judged = patches.users.drop_nulls("loss_after")
-    assert facts["users_judged"] == judged.height > 5
-    assert (judged["loss_before"] != judged["loss_after"]).mean() > 0.8
+    tested = patches.users.drop_nulls("loss_after")
+    assert facts["users_tested"] == tested.height > 5
+    assert (tested["loss_before"] != tested["loss_after"]).mean() > 0.8
     ref = patches.artifact.ref
     made = done("evaluate", "cloud@1", ref, f"{ref}+mean", f"{ref}+shuffled", *EVALUATE, store=shop)
     cloud, own, mean, shuffled = (
@@ -68,7 +68,7 @@ def test_facts_tables_and_evaluation(shop: Path, method: str) -> None:
     assert (shuffled.filter(served)["log_loss"] != own.filter(served)["log_loss"]).any()
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@each_method
 def test_a_switched_off_patch_is_the_cloud_model_to_the_last_bit(shop: Path, method: str) -> None:
     patches = patched(shop, method, "--guard")
     kept = patches.users.filter("kept")["user_id"]
@@ -86,80 +86,54 @@ def test_a_switched_off_patch_is_the_cloud_model_to_the_last_bit(shop: Path, met
     assert patches.users["kept"].equals(wins.alias("kept"))
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@each_method
 def test_the_same_command_gives_the_same_artifact(shop: Path, method: str) -> None:
     first = patched(shop, method)
     assert patched(shop, method, "--force").artifact.id == first.artifact.id
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@each_method
 @pytest.mark.parametrize("cloud", ["cloud@1", "cloud@2"])  # without and with a basis and an encoder
 def test_any_patches_can_teach(shop: Path, method: str, cloud: str) -> None:
     patches = patched(shop, method, cloud=cloud)
     made = done("distill", "--patches", patches.artifact.ref, *DISTILL, store=shop)
     files = Store(shop).resolve(made["ref"]).manifest["files"]
-    assert ("basis.safetensors" in files) == (METHODS[method].family == "metapatch")
+    assert ("basis.safetensors" in files) == (method == "metapatch")
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@each_method
 def test_on_a_cloud_model_that_has_a_basis(shop: Path, method: str) -> None:
     """Methods that share the cloud's Θ keep it; those with one of their own say so, and U cannot serve with them."""
     patches = patched(shop, method, cloud="cloud@2")
     files = (patches.artifact.manifest["files"], Store(shop).resolve("cloud@2").manifest["files"])
     same = files[0].get("basis.safetensors") == files[1]["basis.safetensors"]
-    assert same != METHODS[method].own_basis == patches.own_basis
+    assert same != patches.own_basis == (method == "fine-tune")
     result = dcclctl("evaluate", patches.artifact.ref, "--unpatched=encoder", *EVALUATE, store=shop)
     assert result.exit_code == (2 if patches.own_basis else 0)
     assert ("has a basis of its own" in result.stderr) == patches.own_basis
 
 
-def test_generated_codes_need_no_events_in_the_block(shop: Path) -> None:
-    patches = patched(shop, "generated", users="all")
-    assert patches.users.height == 60
-    idle = patches.users.filter(pl.col("events") == 0)
-    assert set(idle["user_id"]) >= {f"n{user}" for user in range(5)}
-    codes, mask = patches.codes()
-    assert mask.all() and codes.any(1).all()
-    made = done("patch", "--users=new", "--cloud=cloud@1", "--method=generated", *MILD, store=shop)
-    assert made["users"] == made["users_without_events"] == 5
-    alone, _ = PatchSet.load(Store(shop).resolve(made["ref"]), Store(shop)).codes()
-    new = torch.from_numpy(idle.filter(pl.col("user_id").str.starts_with("n"))["user_index"].to_numpy().copy()).long()
-    assert torch.equal(alone[new], codes[new])
-
-
-def test_a_generated_code_on_trial_does_not_see_what_it_is_judged_on(shop: Path) -> None:
-    """Held-back losses come from a shorter history than the code that is kept: they must change with --held-back."""
-    some, more = (patched(shop, "generated", f"--held-back={share}") for share in (0.2, 0.6))
-    assert torch.equal(some.codes()[0], more.codes()[0])
-    assert not some.users["loss_after"].equals(more.users["loss_after"])
-
-
-def test_similar_users_lend_more_with_more_weight(shop: Path) -> None:
-    own = patched(shop, "metapatch").codes()[0]
-    nothing = patched(shop, "similar-users", "--similar-weight=0").codes()[0]
-    torch.testing.assert_close(nothing, own, rtol=1e-3, atol=1e-4)
-    little, much = (patched(shop, "similar-users", f"--similar-weight={w}").codes()[0] for w in (0.05, 1.0))
-    assert 0 < (little - own).norm() < (much - own).norm()
-
-
-def test_methods_have_defaults_of_their_own_and_flags_win() -> None:
-    plain = PatchConfig(method="metapatch")
-    for method, own in METHOD_DEFAULTS.items():
-        for name, value in own.items():
-            assert getattr(PatchConfig(method=method), name) == value != getattr(plain, name)  # type: ignore[arg-type]
-    assert PatchConfig(method="fine-tune", learning_rate=0.03).learning_rate == 0.03
-    assert PatchConfig() == PatchConfig(method="memory")  # what is not named has its defaults too
+@pytest.mark.parametrize("model", ["popularity", "bpr", "sasrec"])
+def test_a_cloud_model_without_a_place_for_the_patch_is_refused(shop: Path, model: str) -> None:
+    ref = done("train", f"--model={model}", "--dataset=dataset@1", "--threads=1", store=shop)["ref"]
+    for method in ("metapatch", "fine-tune"):
+        if (method, model) == ("metapatch", "sasrec"):
+            continue  # after its states
+        result = dcclctl("patch", f"--cloud={ref}", f"--method={method}", "--threads=1", store=shop)
+        assert result.exit_code == 2
+        assert f"--method {method} cannot patch {ref}, a {model} model" in result.stderr
+        assert "--method memory" in result.stderr and "dcclctl train --model din" in result.stderr
 
 
 def test_what_is_expected_of_a_device_is_learned_from_all(shop: Path) -> None:
     """μ moves everybody; without it a strong prior leaves the cloud model as it is."""
-    flags = ("--prior=1000", "--basis-epochs=12")
-    free, held = (patched(shop, "metapatch", f"--prior-mean={mean}", *flags) for mean in ("learned", "zero"))
+    strong = {"prior": 1000, "basis_epochs": 12}
+    free, held = (patched(shop, "metapatch", prior_mean=mean, **strong) for mean in ("learned", "zero"))
     mean = read_prior_mean(free.artifact)
     assert mean.norm() > 0.05 and not read_prior_mean(held.artifact).any()
-    codes, patched_users = free.codes()
-    torch.testing.assert_close(codes[patched_users], mean.repeat(int(patched_users.sum()), 1), atol=0.05, rtol=0)
-    assert not codes[~patched_users].any()  # nobody else is moved
+    codes, has_patch = free.codes()
+    torch.testing.assert_close(codes[has_patch], mean.repeat(int(has_patch.sum()), 1), atol=0.05, rtol=0)
+    assert not codes[~has_patch].any()  # nobody else is moved
     assert held.codes()[0].abs().max() < 0.05 < mean.abs().max()
 
 
@@ -167,33 +141,29 @@ def test_a_distilled_basis_stays_and_gets_a_mean_of_its_own(shop: Path) -> None:
     first = patched(shop, "metapatch", users="all")
     cloud = done("distill", f"--patches={first.artifact.ref}", *DISTILL, store=shop)["ref"]
     second = patched(shop, "metapatch", cloud=cloud)
-    given = CloudModel.load(Store(shop).resolve(cloud), Store(shop)).basis()
-    assert given is not None and torch.equal(second.basis().theta, given.theta)
+    given = basis_of(CloudModel(Store(shop).resolve(cloud)))
+    assert given is not None and torch.equal(read_basis(second.artifact).theta, given.theta)
     assert read_prior_mean(second.artifact).any()
-    assert not read_prior_mean(patched(shop, "metapatch", "--prior-mean=zero", cloud=cloud).artifact).any()
+    assert not read_prior_mean(patched(shop, "metapatch", prior_mean="zero", cloud=cloud).artifact).any()
 
 
-@pytest.mark.parametrize("method", ["memory", "linearised", "random-basis", "generated", "item-space", "fine-tune"])
-def test_a_mean_that_a_method_cannot_learn_is_refused(world: World, method: str) -> None:
-    flags = (f"--method={method}", "--prior-mean=learned", "--cloud=cloud@1")
-    result = dcclctl("patch", *flags, store=world.root)
-    assert result.exit_code == 2 and "--prior-mean" in result.stderr and "metapatch" in result.stderr
+def test_a_distilled_basis_keeps_its_sizes(world: World) -> None:
+    for name, value in (("patch_size", 8), ("bottleneck", 3)):
+        with pytest.raises(UsageError, match=f"brings a basis Θ with {name}"):
+            patch(world.cloud(2), {"method": "metapatch", name: value, "threads": 1})
 
 
 def test_the_report_names_a_setting_that_differs_from_the_methods_default(shop: Path) -> None:
     made = {artifact.id: artifact for artifact in (Store(shop).resolve("cloud@1"),)}
-    usual = patched(shop, "fine-tune").artifact
-    command = command_of(usual, made)
-    assert "--method fine-tune" in command and "--learning-rate 0.05" in command
-    own = METHOD_DEFAULTS["fine-tune"]["learning_rate"]
-    same = patched(shop, "fine-tune", f"--learning-rate={own}").artifact
-    assert "--learning-rate" not in command_of(same, made)
+    command = command_of(patched(shop, "fine-tune").artifact, made)
+    assert "--method fine-tune" in command and "--set patch.fine-tune.learning_rate=0.05" in command
+    own = method_of("fine-tune").Settings().learning_rate
+    same = patched(shop, "fine-tune", learning_rate=own).artifact
+    assert "learning_rate" not in command_of(same, made)
 
 
 def test_a_method_that_is_not_there(world: World) -> None:
-    result = dcclctl("patch", "--method=magic", "--cloud=cloud@1", store=world.root)
-    assert result.exit_code == 2 and "--method" in result.stderr
-    with pytest.raises(UsageError, match="--newton-steps"):
-        from dcclctl.config import resolve
-
-        resolve(PatchConfig, newton_steps=0)
+    result = dcclctl("patch", "--method=memori", "--cloud=cloud@1", store=world.root)
+    assert result.exit_code == 2
+    assert "--method 'memori': there is no such method" in result.stderr and "Did you mean 'memory'?" in result.stderr
+    assert set(METHODS) == {*SIZES, "memory"}

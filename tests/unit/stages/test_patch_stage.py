@@ -6,10 +6,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from dcclctl.stages.handles import PatchSet
-from world import N_USERS, PATCH, TRAIN, World, dcclctl, done
+from world import N_USERS, PATCH, TRAIN, World, dcclctl, done, replaced
 
-from dcclctl.stages.patch import chosen_users
+from dcclctl.artifacts import CloudModel, PatchSet
+from dcclctl.errors import UsageError
+from dcclctl.stages.memory import remember
+from dcclctl.stages.patch import chosen_users, newest_memory, patch
+from dcclctl.stages.run import RunOptions
 from dcclctl.store.store import Store
 
 
@@ -24,10 +27,17 @@ def codes_of(store: Path, reference: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "flag", ["--shard-users=1", "--shard-users=7", "--batch-rows=1", "--batch-rows=200", "--threads=2"]
+    "flag",
+    [
+        *(
+            f"--set=patch.metapatch.{cut}"
+            for cut in ("shard_users=1", "shard_users=7", "batch_rows=1", "batch_rows=200")
+        ),
+        "--threads=2",
+    ],
 )
 def test_codes_do_not_depend_on_how_the_work_is_cut(world: World, shop: Path, flag: str) -> None:
-    made = done("patch", "--users=tail", "--cloud=cloud@1", *PATCH, flag, store=shop)
+    made = done("patch", "--users=tail", "--cloud=cloud@1", *replaced(PATCH, flag), store=shop)
     usual, other = codes_of(shop, "patches@1"), codes_of(shop, made["ref"])
     assert usual.keys() == other.keys() and not made["reused"]
     size = torch.stack(list(usual.values())).abs().max()
@@ -101,7 +111,7 @@ def test_chosen_users_without_events_are_counted(shop: Path) -> None:
     made = done("patch", "--users=u1,n0,n1", "--cloud=cloud@1", *PATCH, store=shop)
     assert (made["users"], made["users_without_events"]) == (1, 2)
     shown = dcclctl("patch", "--users=u1,n0,n1", "--cloud=cloud@1", *PATCH, store=shop).stdout
-    assert "2 of the chosen users have no event there and get no patch" in shown
+    assert "2 of the chosen users have no event in device and get no patch" in shown
 
 
 def test_table_of_patched_users(world: World) -> None:
@@ -117,7 +127,7 @@ def test_table_of_patched_users(world: World) -> None:
     # fewer than three events: nothing can be held back
     assert table.filter(pl.col("events") < 3)["loss_after"].is_null().all()
     assert table.filter(pl.col("events") >= 3)["loss_after"].is_not_null().all()
-    assert artifact.facts["users_judged"] == table.filter(pl.col("events") >= 3).height
+    assert artifact.facts["users_tested"] == table.filter(pl.col("events") >= 3).height
     assert artifact.facts["bytes_per_user"] == 16
 
 
@@ -132,7 +142,7 @@ def test_guard_keeps_only_what_won_on_held_back_events(world: World, shop: Path)
     usual, now = codes_of(shop, "patches@1"), codes_of(shop, made["ref"])
     for user, won in zip(guarded["user_id"], wins, strict=True):
         assert torch.equal(now[user], usual[user] if won else torch.zeros_like(usual[user]))
-    codes, patched = PatchSet.load(Store(shop).resolve(made["ref"]), Store(shop)).codes()
+    codes, patched = PatchSet(Store(shop).resolve(made["ref"])).codes()
     assert int(patched.sum()) == made["kept"]
     assert not codes[~patched].any()
     shown = dcclctl("patch", "--users=tail", "--cloud=cloud@1", *PATCH, "--guard", store=shop).stdout
@@ -150,7 +160,7 @@ def test_no_guard_on_the_command_line_wins_over_the_file(shop: Path, tmp_path: P
 def test_a_cloud_with_a_basis_brings_its_sizes(world: World, shop: Path) -> None:
     made = done("patch", "--method=metapatch", "--cloud=cloud@2", "--threads=1", store=shop)
     artifact = Store(shop).resolve(made["ref"])
-    assert (artifact.config["patch_size"], artifact.config["bottleneck"]) == (4, 2)
+    assert (artifact.config["metapatch"]["patch_size"], artifact.config["metapatch"]["bottleneck"]) == (4, 2)
     files = (artifact.manifest["files"], world.artifact("cloud@2").manifest["files"])
     assert files[0]["basis.safetensors"] == files[1]["basis.safetensors"]  # Θ is frozen on the device
 
@@ -169,18 +179,46 @@ def test_the_newest_cloud_is_patched_by_default(shop: Path) -> None:
 
 
 def test_diverged_basis_is_exit_4(shop: Path) -> None:
-    result = dcclctl("patch", "--cloud=cloud@1", "--basis-learning-rate=1e30", *PATCH, store=shop)
+    result = dcclctl("patch", "--cloud=cloud@1", "--set=patch.metapatch.basis_learning_rate=1e30", *PATCH, store=shop)
     assert result.exit_code == 4
-    assert "--basis-learning-rate" in result.stderr
+    assert "--set patch.metapatch.basis_learning_rate" in result.stderr
 
 
 @pytest.mark.parametrize("method", ["metapatch", "memory"])
 def test_patches_see_as_many_negatives_as_their_cloud_model_did(shop: Path, method: str) -> None:
     """Else a patch learns that clicks are more frequent, or rarer, than the model beneath says."""
-    cloud = done("train", *TRAIN, "--epochs=1", "--negatives=7", store=shop)["ref"]
-    flags = (f"--cloud={cloud}", *PATCH[1:], f"--method={method}")
+    cloud = done("train", *TRAIN, "--epochs=1", "--set=negatives=7", store=shop)["ref"]
+    flags = (f"--cloud={cloud}", f"--method={method}", "--threads=1")
     made = Store(shop).resolve(done("patch", *flags, store=shop)["ref"])
     assert made.config["negatives"] == 7
-    fewer = Store(shop).resolve(done("patch", *flags, "--negatives=2", store=shop)["ref"])
+    fewer = Store(shop).resolve(done("patch", *flags, "--set=patch.negatives=2", store=shop)["ref"])
     assert fewer.config["negatives"] == 2
-    assert done("patch", *flags, "--negatives=7", store=shop)["reused"]
+    assert done("patch", *flags, "--set=negatives=7", store=shop)["reused"]
+
+
+def test_without_a_memory_one_is_made_on_the_way(shop: Path, tmp_path: Path) -> None:
+    """Also from Python, with the settings of the file; the next patches take the same one."""
+    store = Store(shop)
+    cloud = CloudModel(store.resolve("cloud@1"))
+    file = tmp_path / "dccl.toml"
+    file.write_text("[memory]\nsize = 7\n[patch.memory]\nepochs = 1\n")
+    assert newest_memory(cloud.dataset) is None
+    made = patch(cloud, {"threads": 1}, RunOptions(config=file))
+    assert (made.method, made.settings["epochs"]) == ("memory", 1)
+    assert made.memory is not None and made.memory.ref == "memory@1" and made.memory.size == 7
+    again = patch(cloud, {"threads": 1, "users": "tail"}, RunOptions(config=file))
+    assert again.memory is not None and again.memory.id == made.memory.id
+    assert store.numbers("memory") == [1]
+    other = remember(cloud.dataset, {"size": 9})
+    chosen = patch(cloud, {"threads": 1, "users": "tail"}, RunOptions(config=file), memory=made.memory)
+    assert chosen.reused and chosen.id == again.id
+    newest = patch(cloud, {"threads": 1, "users": "tail"}, RunOptions(config=file))
+    assert newest.memory is not None and newest.memory.id == other.id
+    for method in ("metapatch", "fine-tune"):
+        with pytest.raises(UsageError, match="uses no memory"):
+            patch(cloud, {"threads": 1, "method": method}, memory=other)
+
+
+def test_a_memory_is_made_for_methods_that_use_one_only(shop: Path) -> None:
+    made = patch(CloudModel(Store(shop).resolve("cloud@1")), {"method": "fine-tune", "steps": 1, "threads": 1})
+    assert made.memory is None and Store(shop).numbers("memory") == []

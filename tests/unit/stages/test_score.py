@@ -2,27 +2,22 @@
 
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
-import torch
-from dcclctl.algorithm.eventlog import CLOUD, Block, EventLog
-from dcclctl.algorithm.memory import Counting, Memories, Ring, count_statistics
 from test_evaluate import PlainLog, PlainModel
 from world import World, dcclctl, done, ingest
 
-from dcclctl.config import EvaluateConfig
+from dcclctl.devices.serving import Subject
 from dcclctl.errors import UsageError
-from dcclctl.stages.evaluate import open_subjects
-from dcclctl.stages.score import after_everything, score_user
+from dcclctl.stages.score import score
 from dcclctl.store.store import Store
 
-CONFIG = EvaluateConfig(threads=1)
+ONE_THREAD = {"threads": 1}
 
 
 @pytest.mark.parametrize("user_id", ["u1", "u8", "n2"])
 def test_rankings_against_the_plain_model(world: World, user_id: str) -> None:
-    found = score_user(open_subjects(["patches@1"], world.store)[0], user_id, 8, CONFIG)
+    found = score(Subject.of("patches@1", world.store), user_id, 8, ONE_THREAD)
     log = PlainLog.of(world.store)
     users, items = world.dataset().users, world.dataset().items
     user = users.row(by_predicate=pl.col("user_id") == user_id, named=True)
@@ -53,7 +48,7 @@ def test_rankings_against_the_plain_model(world: World, user_id: str) -> None:
 def test_repeated_items_stay_in_a_log_that_keeps_them(tmp_path: Path) -> None:
     ingest(tmp_path / "log", tmp_path, "--repeats=keep")
     done("train", "--epochs=1", "--threads=1", store=tmp_path)
-    found = score_user(open_subjects(["cloud"], Store(tmp_path))[0], "u1", 80, CONFIG)
+    found = score(Subject.of("cloud", Store(tmp_path)), "u1", 80, ONE_THREAD)
     assert found.rankings["cloud"].height == 80
     assert list(found.rankings) == ["cloud"]
 
@@ -110,29 +105,6 @@ def test_items_without_a_name(tmp_path: Path, world: World) -> None:
 
 def test_unknown_user(world: World) -> None:
     with pytest.raises(UsageError, match="dataset@1 has no user 'nobody'") as error:
-        score_user(open_subjects(["cloud@1"], world.store)[0], "nobody", 5, CONFIG)
+        score(Subject.of("cloud@1", world.store), "nobody", 5, ONE_THREAD)
     assert error.value.remedy.startswith(f"Its users are {world.dataset().users['user_id'][0]}, ")
     assert dcclctl("score", "cloud@1", "--user=nobody", store=world.root).exit_code == 2
-
-
-@pytest.mark.parametrize("times", [[0, 1, 2, 3], [0, 1, 3, 3]])
-def test_after_everything_a_memory_is_what_the_device_holds(times: list[int]) -> None:
-    """Also where the user's last events came together: none of them was there when the others were had."""
-    user, item = np.array([0] * 4 + [1] * 5), np.array([1, 2, 3, 4, 4, 3, 2, 1, 0])
-    time, ones = np.array([*times, *range(5)]), np.ones(9, np.int64)
-    categories, profile = torch.zeros(6, 1, dtype=torch.int64), torch.zeros(2, 1, dtype=torch.int64)
-    log = EventLog.build(user, item, time, ones, CLOUD * ones, categories, 1, profile, (1,))
-    statistics = count_statistics(log, log.up_to(Block(CLOUD)), Counting(10, 4, 1.0, 3), 3)
-    longer, row = after_everything(log, 3)
-    ring = Ring(10, track=4, tracked=len(statistics.tracked))
-    for moment in np.unique(times):
-        together = [int(each) for each, when in zip(item, times, strict=False) if when == moment]
-        found = ring.features(torch.tensor(together), categories, statistics)
-        for each, own in zip(together, found, strict=True):
-            ring.observe(each, own)
-    expected = ring.features(torch.arange(6), categories, statistics)
-    torch.testing.assert_close(Memories(longer, statistics, 10, 4).features(row, None)[0], expected)
-    # the other user's rows are one further down, and what they know is the same
-    others = np.arange(4, 9)
-    known = Memories(log, statistics, 10, 4).features(others, None)
-    assert Memories(longer, statistics, 10, 4).features(others + 1, None).equal(known)

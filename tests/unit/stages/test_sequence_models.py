@@ -7,17 +7,25 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from dcclctl.algorithm.sampling import Ints
-from dcclctl.algorithm.sequence import SequenceBackbone
-from dcclctl.stages.handles import CloudModel, PatchSet, read_state_basis
-from dcclctl.stages.serve import Subject, serve
-from world import PATCH, World, dcclctl, done
+from world import PATCH, World, dcclctl, done, replaced
 
-from dcclctl.config import EvaluateConfig
-from dcclctl.stages import patch, patch_state
+from dcclctl.artifacts import CloudModel, PatchSet
+from dcclctl.devices import learner, metapatch
+from dcclctl.devices.basis_files import read_basis
+from dcclctl.devices.serving import Subject, serve
+from dcclctl.events.sampler import valid_samples
+from dcclctl.events.sampling import Ints
+from dcclctl.models.kind import open_backbone
 from dcclctl.store.store import Store
 
-TRAIN = ("--item-size=8", "--category-size=4", "--history=6", "--epochs=3", "--batch-size=128", "--threads=1")
+TRAIN = (
+    "--set=item_size=8",
+    "--set=category_size=4",
+    "--set=history=6",
+    "--epochs=3",
+    "--batch-size=128",
+    "--threads=1",
+)
 both = pytest.mark.parametrize("model", ["sasrec", "gru4rec"])
 
 
@@ -37,11 +45,6 @@ def sequences(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own(sequences: Path, tmp_path: Path) -> Path:
     """A store of this test's own."""
     return World(sequences, sequences, {}).copy(tmp_path / "own")
-
-
-def load(store: Path, tag: str) -> CloudModel:
-    place = Store(store)
-    return CloudModel.load(place.resolve(f"cloud@{tag}"), place)
 
 
 @both
@@ -64,26 +67,32 @@ def test_the_incremental_control_starts_where_its_parent_ended(own: Path, model:
     for name in before:
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
     # its own settings, not din's, where none are given
-    assert (child.config["negatives"], child.config["dropout"]) == ((32, 0.2) if model == "sasrec" else (4, 0.4))
-    assert child.config["history"] == 6  # a size: the parent's
+    settings = child.config[model]
+    assert (settings["negatives"], settings["dropout"]) == ((32, 0.2) if model == "sasrec" else (4, 0.4))
+    assert settings["history"] == 6  # a size: the parent's
     moved = done("train", f"--continue=cloud@{model[0]}", *flags, "--learning-rate=0.01", store=own)
-    assert moved["best_valid_loss"] <= parent.facts["best_valid_loss"]
-    assert Store(own).resolve(moved["ref"]).inputs["cloud"].id == parent.id
+    better = Store(own).resolve(moved["ref"])
+    assert better.facts["best_valid_auc"] >= parent.facts["best_valid_auc"]
+    assert better.inputs["cloud"].id == parent.id
 
 
 @both
 def test_the_backbone_scores_what_was_trained(own: Path, model: str) -> None:
     """The valid loss that training reports is that of the served model's scores."""
-    cloud = load(own, model[0])
-    log, config = cloud.dataset.log, EvaluateConfig(threads=1, device="cpu")
-    backbone = cloud.backbone(config)
-    assert isinstance(backbone, SequenceBackbone)
-    from dcclctl.algorithm.sequence_training import judge
-    from dcclctl.algorithm.training import valid_samples
-
-    samples = valid_samples(log, cloud.artifact.config["negatives"], 0)
-    found = judge(backbone.model, backbone.moments, log, samples).loss
-    assert found == pytest.approx(cloud.artifact.facts["best_valid_loss"], rel=1e-6)
+    cloud = CloudModel(Store(own).resolve(f"cloud@{model[0]}"))
+    log, facts = cloud.dataset.log, cloud.facts
+    backbone = open_backbone(cloud, torch.device("cpu"))
+    samples = valid_samples(log, cloud.negatives, 0)
+    with torch.no_grad():
+        states = backbone.activations(samples.events, samples.candidates)
+        logits = backbone.head(samples.events, samples.candidates, states)
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, samples.labels, samples.weights)
+    found = float(losses) * samples.weights.numel() / float(samples.weights.sum())
+    assert found == pytest.approx(facts["best_valid_loss"], rel=1e-5)
+    own_item, negatives = logits[:, :1], logits[:, 1:]
+    wins = (own_item > negatives).double() + 0.5 * (own_item == negatives)
+    counted = samples.weights[:, 1:].double()
+    assert float((wins * counted).sum() / counted.sum()) == pytest.approx(facts["best_valid_auc"], abs=1e-9)
 
 
 def test_all_three_stand_in_one_evaluation(own: Path) -> None:
@@ -100,26 +109,25 @@ def test_all_three_stand_in_one_evaluation(own: Path) -> None:
     assert dcclctl("audit", made["ref"], store=own).exit_code == 0
 
 
-@pytest.mark.parametrize("flag", ["--shard-users=7", "--batch-rows=1", "--batch-rows=300"])
-def test_codes_do_not_depend_on_how_the_work_is_cut(own: Path, flag: str) -> None:
-    made = done("patch", "--cloud=cloud@s", *PATCH, flag, store=own)
+@pytest.mark.parametrize("cut", ["shard_users=7", "batch_rows=1", "batch_rows=300"])
+def test_codes_do_not_depend_on_how_the_work_is_cut(own: Path, cut: str) -> None:
+    made = done("patch", "--cloud=cloud@s", *replaced(PATCH, f"--set=patch.metapatch.{cut}"), store=own)
     place = Store(own)
-    usual, other = (PatchSet.load(place.resolve(ref), place).codes()[0] for ref in ("patches@p", made["ref"]))
+    usual, other = (PatchSet(place.resolve(ref)).codes()[0] for ref in ("patches@p", made["ref"]))
     assert not made["reused"] and usual.abs().max() > 0.1
     torch.testing.assert_close(other, usual, rtol=1e-4, atol=1e-4)
 
 
 def test_a_zero_code_is_the_cloud_model_to_the_last_bit(own: Path) -> None:
     place = Store(own)
-    patches = PatchSet.load(place.resolve("patches@p"), place)
-    config = EvaluateConfig(threads=1, device="cpu")
-    backbone = patches.cloud.backbone(config)
+    patches = PatchSet(place.resolve("patches@p"))
+    backbone = open_backbone(patches.cloud, torch.device("cpu"))
     events = patches.cloud.dataset.log.events_in(3)
     states = backbone.activations(events, None)
     cloud = backbone.head(events, None, states)
-    head, by = serve(Subject(patches.artifact, patches.cloud, patches), config, backbone)
-    patched = head(events, None, states)
-    owners = by[patches.cloud.dataset.log.user[events]]
+    served = serve(Subject(patches.cloud, patches), backbone)
+    patched = served.head(events, None, states)
+    owners = served.by[patches.cloud.dataset.log.user[events]]
     assert set(owners) == {"patch", "cloud"}  # new users have no event in device
     assert torch.equal(patched[torch.from_numpy(owners == "cloud")], cloud[torch.from_numpy(owners == "cloud")])
     assert not torch.equal(patched, cloud)
@@ -127,13 +135,12 @@ def test_a_zero_code_is_the_cloud_model_to_the_last_bit(own: Path) -> None:
 
 def test_what_the_artifact_says_and_holds(own: Path) -> None:
     artifact = Store(own).resolve("patches@p")
-    basis = read_state_basis(artifact)
-    assert artifact.facts["family"] == "state"
+    basis = read_basis(artifact)
     assert basis.shape.size == 12 * (2 * 2 + 1)
     assert artifact.facts["bytes_per_user"] == 16 and basis.size == 4
     table = artifact.read_table("users.parquet")
-    judged = table.filter(pl.col("events") >= 3)
-    assert judged["loss_after"].is_not_null().all() and (judged["loss_after"] != judged["loss_before"]).all()
+    tested = table.filter(pl.col("events") >= 3)
+    assert tested["loss_after"].is_not_null().all() and (tested["loss_after"] != tested["loss_before"]).all()
     assert table.filter(pl.col("events") < 3)["loss_after"].is_null().all()
 
 
@@ -144,7 +151,7 @@ def test_the_guard_keeps_what_won(own: Path) -> None:
     wins = (free["loss_after"] < free["loss_before"]).fill_null(False)
     assert table["kept"].to_list() == wins.to_list() and 0 < wins.sum() < len(wins)
     place = Store(own)
-    codes, patched = PatchSet.load(place.resolve(made["ref"]), place).codes()
+    codes, patched = PatchSet(place.resolve(made["ref"])).codes()
     assert int(patched.sum()) == wins.sum() and not codes[~patched].any()
 
 
@@ -155,18 +162,18 @@ def test_score_explains_a_user(own: Path) -> None:
 
 
 def test_a_killed_patch_run_learns_no_second_basis(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = patch.fit_shard, []
+    real, calls = learner.fit_shard, []
 
-    def stop_at_second(fleet: Any, members: Ints, *rest: Any) -> dict[str, torch.Tensor]:
+    def stop_at_second(devices: Any, members: Ints, *rest: Any) -> dict[str, torch.Tensor]:
         calls.append(int(members[0]))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(fleet, members, *rest)
+        return real(devices, members, *rest)
 
-    monkeypatch.setattr(patch, "fit_shard", stop_at_second)
-    flags = ("--cloud=cloud@s", *PATCH, "--shard-users=21")
+    monkeypatch.setattr(learner, "fit_shard", stop_at_second)
+    flags = ("--cloud=cloud@s", *replaced(PATCH, "--set=patch.metapatch.shard_users=21"))
     assert dcclctl("patch", *flags, store=own).exit_code == 130
-    monkeypatch.setattr(patch_state, "learn_basis", None)  # a call would fail
+    monkeypatch.setattr(metapatch, "learn_basis", None)  # a call would fail
     made = done("patch", *flags, store=own)
     assert calls[0] < calls[1] == calls[2]
     bases = [Store(own).resolve(ref).read_tensors("basis.safetensors")["theta"] for ref in (made["ref"], "patches@p")]

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from dcclctl.algorithm.eventlog import TEST, Block
-from dcclctl.stages.cold import scored_events
-from dcclctl.stages.handles import Dataset
 from tampered import rewrite
 from world import EVALUATE, World, dcclctl, done, ingest
 
+from dcclctl.artifacts import Dataset
 from dcclctl.config import EvaluateConfig
-from dcclctl.stages import evaluate as stages_evaluate
+from dcclctl.evaluation import candidates
+from dcclctl.evaluation.targets import scored_events
+from dcclctl.events.log import TEST, Block
 from dcclctl.stages.audit import audit
 from dcclctl.store.store import Store
 
@@ -32,7 +32,7 @@ def table_of(store: Path, reference: str) -> pl.DataFrame:
 
 
 def test_repeated_events_by_a_plain_loop(again: Path) -> None:
-    dataset = Dataset(Store(again).resolve("dataset@1"))
+    dataset = Dataset.of(Store(again).resolve("dataset@1"))
     events = dataset.artifact.read_table("events.parquet").to_dicts()
     had: set[tuple[int, int]] = set()
     expected, moment = [], []
@@ -45,7 +45,7 @@ def test_repeated_events_by_a_plain_loop(again: Path) -> None:
             had, moment = had | set(moment), []  # what one moment has is new together
     log = dataset.log
     every = log.events_in(*range(4))
-    assert log.had_before(every).tolist() == expected and 0 < sum(expected) < len(expected)
+    assert log.interacted_before(every).tolist() == expected and 0 < sum(expected) < len(expected)
     block = log.events_in(Block(TEST))
     parts = {name: scored_events(dataset, block, EvaluateConfig(targets=name)) for name in ("all", "repeat", "explore")}
     assert parts["repeat"].tolist() == [at for at in block if expected[at]]
@@ -72,11 +72,11 @@ def test_both_parts_are_the_whole(again: Path) -> None:
 
 def test_both_parts_are_ranked_as_the_whole_is(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is affordable is asked of all events, not of those that are scored."""
-    dataset = Dataset(Store(again).resolve("dataset@1"))
+    dataset = Dataset.of(Store(again).resolve("dataset@1"))
     block = dataset.log.events_in(Block(TEST))
     part = scored_events(dataset, block, EvaluateConfig(targets="explore"))
-    monkeypatch.setattr(stages_evaluate, "_AFFORDABLE_PAIRS", len(part) * dataset.log.n_items)
-    monkeypatch.setattr(stages_evaluate, "_SAMPLED", 5)
+    monkeypatch.setattr(candidates, "_AFFORDABLE_PAIRS", len(part) * dataset.log.n_items)
+    monkeypatch.setattr(candidates, "_SAMPLED", 5)
     assert len(part) < len(block)
     assert done("evaluate", "cloud@2", "--targets=explore", "--threads=1", store=again)["candidates"] == 5
 
@@ -101,26 +101,29 @@ def test_what_was_scored_is_said_and_proven(again: Path, tmp_path: Path) -> None
     assert "the test period, only of items that are new to the user" in text and "--targets explore" in text
     store = Store(again)
     made = store.latest("evaluation")
-    findings = audit(made, store)
+    findings = audit(made)
     assert not [each for each in findings if each.kind == "leak"]
     assert any("events of test, only of items that are new to the user" in each.text for each in findings)
     forged = rewrite(store, made, config={"targets": "repeat"})
-    leaks = [each.text for each in audit(forged, store) if each.kind == "leak"]
-    assert leaks and "of test, only of items that the user had before" in leaks[0]
+    leaks = [each.text for each in audit(forged) if each.kind == "leak"]
+    assert leaks and "of test, only of items that the user interacted with before" in leaks[0]
 
 
 def test_with_first_events_too(again: Path) -> None:
     asked = ("--first-events=1", "--targets-after=1", "--targets=repeat")
     shown = dcclctl("evaluate", "cloud@2", *asked, *EVALUATE, store=again)
     assert shown.exit_code == 0, shown.stderr
-    assert "only of items that the user had before" in " ".join(shown.stdout.split())
+    assert "only of items that the user interacted with before" in " ".join(shown.stdout.split())
 
 
 def test_among_first_events_nothing_comes_again(world: World, tmp_path: Path) -> None:
     shop = world.copy(tmp_path / "shop")
     result = dcclctl("evaluate", "cloud@1", "--targets=repeat", *EVALUATE, store=shop)
     assert result.exit_code == 3
-    assert "no event in test of an item that its user had before" in result.stderr and "--repeats keep" in result.stderr
+    assert (
+        "no event in test of an item that its user interacted with before" in result.stderr
+        and "--repeats keep" in result.stderr
+    )
     whole = done("evaluate", "cloud@1", "--targets=explore", *EVALUATE, store=shop)
     assert (
         table_of(shop, whole["ref"])

@@ -6,16 +6,17 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from dcclctl.algorithm.eventlog import TEST, Block
-from dcclctl.stages.cold import of_new_users, one_each, scored_events, seen_by_models
-from dcclctl.stages.handles import CloudModel
 from tampered import rewrite
 from world import EVALUATE, World, dcclctl, done, ingest
 
+from dcclctl.artifacts import CloudModel
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import UsageError
+from dcclctl.evaluation import candidates
+from dcclctl.evaluation.targets import of_new_users, one_each, scored_events, seen_by_models
+from dcclctl.events.log import TEST, Block
 from dcclctl.logs.split import new_users
-from dcclctl.stages import evaluate as stages_evaluate
+from dcclctl.models.kind import kind_of
 from dcclctl.stages.audit import audit
 from dcclctl.store.store import Store
 
@@ -55,10 +56,10 @@ def test_made_new_users_have_nothing_before_test(tmp_path: Path, split: str) -> 
     drawn = new_users(list(now), 0.3, 3)
     assert {user for user, each in zip(now, drawn, strict=True) if each and groups[user] == "new"} >= set(made_new)
     counted = sum(each and groups[user] == "new" for user, each in zip(now, drawn, strict=True))
-    assert f"{counted} users drawn by --new-users 0.3 have nothing before test" in after["remarks"]
+    assert f"{counted} users drawn by --new-users 0.3 have no event before test" in after["remarks"]
     # the items of events that are gone are gone as well
     assert new.read_table("events.parquet")["item_index"].n_unique() == after["items"]
-    texts = [f"{finding.kind}: {finding.text}" for finding in audit(new, Store(store))]
+    texts = [f"{finding.kind}: {finding.text}" for finding in audit(new)]
     assert not [text for text in texts if text.startswith("leak")]
     assert [text for text in texts if "--new-users 0.3, drawn again" in text]
 
@@ -81,7 +82,7 @@ def test_the_audit_finds_an_event_before_test_of_a_user_made_new(tmp_path: Path)
     )
     # the seed decides who is new, so it stays; another setting makes it an artifact of its own
     forged = rewrite(store, dataset, seed=0, config={"max_reject": 0.5}, tables={"events.parquet": moved})
-    leaks = [each.text for each in audit(forged, store) if each.kind == "leak"]
+    leaks = [each.text for each in audit(forged) if each.kind == "leak"]
     assert len(leaks) == 1 and "of a user that --new-users made new" in leaks[0]
     assert repr(users["user_id"][made_new]) in leaks[0]
 
@@ -122,23 +123,23 @@ def test_without_the_flag_nothing_changes(world: World) -> None:
     assert scored_events(dataset, block, EvaluateConfig()) is block
 
 
-def test_one_evaluation_for_each_k() -> None:
+def test_one_evaluation_for_each_k(world: World) -> None:
     asked = EvaluateConfig(first_events=[12, 0, 3, 3])
     assert [(each.first_events, each.targets_after) for each in one_each(asked)] == [([0], 12), ([3], 12), ([12], 12)]
     following = EvaluateConfig(first_events=[12, 0], targets_after="next")
     assert [(each.first_events, each.targets_after) for each in one_each(following)] == [([0], "next"), ([12], "next")]
     with pytest.raises(UsageError, match="one evaluation has one K"):
-        seen_by_models(None, asked)  # type: ignore[arg-type]
+        seen_by_models(world.dataset().log, asked)
     with pytest.raises(UsageError, match="at most --targets-after 2"):
-        seen_by_models(None, settings(3))  # type: ignore[arg-type]
+        seen_by_models(world.dataset().log, settings(3))
 
 
 def test_figures_are_those_of_the_cut_histories(shop: Path) -> None:
     """AUC of every user again, from the model's layers and histories that are cut by hand."""
     done("evaluate", "cloud@1", *FIRST, *EVALUATE, "--candidates=all", store=shop)
     store = Store(shop)
-    cloud = CloudModel.load(store.resolve("cloud@1"), store)
-    model, log = cloud.module(settings(0)), cloud.dataset.log
+    cloud = CloudModel(store.resolve("cloud@1"))
+    model, log = kind_of(cloud.model).module(cloud, torch.device("cpu")), cloud.dataset.log
     catalogue = torch.arange(log.n_items)
     tables = {}
     for number, first in ((2, 0), (3, 1), (4, 2)):
@@ -184,7 +185,7 @@ def test_models_side_by_side_at_the_same_k(shop: Path) -> None:
             assert row["difference"] == pytest.approx(row["value"] - baseline["value"], abs=1e-12)
     assert figures[2, "cloud@1", "gauc"]["difference"] != 0
     for number in (2, 3, 4):
-        findings = audit(Store(shop).resolve(f"evaluation@{number}"), Store(shop))
+        findings = audit(Store(shop).resolve(f"evaluation@{number}"))
         assert not [each for each in findings if each.kind == "leak"]
         assert "by new users after their first 2" in "".join(each.text for each in findings)
     again = done(
@@ -197,18 +198,18 @@ def test_what_comes_next_is_scored_with_all_that_came_before(shop: Path) -> None
     """The history is exactly K events long by itself, so the figures are those of the events in an evaluation of all."""
     found = done("evaluate", "cloud@2", "cloud@1", *NEXT, *EVALUATE, "--against=cloud@2", store=shop)
     store = Store(shop)
-    log, block = CloudModel.load(store.resolve("cloud@1"), store).dataset.log, Block(TEST)
+    log, block = CloudModel(store.resolve("cloud@1")).dataset.log, Block(TEST)
     sizes = []
     for evaluation in found["evaluations"]:
         made = store.resolve(evaluation["ref"])
         first = evaluation["first_events"]
         targets = scored_events(
-            CloudModel.load(store.resolve("cloud@1"), store).dataset, log.events_in(block), settings(first, "next")
+            CloudModel(store.resolve("cloud@1")).dataset, log.events_in(block), settings(first, "next")
         )
         assert (log.history_end[targets] - log.history_start[targets] == first).all()
         assert (evaluation["users"], evaluation["events"]) == (len(np.unique(log.user[targets])), len(targets))
         sizes.append(evaluation["users"])
-        findings = audit(made, store)
+        findings = audit(made)
         assert not [each for each in findings if each.kind == "leak"]
         assert f"by new users right after their first {first}" in "".join(each.text for each in findings)
     assert sizes[0] >= sizes[1] >= sizes[2] > 0
@@ -229,7 +230,7 @@ def test_what_comes_next_is_scored_with_all_that_came_before(shop: Path) -> None
 def test_a_k_without_events_is_said_before_anything_is_scored(shop: Path) -> None:
     before = len(Store(shop).numbers("evaluation"))
     result = dcclctl("evaluate", "cloud@2", "--first-events=0,400", "--targets-after=next", *EVALUATE, store=shop)
-    assert result.exit_code == 3 and "before which a new user has had exactly 400 others" in result.stderr
+    assert result.exit_code == 3 and "before which a new user has exactly 400 others" in result.stderr
     assert "Leave that K out" in result.stderr and len(Store(shop).numbers("evaluation")) == before
     lonely = dcclctl("evaluate", "cloud@2", "--targets-after=next", store=shop)
     assert lonely.exit_code == 2 and "read with --first-events only" in lonely.stderr
@@ -238,12 +239,12 @@ def test_a_k_without_events_is_said_before_anything_is_scored(shop: Path) -> Non
 def test_all_k_rank_the_same_number_of_candidates(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is affordable is asked of all events of new users, not of those that one K happens to score."""
     store = Store(shop)
-    dataset = CloudModel.load(store.resolve("cloud@1"), store).dataset
+    dataset = CloudModel(store.resolve("cloud@1")).dataset
     block = dataset.log.events_in(Block(TEST))
     counts = [len(scored_events(dataset, block, settings(first, "next"))) for first in (0, 2)]
     assert min(counts) < len(of_new_users(dataset, block))
-    monkeypatch.setattr(stages_evaluate, "_AFFORDABLE_PAIRS", min(counts) * dataset.log.n_items)
-    monkeypatch.setattr(stages_evaluate, "_SAMPLED", 5)
+    monkeypatch.setattr(candidates, "_AFFORDABLE_PAIRS", min(counts) * dataset.log.n_items)
+    monkeypatch.setattr(candidates, "_SAMPLED", 5)
     found = done("evaluate", "cloud@2", *NEXT, "--threads=1", store=shop)
     assert found["candidates"] == 5
     assert {row["metric"] for row in found["metrics"] if row["metric"].startswith("mrr")} == {"mrr/5"}
@@ -258,7 +259,7 @@ def test_the_table_of_what_comes_next_says_so(shop: Path, tmp_path: Path) -> Non
     wrong = dcclctl("evaluate", "--first-events=1", "--targets-after=soon", store=shop)
     assert wrong.exit_code == 2 and "next" in wrong.stderr and "soon" in wrong.stderr
     nobody = dcclctl("evaluate", "--first-events=400", "--targets-after=next", "--threads=1", store=shop)
-    assert nobody.exit_code == 3 and "has had exactly 400 others" in nobody.stderr
+    assert nobody.exit_code == 3 and "has exactly 400 others" in nobody.stderr
 
 
 def test_the_audit_finds_events_that_should_not_have_been_scored(shop: Path) -> None:
@@ -267,13 +268,11 @@ def test_the_audit_finds_events_that_should_not_have_been_scored(shop: Path) -> 
     made = store.resolve("evaluation@4")
     table = made.read_table("per_user.parquet").with_columns(events=pl.col("events") + 1)
     leaks = [
-        each.text
-        for each in audit(rewrite(store, made, tables={"per_user.parquet": table}), store)
-        if each.kind == "leak"
+        each.text for each in audit(rewrite(store, made, tables={"per_user.parquet": table})) if each.kind == "leak"
     ]
     assert leaks and "was not scored on the" in leaks[0] and "by new users after their first 2" in leaks[0]
     forged = rewrite(store, made, config={"targets_after": "next"})
-    leaks = [each.text for each in audit(forged, store) if each.kind == "leak"]
+    leaks = [each.text for each in audit(forged) if each.kind == "leak"]
     assert leaks and "by new users right after their first 2" in leaks[0]
 
 
@@ -292,7 +291,7 @@ def test_the_table_has_k_down_and_models_across(shop: Path) -> None:
 
 def test_what_cannot_be_asked(shop: Path) -> None:
     gate = dcclctl("evaluate", "--first-events=1", "--max-drop=all.gauc=1%", "--against=cloud@1", store=shop)
-    assert gate.exit_code == 2 and "a gate judges one" in gate.stderr
+    assert gate.exit_code == 2 and "a gate reads one" in gate.stderr
     nobody = dcclctl("evaluate", "--first-events=1", "--targets-after=500", "--threads=1", store=shop)
     assert nobody.exit_code == 3 and "no new user with more than 500 events" in nobody.stderr
     assert "--new-users" in nobody.stderr
@@ -312,7 +311,9 @@ def test_a_memory_holds_the_first_events_and_nothing_else(shop: Path) -> None:
     """Patches that are conditioned on the device's memory: an empty one is the cloud model, two events are not."""
     fresh = done("train", "--continue=cloud@1", "--on=device", "--epochs=1", "--patience=0", "--threads=1", store=shop)
     done("memory", store=shop)
-    patches = done("patch", f"--cloud={fresh['ref']}", "--memory-floor=0", "--threads=1", store=shop)
+    patches = done(
+        "patch", f"--cloud={fresh['ref']}", "--set=patch.memory.min_history_quantile=0", "--threads=1", store=shop
+    )
     models = (patches["ref"], fresh["ref"])
     found = done("evaluate", *models, f"--against={fresh['ref']}", *FIRST, *EVALUATE, store=shop)
     gained = {

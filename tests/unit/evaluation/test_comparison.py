@@ -3,12 +3,12 @@
 import numpy as np
 import polars as pl
 import pytest
-from dcclctl.stages.compare import LEVEL, comparison, harms, main_metrics, tail_minus_head
 from scipy import stats
 
 from dcclctl.errors import UsageError
-from dcclctl.metrics.significance import users_to_settle
-from dcclctl.tables import COMPARISON, HARM, TAIL_MINUS_HEAD, WORST_USERS
+from dcclctl.evaluation.comparison import LEVEL, Comparison, main_metrics
+from dcclctl.metrics.significance import RESAMPLES, users_to_settle
+from dcclctl.tables import COMPARISON, HARM, MAIN_GROUPS, TAIL_MINUS_HEAD, WORST_USERS
 
 
 def per_user(**subjects: dict[str, list[float | None]]) -> pl.DataFrame:
@@ -32,6 +32,21 @@ def per_user(**subjects: dict[str, list[float | None]]) -> pl.DataFrame:
             )
         )
     return pl.concat(tables)
+
+
+def comparison(
+    table: pl.DataFrame, against: str, seed: int, groups: tuple[str, ...] = MAIN_GROUPS, resamples: int = RESAMPLES
+) -> pl.DataFrame:
+    return Comparison(table, against, seed, resamples).table(groups)
+
+
+def tail_minus_head(table: pl.DataFrame, against: str, seed: int) -> pl.DataFrame:
+    return Comparison(table, against, seed).tail_minus_head()
+
+
+def harms(table: pl.DataFrame, against: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    compared = Comparison(table, against, 0)
+    return compared.harm(), compared.worst_users()
 
 
 def row(table: pl.DataFrame, **where: str) -> dict:

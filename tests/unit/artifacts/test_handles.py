@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from dcclctl.stages.handles import CloudModel, Dataset, PatchSet, new_model
 from world import EVALUATE, TRAIN, World, dcclctl, done, ingest
 
-from dcclctl.config import TrainConfig
+from dcclctl.artifacts import CloudModel, PatchSet
+from dcclctl.devices.basis_files import basis_of, encoder_of
 from dcclctl.errors import ArtifactError
+from dcclctl.models.din import DinSettings
+from dcclctl.models.kind import kind_of
+from dcclctl.stages.train import train
 from dcclctl.store.store import Artifact, Store
 
 OTHER = "0123456789ab" + "0" * 52
@@ -34,53 +37,61 @@ def refused(error: pytest.ExceptionInfo[ArtifactError], *texts: str) -> None:
     assert "dcclctl artifacts lineage" in error.value.remedy
 
 
-def test_patches_of_another_cloud(world: World) -> None:
-    patches, cloud = world.artifact("patches@1"), world.cloud(2)
-    with pytest.raises(ArtifactError) as error:
-        PatchSet(patches, cloud)
-    refused(error, "patches@1 and cloud@2", "cloud model", world.ids["train"][:12], world.ids["distill"][:12])
-    with pytest.raises(ArtifactError) as error:
-        PatchSet(tampered(patches, "inputs", "cloud", "id"), world.cloud(1))
-    refused(error, OTHER[:12], world.ids["train"][:12])
+def test_what_a_handle_says_of_its_artifact(shop: Path) -> None:
+    made, cloud = Store(shop).resolve("cloud@1"), CloudModel(Store(shop).resolve("cloud@1"))
+    assert (cloud.ref, cloud.id, cloud.reused) == ("cloud@1", made.id, False)
+    assert (cloud.config, cloud.facts) == (made.config, made.facts)
+    assert (cloud.model, cloud.history, cloud.sizes["hidden_sizes"], cloud.round) == ("din", 8, [16, 8], 0)
+    assert cloud.negatives == made.config["din"]["negatives"]
+    assert cloud.store.resolve("cloud@1").id == made.id
+    assert cloud.parent is None and cloud.dataset.ref == "dataset@1"
+    distilled = CloudModel(Store(shop).resolve("cloud@2"))
+    assert distilled.parent is not None and distilled.parent.id == cloud.id and distilled.round == 1
+    patches = PatchSet(Store(shop).resolve("patches@1"))
+    assert (patches.method, patches.settings["patch_size"], patches.cloud.id) == ("metapatch", 4, cloud.id)
+    assert patches.memory is None and not patches.own_basis
+    assert train(cloud.dataset, {"epochs": 1, "threads": 1}).reused is False
+    assert train(cloud.dataset, {"epochs": 1, "threads": 1}).reused is True
 
 
-def test_patches_of_another_id_map(world: World) -> None:
-    with pytest.raises(ArtifactError) as error:
-        PatchSet(tampered(world.artifact("patches@1"), "facts", "id_map"), world.cloud())
-    refused(error, "the id map", OTHER[:12], world.dataset().id_map[:12])
+def test_handles_on_one_dataset_share_its_tensors(world: World) -> None:
+    assert world.cloud(1).dataset.log is world.cloud(2).dataset.log is world.dataset().log
+
+
+def test_another_id_map(world: World) -> None:
+    for handle, reference in ((PatchSet, "patches@1"), (CloudModel, "cloud@1")):
+        with pytest.raises(ArtifactError) as error:
+            handle(tampered(world.artifact(reference), "facts", "id_map"))
+        refused(error, "the id map", OTHER[:12], world.dataset().id_map[:12])
 
 
 def test_patches_of_another_basis(shop: Path) -> None:
     done("patch", "--method=metapatch", "--cloud=cloud@2", "--threads=1", store=shop)
-    place = Store(shop)
-    made = place.resolve("patches")
-    PatchSet.load(made, place)
-    own = made.manifest["files"]["basis.safetensors"]["sha256"]
+    made = Store(shop).resolve("patches")
+    PatchSet(made)
     with pytest.raises(ArtifactError) as error:
-        PatchSet(
-            tampered(made, "files", "basis.safetensors", "sha256"), CloudModel.load(place.resolve("cloud@2"), place)
-        )
-    refused(error, "the basis Θ", OTHER[:12], own[:12])
+        PatchSet(tampered(made, "files", "basis.safetensors", "sha256"))
+    refused(error, "the basis Θ", OTHER[:12], made.file_id("basis.safetensors")[:12])
 
 
-def test_a_cloud_of_another_dataset(world: World, tmp_path: Path) -> None:
-    ingest(tmp_path / "log", tmp_path / "store", "--repeats=keep")
-    other = Dataset(Store(tmp_path / "store").resolve("dataset"))
+def test_patches_with_a_memory_of_another_dataset(shop: Path, tmp_path: Path) -> None:
+    other = ingest(tmp_path / "log", shop, "--split=per-user")["ref"]
+    memories = [done("memory", f"--dataset={ref}", store=shop) for ref in ("dataset@1", other)]
+    patches = done("patch", "--cloud=cloud@1", "--memory=memory@1", "--set=epochs=1", "--threads=1", store=shop)["ref"]
+    made = Store(shop).resolve(patches)
+    assert PatchSet(made).memory is not None
     with pytest.raises(ArtifactError) as error:
-        CloudModel(world.artifact("cloud@1"), other)
-    refused(error, "the dataset", world.ids["ingest"][:12], other.artifact.id[:12])
-    with pytest.raises(ArtifactError) as error:
-        CloudModel(tampered(world.artifact("cloud@1"), "facts", "id_map"), world.dataset())
-    refused(error, "the id map", OTHER[:12], world.dataset().id_map[:12])
+        PatchSet(tampered(made, "inputs", "memory", "id", value=memories[1]["id"]))
+    refused(error, "the dataset", Store(shop).resolve(other).id[:12], Store(shop).resolve("dataset@1").id[:12])
 
 
 def test_an_input_that_is_gone(world: World) -> None:
     with pytest.raises(ArtifactError, match="is not in the store"):
-        PatchSet.load(tampered(world.artifact("patches@1"), "inputs", "cloud", "id"), world.store)
+        PatchSet(tampered(world.artifact("patches@1"), "inputs", "cloud", "id"))
 
 
 def test_handles_of_the_world_fit(world: World) -> None:
-    patches = PatchSet.load(world.artifact("patches@1"), world.store)
+    patches = PatchSet(world.artifact("patches@1"))
     codes, patched = patches.codes()
     assert codes.shape == (60, 4)
     assert patched.sum() == patches.users.height == 44
@@ -99,7 +110,7 @@ def test_log_tensors_say_what_the_tables_say(world: World) -> None:
 
 
 def test_weights_come_back_bit_by_bit(world: World) -> None:
-    model = world.cloud().module(TrainConfig(device="cpu", threads=1))
+    model = kind_of("din").module(world.cloud(), torch.device("cpu"))
     saved = world.artifact("cloud@1").read_tensors("model.safetensors")
     named = dict(model.named_parameters())
     assert named.keys() == saved.keys()
@@ -108,16 +119,19 @@ def test_weights_come_back_bit_by_bit(world: World) -> None:
 
 
 def test_an_encoder_only_after_distilling(world: World) -> None:
-    assert world.cloud(1).encoder() is None and world.cloud(1).basis() is None
-    encoder = world.cloud(2).encoder()
-    basis = world.cloud(2).basis()
+    assert not world.cloud(1).has_encoder and not world.cloud(1).basis_id
+    assert encoder_of(world.cloud(1)) is None and basis_of(world.cloud(1)) is None
+    assert world.cloud(2).has_encoder and world.cloud(2).basis_id
+    encoder, basis = encoder_of(world.cloud(2)), basis_of(world.cloud(2))
     assert encoder is not None and basis is not None
     assert encoder.out.shape[0] == basis.size == 4
 
 
 def test_same_seed_same_start(world: World) -> None:
-    settings = world.cloud().settings
-    one, two, three = (new_model(settings, world.dataset(), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    kind, settings = kind_of("din"), DinSettings(**world.cloud().sizes)
+    one, two, three = (
+        kind.new(world.dataset().log, settings, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(one.item_table, two.item_table)
     assert not torch.equal(one.item_table, three.item_table)
 

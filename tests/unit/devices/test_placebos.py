@@ -7,11 +7,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from dcclctl.stages.serve import mean_code, shuffled_codes, split_suffix
 from world import EVALUATE, PATCH, World, dcclctl, done
 
+from dcclctl.devices.placebos import mean_code, shuffled_codes, shuffled_histories
+from dcclctl.devices.serving import Subject, split_suffix
 from dcclctl.errors import UsageError
-from dcclctl.stages.evaluate import open_subjects, subject_name
+from dcclctl.events.log import TEST
+from dcclctl.stages.evaluate import evaluate, open_subjects
 from dcclctl.store.store import Store
 
 
@@ -48,9 +50,25 @@ def test_the_seed_says_who_gets_whose() -> None:
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_shuffled_histories_are_another_users_before_the_period(world: World) -> None:
+    """Never of the event's own period: what others do meanwhile is not known."""
+    log = world.dataset().log
+    events = log.events_in(TEST)
+    rows = shuffled_histories(log, 0)(events)
+    assert (log.user[rows] != log.user[events]).all()
+    known = np.isin(log.user[rows], log.user[log.period < TEST])
+    assert known.sum() > 50
+    assert (log.period[rows[known]] < TEST).all()
+    assert not log.history_lengths(rows[~known], 1).any()  # new users have no history to give
+    given_by = dict(zip(log.user[events].tolist(), log.user[rows].tolist(), strict=True))
+    assert len(set(given_by.values())) == len(given_by)  # each to one
+    assert not np.array_equal(rows, shuffled_histories(log, 1)(events))
+
+
 def test_suffixes_are_read() -> None:
-    for plain, suffix in (("patches@3", "+mean"), ("patches@3", "+shuffled"), ("cloud@a1", "+encoder"), ("cloud", "")):
-        assert split_suffix(plain + suffix) == (plain, suffix)
+    for plain, suffix in (("patches@3", "mean"), ("patches@3", "shuffled"), ("cloud@a1", "encoder")):
+        assert split_suffix(f"{plain}+{suffix}") == (plain, suffix)
+    assert split_suffix("cloud") == ("cloud", "")
 
 
 @pytest.mark.parametrize("reference", ["cloud@1+mean", "cloud@2+shuffled", "patches@1+encoder", "patches@1+mean+mean"])
@@ -89,18 +107,18 @@ def test_the_mean_of_one_users_patch_is_that_users_patch(shop: Path) -> None:
 def test_one_patch_cannot_be_shuffled(shop: Path) -> None:
     done("patch", "--users=u7", "--cloud=cloud@1", *PATCH, store=shop)
     result = dcclctl("evaluate", "patches@2+shuffled", *EVALUATE, store=shop)
-    assert result.exit_code == 2 and "too few for +shuffled" in result.stderr
+    assert result.exit_code == 2 and "patches@2 keeps 1 patches, too few" in result.stderr
 
 
 def test_against_a_placebo(shop: Path) -> None:
     made = done("evaluate", "patches@1", "--against=patches@1+mean", *EVALUATE, store=shop)
     artifact = Store(shop).resolve(made["ref"])
-    name = subject_name("patches@1+mean", Store(shop))
+    name = Subject.of("patches@1+mean", Store(shop)).name
     assert artifact.config["against"] == name and name.endswith("+mean")
     assert made["subjects"] == ["patches@1+mean", "patches@1"]
     assert artifact.read_table("comparison.parquet").height > 0
     with pytest.raises(UsageError, match="named twice"):
-        open_subjects(["patches@latest+mean", "patches@1+mean"], Store(shop))
+        evaluate(open_subjects(["patches@latest+mean", "patches@1+mean"], Store(shop)))
 
 
 def test_the_report_says_what_a_placebo_is(shop: Path, tmp_path: Path) -> None:
@@ -108,7 +126,7 @@ def test_the_report_says_what_a_placebo_is(shop: Path, tmp_path: Path) -> None:
     result = dcclctl("report", "--output", tmp_path / "report.html", store=shop)
     assert result.exit_code == 0, result.stderr
     text = (tmp_path / "report.html").read_text()
-    assert "everybody served by the mean patch on cloud@1" in text and "shuffled patches on cloud@1" in text
+    assert "the mean patch for every user on cloud@1" in text and "metapatch patches of other users on cloud@1" in text
 
 
 def test_one_user_scored_with_the_mean_patch(world: World) -> None:

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from dcclctl.stages.handles import CloudModel, Dataset
-from tampered import rewrite
-from world import EVALUATE, PATCH, TRAIN, World, done, ingest, quiet_progress
+from tampered import patched_on, rewrite
+from world import EVALUATE, PATCH, TRAIN, World, done, ingest
 
-from dcclctl.config import PatchConfig
-from dcclctl.stages import audit as stage
-from dcclctl.stages.audit import Finding, audit, default_artifact, leaks
-from dcclctl.stages.patch import patch
+from dcclctl.artifacts import CloudModel, Dataset
+from dcclctl.audit.finding import Finding, leaks
+from dcclctl.logs.split import iso
+from dcclctl.stages.audit import audit, default_artifact
 from dcclctl.store.store import Artifact, Input, Store
 
 CLOUD, DEVICE, VALID, TEST = range(4)
@@ -27,7 +26,7 @@ def texts(findings: list[Finding], kind: str) -> list[str]:
 def leak_of(reference: str, store: Path | Store) -> str:
     """The one error that an audit of the artifact ends with."""
     place = store if isinstance(store, Store) else Store(store)
-    error = leaks(audit(place.resolve(reference), place))
+    error = leaks(audit(place.resolve(reference)))
     assert error is not None
     return str(error)
 
@@ -41,12 +40,12 @@ def rewritten_events(shop: Path, change: Any) -> tuple[Store, Artifact]:
 
 
 def name_of(store: Store, user: int, item: int) -> str:
-    dataset = Dataset(store.resolve("dataset@1"))
+    dataset = Dataset.of(store.resolve("dataset@1"))
     return f"user {dataset.users['user_id'][user]!r}, item {dataset.items['item_id'][item]!r}"
 
 
 def test_a_clean_lineage_is_proven(world: World) -> None:
-    findings = audit(world.artifact("evaluation@1"), world.store)
+    findings = audit(world.artifact("evaluation@1"))
     assert texts(findings, "leak") == texts(findings, "remark") == []
     proven = "\n".join(texts(findings, "proven"))
     events = world.dataset().artifact.read_table("events.parquet")
@@ -57,8 +56,8 @@ def test_a_clean_lineage_is_proven(world: World) -> None:
     for said in (
         "of the 5 artifacts of the lineage",
         f"learned from the {counts[CLOUD]} events of cloud",
-        f"(cloud, device: {counts[CLOUD] + counts[DEVICE]} events) is over: the last at {stage.iso(last[DEVICE])}, "
-        f"before test begins at {stage.iso(first[TEST])}",
+        f"learned from {counts[CLOUD] + counts[DEVICE]:,} events (cloud, device), the last at {iso(last[DEVICE])}, "
+        f"before test begins at {iso(first[TEST])}",
         f"scored on the same {counts[TEST]} events of test",
         "each user has an item once",
     ):
@@ -68,7 +67,7 @@ def test_a_clean_lineage_is_proven(world: World) -> None:
 
 
 def test_a_dataset_is_audited_with_all_that_was_made_from_it(world: World) -> None:
-    findings = audit(world.artifact("dataset@1"), world.store)
+    findings = audit(world.artifact("dataset@1"))
     assert {finding.artifact for finding in findings} == {
         "dataset@1",
         "cloud@1",
@@ -87,7 +86,7 @@ def test_a_split_per_user_is_proven_user_by_user(tmp_path: Path, split: str) -> 
     done("patch", *PATCH, store=root)
     done("evaluate", *EVALUATE, store=root)
     store = Store(root)
-    findings = audit(store.resolve("evaluation"), store)
+    findings = audit(store.resolve("evaluation"))
     assert texts(findings, "leak") == []
     assert any("each before all of test of the same user" in text for text in texts(findings, "proven"))
     assert any("overlap in time" in text for text in texts(findings, "remark"))
@@ -118,7 +117,7 @@ def test_a_test_event_moved_into_training(shop: Path) -> None:
     assert name_of(store, event["user_index"], event["item_index"]) in said
     assert "an event of test" in said
     assert "kept as one of cloud" in said
-    assert texts(audit(dataset, store), "leak")[1].startswith(f"{dataset.ref}: an event learned from before device")
+    assert texts(audit(dataset), "leak")[1].startswith(f"{dataset.ref}: an event before device")
 
 
 def test_a_test_event_copied_into_training(shop: Path) -> None:
@@ -126,8 +125,8 @@ def test_a_test_event_copied_into_training(shop: Path) -> None:
         copied = events.filter(pl.col("period") == TEST)[3].with_columns(pl.lit(CLOUD, pl.Int8).alias("period"))
         return pl.concat([copied, events])
 
-    store, dataset = rewritten_events(shop, copy)
-    assert any("stands in two periods" in text for text in texts(audit(dataset, store), "leak"))
+    _, dataset = rewritten_events(shop, copy)
+    assert any("is in two periods" in text for text in texts(audit(dataset), "leak"))
 
 
 def test_a_test_event_copied_into_training_under_an_earlier_time(shop: Path) -> None:
@@ -168,9 +167,7 @@ def test_ids_that_are_not_those_of_the_id_map(shop: Path) -> None:
 def test_patches_trained_on_the_test_period(shop: Path) -> None:
     """The command line refuses it; a program that calls the stage need not."""
     store = Store(shop)
-    cloud = CloudModel.load(store.resolve("cloud@1"), store)
-    config = PatchConfig(method="metapatch", patch_size=4, bottleneck=2, basis_epochs=1, threads=1, on="device")
-    made, _ = patch(cloud, config.model_copy(update={"on": "test"}), store, quiet_progress)
+    made = patched_on("test", CloudModel(store.resolve("cloud@1")), method="metapatch", patch_size=4, basis_epochs=1)
     said = leak_of(made.ref, store)
     assert said.startswith(f"{made.ref}: it learned from test, and ")
     assert "of those events are in test, e.g. user 'n0', item" in said
@@ -182,13 +179,13 @@ def test_patches_judged_on_what_they_learned_from(shop: Path) -> None:
     said = leak_of(on_valid, shop)
     assert said.startswith(f"{on_valid}: {patches}: {patches} learned from valid, and ")
     on_test = done("evaluate", patches, *EVALUATE, store=shop)["ref"]
-    assert leaks(audit(Store(shop).resolve(on_test), Store(shop))) is None
+    assert leaks(audit(Store(shop).resolve(on_test))) is None
 
 
 def test_an_ancestor_that_learned_from_what_its_heir_is_judged_on(shop: Path) -> None:
     """The distilled cloud@2 itself was not told, but its teachers learned from the device period."""
     evaluation = done("evaluate", "cloud@2", *EVALUATE, "--on=device:1/2", store=shop)["ref"]
-    found = texts(audit(Store(shop).resolve(evaluation), Store(shop)), "leak")
+    found = texts(audit(Store(shop).resolve(evaluation)), "leak")
     assert [text.partition(" learned from")[0] for text in found] == [
         f"{evaluation}: cloud@2: patches@1",
         f"{evaluation}: cloud@2: cloud@2",
@@ -202,14 +199,14 @@ def test_a_model_judged_on_what_came_before_its_training(shop: Path) -> None:
     assert "are not before device:1/2" in leak_of(past, shop)
     patches = done("patch", "--cloud=cloud@1", "--on=device:1/2", *PATCH, store=shop)["ref"]
     future = done("evaluate", patches, *EVALUATE, "--on=device:2/2", store=shop)["ref"]
-    findings = audit(Store(shop).resolve(future), Store(shop))
+    findings = audit(Store(shop).resolve(future))
     assert leaks(findings) is None
     assert [text for text in texts(findings, "remark") if "chose the best epoch by the valid period" in text]
 
 
 def test_early_stopping_has_looked_at_valid(shop: Path) -> None:
     evaluation = done("evaluate", "cloud@1", *EVALUATE, "--on=valid", store=shop)["ref"]
-    findings = audit(Store(shop).resolve(evaluation), Store(shop))
+    findings = audit(Store(shop).resolve(evaluation))
     assert texts(findings, "leak") == []
     assert len([text for text in texts(findings, "remark") if "cloud@1 chose the best epoch" in text]) == 1
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from dcclctl.stages.gate import Rule, check_metrics, judge, parse_max_drop, read_gate
 
 from dcclctl.errors import UsageError
+from dcclctl.evaluation.gate import Rule, check_metrics, judge, parse_max_drop, read_gate
 from dcclctl.metrics.significance import users_to_settle
 from dcclctl.tables import COMPARISON, GATE
 

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from dcclctl.stages.compute import (
+from world import World, dcclctl
+
+from dcclctl import compute
+from dcclctl.compute import (
     PASSIVE_WAITING,
     compute_settings,
     cpu_quota,
@@ -19,11 +22,8 @@ from dcclctl.stages.compute import (
     settle,
     settled,
 )
-from world import World, dcclctl
-
 from dcclctl.config import TrainConfig
 from dcclctl.errors import UsageError
-from dcclctl.stages import compute
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +43,8 @@ def test_auto_is_replaced_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_is_asked_for_stays() -> None:
-    settled = settle(TrainConfig(device="cpu", threads=1, epochs=3))
-    assert settled == TrainConfig(device="cpu", threads=1, epochs=3)
+    settled = settle(TrainConfig(device="cpu", threads=1, seed=3))
+    assert settled == TrainConfig(device="cpu", threads=1, seed=3)
     assert torch.get_num_threads() == 1
     assert torch.are_deterministic_algorithms_enabled()
 
@@ -71,7 +71,7 @@ def test_freed_memory_is_kept_where_there_is_glibc() -> None:
     """A block that is freed and asked for again costs no page faults again, once there has been room for it."""
     code = (
         "import resource, sys, torch\n"
-        "from dcclctl.stages.compute import keep_freed_memory\n"
+        "from dcclctl.compute import keep_freed_memory\n"
         "if sys.argv[1] == 'keep': assert keep_freed_memory()\n"
         "def fill(): torch.ones(50_000_000 // 4)\n"
         "for _ in range(10): fill()\n"
@@ -220,5 +220,5 @@ def test_threads_of_the_command_sleep_while_they_wait(world: World) -> None:
 
 
 def test_the_library_leaves_the_environment_alone() -> None:
-    imports = "import dcclctl.cli.main, dcclctl.stages.compute, dcclctl.stages.train, dcclctl.stages.evaluate\n"
+    imports = "import dcclctl.cli.main, dcclctl.compute, dcclctl.stages.train, dcclctl.stages.evaluate\n"
     assert set(environment_at_import_of_torch(imports + "told()\n").values()) == {None}
