@@ -1,7 +1,7 @@
 """Features of a candidate item from a device's memory.
 
-The cloud model reads the last L events. A device holds the newest M items of its user's log (4·M bytes). From them
-and from the statistics that the cloud ships (`Statistics`) every candidate gets F features: how often, how much more than
+The cloud model reads the last L events. A device holds the newest M items of its user's log (4·M bytes). Every candidate
+gets F features from these items and the statistics that the cloud ships (`Statistics`): how often, how much more than
 expected and how recently the user interacted with the item and its categories; how similar the items held are to the
 candidate; and whether the newest items are items that usually precede the candidate.
 
