@@ -86,9 +86,8 @@ def ingest(
         DataError: a log that cannot be read, or has too many bad rows.
     """
     paths = [logs] if isinstance(logs, str | Path) else logs
-    run = _run(settings)
-    beside = [None if side is None else Path(side) for side in (users, items)]
-    return _ingest([Path(path) for path in paths], store, settings, run, Sides(beside[0], beside[1]))
+    sides = Sides(Path(users) if users else None, Path(items) if items else None)
+    return _ingest([Path(path) for path in paths], store, settings, _run(settings), sides)
 
 
 def train(data: Dataset, *, start: artifacts.CloudModel | None = None, **settings: Any) -> CloudModel:
@@ -101,8 +100,7 @@ def train(data: Dataset, *, start: artifacts.CloudModel | None = None, **setting
     Raises:
         UsageError: a setting that the model does not read. DataError: no events. DivergedError: NaN loss.
     """
-    run = _run(settings)
-    return CloudModel(_train(data, settings, run, start).artifact)
+    return CloudModel(_train(data, settings, _run(settings), start).artifact)
 
 
 def memory(data: Dataset, **settings: Any) -> Memory:
@@ -114,8 +112,7 @@ def memory(data: Dataset, **settings: Any) -> Memory:
     Raises:
         UsageError: statistics that would count valid or test events.
     """
-    run = _run(settings)
-    return remember(data, settings, run)
+    return remember(data, settings, _run(settings))
 
 
 def patch(cloud: artifacts.CloudModel, *, memory: Memory | None = None, **settings: Any) -> PatchSet:
@@ -128,8 +125,7 @@ def patch(cloud: artifacts.CloudModel, *, memory: Memory | None = None, **settin
     Raises:
         UsageError: a setting that the method does not read, an unknown user, or a model that it cannot patch.
     """
-    run = _run(settings)
-    return PatchSet(_patch(cloud, settings, run, memory).artifact)
+    return PatchSet(_patch(cloud, settings, _run(settings), memory).artifact)
 
 
 def distill(patches: artifacts.PatchSet, *, student: artifacts.CloudModel | None = None, **settings: Any) -> CloudModel:
@@ -142,8 +138,7 @@ def distill(patches: artifacts.PatchSet, *, student: artifacts.CloudModel | None
     Raises:
         UsageError: a student that cannot be taught, or teachers that have counted the events.
     """
-    run = _run(settings)
-    return CloudModel(_distill(patches, settings, run, student).artifact)
+    return CloudModel(_distill(patches, settings, _run(settings), student).artifact)
 
 
 def evaluate(
@@ -162,13 +157,12 @@ def evaluate(
     Raises:
         UsageError: a model named twice, or a setting out of its range. ArtifactError: two datasets.
     """
-    run = _run(settings)
     store = _store_of([*models, against])
     subjects = [_subject(model, store) for model in models]
     if against is not None:
         baseline = _subject(against, store)
         subjects, settings["against"] = with_baseline(subjects, baseline), baseline.name
-    return _evaluate(subjects, settings, run)
+    return _evaluate(subjects, settings, _run(settings))
 
 
 def write_report(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
@@ -196,10 +190,10 @@ def _run(settings: dict[str, Any]) -> RunOptions:
 
 
 def _store_of(models: Sequence[Any]) -> Store:
-    for model in models:
-        if isinstance(model, Handle):
-            return model.store
-    raise UsageError("no model is a handle", "Give at least one model that train, patch or distill returned.")
+    store = next((model.store for model in models if isinstance(model, Handle)), None)
+    if store is None:
+        raise UsageError("no model is a handle", "Give at least one model that train, patch or distill returned.")
+    return store
 
 
 def _subject(model: Any, store: Store) -> Subject:

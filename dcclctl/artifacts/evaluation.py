@@ -24,14 +24,14 @@ class Evaluation(Handle):
     @property
     def subjects(self) -> dict[str, str]:
         """The scored models: name in the tables → reference in this store, in the order they were given."""
-        return {name: artifact.ref + (suffix and f"+{suffix}") for name, (artifact, suffix) in self._scored().items()}
+        return {name: artifact.ref + (suffix and f"+{suffix}") for name, (artifact, suffix) in self.scored().items()}
 
     @property
     def labels(self) -> dict[str, str]:
         """The scored models: name in the tables → name and reference for people, see names.label."""
-        return {name: label(artifact, suffix) for name, (artifact, suffix) in self._scored().items()}
+        return {name: label(artifact, suffix) for name, (artifact, suffix) in self.scored().items()}
 
-    def _scored(self) -> dict[str, tuple[Artifact, str]]:
+    def scored(self) -> dict[str, tuple[Artifact, str]]:
         """Name in the tables → artifact, and the suffix of its reference ('mean' or '')."""
         names = {role: role.partition(":")[2] for role in self.artifact.inputs if role.startswith(SUBJECT_ROLE)}
         return {name: (self.artifact.input(role), name.partition("+")[2]) for role, name in names.items()}

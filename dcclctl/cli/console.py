@@ -7,8 +7,8 @@ and is given to rich as `Text`, never as markup.
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from dcclctl.errors import DcclError
@@ -95,14 +95,9 @@ class Reporter:
             seconds = time.monotonic() - self.started
             print(f"{ref}  {id[:12]}  ({'reused' if reused else f'{seconds:.1f} s'})")
 
-    @contextmanager
-    def progress(self) -> Iterator["Progress"]:
+    def progress(self) -> "closing[Progress]":
         """A progress display on stderr; silent with --quiet or when stderr is no terminal."""
-        progress = Progress(live=not self.quiet and sys.stderr.isatty())
-        try:
-            yield progress
-        finally:
-            progress.close()
+        return closing(Progress(live=not self.quiet and sys.stderr.isatty()))
 
 
 class Progress:

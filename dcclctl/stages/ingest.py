@@ -109,15 +109,14 @@ class _Read:
     """What was read from the logs and their side tables.
 
     Attributes:
-        layouts: of each log. log: all rows that were kept. sides: role (users, items) → side table.
+        layouts: of each log. log: all rows that were kept. sides: role (users, items) → file and table.
         quarantine: rows that were rejected. rejected_log_rows: reason → rows of the logs among them.
     """
 
     config: IngestConfig
     layouts: list[tuple[Source, Layout]]
     log: Log
-    side_sources: dict[str, Source]
-    sides: dict[str, SideTable]
+    sides: dict[str, tuple[Source, SideTable]]
     quarantine: Quarantine
     rejected_log_rows: dict[str, int]
 
@@ -137,9 +136,10 @@ class _Read:
         rejected = dict(sorted(quarantine.counts.items()))
         quarantine.check("", sum(log.read.values()), config.max_reject)
         sides = {
-            role: read_side(source, config, role.removesuffix("s"), quarantine) for role, source in side_sources.items()
+            role: (source, read_side(source, config, role.removesuffix("s"), quarantine))
+            for role, source in side_sources.items()
         }
-        return cls(config, layouts, log, side_sources, sides, quarantine, rejected)
+        return cls(config, layouts, log, sides, quarantine, rejected)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -148,18 +148,24 @@ class _Read:
 
     def sources(self) -> list[dict[str, Any]]:
         """Facts about every file."""
-        log, sides = self.log, self.sides
         about: list[tuple[str, Source, dict[str, Any]]] = [
-            ("log", source, {"rows": log.read[source.name], "format": layout.format}) for source, layout in self.layouts
-        ]
-        about += [
-            (role, source, {"rows": sides[role].read, "rejected": sides[role].rejected})
-            for role, source in self.side_sources.items()
+            *(
+                ("log", each, {"rows": self.log.read[each.name], "format": found.format})
+                for each, found in self.layouts
+            ),
+            *(
+                (role, each, {"rows": side.read, "rejected": side.rejected})
+                for role, (each, side) in self.sides.items()
+            ),
         ]
         return [
             {"role": role, "name": source.name, "sha256": source.sha256, "bytes": source.bytes, **facts}
             for role, source, facts in about
         ]
+
+    def side(self, role: str) -> SideTable | None:
+        """The side table of users or items, if there is one."""
+        return self.sides[role][1] if role in self.sides else None
 
     def categories(self, events: Events) -> pl.DataFrame | None:
         """Distinct (item_index, column, value) of the log's own category column."""
@@ -185,7 +191,7 @@ class _Read:
         counts["lookalike-ids"] = lookalikes(events.user_ids) + lookalikes(events.item_ids)
         counts["label-conflicts"] = events.conflicts
         counts["heavy-users"] = events.heavy_users
-        counts["repeated-side-rows"] = sum(table.repeated for table in self.sides.values())
+        counts["repeated-side-rows"] = sum(table.repeated for _, table in self.sides.values())
         if self.log.labels is not None and len(np.unique(events.labels)) == 1:
             counts["labels-all-equal"] = len(events)
         return {name: count for name, count in sorted(counts.items()) if count}
@@ -224,7 +230,7 @@ class _Read:
             known[events.users[periods < TEST]] = True
             count = int((chosen & ~known).sum())
             remarks.append(f"{count} users drawn by --new-users {config.new_users:g} have no event before test")
-        return remarks + [line for table in self.sides.values() for line in table.remarks]
+        return remarks + [line for _, table in self.sides.values() for line in table.remarks]
 
 
 def _write(work: Work, read: _Read, on_progress: OnProgress) -> dict[str, Any]:
@@ -252,9 +258,9 @@ def _write(work: Work, read: _Read, on_progress: OnProgress) -> dict[str, Any]:
         # The one large file is compressed while users and items are worked out.
         written = pool.submit(work.write_table, "events.parquet", table)
         groups = user_groups(events.users, periods, len(events.user_ids), config.head_fraction)
-        profile, profile_rows = profiles(events.user_ids, read.sides.get("users"))
+        profile, profile_rows = profiles(events.user_ids, read.side("users"))
         items, category_rows = categories(
-            events.item_ids, read.sides.get("items"), read.categories(events), config.map.get("category")
+            events.item_ids, read.side("items"), read.categories(events), config.map.get("category")
         )
         written.result()
     vocabulary = pl.concat([category_rows, profile_rows])

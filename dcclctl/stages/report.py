@@ -20,8 +20,14 @@ from dcclctl.stages.settings import COMMANDS, variant_section
 from dcclctl.store.lineage import SUBJECT_ROLE, ancestors, dotted
 from dcclctl.store.store import Artifact
 
-#: Flags of `ingest` that name a file, by the role that the file has in the manifest.
-_SIDE_TABLES = {"users": "--users", "items": "--items"}
+#: stage → role of an input → the flag that names it
+_INPUT_FLAGS = {
+    "ingest": {"users": "--users", "items": "--items"},
+    "train": {"dataset": "--dataset"},
+    "memory": {"dataset": "--dataset"},
+    "patch": {"cloud": "--cloud", "memory": "--memory"},
+    "distill": {"patches": "--patches", "cloud": "--cloud"},
+}
 
 
 def load_page(evaluations: list[Evaluation]) -> Page:
@@ -96,11 +102,7 @@ def _model(name: str, artifact: Artifact, about: dict[str, Any]) -> Model:
 def _part(evaluation: Evaluation) -> EvaluationPart:
     """Compared with --against, or with the first model if none was named."""
     facts = evaluation.facts
-    scored = {
-        role.partition(":")[2]: evaluation.artifact.input(role)
-        for role in evaluation.artifact.inputs
-        if role.startswith(SUBJECT_ROLE)
-    }
+    scored = {name: artifact for name, (artifact, _) in evaluation.scored().items()}
     models = [_model(name, artifact, facts["subjects"][name]) for name, artifact in scored.items()]
     aggregate = evaluation.aggregate
     measured = aggregate["metric"].unique(maintain_order=True).to_list()
@@ -187,44 +189,34 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
         artifact: what to make. made: id → artifact of its inputs.
     """
     stage, config, inputs = str(artifact.manifest["stage"]), artifact.config, artifact.inputs
-    words: list[str] = []
-    left_out: set[str] = set()
+    flags, left_out = _INPUT_FLAGS.get(stage, {}), set[str]()
 
     def variable(id: str, suffix: str = "") -> str:
         end = f"+{suffix}" if suffix else ""
         return f'"${{{_variable(made[id])}}}{end}"'
 
     if stage == "ingest":
-        for role in inputs:
-            kind, name = role.split(":", 1)
-            words += [_SIDE_TABLES[kind], shlex.quote(plain(name))] if kind in _SIDE_TABLES else []
-        words = [shlex.quote(plain(role.split(":", 1)[1])) for role in inputs if role.startswith("log:")] + words
-    elif stage == "train" and "cloud" in inputs:
-        words, left_out = ["--continue", variable(inputs["cloud"].id)], {"model", *size_fields(config["model"])}
-    elif stage in ("train", "memory"):
-        words = ["--dataset", variable(inputs["dataset"].id)]
-    elif stage == "patch":
-        words = ["--cloud", variable(inputs["cloud"].id)]
-        if "memory" in inputs:
-            words += ["--memory", variable(inputs["memory"].id)]
-    elif stage == "distill":
-        words = ["--patches", variable(inputs["patches"].id)]
-        if inputs["cloud"].id != made[inputs["patches"].id].inputs["cloud"].id:  # a student of its own
-            words += ["--cloud", variable(inputs["cloud"].id)]
-        if config["method"] == default_method(PatchSet(made[inputs["patches"].id])):
-            left_out = {"method"}
-        else:
-            words, left_out = [*words, "--method", config["method"]], {"method"}
-    else:
+        files = [(role.split(":", 1)[0], shlex.quote(plain(role.split(":", 1)[1]))) for role in inputs]
+        words = [name for kind, name in files if kind == "log"]
+        words += [word for kind, name in files if kind in flags for word in (flags[kind], name)]
+    elif stage == "evaluate":
         subjects = {
             role.partition(":")[2]: variable(given.id, split_suffix(role)[1])
             for role, given in inputs.items()
             if role.startswith(SUBJECT_ROLE)
         }
-        words = list(subjects.values())
-        if config["against"]:
-            words += ["--against", subjects[config["against"]]]
+        words = list(subjects.values()) + (["--against", subjects[config["against"]]] if config["against"] else [])
         left_out = {"against"}
+    else:
+        if stage == "train" and "cloud" in inputs:
+            flags, left_out = {"cloud": "--continue"}, {"model", *size_fields(config["model"])}
+        elif stage == "distill":
+            patches, left_out = made[inputs["patches"].id], {"method"}
+            if inputs["cloud"] == patches.inputs["cloud"]:
+                flags = {"patches": "--patches"}
+        words = [word for role, flag in flags.items() if role in inputs for word in (flag, variable(inputs[role].id))]
+        if stage == "distill" and config["method"] != default_method(PatchSet(patches)):
+            words += ["--method", config["method"]]
     words += _settings_given(stage, config, artifact.seed, left_out)
     return f"{_variable(artifact)}=$(dcclctl {' '.join([stage, *words, '--quiet'])})"
 

@@ -83,7 +83,7 @@ def test_the_audit_finds_an_event_before_test_of_a_user_made_new(tmp_path: Path)
     # the seed decides who is new, so it stays; another setting makes it an artifact of its own
     forged = rewrite(store, dataset, seed=0, config={"max_reject": 0.5}, tables={"events.parquet": moved})
     leaks = [each.text for each in audit(forged) if each.kind == "leak"]
-    assert len(leaks) == 1 and "of a user that --new-users made new" in leaks[0]
+    assert len(leaks) == 1 and "a user that --new-users made new has an event before test" in leaks[0]
     assert repr(users["user_id"][made_new]) in leaks[0]
 
 
