@@ -24,6 +24,7 @@ from dcclctl.errors import UsageError
 from dcclctl.stages.audit import audit
 from dcclctl.stages.distill import distill as _distill
 from dcclctl.stages.evaluate import evaluate as _evaluate
+from dcclctl.stages.evaluate import with_baseline
 from dcclctl.stages.ingest import Sides
 from dcclctl.stages.ingest import ingest as _ingest
 from dcclctl.stages.memory import remember
@@ -58,11 +59,11 @@ class _Served(Handle):
 
 
 class CloudModel(artifacts.CloudModel, _Served):
-    """A cloud model, which can recommend."""
+    """A cloud model that can recommend."""
 
 
 class PatchSet(artifacts.PatchSet, _Served):
-    """Patches on a cloud model, which can recommend."""
+    """Patches on a cloud model that can recommend."""
 
 
 def ingest(
@@ -105,10 +106,10 @@ def train(data: Dataset, *, start: artifacts.CloudModel | None = None, **setting
 
 
 def memory(data: Dataset, **settings: Any) -> Memory:
-    """Keep what every device remembers of its user's log.
+    """Make every device's memory: its user's newest events.
 
     Args:
-        settings: of `dcclctl memory`, e.g. size=100.
+        data: the log. settings: of `dcclctl memory`, e.g. size=100.
 
     Raises:
         UsageError: statistics that would count valid or test events.
@@ -121,7 +122,7 @@ def patch(cloud: artifacts.CloudModel, *, memory: Memory | None = None, **settin
     """Learn a patch for every chosen user.
 
     Args:
-        cloud: the frozen model. memory: what devices remember; None: the newest, made if there is none.
+        cloud: the frozen model. memory: of the devices; None: the dataset's newest, made if there is none.
         settings: of `dcclctl patch`, e.g. users="tail", method="metapatch".
 
     Raises:
@@ -132,10 +133,10 @@ def patch(cloud: artifacts.CloudModel, *, memory: Memory | None = None, **settin
 
 
 def distill(patches: artifacts.PatchSet, *, student: artifacts.CloudModel | None = None, **settings: Any) -> CloudModel:
-    """Teach a cloud model with the patched models.
+    """Distil the patched models into a better cloud model.
 
     Args:
-        patches: the teachers. student: where the cloud weights start; None: the model under the patches.
+        patches: the teachers. student: the cloud model to train further; None: the one under the patches.
         settings: of `dcclctl distill`, e.g. method="momodistill", beta=0.5.
 
     Raises:
@@ -166,18 +167,12 @@ def evaluate(
     subjects = [_subject(model, store) for model in models]
     if against is not None:
         baseline = _subject(against, store)
-        if baseline.name not in [subject.name for subject in subjects]:
-            subjects.insert(0, baseline)
-        settings["against"] = baseline.name
+        subjects, settings["against"] = with_baseline(subjects, baseline), baseline.name
     return _evaluate(subjects, settings, run)
 
 
 def write_report(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
-    """Write evaluations as one offline HTML page.
-
-    Returns:
-        The path.
-    """
+    """Write evaluations as one HTML page that works offline, and return its path."""
     from dcclctl.report.html import render
 
     Path(path).write_bytes(render(load_page(list(evaluations))).encode())
@@ -185,12 +180,12 @@ def write_report(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
 
 
 def find_leaks(made: Handle) -> list[Finding]:
-    """Audit an artifact and everything that it was made from; what is returned had seen what it is judged on."""
+    """Audit an artifact and everything that it was made from, and return the leaks: [] if it passes."""
     return [finding for finding in audit(made.artifact) if finding.kind == "leak"]
 
 
 def _run(settings: dict[str, Any]) -> RunOptions:
-    """Take what is no setting out of the keyword arguments."""
+    """Take the options that are not settings out of the keyword arguments."""
     config = settings.pop("config", None)
     return RunOptions(
         settings.pop("on_progress", None) or no_progress,

@@ -1,4 +1,4 @@
-"""Models that are counted, not trained: popularity, recent, gp-topfreq, item-knn, ease. No epoch is chosen by `valid`."""
+"""Models that are counted, without training epochs: popularity, recent, gp-topfreq, item-knn, ease."""
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
@@ -21,7 +21,7 @@ from dcclctl.models.settings import ModelSettings
 if TYPE_CHECKING:
     from dcclctl.artifacts.cloud import CloudModel
 
-#: EASE inverts a matrix of items²: beyond this its numbers do not fit into a common machine's memory (10 GB)
+#: EASE inverts a matrix of items × items: with this many items it takes 10 GB
 _EASE_ITEMS = 20_000
 
 SettingsT = TypeVar("SettingsT", bound=ModelSettings)
@@ -51,25 +51,25 @@ class EaseSettings(ModelSettings):
 
 
 class CountedKind(CloudModelKind[SettingsT]):
-    """A kind whose model is made of counts of positive events."""
+    """A kind whose model is computed from the positive events at once."""
 
     Settings: ClassVar[type[Section]] = ModelSettings
 
     @abstractmethod
     def tensors(self, log: EventLog, counted: Ints, settings: SettingsT) -> dict[str, Tensor]:
-        """What the scores are made of, from the positive events (N,) in `counted`."""
+        """The model's tensors, from the positive events (N,) in `counted`."""
 
     def select(self, task: FitTask[SettingsT], events: Ints) -> Ints:
         """The events that are counted."""
         return events
 
     def fit(self, task: FitTask[SettingsT]) -> dict[str, Any]:
-        """Count the positive events of the periods, and write what the scores are made of.
+        """Count the positive events of the periods, and write the model's tensors.
 
         Raises:
-            UsageError: a model to start from. DataError: no positive event in the periods.
+            UsageError: there is a model to start from. DataError: the periods have no positive event.
         """
-        log, names = task.dataset.log, ",".join(map(str, task.blocks))
+        log = task.dataset.log
         if task.start is not None:
             raise UsageError(
                 f"--continue: {task.start.ref} is a {task.start.model} model, which has no weights to train further",
@@ -80,7 +80,7 @@ class CountedKind(CloudModelKind[SettingsT]):
         counted = counted[log.label[counted] > 0]
         if not len(counted):
             raise DataError(
-                f"{task.dataset.ref} has no positive events in {names}",
+                f"{task.dataset.ref} has no positive events in {','.join(map(str, task.blocks))}",
                 "Choose other periods with --on, or ingest with other --periods or another --label.",
             )
         task.on_progress("train", 0, 1, "")
@@ -116,7 +116,7 @@ class RecentKind(PopularityKind[RecentSettings]):
     Settings = RecentSettings
 
     def select(self, task: FitTask[RecentSettings], events: Ints) -> Ints:
-        """The newest share of the events; of each user's own where only a user's order is known."""
+        """The newest share of the events; of each user's events if only the order of each user's events is known."""
         artifact = task.dataset.artifact
         time = artifact.read_table("events.parquet")["time_us"].to_numpy().astype(np.int64)
         one_timeline = artifact.facts["time_kind"] != "ordinal"
@@ -159,12 +159,12 @@ class EaseKind(CountedKind[EaseSettings]):
         """All events.
 
         Raises:
-            UsageError: more items than fit into memory as a square matrix.
+            UsageError: the square matrix of the items does not fit into memory.
         """
         if task.dataset.log.n_items > _EASE_ITEMS:
             raise UsageError(
-                f"--model ease: {task.dataset.ref} has {task.dataset.log.n_items:,} items, and EASE inverts a matrix of "
-                f"items × items (at most {_EASE_ITEMS:,})",
+                f"--model ease: {task.dataset.ref} has {task.dataset.log.n_items:,} items, and EASE inverts a matrix "
+                f"of items × items (at most {_EASE_ITEMS:,})",
                 "Use --model item-knn, or leave rare items out: dcclctl ingest --min-item-events N",
             )
         return events
@@ -179,7 +179,7 @@ class EaseKind(CountedKind[EaseSettings]):
 
 
 def _popularity(log: EventLog, counted: Ints) -> dict[str, Tensor]:
-    """Events of every item, which break ties."""
+    """Number of each item's events, which breaks ties."""
     return {"popularity": torch.from_numpy(item_counts(log, counted)).float()}
 
 
