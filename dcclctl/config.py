@@ -97,10 +97,7 @@ class ComputeSection(CommandSection):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="Where to compute; auto is the first of cuda, mps and cpu that is there."
     )
-    threads: Count = Field(
-        0,
-        description="CPU threads; 0: one per processor. Part of the artifact's id.",
-    )
+    threads: Count = Field(0, description="CPU threads; 0: one per processor. Part of the artifact's id.")
 
 
 class VariantSection(ComputeSection):
@@ -139,8 +136,7 @@ class IngestConfig(CommandSection):
     )
     timezone: str = Field("", description="Zone of local times without one, e.g. Europe/Paris.")
     now: str = Field(
-        "2100-01-01T00:00:00Z",
-        description="Events more than a day after this time are rejected as in the future.",
+        "2100-01-01T00:00:00Z", description="Events more than a day after this time are rejected as in the future."
     )
     label: str = Field(
         "", description="Condition that makes an event positive, e.g. 'rating>=4'. Empty: every event is (--implicit)."

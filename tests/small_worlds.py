@@ -75,12 +75,7 @@ def din(log: EventLog, seed: int = 0, hidden_sizes: tuple[int, int] = (12, 7), s
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = DinSettings(
-        history=HISTORY,
-        item_size=6,
-        category_size=4,
-        profile_size=3,
-        attention_size=5,
-        hidden_sizes=hidden_sizes,
+        history=HISTORY, item_size=6, category_size=4, profile_size=3, attention_size=5, hidden_sizes=hidden_sizes
     )
     model = Din(log, sizes, generator)
     with torch.no_grad():

@@ -19,8 +19,7 @@ def report(
         typer.Argument(metavar="[EVALUATION]...", help="What to report. [default: the newest evaluation]"),
     ] = None,
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="FILE.html", help="The page; a file of that name is overwritten."),
+        Path, typer.Option("--output", "-o", metavar="FILE.html", help="The page; a file of that name is overwritten.")
     ] = Path("report.html"),
 ) -> None:
     """Write evaluations as one HTML page that works offline.

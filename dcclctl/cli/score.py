@@ -20,8 +20,7 @@ def score(
     reference: Annotated[
         str,
         typer.Argument(
-            metavar="REF",
-            help="Patches (patches: the newest), a cloud model, cloud@N+encoder, or patches@N+mean.",
+            metavar="REF", help="Patches (patches: the newest), a cloud model, cloud@N+encoder, or patches@N+mean."
         ),
     ],
     user: Annotated[str, typer.Option("--user", metavar="ID", help="The user's id in your log.")],

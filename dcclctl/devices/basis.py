@@ -184,8 +184,7 @@ def learn_basis(
         average = total / float(samples.weights.sum())
         if not math.isfinite(average):
             raise DivergedError(
-                f"the loss of Θ became {average}",
-                "Lower it: --set patch.metapatch.basis_learning_rate=0.003",
+                f"the loss of Θ became {average}", "Lower it: --set patch.metapatch.basis_learning_rate=0.003"
             )
         if settings.on_epoch is not None:
             settings.on_epoch(epoch + 1, average)
@@ -214,10 +213,7 @@ def descend(
         rate = learning_rate / (1 - 0.9**step)
         codes -= rate * first / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
     if not codes.isfinite().all():
-        raise DivergedError(
-            "θ̂ became infinite or NaN",
-            "Lower --learning-rate and run the command again.",
-        )
+        raise DivergedError("θ̂ became infinite or NaN", "Lower --learning-rate and run the command again.")
     return codes
 
 

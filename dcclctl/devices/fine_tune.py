@@ -26,8 +26,6 @@ from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 
 
 class FineTuneSettings(LocalSettings):
-    """Settings of per-user fine-tuning."""
-
     learning_rate: Rate = Field(0.005, description="Adam's step size on a device.")
     prior: Annotated[float, Field(ge=0.0)] = Field(
         1.0, description="Weight of the squared change against the sum of a user's losses."
@@ -125,8 +123,6 @@ class _Devices(HiddenLearner[FineTuneSettings]):
 
 
 class FineTune(CodeMethod[FineTuneSettings]):
-    """The method `fine-tune`."""
-
     Settings = FineTuneSettings
     patch_points: ClassVar[tuple[PatchPoint, ...]] = ("hidden_layers",)
 

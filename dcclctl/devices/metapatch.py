@@ -38,8 +38,6 @@ _BATCH_EVENTS = 512
 
 
 class MetaPatchSettings(LocalSettings):
-    """Settings of MetaPatch."""
-
     patch_size: Positive = Field(16, description="K: numbers in a user's θ̂.")
     bottleneck: Positive = Field(8, description="Width of the bottleneck of each patch.")
     prior_mean: Literal["learned", "zero"] = Field(
@@ -138,8 +136,6 @@ class StateDevices(Learner[MetaPatchSettings, StateRows]):
 
 
 class MetaPatch(CodeMethod[MetaPatchSettings]):
-    """The method `metapatch`."""
-
     Settings = MetaPatchSettings
     patch_points: ClassVar[tuple[PatchPoint, ...]] = ("hidden_layers", "states")
     own_basis = False

@@ -46,8 +46,6 @@ class FromMemorySettings(TeachingSettings):
 
 
 class FromMemory(DistillationMethod[FromMemorySettings]):
-    """The method `from-memory`."""
-
     Settings = FromMemorySettings
 
     def check(self, patches: PatchSet, block: Block, config: DistillConfig) -> None:

@@ -34,8 +34,6 @@ METHODS: Mapping[str, Variant] = {
 
 
 class TeachingSettings(Section):
-    """Settings of every distillation method."""
-
     beta: Annotated[float, Field(ge=0.0)] = Field(0.1, description="β: weight of the teachers against the labels.")
     epochs: Positive = Field(3, description="Passes over the events for the cloud weights, at most.")
     patience: Count = Field(0, description=PATIENCE)

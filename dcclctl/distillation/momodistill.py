@@ -35,16 +35,12 @@ from dcclctl.models.training import Objective, pick
 
 
 class MoMoDistillSettings(TeachingSettings):
-    """Settings of MoMoDistill."""
-
     basis_epochs: Count = Field(5, description="Passes for Θ and the encoder U (step 2); 0 leaves both as they are.")
     basis_learning_rate: Rate = rarely(0.01, "Adam's step size for Θ and the encoder.")
     encoder_size: Positive = rarely(32, "Hidden units of the encoder U.")
 
 
 class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
-    """The method `momodistill`."""
-
     Settings = MoMoDistillSettings
 
     def check(self, patches: PatchSet, block: Block, config: DistillConfig) -> None:

@@ -160,8 +160,6 @@ def _field(value: Any, lists: bool) -> str | None:
 
 
 class JsonlFormat(LogFormat):
-    """The format `jsonl`."""
-
     def recognise(self, head: Head) -> Layout | None:
         """By a bracket at its start."""
         if head.named or head.text.lstrip()[:1] in (b"{", b"["):

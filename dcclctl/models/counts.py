@@ -28,16 +28,12 @@ SettingsT = TypeVar("SettingsT", bound=ModelSettings)
 
 
 class RecentSettings(ModelSettings):
-    """Settings of recent popularity."""
-
     newest: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.2, description="Newest share of the training events that is counted."
     )
 
 
 class ItemKnnSettings(ModelSettings):
-    """Settings of item-kNN."""
-
     neighbours: Positive = Field(500, description="Neighbours kept for each item.")
     shrinkage: Annotated[float, Field(ge=0.0)] = Field(
         100.0, description="Added to the denominator of the cosine, against chance pairs of rare items."
@@ -45,8 +41,6 @@ class ItemKnnSettings(ModelSettings):
 
 
 class EaseSettings(ModelSettings):
-    """Settings of EASE."""
-
     ridge: Annotated[float, Field(gt=0.0)] = Field(100.0, description="λ, L2 penalty on the item weights.")
 
 
@@ -101,8 +95,6 @@ class CountedKind(CloudModelKind[SettingsT]):
 
 
 class PopularityKind(CountedKind[SettingsT]):
-    """The kind `popularity`."""
-
     def tensors(self, log: EventLog, counted: Ints, settings: SettingsT) -> dict[str, Tensor]:
         return {"logits": log_odds(item_counts(log, counted), settings.negatives)}
 
@@ -111,8 +103,6 @@ class PopularityKind(CountedKind[SettingsT]):
 
 
 class RecentKind(PopularityKind[RecentSettings]):
-    """The kind `recent`."""
-
     Settings = RecentSettings
 
     def select(self, task: FitTask[RecentSettings], events: Ints) -> Ints:
@@ -124,8 +114,6 @@ class RecentKind(PopularityKind[RecentSettings]):
 
 
 class GpTopfreqKind(CountedKind[ModelSettings]):
-    """The kind `gp-topfreq`."""
-
     def tensors(self, log: EventLog, counted: Ints, settings: ModelSettings) -> dict[str, Tensor]:
         return _popularity(log, counted)
 
@@ -135,8 +123,6 @@ class GpTopfreqKind(CountedKind[ModelSettings]):
 
 
 class ItemKnnKind(CountedKind[ItemKnnSettings]):
-    """The kind `item-knn`."""
-
     Settings = ItemKnnSettings
 
     def tensors(self, log: EventLog, counted: Ints, settings: ItemKnnSettings) -> dict[str, Tensor]:
@@ -151,8 +137,6 @@ class ItemKnnKind(CountedKind[ItemKnnSettings]):
 
 
 class EaseKind(CountedKind[EaseSettings]):
-    """The kind `ease`."""
-
     Settings = EaseSettings
 
     def select(self, task: FitTask[EaseSettings], events: Ints) -> Ints:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 
 class DinSettings(TrainedSettings):
-    """Settings of DIN."""
-
     history: Positive = size(20, "L: how many of the user's last events the model sees.")
     item_size: Positive = size(32, "Numbers in an item embedding.")
     category_size: Positive = size(16, "Numbers in a category embedding.")
@@ -194,8 +192,6 @@ class DinBackbone(Backbone):
 
 
 class DinKind(TrainedKind[DinSettings]):
-    """The kind `din`, the model of the MetaPatch and MoMoDistill paper."""
-
     Settings = DinSettings
     can_be_taught = True
 

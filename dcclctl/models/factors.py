@@ -26,28 +26,20 @@ if TYPE_CHECKING:
 
 
 class FactorSettings(PatientSettings):
-    """Settings of a factor model."""
-
     item_size: Positive = size(32, "Numbers in a factor.")
 
 
 class BprSettings(FactorSettings):
-    """Settings of BPR."""
-
     item_size: Positive = size(64, "Numbers in a factor.")
     learning_rate: Rate = Field(0.005, description="Adam's step size.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-4, description="L2 penalty on the embeddings in a batch.")
 
 
 class FmSettings(FactorSettings):
-    """Settings of the factorisation machine."""
-
     history: Positive = size(20, "L: how many of the user's last events the model sees.")
 
 
 class NeumfSettings(FactorSettings):
-    """Settings of NeuMF."""
-
     hidden_sizes: tuple[Positive, Positive] = size((64, 32), "Units of the two hidden layers.")
 
 
@@ -267,8 +259,6 @@ class FactorKind(TrainedKind[FactorSettings]):
 
 
 class BprKind(FactorKind):
-    """The kind `bpr`."""
-
     Settings = BprSettings
 
     def new(self, log: EventLog, settings: FactorSettings, generator: torch.Generator) -> Bpr:
@@ -276,8 +266,6 @@ class BprKind(FactorKind):
 
 
 class FmKind(FactorKind):
-    """The kind `fm`."""
-
     Settings = FmSettings
 
     def new(self, log: EventLog, settings: FmSettings, generator: torch.Generator) -> FactorisationMachine:  # type: ignore[override]
@@ -285,8 +273,6 @@ class FmKind(FactorKind):
 
 
 class NeumfKind(FactorKind):
-    """The kind `neumf`."""
-
     Settings = NeumfSettings
 
     def new(self, log: EventLog, settings: NeumfSettings, generator: torch.Generator) -> NeuMF:  # type: ignore[override]

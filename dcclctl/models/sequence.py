@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 
 class SequenceSettings(PatientSettings):
-    """Settings of a sequence model."""
-
     history: Positive = size(50, "L: how many of the user's last baskets the model sees.")
     item_size: Positive = size(32, "Numbers in an item embedding.")
     category_size: Positive = size(16, "Numbers in a category embedding.")
@@ -49,14 +47,10 @@ class SequenceSettings(PatientSettings):
 
 
 class SasrecSettings(SequenceSettings):
-    """Settings of SASRec."""
-
     negatives: Positive = Field(32, description="Sampled negatives for each positive event.")
 
 
 class Gru4recSettings(SequenceSettings):
-    """Settings of GRU4Rec."""
-
     item_size: Positive = size(64, "Numbers in an item embedding.")
     dropout: Share = rarely(0.4, "Dropout between the layers.")
 
@@ -266,8 +260,6 @@ class SequenceKind(TrainedKind[SequenceSettings]):
 
 
 class SasrecKind(SequenceKind):
-    """The kind `sasrec`."""
-
     Settings = SasrecSettings
     weights_purpose = "train/weights/sasrec"
 
@@ -276,8 +268,6 @@ class SasrecKind(SequenceKind):
 
 
 class Gru4recKind(SequenceKind):
-    """The kind `gru4rec`."""
-
     Settings = Gru4recSettings
     weights_purpose = "train/weights/gru4rec"
 

@@ -14,16 +14,12 @@ PATIENCE = "Epochs without a higher AUC on valid after which training stops; 0 n
 
 
 class ModelSettings(Section):
-    """Settings of every cloud model."""
-
     negatives: Positive = Field(
         4, description="Sampled negatives for each positive event; a logit of 0 means one click among that many items."
     )
 
 
 class TrainedSettings(ModelSettings):
-    """Settings of every model that learns by gradient descent."""
-
     epochs: Positive = Field(20, description="Passes over the training events, at most.")
     patience: Count = Field(2, description=PATIENCE)
     batch_size: Positive = Field(1024, description="Events per step, each with its negatives.")

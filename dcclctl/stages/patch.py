@@ -22,10 +22,7 @@ from dcclctl.tables import GROUPS
 
 
 def patch(
-    cloud: CloudModel,
-    settings: Settings = NO_SETTINGS,
-    run: RunOptions = DEFAULT_RUN,
-    memory: Memory | None = None,
+    cloud: CloudModel, settings: Settings = NO_SETTINGS, run: RunOptions = DEFAULT_RUN, memory: Memory | None = None
 ) -> PatchSet:
     """Learn a patch for every chosen user.
 

@@ -13,10 +13,7 @@ from dcclctl.stages.settings import resolve
 
 
 def train(
-    dataset: Dataset,
-    settings: Settings = NO_SETTINGS,
-    run: RunOptions = DEFAULT_RUN,
-    start: CloudModel | None = None,
+    dataset: Dataset, settings: Settings = NO_SETTINGS, run: RunOptions = DEFAULT_RUN, start: CloudModel | None = None
 ) -> CloudModel:
     """Train a cloud model, and keep the weights of the epoch with the highest AUC on valid.
 

@@ -152,9 +152,7 @@ class Personal:
             new_basis(PatchShape((16, 8), 4), 4, seed=0),
             SharedEvents(events, log.user[events], samples),
             frozen_head(
-                self.head,
-                lambda rows, candidates: self.model.first_layer_of_few(log, rows, candidates),
-                events,
+                self.head, lambda rows, candidates: self.model.first_layer_of_few(log, rows, candidates), events
             ),
             JointFit(epochs=40, learning_rate=0.02, prior=0.3, seed=0, batch_size=64),
             with_mean=with_mean,

@@ -43,8 +43,6 @@ _PARTS = 60
 
 
 class MemorySettings(Section):
-    """Settings of the memory patch."""
-
     hidden_size: Positive = Field(32, description="H: hidden units of the patch.")
     epochs: Positive = Field(8, description="Passes over the events that learn the patch.")
     learning_rate: Rate = rarely(0.003, "AdamW's step size.")
@@ -55,8 +53,7 @@ class MemorySettings(Section):
         "a new device.",
     )
     order: Literal["auto", "always", "never"] = Field(
-        "auto",
-        description="Use the order of events; auto: unless held-back events are predicted better without.",
+        "auto", description="Use the order of events; auto: unless held-back events are predicted better without."
     )
     min_history_quantile: Fraction = rarely(
         0.01,
@@ -259,8 +256,6 @@ def patch_of(patches: PatchSet) -> MemoryPatch:
 
 
 class MemoryMethod(DeviceMethod[MemorySettings]):
-    """The method `memory`."""
-
     Settings = MemorySettings
     uses_memory = True
     learns_locally = False

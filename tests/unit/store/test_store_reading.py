@@ -258,10 +258,7 @@ def test_other_size_and_foreign_files_are_damage(store: Store) -> None:
     path = dataset.path / "rejects.json"
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1])
-    assert dataset.verify() == {
-        "extra.bin": "is not in the manifest",
-        "rejects.json": "has 14 bytes instead of 15",
-    }
+    assert dataset.verify() == {"extra.bin": "is not in the manifest", "rejects.json": "has 14 bytes instead of 15"}
     with pytest.raises(ArtifactError, match=r"nothing\.json is not in the manifest"):
         dataset.file("nothing.json")
 
