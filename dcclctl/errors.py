@@ -3,6 +3,8 @@
 Each error says what is wrong, where, and the command or change that mends it; `exit_code` is the shell's exit code.
 """
 
+import difflib
+
 
 class DcclError(Exception):
     """An error that the user can mend.
@@ -51,3 +53,9 @@ class GateError(DcclError):
     """A quality gate that found a significant drop. Exit 4."""
 
     exit_code = 4
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A remedy: the known word that is most like a wrong one."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."

@@ -38,7 +38,8 @@ def settings(
       dcclctl settings train --model sasrec
       dcclctl settings patch --method metapatch
     """
-    from dcclctl.stages.settings import COMMANDS, nearest, variant_section
+    from dcclctl.errors import nearest
+    from dcclctl.stages.settings import COMMANDS, variant_section
 
     if command not in COMMANDS:
         raise UsageError(f"there is no command {command!r} with settings", nearest(command, list(COMMANDS)))

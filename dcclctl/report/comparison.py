@@ -161,7 +161,7 @@ def first_events_table(table: pl.DataFrame, names: "Mapping[str, str]", against:
     With a baseline, its column holds its value, and the other columns hold their difference to it at the same K.
 
     Args:
-        table: FIRST_EVENTS table. names: subject → reference to show. against: name of the baseline, or empty.
+        table: see targets.by_first_events. names: subject → reference to show. against: name of the baseline, or empty.
         metrics: those to show, in their order.
     """
     said = f": difference to {names[against]} at the same K in points (1/{POINTS}), 95 % interval" if against else ""

@@ -10,7 +10,6 @@ their own::
     epochs = 5
 """
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,7 +35,7 @@ from dcclctl.devices.method import METHODS as PATCH_METHODS
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.distillation.method import METHODS as DISTILL_METHODS
 from dcclctl.distillation.method import TeachingSettings
-from dcclctl.errors import UsageError
+from dcclctl.errors import UsageError, nearest
 from dcclctl.models.kind import MODELS
 from dcclctl.models.settings import TrainedSettings
 
@@ -215,12 +214,6 @@ def _checked(section: type[Any], where: str, values: Mapping[str, Any]) -> Any:
         lines = [f"{shown[key]}: {', or '.join(wanted)} (got {got})" for (key, got), wanted in wants.items()]
         option = f" --{choice} {variant}" if variant else ""
         raise UsageError("; ".join(lines), f"See: dcclctl settings {command}{option}") from error
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """A hint at the known word that is most like a wrong one."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}."
 
 
 def read_toml(path: Path) -> dict[str, Any]:

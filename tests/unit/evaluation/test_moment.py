@@ -10,7 +10,7 @@ from dcclctl.devices.memory.features import Memories
 from dcclctl.devices.memory.ring import Ring
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.devices.serving import Subject
-from dcclctl.evaluation.moment import at_start_of_test
+from dcclctl.evaluation.lists import at_start_of_test
 from dcclctl.events.log import CLOUD, TEST, Block, EventColumns, EventLog
 from dcclctl.models.kind import MODELS
 from dcclctl.stages.score import recommend, score
