@@ -1,9 +1,9 @@
 """Features of a candidate item from a device's memory.
 
-The cloud model reads the last L events. A device holds the newest M items of its user's log (4·M bytes). Every candidate
-gets F features from these items and the statistics that the cloud ships (`Statistics`): how often, how much more than
-expected and how recently the user interacted with the item and its categories; how similar the items held are to the
-candidate; and whether the newest items are items that usually precede the candidate.
+The cloud model reads the last L events. A device holds the newest M items of its user's log (4·M bytes). Every
+candidate gets F features from these items and the statistics that the cloud ships (`Statistics`): how often, how much
+more than expected and how recently the user interacted with the item and its categories; how similar the items held are
+to the candidate; and whether the newest items are items that usually precede the candidate.
 
 From each feature the item's mean over reference users is subtracted, because the cloud model already knows what is the
 same for all users.
