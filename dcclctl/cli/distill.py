@@ -49,14 +49,12 @@ def distill(
       dcclctl distill --patches patches@2 --cloud cloud@1 --teachers guarded
     """
     from dcclctl.artifacts import CloudModel, PatchSet
-    from dcclctl.cli.tracking import track
     from dcclctl.stages.distill import distill as run
 
     given = PatchSet(call.store.resolve(patches or "patches@latest", "patches"))
     start = CloudModel(call.store.resolve(cloud, "cloud")) if cloud else given.cloud
-    with track(call) as send, call.run() as options:
+    with call.run() as options:
         made = run(given, call.settings, options, start)
-        send(made)
     facts, config, line = made.facts, made.config, call.reporter.line
     own = config[config["method"]]
     who = {

@@ -76,7 +76,6 @@ def evaluate(
       dcclctl evaluate cloud@1 cloud@2 patches@1 --targets explore
       dcclctl evaluate cloud --against cloud@release --max-drop tail.ndcg@10=1% --junit gate.xml
     """
-    from dcclctl.cli.tracking import track
     from dcclctl.config import EvaluateConfig
     from dcclctl.evaluation.gate import gate_rules
     from dcclctl.stages.evaluate import default_references, evaluate_first_events, open_subjects
@@ -87,13 +86,11 @@ def evaluate(
     rules = gate_rules(gate, max_drop or [], config.k, call.store)
     _check_outputs(config, rules, junit, markdown)
     subjects = open_subjects(references or default_references(call.store), call.store, config.against)
-    with track(call) as send, call.run() as options:
+    with call.run() as options:
         if config.first_events:
             made = evaluate_first_events(subjects, call.settings, options)
         else:
             made = [run(subjects, call.settings, options)]
-        for each in made:
-            send(each)
     if config.first_events:
         _show_first_events(call, made)
         return
@@ -196,6 +193,8 @@ def _show_first_events(call: Call, made: "list[Evaluation]") -> None:
         for each in made:
             call.finish(each)
         return
+    for each in made[:-1]:
+        call.send(each)
     evaluations = [
         {name: each.facts[name] for name in ("first_events", "users", "events")}
         | {"ref": each.ref, "id": each.id, "reused": each.reused}

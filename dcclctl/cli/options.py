@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dcclctl.stages.run import RunOptions
     from dcclctl.stages.settings import Command
     from dcclctl.store.store import Artifact, Store
+    from dcclctl.tracking import Tracker
 
 #: options that several commands have: name → (type, default, option)
 _SHARED: dict[str, tuple[Any, Any, Any]] = {
@@ -90,16 +91,37 @@ class Call:
 
         return Store(self.root, remark=self.reporter.remark)
 
+    @cached_property
+    def _trackers(self) -> "list[Tracker]":
+        from dcclctl.tracking import open_trackers
+
+        return open_trackers(self.log)
+
     @contextmanager
     def run(self) -> Iterator["RunOptions"]:
-        """Options for a stage, with a progress display for as long as it runs."""
+        """Options for a stage, with a progress display for as long as it runs.
+
+        A tracker whose package is missing is refused before the stage starts.
+        """
         from dcclctl.stages.run import RunOptions
 
+        _ = self._trackers
         with self.reporter.progress() as progress:
             yield RunOptions(progress, self.force, self.name, self.config)
 
+    def send(self, made: "Handle | Artifact") -> None:
+        """Send an artifact to the trackers that --log names."""
+        if self._trackers:
+            from dcclctl.artifacts.handle import Handle
+            from dcclctl.stages.track import record_of
+
+            record = record_of(made.artifact if isinstance(made, Handle) else made)
+            for tracker in self._trackers:
+                self.reporter.remark(tracker(record))
+
     def finish(self, made: "Handle | Artifact", **facts: Any) -> None:
         """Close the command with the artifact that it made or looked at."""
+        self.send(made)
         if self.name:
             self.reporter.line(f"{made.ref.partition('@')[0]}@{self.name} is {made.ref}")
             facts["name"] = self.name

@@ -36,7 +36,6 @@ def train(
       dcclctl train --model ease --on cloud,device --set train.ease.ridge=200
     """
     from dcclctl.artifacts import CloudModel, Dataset
-    from dcclctl.cli.tracking import track
     from dcclctl.errors import UsageError
     from dcclctl.stages.train import train as run
 
@@ -46,9 +45,8 @@ def train(
         )
     start = None if continue_ is None else CloudModel(call.store.resolve(continue_, "cloud"))
     data = start.dataset if start else Dataset.of(call.store.resolve(dataset or "dataset@latest", "dataset"))
-    with track(call) as send, call.run() as options:
+    with call.run() as options:
         made = run(data, call.settings, options, start)
-        send(made)
     facts = made.facts
     call.reporter.line(
         f"{made.model}  {facts['parameters']:,} weights  trained on {facts['trained_on_events']:,} events of "

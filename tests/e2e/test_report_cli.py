@@ -104,17 +104,18 @@ def test_an_empty_store_says_what_to_run(tmp_path: Path) -> None:
 
 def test_tracking_does_not_change_the_artifact_and_brings_all_of_it(world: World, shop: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="not installed: pip install 'dcclctl[tensorboard]'")
-    from world import DISTILL, EVALUATE, TRAIN
+    from world import DISTILL, EVALUATE, PATCH, TRAIN
 
     runs = tmp_path / "runs"
     for command, flags, was in (
         ("train", TRAIN, world.ids["train"]),
+        ("patch", ("--users=tail", "--cloud=cloud@1", *PATCH), world.ids["patch"]),
         ("distill", DISTILL, world.ids["distill"]),
         ("evaluate", EVALUATE, world.ids["evaluate"]),
     ):
         made = done(command, *flags, f"--log=tensorboard:{runs}", store=shop)
         assert made["reused"] and made["id"] == was
-    assert sorted(path.name.split("-")[0] for path in runs.iterdir()) == ["cloud@1", "cloud@2", "evaluation@1"]
+    assert sorted(path.name.split("-")[0] for path in runs.iterdir()) == ["cloud@1", "cloud@2", "evaluation@1", "patches@1"]
 
 
 def test_records_of_real_artifacts(world: World) -> None:
