@@ -85,11 +85,6 @@ def _rows(artifact: Artifact, timeline: Timeline) -> tuple[Ints, str]:
     return timeline.rows(*blocks), _text(blocks)
 
 
-def _chose_by_valid(artifact: Artifact) -> bool:
-    """Was its best epoch chosen by the valid period? A counted model has no epochs."""
-    return LEARNING.get(artifact.manifest["stage"], False) and bool(artifact.facts["epochs"])
-
-
 def _text(blocks: Iterable[Block]) -> str:
     """The names of blocks: 'cloud, device:2/3'."""
     return ", ".join(dict.fromkeys(map(str, blocks)))
@@ -192,7 +187,7 @@ def seen_before_scoring(
         elif len(late):
             text = f"{whom}{itself} learned from {what}, where {len(late):,} events are not before {block}"
             findings.append(Finding("leak", about.ref, f"{text}, e.g. {timeline.named(int(late[0]))}"))
-        if _chose_by_valid(each):
+        if LEARNING.get(each.manifest["stage"], False) and each.facts["epochs"]:  # a counted model has no epochs
             valid = timeline.rows(Block(VALID))
             if len(np.intersect1d(valid, target)) or len(timeline.not_before(valid, target)):
                 looked.append(each.ref)

@@ -215,11 +215,7 @@ def _show_first_events(call: Call, made: "list[Evaluation]") -> None:
 def _compare(
     call: Call, evaluation: "Evaluation", rules: "list[Rule]", junit: Path | None, markdown: Path | None
 ) -> tuple[dict[str, Any], int]:
-    """Print the comparison, the harm and the gate, and write the files that were asked for.
-
-    Returns:
-        What --json says of them, and how many rules failed.
-    """
+    """Print the comparison, harm and gate, and write the files; returns what --json says and the number of failed rules."""
     from dcclctl.evaluation.comparison import harm_metric, main_metrics
     from dcclctl.evaluation.gate import verdicts_of
     from dcclctl.report import ci

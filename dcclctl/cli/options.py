@@ -200,11 +200,7 @@ def _parameter(name: str, kind: Any, default: Any, option: Any) -> inspect.Param
 
 
 def _option(name: str, setting: "FieldInfo", default: str, variants: list[str]) -> tuple[Any, Any]:
-    """Type and option of one setting.
-
-    Args:
-        default: as it is shown; '' shows none. variants: the names that it takes, if it chooses a variant.
-    """
+    """Type and option of one setting; `default` is as it is shown, `variants` are the names that it takes."""
     kind, metavar = _kind_of(setting)
     help_text = setting.description or ""
     if variants and len("|".join(variants)) <= _WIDEST_CHOICE:
@@ -239,11 +235,7 @@ def shown_default(field: "FieldInfo") -> str:
 
 
 def _with_sets(flags: dict[str, Any], texts: list[str]) -> dict[str, Any]:
-    """The settings given by flags, and by --set KEY=VALUE.
-
-    Raises:
-        UsageError: a --set without '=', or a setting that is given twice.
-    """
+    """The settings of flags and of --set; refuses one without '=' and one that is given twice."""
     found: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")

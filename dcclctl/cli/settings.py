@@ -1,16 +1,14 @@
 """`dcclctl settings`: every setting of a command and of one of its variants."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from dcclctl.cli.console import print_json
 from dcclctl.cli.options import Call, shown_default
 from dcclctl.cli.options import command as register
+from dcclctl.config import Section
 from dcclctl.errors import UsageError
-
-if TYPE_CHECKING:
-    from dcclctl.config import Section
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -66,7 +64,7 @@ def settings(
             call.reporter.line(f"  {name:12} {about}")
 
 
-def listed(prefix: str, section: "type[Section]") -> list[dict[str, Any]]:
+def listed(prefix: str, section: type[Section]) -> list[dict[str, Any]]:
     """Every setting of a section: key, default, values that it takes, and meaning."""
     schema = section.model_json_schema()["properties"]
     return [

@@ -1,15 +1,13 @@
 """Comparisons, losses and gates as words and as tables for the terminal."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import polars as pl
 from rich.table import Table
 from rich.text import Text
 
 from dcclctl.tables import GROUPS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
 
 #: Differences are shown in points: so many points are one unit of the metric.
 POINTS = 100
@@ -34,9 +32,7 @@ def interval(low: float | None, high: float | None) -> str:
     return "" if low is None else f"[{points(low)}, {points(high)}]"
 
 
-def new_table(
-    title: str | None, columns: "Iterable[str]", right: "Iterable[str]" = (), wrap: "Iterable[str]" = ()
-) -> Table:
+def new_table(title: str | None, columns: Iterable[str], right: Iterable[str] = (), wrap: Iterable[str] = ()) -> Table:
     """A table of the terminal with these columns, those in `right` aligned to the right; those in `wrap` may wrap."""
     table = Table(title=title, title_justify="left", pad_edge=False)
     for name in columns:
@@ -44,26 +40,26 @@ def new_table(
     return table
 
 
-def words(row: "Mapping[str, Any]") -> str:
+def words(row: Mapping[str, Any]) -> str:
     """The verdict on one row of a COMPARISON table."""
     if row["verdict"] != "inconclusive":
         return str(row["verdict"])
     return "inconclusive" + (" " + _CORRECTED if _real_alone(row) else "") + _unsettled(row, row["difference"])
 
 
-def _real_alone(row: "Mapping[str, Any]") -> bool:
+def _real_alone(row: Mapping[str, Any]) -> bool:
     """Whether the interval excludes zero. It is for this comparison alone, the verdict for all metrics together."""
     return row["low"] is not None and not row["low"] <= 0 <= row["high"]
 
 
-def gate_words(row: "Mapping[str, Any]") -> str:
+def gate_words(row: Mapping[str, Any]) -> str:
     """The verdict on one row of a GATE table."""
     if row["verdict"] == "fail":
         return "FAIL"
     return "pass" if row["verdict"] == "pass" else "inconclusive" + _unsettled(row, row["drop"])
 
 
-def _unsettled(row: "Mapping[str, Any]", difference: float | None) -> str:
+def _unsettled(row: Mapping[str, Any], difference: float | None) -> str:
     if not row["users"]:
         return ": no such users"
     if row["low"] is None:
@@ -75,7 +71,7 @@ def _unsettled(row: "Mapping[str, Any]", difference: float | None) -> str:
     return f": {row['users_to_settle']:,} users would settle it"
 
 
-def _groups(table: pl.DataFrame) -> "Iterator[tuple[str, list[dict[str, Any]]]]":
+def _groups(table: pl.DataFrame) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Of head, tail, new and all, the groups that have users, with their rows."""
     for group in (*GROUPS, "all"):
         rows = [row for row in table.filter(group=group).to_dicts() if row["users"]]
@@ -83,7 +79,7 @@ def _groups(table: pl.DataFrame) -> "Iterator[tuple[str, list[dict[str, Any]]]]"
             yield group, rows
 
 
-def comparison_table(comparison: pl.DataFrame, names: "Mapping[str, str]", against: str, metrics: list[str]) -> Table:
+def comparison_table(comparison: pl.DataFrame, names: Mapping[str, str], against: str, metrics: list[str]) -> Table:
     """The difference to the baseline and its verdict: a section for each group, a line for each model and metric.
 
     Args:
@@ -120,12 +116,12 @@ def comparison_table(comparison: pl.DataFrame, names: "Mapping[str, str]", again
     return table
 
 
-def favoured(row: "Mapping[str, Any]") -> str:
+def favoured(row: Mapping[str, Any]) -> str:
     """The verdict on one row of a TAIL_MINUS_HEAD table, e.g. 'favours the tail', also where both groups lose."""
     return f"favours the {row['verdict']}" if row["verdict"] in ("tail", "head") else str(row["verdict"])
 
 
-def why_open(row: "Mapping[str, Any]") -> str:
+def why_open(row: Mapping[str, Any]) -> str:
     """Why a row of a TAIL_MINUS_HEAD table is inconclusive; '' where the interval already shows it."""
     if row["verdict"] != "inconclusive" or row["difference"] is None:
         return ""
@@ -134,7 +130,7 @@ def why_open(row: "Mapping[str, Any]") -> str:
     return _CORRECTED if _real_alone(row) else ""
 
 
-def tail_minus_head_line(rows: "Iterable[Mapping[str, Any]]", ref: str, metrics: list[str]) -> str:
+def tail_minus_head_line(rows: Iterable[Mapping[str, Any]], ref: str, metrics: list[str]) -> str:
     """One line that says whether tail users gain more than head users; '' if either group has no users.
 
     Args:
@@ -155,7 +151,7 @@ def tail_minus_head_line(rows: "Iterable[Mapping[str, Any]]", ref: str, metrics:
     return f"{ref}, gain of tail users minus gain of head users: " + "; ".join(said)
 
 
-def first_events_table(table: pl.DataFrame, names: "Mapping[str, str]", against: str, metrics: list[str]) -> Table:
+def first_events_table(table: pl.DataFrame, names: Mapping[str, str], against: str, metrics: list[str]) -> Table:
     """New users after K events: a section for each metric, a row for each K, a column for each model.
 
     With a baseline, its column holds its value, and the other columns hold their difference to it at the same K.
@@ -180,7 +176,7 @@ def first_events_table(table: pl.DataFrame, names: "Mapping[str, str]", against:
     return shown
 
 
-def _first_events_cell(row: "Mapping[str, Any]", against: str) -> Text:
+def _first_events_cell(row: Mapping[str, Any], against: str) -> Text:
     if not against or row["subject"] == against:
         return Text("–" if row["value"] is None else f"{row['value']:.4f}")
     text = f"{points(row['difference'])} {interval(row['low'], row['high'])}"
@@ -188,7 +184,7 @@ def _first_events_cell(row: "Mapping[str, Any]", against: str) -> Text:
 
 
 def harm_table(
-    harm: pl.DataFrame, comparison: pl.DataFrame, names: "Mapping[str, str]", against: str, metric: str
+    harm: pl.DataFrame, comparison: pl.DataFrame, names: Mapping[str, str], against: str, metric: str
 ) -> Table:
     """How many users gain and lose by one metric, and how much: a section for each group, a line for each model.
 
@@ -215,7 +211,7 @@ def harm_table(
     return table
 
 
-def gate_table(gate: pl.DataFrame, names: "Mapping[str, str]", against: str) -> Table:
+def gate_table(gate: pl.DataFrame, names: Mapping[str, str], against: str) -> Table:
     """Every rule of a gate with the measured drop and the verdict.
 
     Args:
@@ -238,6 +234,6 @@ def gate_table(gate: pl.DataFrame, names: "Mapping[str, str]", against: str) -> 
     return table
 
 
-def allowed(row: "Mapping[str, Any]") -> str:
+def allowed(row: Mapping[str, Any]) -> str:
     """The allowed drop in one row of a GATE table, as written and in points: '1% = 0.12'."""
     return str(row["max_drop"]) + ("" if row["allowed"] is None else f" = {POINTS * row['allowed']:.2f}")

@@ -1,6 +1,6 @@
 """Tables of metrics for the terminal."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import polars as pl
 from rich.table import Table
@@ -9,9 +9,6 @@ from rich.text import Text
 from dcclctl.metrics.metric import lower_is_better
 from dcclctl.report.comparison import metric_name, new_table
 from dcclctl.tables import GROUPS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -27,7 +24,7 @@ def shown_metrics(metrics: list[str]) -> list[str]:
     return [metric for metric in metrics if metric not in ndcg or metric == ndcg[len(ndcg) // 2]]
 
 
-def group_table(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
+def group_table(aggregate: pl.DataFrame, names: Mapping[str, str]) -> Table:
     """Metrics of head, tail, new and all users, a line for each model; the best value of a column and group is bold.
 
     Args:
@@ -56,7 +53,7 @@ def group_table(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
     return table
 
 
-def plain_sentence(aggregate: pl.DataFrame, names: "Mapping[str, str]", against: str) -> str:
+def plain_sentence(aggregate: pl.DataFrame, names: Mapping[str, str], against: str) -> str:
     """One sentence on the best model's hit ratio for tail users; '' without a baseline, tail users or a hit ratio.
 
     Args:
@@ -79,7 +76,7 @@ def plain_sentence(aggregate: pl.DataFrame, names: "Mapping[str, str]", against:
     )
 
 
-def activity_sparklines(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
+def activity_sparklines(aggregate: pl.DataFrame, names: Mapping[str, str]) -> Table:
     """Small bars over the activity groups, least active users first: a line for each model, all on one scale.
 
     The metric is NDCG@k of the middle k, or else the first metric. A group without a value is a dot.

@@ -306,11 +306,7 @@ def _indexed(role: str, ids: list[str]) -> pl.DataFrame:
 
 
 def _period_facts(events: Events, periods: Periods, cuts: list[int] | None, time_kind: str) -> dict[str, Any]:
-    """What each period holds, and what a model trained on everything before it never sees.
-
-    Returns:
-        periods: first and last time, events, users, and users without an earlier event. cuts: events and users left out.
-    """
+    """Each period's first and last time, events, users and users without an earlier event; and what the cuts left out."""
     first = np.full(len(events.user_ids), len(PERIODS), np.int8)  # each user's first period
     np.minimum.at(first, events.users, periods)
 

@@ -127,11 +127,7 @@ def resolve(section: type[S], given: Mapping[str, Any], config: Path | None = No
 
 
 def _short_names(given: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """What is given, without None, under names without the command: 'train.din.epochs' → 'din.epochs'.
-
-    Raises:
-        UsageError: a setting under two names, or of another command.
-    """
+    """Settings as 'din.epochs', not 'train.din.epochs', without None; refuses two names of one, or another command's."""
     short: dict[str, Any] = {}
     for key, value in given.items():
         if value is None:
@@ -188,11 +184,7 @@ def _unread(command: str, variant: str, key: str) -> UsageError:
 
 
 def _checked(section: type[Any], where: str, values: Mapping[str, Any]) -> Any:
-    """The section with these values.
-
-    Raises:
-        UsageError: an unknown key, or a value out of its range.
-    """
+    """The section with these values; refuses an unknown key, or a value out of its range."""
     for key in values:
         if key not in section.model_fields:
             raise UsageError(f"{where} has no setting {key!r}", nearest(key, list(section.model_fields)))

@@ -115,7 +115,12 @@ def test_tracking_does_not_change_the_artifact_and_brings_all_of_it(world: World
     ):
         made = done(command, *flags, f"--log=tensorboard:{runs}", store=shop)
         assert made["reused"] and made["id"] == was
-    assert sorted(path.name.split("-")[0] for path in runs.iterdir()) == ["cloud@1", "cloud@2", "evaluation@1", "patches@1"]
+    assert sorted(path.name.split("-")[0] for path in runs.iterdir()) == [
+        "cloud@1",
+        "cloud@2",
+        "evaluation@1",
+        "patches@1",
+    ]
 
 
 def test_records_of_real_artifacts(world: World) -> None:
