@@ -99,7 +99,7 @@ def ingested(name: str, data: Path | None, store: "Store") -> "Dataset":
     sample = HERE / "sample_data"
     columns = {"user": "household_id", "item": "product_id", "time": "time"}
     sources: dict[str, tuple[Path, Path | None, dict[str, Any]]] = {
-        SAMPLE: (sample / "purchases.csv.gz", sample / "products.csv.gz", {"map": columns}),
+        SAMPLE: (sample / "purchases.csv.gz", sample / "products.csv.gz", {"map": columns})
     }
     if data is not None:
         beauty, movies = data / "amazon-beauty", data / "ml-100k"

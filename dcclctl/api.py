@@ -24,6 +24,7 @@ from dcclctl.errors import UsageError
 from dcclctl.stages.audit import audit
 from dcclctl.stages.distill import distill as _distill
 from dcclctl.stages.evaluate import evaluate as _evaluate
+from dcclctl.stages.evaluate import with_baseline
 from dcclctl.stages.ingest import Sides
 from dcclctl.stages.ingest import ingest as _ingest
 from dcclctl.stages.memory import remember
@@ -58,11 +59,11 @@ class _Served(Handle):
 
 
 class CloudModel(artifacts.CloudModel, _Served):
-    """A cloud model, which can recommend."""
+    """A cloud model that can recommend."""
 
 
 class PatchSet(artifacts.PatchSet, _Served):
-    """Patches on a cloud model, which can recommend."""
+    """Patches on a cloud model that can recommend."""
 
 
 def ingest(
@@ -85,9 +86,8 @@ def ingest(
         DataError: a log that cannot be read, or has too many bad rows.
     """
     paths = [logs] if isinstance(logs, str | Path) else logs
-    run = _run(settings)
-    beside = [None if side is None else Path(side) for side in (users, items)]
-    return _ingest([Path(path) for path in paths], store, settings, run, Sides(beside[0], beside[1]))
+    sides = Sides(Path(users) if users else None, Path(items) if items else None)
+    return _ingest([Path(path) for path in paths], store, settings, _run(settings), sides)
 
 
 def train(data: Dataset, *, start: artifacts.CloudModel | None = None, **settings: Any) -> CloudModel:
@@ -100,49 +100,45 @@ def train(data: Dataset, *, start: artifacts.CloudModel | None = None, **setting
     Raises:
         UsageError: a setting that the model does not read. DataError: no events. DivergedError: NaN loss.
     """
-    run = _run(settings)
-    return CloudModel(_train(data, settings, run, start).artifact)
+    return CloudModel(_train(data, settings, _run(settings), start).artifact)
 
 
 def memory(data: Dataset, **settings: Any) -> Memory:
-    """Keep what every device remembers of its user's log.
+    """Make every device's memory: its user's newest events.
 
     Args:
-        settings: of `dcclctl memory`, e.g. size=100.
+        data: the log. settings: of `dcclctl memory`, e.g. size=100.
 
     Raises:
         UsageError: statistics that would count valid or test events.
     """
-    run = _run(settings)
-    return remember(data, settings, run)
+    return remember(data, settings, _run(settings))
 
 
 def patch(cloud: artifacts.CloudModel, *, memory: Memory | None = None, **settings: Any) -> PatchSet:
     """Learn a patch for every chosen user.
 
     Args:
-        cloud: the frozen model. memory: what devices remember; None: the newest, made if there is none.
+        cloud: the frozen model. memory: of the devices; None: the dataset's newest, made if there is none.
         settings: of `dcclctl patch`, e.g. users="tail", method="metapatch".
 
     Raises:
         UsageError: a setting that the method does not read, an unknown user, or a model that it cannot patch.
     """
-    run = _run(settings)
-    return PatchSet(_patch(cloud, settings, run, memory).artifact)
+    return PatchSet(_patch(cloud, settings, _run(settings), memory).artifact)
 
 
 def distill(patches: artifacts.PatchSet, *, student: artifacts.CloudModel | None = None, **settings: Any) -> CloudModel:
-    """Teach a cloud model with the patched models.
+    """Distil the patched models into a better cloud model.
 
     Args:
-        patches: the teachers. student: where the cloud weights start; None: the model under the patches.
+        patches: the teachers. student: the cloud model to train further; None: the one under the patches.
         settings: of `dcclctl distill`, e.g. method="momodistill", beta=0.5.
 
     Raises:
         UsageError: a student that cannot be taught, or teachers that have counted the events.
     """
-    run = _run(settings)
-    return CloudModel(_distill(patches, settings, run, student).artifact)
+    return CloudModel(_distill(patches, settings, _run(settings), student).artifact)
 
 
 def evaluate(
@@ -161,23 +157,16 @@ def evaluate(
     Raises:
         UsageError: a model named twice, or a setting out of its range. ArtifactError: two datasets.
     """
-    run = _run(settings)
     store = _store_of([*models, against])
     subjects = [_subject(model, store) for model in models]
     if against is not None:
         baseline = _subject(against, store)
-        if baseline.name not in [subject.name for subject in subjects]:
-            subjects.insert(0, baseline)
-        settings["against"] = baseline.name
-    return _evaluate(subjects, settings, run)
+        subjects, settings["against"] = with_baseline(subjects, baseline), baseline.name
+    return _evaluate(subjects, settings, _run(settings))
 
 
 def write_report(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
-    """Write evaluations as one offline HTML page.
-
-    Returns:
-        The path.
-    """
+    """Write evaluations as one HTML page that works offline, and return its path."""
     from dcclctl.report.html import render
 
     Path(path).write_bytes(render(load_page(list(evaluations))).encode())
@@ -185,12 +174,12 @@ def write_report(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
 
 
 def find_leaks(made: Handle) -> list[Finding]:
-    """Audit an artifact and everything that it was made from; what is returned had seen what it is judged on."""
+    """Audit an artifact and everything that it was made from, and return the leaks: [] if it passes."""
     return [finding for finding in audit(made.artifact) if finding.kind == "leak"]
 
 
 def _run(settings: dict[str, Any]) -> RunOptions:
-    """Take what is no setting out of the keyword arguments."""
+    """Take the options that are not settings out of the keyword arguments."""
     config = settings.pop("config", None)
     return RunOptions(
         settings.pop("on_progress", None) or no_progress,
@@ -201,10 +190,10 @@ def _run(settings: dict[str, Any]) -> RunOptions:
 
 
 def _store_of(models: Sequence[Any]) -> Store:
-    for model in models:
-        if isinstance(model, Handle):
-            return model.store
-    raise UsageError("no model is a handle", "Give at least one model that train, patch or distill returned.")
+    store = next((model.store for model in models if isinstance(model, Handle)), None)
+    if store is None:
+        raise UsageError("no model is a handle", "Give at least one model that train, patch or distill returned.")
+    return store
 
 
 def _subject(model: Any, store: Store) -> Subject:

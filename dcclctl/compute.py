@@ -1,4 +1,4 @@
-"""Where torch runs: the device and the number of threads, resolved once so that the manifest can name them."""
+"""The device and the number of threads of torch, resolved once so that the manifest can record them."""
 
 # The command line calls own_process() before anything else, also for --help: nothing heavy is imported here.
 import math
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 #: on_progress(what, done, total, note)
 OnProgress = Callable[[str, float, float, str], None]
 C = TypeVar("C", bound="ComputeSection")
-#: What tells the usual OpenMP libraries (the standard's own variable, GNU's, Intel's and LLVM's) to sleep while they wait.
+#: Variables that make OpenMP libraries (by the standard, GNU, Intel and LLVM) sleep while they wait.
 PASSIVE_WAITING: Final = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-#: glibc's names for mallopt (malloc.h): give freed memory back above so many bytes; ask for blocks so large one by one
+#: mallopt parameters of glibc (malloc.h): free memory above which some is given back; size of blocks with an own mapping
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -29,12 +29,12 @@ _owned = False
 
 
 def own_process() -> None:
-    """Set this process up for computing; called by the command line at its very start, never by the library.
+    """Prepare this process for computing; called by the command line when it starts, never by the library.
 
-    torch's threads wait for one another after every operation, by default in a loop that takes a whole core. Where
-    another program needs that core, each wait lasts until the system switches: with one other busy process on two cores
-    an epoch of the bundled log took 23 seconds that way and 8 with waiting asleep. OpenMP reads these variables once, when
-    torch is imported. What the environment says already stays.
+    By default, torch's threads wait for one another in a loop that occupies a whole core. If another program needs that
+    core, each wait lasts until the system switches: with one other busy process on two cores an epoch of the bundled log
+    took 23 seconds that way, and 8 seconds when waiting threads sleep. OpenMP reads these variables once, when torch is
+    imported. Variables that are set already stay.
     """
     global _owned
     _owned = True
@@ -44,18 +44,18 @@ def own_process() -> None:
 
 @contextmanager
 def compute_settings(config: C) -> Iterator[C]:
-    """Set torch up for the body and put back what was there before.
+    """Configure torch for the body, and restore its settings afterwards.
 
-    Freed memory is kept (see keep_freed_memory) only in a process that is dcclctl's own: it cannot be put back.
+    `keep_freed_memory` cannot be undone, so it is called only in a process of the command line.
 
     Args:
         config: any section with a device and threads.
 
     Yields:
-        The configuration with the device and threads that are used, see `settled`.
+        The section with the resolved device and threads, see `settled`.
 
     Raises:
-        UsageError: the device asked for is not there.
+        UsageError: the requested device does not exist.
     """
     import torch
 
@@ -80,10 +80,10 @@ def compute_settings(config: C) -> Iterator[C]:
 
 
 def settle(config: C) -> C:
-    """Set torch up for the rest of this process; see `compute_settings`, which puts back what was there before.
+    """Configure torch for the rest of this process; `compute_settings` restores the settings instead.
 
     Raises:
-        UsageError: the device asked for is not there.
+        UsageError: the requested device does not exist.
     """
     config = settled(config)
     keep_freed_memory()
@@ -92,12 +92,12 @@ def settle(config: C) -> C:
 
 
 def settled(config: C) -> C:
-    """Replace `auto` and 0 by what this machine has.
+    """Replace `auto` and 0 threads by this machine's values.
 
-    Results are the same bits for the same number of threads on the same type of CPU, so both stand in the manifest.
+    Results are bit-identical for the same number of threads on the same type of CPU, so the manifest records both.
 
     Raises:
-        UsageError: the device asked for is not there.
+        UsageError: the requested device does not exist.
     """
     import torch
 
@@ -118,16 +118,16 @@ def _set_up(config: "ComputeSection") -> None:
 
     torch.set_num_threads(config.threads)
     if config.device == "cuda":
-        os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")  # what torch asks for to be deterministic there
+        os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")  # torch needs it for deterministic results on CUDA
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed blocks for the next ones instead of giving them back; False where it cannot.
+    """Let glibc keep freed memory and use it again; False where this is not possible.
 
-    Every step of training frees some hundred megabytes and asks for them again. By default the system takes each large
-    block back at once and clears it, page by page, when it is asked for again: a third of the time of a distillation.
+    Every training step frees some hundred megabytes and then allocates them again. By default the system takes each large
+    block back and clears it page by page at the next allocation: a third of the time of a distillation.
     """
     import ctypes
     import platform
@@ -136,28 +136,27 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     kept = libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
-    large = libc.mallopt(_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_MMAP_THRESHOLD, 1 << 25)  # all that old ones take
+    large = libc.mallopt(_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_MMAP_THRESHOLD, 1 << 25)  # the limit of old ones
     return bool(kept and large)
 
 
 def default_threads() -> int:
-    """Threads for a configuration that leaves them open: one for each processor that this process may use.
+    """The default number of threads: one for each processor that this process may use.
 
-    That is the least of the processors it is bound to, the whole processors that its container's quota pays for, and
-    OMP_NUM_THREADS. It is not what is idle at the moment. The number is part of an artifact's identity, because it
-    decides the order of sums of floats: if it followed the load, the same command would make another artifact whenever
-    the machine was busy, and what is there already would not be found. On a busy machine a thread too many costs little
-    as long as it sleeps while it waits, which `own_process` sees to.
+    That is the smallest of the processors it is bound to, the whole processors in its container's quota, and
+    OMP_NUM_THREADS. The load of the machine does not count: the number of threads decides the order of sums of floats and
+    so is part of an artifact's id; if it followed the load, the same command would make another artifact on a busy
+    machine. A thread too many costs little there, because it sleeps while it waits (see `own_process`).
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # 4,2: four, and two in each of them
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # 4,2: four threads, each with two inner ones
     wanted = int(asked) if asked.isdecimal() and int(asked) else cores
-    # A thread for a part of a processor would be stopped in the middle of its share, and the others would wait for it.
+    # Rounded down: a thread with a part of a processor would be paused in its work, and the others would wait for it.
     return max(1, min(cores, wanted, math.floor(min(cpu_quota(), cores))))
 
 
 def cpu_quota(root: Path = Path("/")) -> float:
-    """Processors that the control groups of this process (a container's --cpus) allow it; infinity without a limit.
+    """Processors that the control groups of this process (a container's --cpus) allow; infinity without a limit.
 
     Args:
         root: of the file system.
@@ -172,9 +171,9 @@ def cpu_quota(root: Path = Path("/")) -> float:
     limits = [math.inf]
     for line in groups:
         _, controllers, path = line.split(":", 2)
-        # A limit of a group holds for all groups in it. In a container the path may be the host's, which is not there.
-        places = [path.strip("/"), *(str(parent) for parent in Path(path.strip("/")).parents)]
-        for place in places:
+        own = Path(path.strip("/"))
+        # A limit of a group holds for all groups in it. In a container the path may be the host's and not exist.
+        for place in (own, *own.parents):
             if not controllers:
                 limits.append(_share(mounted / place / "cpu.max"))
             elif "cpu" in controllers.split(","):
@@ -184,17 +183,17 @@ def cpu_quota(root: Path = Path("/")) -> float:
 
 
 def _share(quota: Path, period: str = "") -> float:
-    """Quota over period, in one file or two; infinity where there is none."""
+    """Quota divided by period, from one file or two; infinity without a quota."""
     try:
         text = quota.read_text() + (" " + quota.with_name(period).read_text() if period else "")
         allowed, per = text.split()
         return int(allowed) / int(per) if int(allowed) > 0 else math.inf
-    except (OSError, ValueError, ZeroDivisionError):  # not there, or 'max'
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or 'max'
         return math.inf
 
 
 def torch_device(config: "ComputeSection") -> "torch.device":
-    """The settled device."""
+    """The resolved device."""
     import torch
 
     return torch.device(config.device)

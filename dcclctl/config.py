@@ -1,7 +1,7 @@
-"""Typed settings: one section a command. A setting is written once: name, type, default, range, unit and meaning.
+"""Typed settings, one section per command. Name, type, default, range, unit and meaning of a setting stand here only.
 
 A command may have variants (`train --model`, `patch --method`, `distill --method`); each variant's own section stands
-beside its code. How sections, a TOML file and flags come together is in `stages/settings.py`.
+beside its code. `stages/settings.py` merges sections, a TOML file and flags.
 """
 
 import importlib
@@ -24,12 +24,12 @@ PERIODS = ("cloud", "device", "valid", "test")
 
 
 def size(default: Any, description: str) -> Any:
-    """A setting that fixes the shape of the weights: a model that is trained further keeps its parent's."""
+    """A setting that fixes the shape of the weights; further training keeps it."""
     return Field(default, description=description, json_schema_extra={"size": True})
 
 
 def rarely(default: Any, description: str) -> Any:
-    """A setting that is not changed often: it has no flag of its own, but `--set` and the TOML file change it."""
+    """A setting without a flag of its own: `--set` and the TOML file change it."""
     return Field(default, description=description, json_schema_extra={"flag": False})
 
 
@@ -57,7 +57,7 @@ class Variant:
 
 
 class Section(BaseModel):
-    """Some settings; unknown keys are an error, values are checked when the object is made."""
+    """Some settings. Unknown keys are an error, and values are checked when the object is made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -65,9 +65,8 @@ class Section(BaseModel):
     @classmethod
     def _split_text(cls, given: Any) -> Any:
         """'a,b' is a list of two where a list is wanted, and 'a=b,c=d' a mapping."""
-        if not isinstance(given, dict):
-            return given
-        return {name: cls._split(name, value) for name, value in given.items()}
+        # a section that is made already comes here whole
+        return {name: cls._split(name, value) for name, value in given.items()} if isinstance(given, dict) else given
 
     @classmethod
     def _split(cls, name: str, value: Any) -> Any:
@@ -78,9 +77,8 @@ class Section(BaseModel):
         if kind is not dict:
             return parts
         pairs = [part.partition("=") for part in parts]
-        if not all(equals for _, equals, _ in pairs):
-            return value  # not a mapping; the error says so
-        return {key.strip(): column.strip() for key, _, column in pairs}
+        # text that is no mapping stays as it is: the error says so
+        return {key.strip(): column.strip() for key, _, column in pairs} if all(each[1] for each in pairs) else value
 
 
 class CommandSection(Section):
@@ -89,7 +87,7 @@ class CommandSection(Section):
     seed: Count = Field(0, description="Seed of every random draw of this stage.")
 
     def recorded(self) -> dict[str, Any]:
-        """What an artifact is known by: every setting but the seed, which stands beside them."""
+        """The settings that become part of an artifact's id: all but the seed, which is recorded beside them."""
         return self.model_dump(mode="json", exclude={"seed"})
 
 
@@ -97,16 +95,13 @@ class ComputeSection(CommandSection):
     """Settings of a command that computes with torch."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="Where to compute: auto takes cuda, then mps, then cpu."
+        "auto", description="Where to compute; auto is the first of cuda, mps and cpu that is there."
     )
-    threads: Count = Field(
-        0,
-        description="CPU threads; 0 takes one per processor that this process may use. Part of the artifact's identity.",
-    )
+    threads: Count = Field(0, description="CPU threads; 0: one per processor. Part of the artifact's id.")
 
 
 class VariantSection(ComputeSection):
-    """Settings of a command with variants: those that all variants read, and the chosen one's section."""
+    """Settings of a command with variants: those that all variants read, and the section of the chosen one."""
 
     #: the field that names the variant
     VARIANT: ClassVar[str]
@@ -141,14 +136,13 @@ class IngestConfig(CommandSection):
     )
     timezone: str = Field("", description="Zone of local times without one, e.g. Europe/Paris.")
     now: str = Field(
-        "2100-01-01T00:00:00Z",
-        description="The frozen clock: an event more than a day after it is rejected as in the future.",
+        "2100-01-01T00:00:00Z", description="Events more than a day after this time are rejected as in the future."
     )
     label: str = Field(
         "", description="Condition that makes an event positive, e.g. 'rating>=4'. Empty: every event is (--implicit)."
     )
     label_conflicts: Literal["last", "first", "max"] = Field(
-        "last", description="Which label stays when one (user, item, time) has several."
+        "last", description="Which label to keep when one (user, item, time) has several."
     )
     behaviours: list[str] = Field(
         default_factory=list, description="Keep these behaviours only, e.g. buy,cart. Empty: all."
@@ -164,10 +158,11 @@ class IngestConfig(CommandSection):
     )
     max_user_events: Count = Field(0, description="Keep only the newest N events of a user; 0 keeps all.")
     repeats: Literal["keep", "first"] = Field(
-        "first", description="An item that a user comes back to: keep every event, or the first one only."
+        "first", description="Several events of one user with one item: keep them all, or the first only."
     )
     split: Literal["global", "per-user", "leave-one-out"] = Field(
-        "global", description="How the four periods are cut: on one timeline, on each user's own, or last event = test."
+        "global",
+        description="Where the four periods begin: at the same time for all users, at each user's own, or last event = test.",
     )
     periods: list[str] = Field(
         default_factory=lambda: ["60", "20", "10", "10"],
@@ -175,9 +170,11 @@ class IngestConfig(CommandSection):
     )
     new_users: Fraction = Field(
         0.0,
-        description="Share of users that lose all before test (per-user, leave-one-out: all of theirs becomes test).",
+        description="Share of users made new: their events before test are left out (per-user, leave-one-out: become test).",
     )
-    head_fraction: Fraction = Field(0.2, description="Share of the most active users called head; the rest are tail.")
+    head_fraction: Fraction = Field(
+        0.2, description="Share of users, the most active ones, that are called head; the rest are tail."
+    )
     max_reject: Fraction = Field(0.01, description="Fail if a larger share of the rows is rejected.")
 
 
@@ -195,25 +192,25 @@ class TrainConfig(VariantSection):
 
 
 class MemoryConfig(CommandSection):
-    """`dcclctl memory`: dataset → what every device remembers, and what the cloud ships beside it."""
+    """`dcclctl memory`: dataset → every device's memory, and statistics that the cloud sends with it."""
 
     counted_through: LearningBlock = Field(
-        "device", description="Last period (or part, e.g. device:2/3) that is remembered and counted."
+        "device", description="Last period (or part, e.g. device:2/3) whose events are kept and counted."
     )
     size: Positive = Field(500, description="M: newest events that a device keeps, 4 bytes each.")
     profile_window: Count = Field(
         20,
-        description="T: newest events whose own features a device keeps, to know how well its memory foretold them; "
-        "at most 14 bytes each. 0 keeps none.",
+        description="T: newest events whose features a device keeps, to see how well the memory predicts this user; at "
+        "most 14 bytes each. 0 keeps none.",
     )
     neighbours: Positive = Field(
-        50, description="Nearest items by co-occurrence, and preceding items, that are shipped with every item."
+        50, description="How many nearest items, and how many preceding items, the cloud sends with every item."
     )
     transition_window: Annotated[int, Field(ge=0, le=1000)] = Field(
         10, description="Events before an item that count as preceding it; 0 ignores the order of events."
     )
     shrinkage: Annotated[float, Field(ge=0.0)] = rarely(
-        10.0, "Added to the denominators of similarity and transition score, against chance pairs of rare items."
+        10.0, "Added to the denominators of similarity and transition score; it lowers chance pairs of rare items."
     )
 
 
@@ -226,17 +223,19 @@ class PatchConfig(VariantSection):
         "all", description="Who gets a patch: tail, head, all, new, @FILE with one id a line, or ID,ID,…"
     )
     on: LearningBlock = Field(
-        "device", description="Period (or part, e.g. device:2/3) whose events the devices learn from."
+        "device", description="Period (or part, e.g. device:2/3) whose events the patches learn from."
     )
-    method: str = Field("memory", description="What makes a patch personal.")
-    guard: bool = Field(False, description="Keep a user's patch only if it wins on that user's held-back events.")
+    method: str = Field("memory", description="How a patch is learned.")
+    guard: bool = Field(
+        False, description="Keep a user's patch only if it lowers the loss on that user's held-back events."
+    )
     held_back: Fraction = Field(
-        0.2, description="Newest share of a user's events kept back to see whether the patch helps."
+        0.2, description="Newest share of a user's events, held back to see whether the patch helps."
     )
     negatives: Count = rarely(
         0,
-        "Sampled negatives for each positive event; 0: as many as the cloud model was trained with, so that a patched "
-        "logit means what the cloud model's does.",
+        "Sampled negatives for each positive event; 0: as many as the cloud model was trained with, so that patched and "
+        "unpatched logits are on one scale.",
     )
 
 
@@ -245,21 +244,24 @@ class DistillConfig(VariantSection):
 
     VARIANT: ClassVar[str] = "method"
 
-    on: LearningBlock = Field("device", description="Period (or part, e.g. device:2/3) whose events are distilled.")
-    method: str = Field("momodistill", description="What the teachers are asked about.")
+    on: LearningBlock = Field(
+        "device", description="Period (or part, e.g. device:2/3) whose events train the cloud model."
+    )
+    method: str = Field("momodistill", description="Which items the teachers score.")
     teachers: Literal["patched", "unpatched", "shuffled", "guarded"] = Field(
         "patched",
-        description="Who teaches on a user's events: the model with the user's patch; the cloud model under the patches "
-        "(unpatched); the model with another user's patch (shuffled, a placebo); or only patches that won on held-back "
-        "events, and the labels alone elsewhere (guarded).",
+        description="The teacher on a user's events: the model with the user's patch; the cloud model without it "
+        "(unpatched); the model with another user's patch (shuffled, a placebo); or the patched model where it lowers the "
+        "loss on held-back events, and the labels alone elsewhere (guarded).",
     )
 
 
 class ScoreSettings(ComputeSection):
-    """What decides how a model serves users."""
+    """How a model serves users."""
 
     unpatched: Literal["encoder", "cloud"] = Field(
-        "cloud", description="Who scores a user without a patch: the cloud model, or the encoder's patch U(0, u)."
+        "cloud",
+        description="How to serve users without a patch: by the cloud model, or with the patch of the encoder U(0, u).",
     )
 
 
@@ -272,17 +274,17 @@ class EvaluateConfig(ScoreSettings):
     )
     candidates: str = Field(
         "auto",
-        description="Items ranked for each event: all, or a number N of sampled ones; auto: all while affordable, else 1000.",
+        description="Items ranked for each event: all, or N sampled ones; auto: all if that is fast enough, else 1000.",
     )
     auc_negatives: Positive = rarely(100, "Sampled negatives per event for AUC, log loss and calibration.")
     first_events: list[Count] = Field(
         default_factory=list,
-        description="Only new users, each with a history of exactly its first K events; several K: one evaluation each.",
+        description="Score new users only, as if each had made only its first K events; several K: one evaluation each.",
     )
     targets_after: Count | Literal["next"] = Field(
         10,
-        description="With --first-events: score what follows a user's first N events, the same for every K (at least the "
-        "largest K); next: what comes right after the first K, as a device meets it.",
+        description="With --first-events: score the events after a user's first N, the same for every K (N is at least "
+        "the largest K); next: score what comes right after the first K.",
     )
     targets: Literal["all", "repeat", "explore"] = Field(
         "all",
@@ -290,4 +292,6 @@ class EvaluateConfig(ScoreSettings):
         "items that are new to the user.",
     )
     batch_events: Positive = rarely(256, "Events scored at once; changes memory and speed, not results.")
-    against: str = Field("", description="Baseline that every other model is compared with, user by user.")
+    against: str = Field(
+        "", description="The baseline, e.g. cloud@1: every other model is compared with it, user by user."
+    )

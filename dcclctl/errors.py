@@ -1,15 +1,17 @@
-"""Errors that are the user's to mend. Everything else is a bug and keeps its traceback.
+"""Errors that the user can mend. Every other exception is a bug and keeps its traceback.
 
-Each error says what is wrong, where, and the command or change that mends it; `exit_code` is what the shell sees.
+Each error says what is wrong, where, and the command or change that mends it; `exit_code` is the shell's exit code.
 """
+
+import difflib
 
 
 class DcclError(Exception):
-    """Something a person can mend.
+    """An error that the user can mend.
 
     Args:
-        what: what is wrong, with the file, row, column or artifact it is wrong in.
-        remedy: what to type or change instead; shown on a line of its own.
+        what: what is wrong, and in which file, row, column or artifact.
+        remedy: what to type or change; shown on a line of its own.
     """
 
     exit_code = 3
@@ -30,24 +32,30 @@ class UsageError(DcclError):
 
 
 class DataError(DcclError):
-    """A log or a table that cannot be read as what it claims to be. Exit 3."""
+    """A log or a table that cannot be read. Exit 3."""
 
     exit_code = 3
 
 
 class ArtifactError(DcclError):
-    """An artifact that is missing, damaged, or does not belong to the others. Exit 3."""
+    """An artifact that is missing, damaged, or does not fit the other artifacts. Exit 3."""
 
     exit_code = 3
 
 
 class DivergedError(DcclError):
-    """Training that produced NaN or infinite losses. Exit 4."""
+    """A training with NaN or infinite losses. Exit 4."""
 
     exit_code = 4
 
 
 class GateError(DcclError):
-    """A quality gate that found a real drop. Exit 4."""
+    """A quality gate that found a significant drop. Exit 4."""
 
     exit_code = 4
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A remedy: the known word that is most like a wrong one."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."

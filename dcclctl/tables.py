@@ -239,21 +239,6 @@ TAIL_MINUS_HEAD: Final = Table(
     }
 )
 
-#: One row per (K of --first-events, subject, metric): new users served with their first K events.
-FIRST_EVENTS: Final = Table(
-    {
-        "first_events": Column("Int32", "K: events in every history"),
-        "subject": _SUBJECT,
-        "metric": _METRIC,
-        "value": _float("unweighted mean over the new users"),
-        "users": Column("Int64", "new users with a value"),
-        "difference": _float("value − the baseline's at the same K, paired by user; null for the baseline"),
-        "low": _float("lower end of the difference's 95 % bootstrap interval"),
-        "high": _HIGH,
-        "verdict": _VERDICT._replace(nulls=True),
-    }
-)
-
 #: One row per (subject except the baseline, group, metric): how many users the subject makes better and worse off.
 HARM: Final = Table(
     {

@@ -1,7 +1,7 @@
-"""What a stage found, sent on to TensorBoard or MLflow once its artifact is committed.
+"""Sends a stage's results to TensorBoard or MLflow after its artifact is committed.
 
-Nothing flows back: the same command with and without `--log` makes the same artifact. A record is sent once: an artifact
-that the destination has already is left alone there.
+The same command makes the same artifact with and without `--log`. A record is sent once: a destination that already has
+the artifact is not changed.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from typing import Any
 from dcclctl.errors import DcclError, UsageError
 
 EXPERIMENT = "dcclctl"
-#: the tag of an MLflow run that leads back to the artifact: `dcclctl artifacts show KIND@ID`
+#: tag of an MLflow run that holds the artifact's id: `dcclctl artifacts show KIND@ID`
 ID_TAG = "dcclctl.artifact_id"
 #: MLflow refuses longer values of a parameter
 _LONGEST_VALUE = 6000
@@ -25,14 +25,12 @@ _LONGEST_VALUE = 6000
 
 @dataclass(frozen=True)
 class Record:
-    """One artifact, as a tracker sees it.
+    """What a tracker receives about one artifact.
 
     Attributes:
-        ref, id, stage: which artifact, and the command that made it.
-        config: resolved configuration, dotted keys.
-        lineage: the tree of inputs, one line each.
+        ref, id, stage: which artifact, and its command. config: resolved configuration, dotted keys.
+        lineage: the tree of inputs, one line for each. manifest: the artifact's manifest.
         figures: (step, name → value); the step is the epoch, or 0 for figures of the whole artifact.
-        manifest: the artifact's manifest.
     """
 
     ref: str
@@ -44,29 +42,28 @@ class Record:
     manifest: dict[str, Any] = field(default_factory=dict)
 
 
-#: record → where it went, for people
+#: record → destination, for people
 Tracker = Callable[[Record], str]
 
 
 def open_trackers(targets: list[str] | None) -> list[Tracker]:
-    """Trackers for the values of `--log`; called before the work, so that a missing package is known before it.
+    """Open the trackers that `--log` names; called before the work, so that a missing package is reported first.
 
     Args:
         targets: 'tensorboard', 'tensorboard:DIR' (default runs), 'mlflow', 'mlflow:URI' (default $MLFLOW_TRACKING_URI, else
             the folder mlruns). None: no tracking.
 
     Raises:
-        UsageError: another tracker, or its package is not installed.
+        UsageError: an unknown tracker, or its package is not installed.
     """
     return [_open(target) for target in targets or []]
 
 
 def _open(target: str) -> Tracker:
     name, _, place = target.partition(":")
-    packages = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
-    if name not in packages:
+    if name not in ("tensorboard", "mlflow"):
         raise UsageError(f"--log {target!r}: there is no such tracker", "Use tensorboard[:DIR] or mlflow[:URI].")
-    if importlib.util.find_spec(packages[name]) is None:
+    if importlib.util.find_spec(name) is None:
         raise UsageError(f"--log {name} needs a package that is not installed", f"pip install 'dcclctl[{name}]'")
     if name == "tensorboard":
         folder = Path(place or "runs")
@@ -88,11 +85,9 @@ def _to_tensorboard(record: Record, folder: Path) -> str:
                 for name, value in values.items():
                     writer.add_scalar(name, value, step)
             settings = {"stage": record.stage, "artifact": f"{record.ref} {record.id}", **record.config}
-            # four spaces make it code in Markdown, so no text from a log acts
-            for title, lines in (
-                ("configuration", [f"{key} = {_text(value)}" for key, value in settings.items()]),
-                ("lineage", record.lineage),
-            ):
+            configuration = [f"{key} = {_text(value)}" for key, value in settings.items()]
+            # four spaces make it code in Markdown, so text from a log has no effect
+            for title, lines in (("configuration", configuration), ("lineage", record.lineage)):
                 writer.add_text(title, "\n".join(f"    {line}" for line in lines))
     except OSError as error:
         raise _failed("tensorboard", str(folder), error) from error
@@ -101,7 +96,7 @@ def _to_tensorboard(record: Record, folder: Path) -> str:
 
 def _to_mlflow(record: Record, uri: str) -> str:
     """Make a run in the experiment `dcclctl`, tagged with the artifact's id."""
-    # MLflow's folder store, the one that needs no database, has to be asked for since 3.7.
+    # Since 3.7, MLflow's folder store, which needs no database, must be enabled.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.exceptions import MlflowException
@@ -116,14 +111,11 @@ def _to_mlflow(record: Record, uri: str) -> str:
             return f"mlflow: run {there[0].info.run_id} at {uri} (was there)"
         run = client.create_run(experiment, run_name=record.ref).info.run_id
         now = int(time.time() * 1000)
-        metrics = [
-            Metric(_mlflow_name(name), value, now, step)
-            for step, values in record.figures
-            for name, value in values.items()
-        ]
+        figures = [(step, name, value) for step, values in record.figures for name, value in values.items()]
+        metrics = [Metric(_mlflow_name(name), value, now, step) for step, name, value in figures]
         params = [Param(_mlflow_name(key), _text(value)[:_LONGEST_VALUE]) for key, value in record.config.items()]
         tags = {ID_TAG: record.id, "dcclctl.ref": record.ref, "dcclctl.stage": record.stage}
-        # MLflow takes at most so many at once
+        # MLflow accepts at most 1,000 at once
         for start in range(0, len(metrics), 1000):
             client.log_batch(run, metrics=metrics[start : start + 1000])
         client.log_batch(run, params=params, tags=[RunTag(key, value) for key, value in tags.items()])

@@ -8,7 +8,7 @@ import typer
 
 from dcclctl.cli.main import COMMANDS, app
 from dcclctl.cli.settings import listed
-from dcclctl.config import VariantSection
+from dcclctl.config import has_flag
 from dcclctl.logs.format import FORMATS
 from dcclctl.stages.settings import COMMANDS as WITH_SETTINGS
 from dcclctl.stages.settings import variant_section
@@ -88,8 +88,9 @@ def page() -> str:
 def settings_of(name: str) -> str:
     """Settings without a flag, and those of every model or method."""
     command = WITH_SETTINGS[name]
-    flags = {key for key, field in command.section.model_fields.items() if has_flag(field)}
-    rare = [row for row in listed(name, command.section) if row["key"].split(".")[-1] not in {*flags, "settings"}]
+    rare = [
+        row for row in listed(name, command.section) if not has_flag(command.own[row["key"].removeprefix(f"{name}.")])
+    ]
     text = ""
     if rare:
         text += (
@@ -99,18 +100,11 @@ def settings_of(name: str) -> str:
         )
     if not command.variants:
         return text
-    assert issubclass(command.section, VariantSection)
-    field = command.section.VARIANT
     for variant, each in command.variants.items():
         rows = map(setting_row, listed(f"{name}.{variant}", variant_section(name, variant)))
-        text += f"### {name} --{field} {variant}\n\n{each.about[0].upper()}{each.about[1:]}.\n\n"
+        text += f"### {name} --{command.choice} {variant}\n\n{each.about[0].upper()}{each.about[1:]}.\n\n"
         text += table(rows, ("setting", "default", "values", "meaning")) + "\n"
     return text
-
-
-def has_flag(field: Any) -> bool:
-    extra = field.json_schema_extra
-    return not isinstance(extra, dict) or extra.get("flag", True) is True
 
 
 def shared_options(commands: dict[str, Any]) -> list[Any]:

@@ -28,4 +28,4 @@ def real_data() -> Path:
     for place in places:
         if (place / "ml-100k").is_dir():
             return place
-    pytest.skip("the real logs are not here: name their folder in DCCL_DATA (the README says where they come from)")
+    pytest.skip("the real logs are not here: name their folder in DCCL_DATA (docs/logs.md says where they come from)")

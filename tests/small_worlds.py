@@ -1,7 +1,7 @@
 """Small logs and models, and short ways to train them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -12,9 +12,9 @@ from dcclctl.devices.basis import new_basis
 from dcclctl.devices.encoder import Encoder
 from dcclctl.devices.hidden_patch import Basis, PatchShape
 from dcclctl.devices.settings import LocalSettings
-from dcclctl.events.log import CLOUD, DEVICE, Block, EventLog
+from dcclctl.events.log import CLOUD, DEVICE, Block, EventColumns, EventLog
 from dcclctl.events.sampler import Sampler, Samples
-from dcclctl.models.din import Din, DinSizes
+from dcclctl.models.din import Din, DinSettings
 from dcclctl.models.scoring import Backbone, HeadFunction, score
 from dcclctl.models.settings import FitSettings
 from dcclctl.models.trainable import Trainable
@@ -37,7 +37,7 @@ def log_of(rows: Sequence[Row], n_users: int, n_items: int, one_timeline: bool =
         "profile": torch.zeros(n_users, 1, dtype=torch.int64),
         "profile_sizes": (1,),
     } | more
-    return EventLog.build(user, item, time, label, period, one_timeline=one_timeline, **given)
+    return EventLog.build(EventColumns(user, item, time, label, period), one_timeline=one_timeline, **given)
 
 
 def random_log(
@@ -74,18 +74,10 @@ def din(log: EventLog, seed: int = 0, hidden_sizes: tuple[int, int] = (12, 7), s
         scale: factor on all embeddings (fresh ones are so small that histories hardly matter).
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = DinSizes(
-        log.n_items,
-        log.n_categories,
-        log.profile_sizes,
-        history=HISTORY,
-        item_size=6,
-        category_size=4,
-        profile_size=3,
-        attention_size=5,
-        hidden_sizes=hidden_sizes,
+    sizes = DinSettings(
+        history=HISTORY, item_size=6, category_size=4, profile_size=3, attention_size=5, hidden_sizes=hidden_sizes
     )
-    model = Din(sizes, log.item_categories, generator)
+    model = Din(log, sizes, generator)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "table" in name:
@@ -204,7 +196,7 @@ def scores(
 
 def shown_with(model: Din, history: int) -> Din:
     """The same model with another L."""
-    model.sizes = replace(model.sizes, history=history)
+    model.sizes = model.sizes.model_copy(update={"history": history})
     return model
 
 

@@ -1,7 +1,6 @@
 """Typed handles: what a stage gets when it opens an artifact.
 
-A handle checks that artifacts belong together (same dataset, cloud model, basis, id map) where it is made, so that no
-stage has to.
+A handle checks, when it is made, that its artifacts belong together (same dataset, cloud model, basis, id map).
 """
 
 from dcclctl.artifacts.cloud import CloudModel as CloudModel

@@ -38,12 +38,12 @@ class CloudModel(Handle):
 
     @property
     def history(self) -> int:
-        """L, how many of a user's last events it sees; 0 if it reads none, or all of them."""
+        """L, how many of a user's last events it sees; 0 if it sees none, or all of them."""
         return int(self.sizes.get("history", 0))
 
     @property
     def negatives(self) -> int:
-        """Negatives for each positive event that it was trained with: what its logits take for the frequency of clicks."""
+        """Negatives for each positive event in its training: they set the mean of its logits."""
         return int(self.facts["negatives"])
 
     @property
@@ -53,7 +53,7 @@ class CloudModel(Handle):
 
     @property
     def round(self) -> int:
-        """Distillations that it has behind it."""
+        """How many distillations led to it."""
         return int(self.facts.get("round", 0))
 
     @property

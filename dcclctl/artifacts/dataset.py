@@ -6,13 +6,14 @@ from weakref import WeakValueDictionary
 
 from dcclctl.artifacts.handle import Handle
 from dcclctl.store.store import Artifact
+from dcclctl.tables import EVENTS
 
 if TYPE_CHECKING:
     import polars as pl
 
     from dcclctl.events.log import EventLog
 
-#: datasets that somebody holds, so that handles on one dataset share its tensors
+#: datasets that are in use, so that handles on one dataset share its tensors
 _open: WeakValueDictionary[tuple[str, str], "Dataset"] = WeakValueDictionary()
 
 
@@ -21,16 +22,12 @@ class Dataset(Handle):
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Dataset":
-        """The dataset in an artifact; one object for all who hold it at the same time."""
-        key = (str(artifact.path), artifact.id)
-        dataset = _open.get(key)
-        if dataset is None:
-            dataset = _open[key] = Dataset(artifact)
-        return dataset
+        """The dataset in an artifact; while it is in use, always the same object."""
+        return _open.setdefault((str(artifact.path), artifact.id), Dataset(artifact))
 
     @property
     def id_map(self) -> str:
-        """SHA-256 of the user and item ids in index order: what dense numbers mean."""
+        """SHA-256 of the user and item ids in index order: which user and item each index means."""
         return str(self.facts["id_map"])
 
     @property
@@ -60,7 +57,7 @@ class Dataset(Handle):
         import polars as pl
         import torch
 
-        from dcclctl.events.log import EventLog
+        from dcclctl.events.log import EventColumns, EventLog
 
         events = self.artifact.read_table("events.parquet")
         vocabulary = self.artifact.read_table("vocabulary.parquet")
@@ -74,20 +71,13 @@ class Dataset(Handle):
         profile = self.users.select(columns).to_numpy().astype(np.int64)
         if not columns:
             profile = np.zeros((self.users.height, 1), dtype=np.int64)
-        names = [name.removeprefix("profile_") for name in columns]
-        sizes = [
-            vocabulary.filter((pl.col("kind") == "profile") & (pl.col("column") == name)).height + 1 for name in names
-        ]
+        sizes = tuple(self.facts["profiles"][name.removeprefix("profile_")] for name in columns)
         return EventLog.build(
-            user=events["user_index"].to_numpy(),
-            item=events["item_index"].to_numpy(),
-            time=events["time_us"].to_numpy(),
-            label=events["label"].to_numpy(),
-            period=events["period"].to_numpy(),
+            EventColumns(*(events[name].to_numpy() for name in EVENTS.columns)),
             item_categories=torch.from_numpy(padded),
             n_categories=n_categories,
             profile=torch.from_numpy(profile),
-            profile_sizes=tuple(sizes) or (1,),
+            profile_sizes=sizes or (1,),
             repeats=self.repeats == "keep",
             one_timeline=self.facts["split"] == "global",
         )

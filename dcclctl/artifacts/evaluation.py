@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Evaluation(Handle):
-    """Models scored side by side on the same users."""
+    """Models scored side by side on the same users. All tables are described in tables.py."""
 
     @property
     def against(self) -> str:
@@ -24,32 +24,31 @@ class Evaluation(Handle):
     @property
     def subjects(self) -> dict[str, str]:
         """The scored models: name in the tables → reference in this store, in the order they were given."""
-        return {name: artifact.ref + end for name, (artifact, end) in self._scored().items()}
+        return {name: artifact.ref + (suffix and f"+{suffix}") for name, (artifact, suffix) in self.scored().items()}
 
     @property
     def labels(self) -> dict[str, str]:
-        """The scored models: name in the tables → what people call them, see names.label."""
-        return {name: label(artifact, end[1:]) for name, (artifact, end) in self._scored().items()}
+        """The scored models: name in the tables → name and reference for people, see names.label."""
+        return {name: label(artifact, suffix) for name, (artifact, suffix) in self.scored().items()}
 
-    def _scored(self) -> dict[str, tuple[Artifact, str]]:
-        """Name in the tables → artifact, and what stands after its reference ('+mean' or '')."""
-        roles = [role for role in self.artifact.inputs if role.startswith(SUBJECT_ROLE)]
-        found = {role.partition(":")[2]: self.artifact.input(role) for role in roles}
-        return {name: (artifact, name[len(name.partition("+")[0]) :]) for name, artifact in found.items()}
+    def scored(self) -> dict[str, tuple[Artifact, str]]:
+        """Name in the tables → artifact, and the suffix of its reference ('mean' or '')."""
+        names = {role: role.partition(":")[2] for role in self.artifact.inputs if role.startswith(SUBJECT_ROLE)}
+        return {name: (self.artifact.input(role), name.partition("+")[2]) for role, name in names.items()}
 
     @cached_property
     def per_user(self) -> "pl.DataFrame":
-        """A PER_USER table, see tables.py."""
+        """A PER_USER table."""
         return self.artifact.read_table("per_user.parquet")
 
     @cached_property
     def aggregate(self) -> "pl.DataFrame":
-        """An AGGREGATE table, see tables.py."""
+        """An AGGREGATE table."""
         return self.artifact.read_table("aggregate.parquet")
 
     @property
     def comparison(self) -> "pl.DataFrame":
-        """A COMPARISON table, see tables.py: every other model against the baseline, paired by user.
+        """A COMPARISON table: every other model against the baseline, paired by user.
 
         Raises:
             UsageError: the evaluation has no baseline.
@@ -58,17 +57,17 @@ class Evaluation(Handle):
 
     @property
     def tail_minus_head(self) -> "pl.DataFrame":
-        """A TAIL_MINUS_HEAD table, see tables.py."""
+        """A TAIL_MINUS_HEAD table."""
         return self._compared("tail_minus_head.parquet")
 
     @property
     def harm(self) -> "pl.DataFrame":
-        """A HARM table, see tables.py."""
+        """A HARM table."""
         return self._compared("harm.parquet")
 
     @property
     def worst_users(self) -> "pl.DataFrame":
-        """A WORST_USERS table, see tables.py."""
+        """A WORST_USERS table."""
         return self._compared("worst_users.parquet")
 
     def _compared(self, name: str) -> "pl.DataFrame":

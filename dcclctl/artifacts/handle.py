@@ -1,4 +1,4 @@
-"""What all handles have in common."""
+"""The common part of all handles."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -28,22 +28,22 @@ class Handle:
 
     @property
     def reused(self) -> bool:
-        """Did the command that returned it find it made already?"""
+        """Did the command that returned it find it in the store?"""
         return self.artifact.reused
 
     @property
     def store(self) -> Store:
-        """Where it is."""
+        """The store that it is in."""
         return cast(Store, self.artifact.home)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved settings that it was made with."""
+        """The settings that it was made with."""
         return self.artifact.config
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What its stage states about it."""
+        """What its stage recorded about it, beside its settings."""
         return self.artifact.facts
 
 

@@ -1,4 +1,4 @@
-"""What the devices of one dataset remember, and the statistics that the cloud ships beside it."""
+"""The memories of all devices of one dataset, and the statistics that the cloud sends with them."""
 
 from dcclctl.artifacts.dataset import Dataset
 from dcclctl.artifacts.handle import Handle
@@ -8,7 +8,7 @@ STATISTICS_FILE = "statistics.safetensors"
 
 
 class Memory(Handle):
-    """What the devices remember of one dataset."""
+    """The memories of all devices of one dataset."""
 
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact)
@@ -21,10 +21,10 @@ class Memory(Handle):
 
     @property
     def profile_window(self) -> int:
-        """T, newest events whose own features a device keeps."""
+        """T, newest events whose features a device keeps."""
         return int(self.config["profile_window"])
 
     @property
     def counted_through(self) -> str:
-        """Last period, or part of one, that is remembered and counted."""
+        """Last period, or part of one, in the memories and statistics."""
         return str(self.config["counted_through"])

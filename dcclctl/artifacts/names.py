@@ -1,37 +1,44 @@
 """What an artifact is called, for people: the name that it was given, or what it is."""
 
+from dcclctl.errors import ArtifactError
 from dcclctl.store.artifact import Artifact
 
 
 def label(artifact: Artifact, suffix: str = "") -> str:
     """Name and reference: 'control (cloud@2)', or the reference alone where there is no name."""
-    end = f"+{suffix}" if suffix else ""
-    names = artifact.home.aliases(artifact)
-    return f"{names[0]}{end} ({artifact.ref})" if names else f"{artifact.ref}{end}"
+    called, ref = short_label(artifact, suffix), artifact.ref
+    return called if called.startswith(ref) else f"{called} ({ref})"
 
 
 def short_label(artifact: Artifact, suffix: str = "") -> str:
     """The name alone, or the reference where there is none."""
-    names = artifact.home.aliases(artifact)
-    return (names[0] if names else artifact.ref) + (f"+{suffix}" if suffix else "")
+    called = next(iter(artifact.home.aliases(artifact)), artifact.ref)
+    return f"{called}+{suffix}" if suffix else called
 
 
 def describe(artifact: Artifact) -> str:
     """What an artifact is and what it stands on, in a few words: 'memory patches on control'."""
-    config = artifact.config
-    if artifact.kind == "cloud" and "patches" in artifact.inputs:
-        teachers = short_label(artifact.input("patches"))
-        return f"distilled from {teachers} ({config['method']}), round {artifact.facts['round']}"
+    config, facts = artifact.config, artifact.facts
     if artifact.kind == "cloud":
+        if "patches" in artifact.inputs:
+            return f"distilled from {_input(artifact, 'patches')} ({config['method']}), round {facts['round']}"
         on = "+".join(config["on"])
         if "cloud" in artifact.inputs:
-            return f"{short_label(artifact.input('cloud'))} trained further on {on}"
+            return f"{_input(artifact, 'cloud')} trained further on {on}"
         return f"{config['model']} trained on {on}"
     if artifact.kind == "patches":
         guarded = ", guarded" if config["guard"] else ""
-        return f"{config['method']} patches on {short_label(artifact.input('cloud'))}{guarded}"
+        return f"{config['method']} patches on {_input(artifact, 'cloud')}{guarded}"
     if artifact.kind == "evaluation":
-        return f"{len(artifact.facts['subjects'])} models on {artifact.facts['on']}"
+        return f"{len(facts['subjects'])} models on {facts['on']}"
     if artifact.kind == "memory":
-        return f"memories of {artifact.facts['users']:,} users up to {config['counted_through']}"
-    return f"{artifact.facts['users']:,} users, {artifact.facts['items']:,} items, {artifact.facts['events']:,} events"
+        return f"memories of {facts['users']:,} users up to {config['counted_through']}"
+    return f"{facts['users']:,} users, {facts['items']:,} items, {facts['events']:,} events"
+
+
+def _input(artifact: Artifact, role: str) -> str:
+    """The name of an input, or the start of its id where it is gone or damaged."""
+    try:
+        return short_label(artifact.input(role))
+    except ArtifactError:
+        return f"{artifact.inputs[role].kind} {artifact.inputs[role].id[:12]}"

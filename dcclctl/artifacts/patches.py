@@ -45,7 +45,7 @@ class PatchSet(Handle):
 
     @property
     def own_basis(self) -> bool:
-        """Do the patches bring what their users share, whatever basis the cloud model has?"""
+        """Do the patches hold their own shared basis, whatever basis the cloud model has?"""
         return bool(self.facts["own_basis"])
 
     @cached_property
@@ -54,7 +54,7 @@ class PatchSet(Handle):
         return self.artifact.read_table("users.parquet")
 
     def codes(self) -> "tuple[Float[Tensor, 'U K'], Tensor]":
-        """θ̂ of every user of the dataset (zero without a patch), and a mask (U,) of who has one that is kept."""
+        """θ̂ of every user of the dataset (zero without a patch), and a mask (U,) of the users whose patch is kept."""
         import numpy as np
         import torch
 

@@ -1,4 +1,4 @@
-"""What an audit finds."""
+"""What an audit has found."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +11,8 @@ class Finding:
     """One thing that the audit found.
 
     Attributes:
-        kind: proven; remark (true, and worth knowing, but no leak); or leak.
-        artifact: reference of the artifact that it is about.
-        text: one sentence with its figures.
+        kind: proven; remark (worth knowing, but no leak); or leak.
+        artifact: reference of the artifact that it is about. text: one sentence.
     """
 
     kind: Literal["proven", "remark", "leak"]
@@ -29,7 +28,7 @@ def leaks(findings: list[Finding]) -> ArtifactError | None:
     more = f" ({len(found)} leaks in all)" if len(found) > 1 else ""
     return ArtifactError(
         f"{found[0].artifact}: {found[0].text}{more}",
-        "Figures made from it cannot be trusted: make it again from a clean dataset, and forget what was made from it.",
+        "Metrics made from it cannot be trusted: make it again from a clean dataset, and forget what was made from it.",
     )
 
 

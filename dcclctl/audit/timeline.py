@@ -1,6 +1,6 @@
 """The events of one dataset: is its split what it says, and which events come before which?
 
-Everything is computed again from the committed events, in another way than by the code that made them.
+Everything is computed again from the committed events, by other code than that which made them.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class Timeline:
         )
 
     def not_before(self, earlier: Ints, later: Ints) -> Ints:
-        """Those of the earlier rows that are not before the later ones: of all users, or of the same user.
+        """Those of the earlier rows that are not before all later rows: of all users, or of the same user.
 
         Within one user's own timeline equal times go by the order in the log, which is the order of rows.
         """
@@ -85,7 +85,7 @@ class Timeline:
         return earlier
 
     def repeated(self) -> npt.NDArray[np.bool_]:
-        """(N,) for each event, whether its user had its item at a strictly earlier time."""
+        """(N,) for each event, whether its user interacted with its item at a strictly earlier time."""
         events = pl.DataFrame({"user": self.user, "item": self.item, "time": self.time})
         first = events.filter(self.label > 0).group_by("user", "item").agg(pl.col("time").min().alias("first"))
         joined = events.join(first, on=["user", "item"], how="left", maintain_order="left")
@@ -115,49 +115,48 @@ class Timeline:
         same = self.user[1:] == self.user[:-1]
         bad = 1 + np.flatnonzero((self.user[1:] < self.user[:-1]) | (same & (self.time[1:] < self.time[:-1])))
         if len(bad):
-            return [self._finding("an event does not stand in the order of its user's times", bad)]
+            return [self._finding("an event is not in the order of its user's times", bad)]
         return []
 
     def _periods(self) -> list[Finding]:
-        """Every period before the next ones."""
+        """Does every period end before the next begins?"""
         findings = []
-        whose = "of all events" if self.one_timeline else "on every user's own timeline"
         for number in range(len(PERIODS) - 1):
-            earlier, later = np.flatnonzero(self.period <= number), np.flatnonzero(self.period > number)
-            bad = self.not_before(earlier, later)
+            bad = self.not_before(np.flatnonzero(self.period <= number), np.flatnonzero(self.period > number))
             if len(bad):
-                text = f"an event learned from before {PERIODS[number + 1]} is not before all events after it"
+                text = (
+                    f"an event before {PERIODS[number + 1]} is not before all events of {PERIODS[number + 1]} and later"
+                )
                 findings.append(self._finding(text, bad))
-        if not findings:
-            if self.one_timeline:
-                spans = [self._span(number) for number in range(len(PERIODS)) if (self.period == number).any()]
-                findings.append(self._finding(f"{whose}, every period ends before the next begins: {'; '.join(spans)}"))
-            else:
-                counts = ", ".join(f"{name} {int((self.period == at).sum()):,}" for at, name in enumerate(PERIODS))
-                findings.append(self._finding(f"{whose}, every period ends before the next begins: {counts} events"))
-                findings += self._leaks_of_trends()
-        return findings
-
-    def _span(self, number: int) -> str:
-        times = self.time[self.period == number]
-        return (
-            f"{PERIODS[number]} {self.shown(int(times.min()))} … {self.shown(int(times.max()))} ({len(times):,} events)"
-        )
+        if findings:
+            return findings
+        inside = {name: self.time[self.period == at] for at, name in enumerate(PERIODS) if (self.period == at).any()}
+        if self.one_timeline:
+            spans = (
+                f"{name} {self.shown(int(times.min()))} … {self.shown(int(times.max()))} ({len(times):,} events)"
+                for name, times in inside.items()
+            )
+            return [self._finding(f"of all events, every period ends before the next begins: {'; '.join(spans)}")]
+        counts = ", ".join(f"{name} {len(times):,}" for name, times in inside.items())
+        text = f"on every user's own timeline, every period ends before the next begins: {counts} events"
+        return [self._finding(text), *self._leaks_of_trends()]
 
     def _leaks_of_trends(self) -> list[Finding]:
         """What a split per user cannot promise."""
-        text = "users' periods overlap in time, so what others did later can be learned from (only a global split prevents it)"
-        findings = [Finding("remark", self.artifact.ref, text)]
-        ties = (
-            (self.user[1:] == self.user[:-1]) & (self.time[1:] == self.time[:-1]) & (self.period[1:] > self.period[:-1])
+        text = (
+            "users' periods overlap in time, so a model can learn from what other users did later (only a global split "
+            "prevents it)"
         )
-        if ties.any():
-            text = f"{int(ties.sum()):,} cuts fall between two events of one moment; they are told apart by their order in the log"
+        findings = [Finding("remark", self.artifact.ref, text)]
+        same = (self.user[1:] == self.user[:-1]) & (self.time[1:] == self.time[:-1])
+        ties = int((same & (self.period[1:] > self.period[:-1])).sum())
+        if ties:
+            text = f"{ties:,} cuts fall between two events of one time, which are ordered as in the log"
             findings.append(Finding("remark", self.artifact.ref, text))
         return findings
 
     def _cuts_again(self) -> list[Finding]:
-        """The same periods come out when the split is made again."""
+        """Do the same periods come out when the split is made again?"""
         config, facts = self.artifact.config, self.artifact.facts
         users = self.user.astype(np.int32)
         again: npt.NDArray[np.int8]
@@ -169,13 +168,11 @@ class Timeline:
             again = leave_one_out(users)
         made_new = new_users(self.dataset.users["user_id"].to_list(), config.get("new_users", 0.0), self.artifact.seed)
         if self.one_timeline:
-            known = np.zeros(len(made_new), np.bool_)
-            known[self.user[self.period < TEST]] = True
             tested = np.zeros(len(made_new), np.bool_)
             tested[self.user[self.period == TEST]] = True
-            seen = np.flatnonzero((made_new & known & tested)[self.user] & (self.period < TEST))
+            seen = np.flatnonzero((made_new & tested)[self.user] & (self.period < TEST))
             if len(seen):
-                return [self._finding("an event before test is kept of a user that --new-users made new", seen)]
+                return [self._finding("a user that --new-users made new has an event before test", seen)]
         else:
             again[made_new[self.user]] = TEST
         bad = np.flatnonzero(again != self.period)
@@ -185,45 +182,41 @@ class Timeline:
                 f"an event of {right}, by the {facts['split']} split, is kept as one of {PERIODS[self.period[bad[0]]]}"
             )
             return [self._finding(text, bad)]
-        text = (
-            f"the {facts['split']} split, made again, puts each of the {len(self.user):,} events in the period it is in"
-        )
+        text = f"the {facts['split']} split, made again, puts each of the {len(self.user):,} events in the same period"
         findings = [self._finding(text)]
         if made_new.any():
             text = (
-                f"--new-users {config['new_users']:g}, drawn again: who of them has a test event has none before test"
+                f"--new-users {config['new_users']:g}, drawn again: those with a test event have no event before test"
             )
             findings.append(self._finding(text))
         return findings
 
     def _copies(self) -> list[Finding]:
-        """No event on two sides of a cut."""
+        """Is an event in two periods?"""
         order = np.lexsort((self.period, self.time, self.item, self.user))
         keys = np.stack([self.user[order], self.item[order], self.time[order]])
         # Two behaviours at one moment are two rows; they may not be on two sides of a cut.
         periods = self.period[order]
         copies = order[1:][(keys[:, 1:] == keys[:, :-1]).all(axis=0) & (periods[1:] != periods[:-1])]
         if len(copies):
-            return [self._finding("an event (user, item, time) stands in two periods", copies)]
-        findings = [self._finding(f"none of the {len(self.user):,} events (user, item, time) stands in two periods")]
+            return [self._finding("an event (user, item, time) is in two periods", copies)]
+        findings = [self._finding(f"none of the {len(self.user):,} events (user, item, time) is in two periods")]
         if self.artifact.facts["repeats"] == "first":
             again = order[1:][(keys[:2, 1:] == keys[:2, :-1]).all(axis=0)]
             if len(again):
                 return [self._finding("only first events were kept, but a user has an item twice", again)]
-            findings.append(
-                self._finding("no item of an event stands in its user's history: each user has an item once")
-            )
+            findings.append(self._finding("each user has an item once, so no scored item is in its user's history"))
         return findings
 
     def _histories(self) -> list[Finding]:
-        """The history of an event is what its user did at a strictly earlier time, counted by a second way."""
+        """Does a history hold exactly what its user did at strictly earlier times, counted in a second way?"""
         log, earlier = self.dataset.log, self.positives_before()
         bad = np.flatnonzero(earlier != log.history_end - log.history_start)
         if len(bad):
             return [self._finding("a history is not made of strictly earlier events", bad)]
         tested = self.period == TEST
         text = (
-            f"every history holds strictly earlier events of its user only: {int(earlier.sum()):,} looked at, "
+            f"every history holds strictly earlier events of its user only: {int(earlier.sum()):,} events in histories, "
             f"{int(earlier[tested].sum()):,} of them before the {int(tested.sum()):,} test events"
         )
         return [self._finding(text)]

@@ -6,38 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcclctl.cli.console import Reporter, plain
-from dcclctl.cli.options import DEFAULT_STORE, JsonOption, QuietOption, StoreOption
+from dcclctl.cli.console import print_json, table_of
+from dcclctl.cli.options import LOOKS, Call, command
 from dcclctl.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from dcclctl.store.lineage import Node
-    from dcclctl.store.store import Artifact, Store
+    from dcclctl.store.store import Store
 
 SHORT_ID = 12
-#: facts that `list` shows where an artifact has them, with their labels
-KEY_FACTS = {
-    "users": "users",
-    "items": "items",
-    "events": "events",
-    "split": "split",
-    "parameters": "weights",
-    "trained_on_events": "trained on events",
-    "round": "round",
-    "best_valid_loss": "valid loss",
-    "on": "on",
-    "candidates": "candidates",
-    "improved_share": "improved",
-}
 
 Reference = Annotated[
     str, typer.Argument(metavar="REF", help="E.g. cloud@7, cloud@3fa9c2d1, cloud@latest, cloud@my-alias.")
 ]
 
 app = typer.Typer(
-    help="List, show, verify, compare and tag what the stages made.\n\n"
+    help="List, show, verify, compare and name what the commands made.\n\n"
     "An artifact is named by kind and number (cloud@7), by the first digits of its id (cloud@3fa9c2d1), "
     "as the newest of its kind (cloud@latest, or just cloud), or by an alias (cloud@my-alias).",
     rich_markup_mode=None,
@@ -46,17 +30,14 @@ app = typer.Typer(
 )
 
 
-@app.command("list")
+@command(app, "list", shared=LOOKS)
 def list_artifacts(
+    call: Call,
     kind: Annotated[
-        str | None,
-        typer.Option("--kind", metavar="KIND", help="Only dataset, cloud, memory, patches or evaluation."),
+        str | None, typer.Option("--kind", metavar="KIND", help="Only dataset, cloud, memory, patches or evaluation.")
     ] = None,
-    store: StoreOption = DEFAULT_STORE,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
-    """List what is in the store.
+    """List what is in the store: names, size and what each artifact is.
 
     Oldest first within each kind. With --quiet only the references, one a line.
 
@@ -65,54 +46,57 @@ def list_artifacts(
       dcclctl artifacts list --kind cloud
     """
     from dcclctl.store.manifest import KINDS
-    from dcclctl.store.store import Store
 
     if kind is not None and kind not in KINDS:
         raise UsageError(f"there is no kind {kind!r}", f"Type --kind with one of {', '.join(KINDS)}.")
-    reporter, shelf = Reporter(as_json, quiet), Store(store)
-    rows = [_row(shelf, each, number) for each in ([kind] if kind else KINDS) for number in shelf.numbers(each)]
-    if as_json:
-        _print_json({"store": str(store), "artifacts": rows})
-    elif quiet:
+    reporter = call.reporter
+    rows = [_row(call.store, each, at) for each in ([kind] if kind else KINDS) for at in call.store.numbers(each)]
+    if reporter.as_json:
+        print_json({"store": str(call.root), "artifacts": rows})
+    elif reporter.quiet:
         for row in rows:
             print(row["ref"])
     elif not rows:
-        reporter.remark(f"no {kind or 'artifact'} in the store {store} yet; run first: {KINDS[kind or 'dataset']}")
+        what = kind or "artifact"
+        reporter.remark(f"no {what} in the store {call.root} yet; run first: {KINDS[kind or 'dataset']}")
     else:
-        table = _table("reference", "id", "aliases", "made (UTC)", "size", "facts")
-        for row in rows:
-            facts = "DAMAGED: run dcclctl artifacts verify" if row["problem"] else _key_facts(row["facts"])
-            made = str(row["made"] or "")[:16].replace("T", " ")
-            cells = (row["ref"], row["id"][:SHORT_ID], " ".join(row["aliases"]), made, _size(row["bytes"]), facts)
-            table.add_row(*(_text(cell) for cell in cells))
-        reporter.table(table)
+        cells = (
+            (
+                row["ref"],
+                row["id"][:SHORT_ID],
+                " ".join(row["aliases"]),
+                str(row["made"] or "")[:16].replace("T", " "),
+                _size(row["bytes"]),
+                "DAMAGED: run dcclctl artifacts verify" if row["problem"] else row["about"],
+            )
+            for row in rows
+        )
+        reporter.table(table_of(("reference", "id", "names", "made (UTC)", "size", "what it is"), cells))
 
 
-def _row(shelf: "Store", kind: str, number: int) -> dict[str, Any]:
+def _row(store: "Store", kind: str, number: int) -> dict[str, Any]:
     """What `list` says of one version, damaged or not."""
+    from dcclctl.artifacts.names import describe
+
     try:
-        artifact = shelf.load(kind, number)
+        artifact = store.load(kind, number)
     except ArtifactError as error:
-        nothing: dict[str, Any] = {"id": "", "aliases": [], "made": None, "bytes": 0, "facts": {}}
+        nothing: dict[str, Any] = {"id": "", "aliases": [], "made": None, "bytes": 0, "about": "", "facts": {}}
         return {"ref": f"{kind}@{number}", **nothing, "problem": error.what}
     return {
         "ref": artifact.ref,
         "id": artifact.id,
-        "aliases": shelf.aliases(artifact),
+        "aliases": store.aliases(artifact),
         "made": artifact.run.get("finished"),
         "bytes": artifact.size_bytes,
+        "about": describe(artifact),
         "facts": artifact.facts,
         "problem": "",
     }
 
 
-@app.command()
-def show(
-    reference: Reference,
-    store: StoreOption = DEFAULT_STORE,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@command(app, "show", shared=LOOKS)
+def show(call: Call, reference: Reference) -> None:
     """Show all that is known of one artifact.
 
     \b
@@ -120,105 +104,96 @@ def show(
       dcclctl artifacts show cloud@latest
     """
     from dcclctl.store.lineage import dotted, lineage
-    from dcclctl.store.store import Store
 
-    reporter, shelf = Reporter(as_json, quiet), Store(store)
-    artifact = shelf.resolve(reference)
-    if as_json:
-        _print_json(
-            {
-                "ref": artifact.ref,
-                "id": artifact.id,
-                "path": str(artifact.path),
-                "aliases": shelf.aliases(artifact),
-                "manifest": artifact.manifest,
-                "run": artifact.run,
-            }
-        )
+    artifact = call.store.resolve(reference)
+    own = {"id": artifact.id, "aliases": call.store.aliases(artifact)}
+    manifest, run = artifact.manifest, artifact.run
+    if call.reporter.as_json:
+        print_json({"ref": artifact.ref, **own, "path": str(artifact.path), "manifest": manifest, "run": run})
         return
-    tables, files = artifact.manifest["tables"], artifact.manifest["files"]
+    rows = {name: f", {table['rows']:,} rows" for name, table in manifest["tables"].items()}
     sections = {
         "": {
             "id": artifact.id,
             "folder": str(artifact.path),
-            "aliases": " ".join(shelf.aliases(artifact)) or "none",
-            "stage": artifact.manifest["stage"],
+            "names": " ".join(own["aliases"]) or "none",
+            "stage": manifest["stage"],
             "seed": artifact.seed,
         },
-        "made from": {node.role: _node_text(node) for node in lineage(artifact).inputs},
+        "made from": {node.role: _node_text(call.store, node) for node in lineage(artifact).inputs},
         "configuration": dotted(artifact.config),
         "facts": dotted(artifact.facts),
-        "files": {
-            name: _size(file["bytes"]) + (f", {tables[name]['rows']:,} rows" if name in tables else "")
-            for name, file in files.items()
-        },
-        "run (not part of the id)": artifact.run,
-        "packages": artifact.manifest["packages"],
+        "files": {name: _size(file["bytes"]) + rows.get(name, "") for name, file in manifest["files"].items()},
+        "run (not part of the id)": run,
+        "packages": manifest["packages"],
     }
-    reporter.line(artifact.ref)
+    call.reporter.line(artifact.ref)
     for title, values in sections.items():
         if title and values:
-            reporter.line(title)
+            call.reporter.line(title)
         width = max(map(len, values), default=0)
         for key, value in values.items():
-            reporter.line(f"  {key:{width}}  {_value(value)}")
+            call.reporter.line(f"  {key:{width}}  {_value(value)}")
 
 
-@app.command("lineage")
-def show_lineage(
-    reference: Reference,
-    store: StoreOption = DEFAULT_STORE,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@command(app, "lineage", shared=LOOKS)
+def show_lineage(call: Call, reference: Reference) -> None:
     """Show the inputs as a tree, down to the raw logs.
 
-    Raw logs are shown by file name and SHA-256, artifacts by reference and the start of their id.
+    Raw logs are shown by file name and SHA-256, artifacts by name, reference and the start of their id.
 
     \b
     Example:
       dcclctl artifacts lineage evaluation@latest
     """
     from dcclctl.store.lineage import lineage
-    from dcclctl.store.store import Store
 
-    shelf = Store(store)
-    top = lineage(shelf.resolve(reference))
-    if as_json:
-        _print_json(asdict(top))
+    top = lineage(call.store.resolve(reference))
+    if call.reporter.as_json:
+        print_json(asdict(top))
     else:
-        for line in (_node_text(top), *_tree_lines(top)):
-            Reporter(as_json, quiet).line(line)
+        for line in (_node_text(call.store, top), *_tree_lines(call.store, top)):
+            call.reporter.line(line)
 
 
-def _tree_lines(node: "Node", indent: str = "") -> list[str]:
+def _tree_lines(store: "Store", node: "Node", indent: str = "") -> list[str]:
     """A tree as lines that are never wrapped, so that a hash can be searched for."""
     lines = []
     for child in node.inputs:
         last = child is node.inputs[-1]
-        lines.append(f"{indent}{'└─' if last else '├─'} {child.role}: {_node_text(child)}")
-        lines += _tree_lines(child, indent + ("   " if last else "│  "))
+        lines.append(f"{indent}{'└─' if last else '├─'} {child.role}: {_node_text(store, child)}")
+        lines += _tree_lines(store, child, indent + ("   " if last else "│  "))
     return lines
 
 
-def _node_text(node: "Node") -> str:
+def _node_text(store: "Store", node: "Node") -> str:
     if node.kind == "raw":
         return f"sha256 {node.id}"
-    if node.problem:
-        return f"{node.kind} {node.id[:SHORT_ID]}, not to be had: {node.problem}"
-    return f"{node.ref} ({node.id[:SHORT_ID]})" + (", as above" if node.shown else "")
+    problem = f", not available: {node.problem}" if node.problem else ""
+    return _called(store, node.kind, node.id) + (", as above" if node.shown else "") + problem
 
 
-@app.command()
+def _called(store: "Store", kind: str, id: str) -> str:
+    """'control (cloud@7, 3fa9…)', 'cloud@7 (3fa9…)' without a name, 'cloud 3fa9…' if it is not in the store."""
+    try:
+        artifact = store.find(kind, id)
+    except ArtifactError:
+        return f"{kind} {id[:SHORT_ID]}"
+    name = next(iter(store.aliases(artifact)), "")
+    return f"{name} ({artifact.ref}, {id[:SHORT_ID]})" if name else f"{artifact.ref} ({id[:SHORT_ID]})"
+
+
+@command(app, "verify", shared=LOOKS)
 def verify(
-    reference: Annotated[str | None, typer.Argument(metavar="[REF]", help="One artifact; all without it.")] = None,
-    store: StoreOption = DEFAULT_STORE,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    call: Call,
+    reference: Annotated[
+        str | None, typer.Argument(metavar="[REF]", help="The artifact to check. [default: all of the store]")
+    ] = None,
 ) -> None:
     """Check every byte of one artifact, or of all.
 
-    Reads the files and compares them with what was committed. Exit code 3 if anything is damaged, missing or does not belong.
+    Reads the files and compares them with what was committed. Exit code 3 if a file is damaged or missing, or does not
+    belong to the artifact.
 
     \b
     Example:
@@ -226,28 +201,27 @@ def verify(
       dcclctl artifacts verify cloud@7
     """
     from dcclctl.store.manifest import KINDS
-    from dcclctl.store.store import Store
 
-    reporter, shelf = Reporter(as_json, quiet), Store(store)
+    store, reporter = call.store, call.reporter
     if reference is None:
-        versions = [(kind, number) for kind in KINDS for number in shelf.numbers(kind)]
+        versions = [(kind, number) for kind in KINDS for number in store.numbers(kind)]
     else:
-        artifact = shelf.resolve(reference)
+        artifact = store.resolve(reference)
         versions = [(artifact.kind, artifact.number)]
     damage: list[dict[str, str]] = []
     remedies = []
     for kind, number in versions:
-        ref, found = f"{kind}@{number}", shelf.verify(kind, number)
+        ref, found = f"{kind}@{number}", store.verify(kind, number)
         damage += [{"ref": ref, "file": file, "problem": problem} for file, problem in found.items()]
         for file, problem in found.items():
             reporter.line(f"{ref}  DAMAGED  {file} {problem}")
         if found:
-            folder = shelf.folder(kind, number)
+            folder = store.folder(kind, number)
             remedies.append(f"{ref}: restore {folder}, or run {KINDS[kind]} --force and delete that folder.")
         else:
             reporter.line(f"{ref}  whole")
-    if as_json:
-        _print_json({"verified": len(versions), "damage": damage})
+    if reporter.as_json:
+        print_json({"verified": len(versions), "damage": damage})
     if damage:
         first = damage[0]
         raise ArtifactError(
@@ -258,13 +232,11 @@ def verify(
     reporter.line(f"{len(versions)} of {len(versions)} artifacts whole")
 
 
-@app.command()
+@command(app, "diff", shared=LOOKS)
 def diff(
+    call: Call,
     a: Annotated[str, typer.Argument(metavar="A", help="The one artifact, e.g. cloud@1.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one, of the same kind, e.g. cloud@2.")],
-    store: StoreOption = DEFAULT_STORE,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Show what changed from A to B.
 
@@ -274,44 +246,38 @@ def diff(
     Example:
       dcclctl artifacts diff cloud@1 cloud@2
     """
+    from dcclctl.artifacts.names import label
     from dcclctl.store.lineage import difference
-    from dcclctl.store.store import Store
 
-    reporter, shelf = Reporter(as_json, quiet), Store(store)
-    left, right = shelf.resolve(a), shelf.resolve(b)
+    left, right = call.store.resolve(a), call.store.resolve(b)
     sections = difference(left, right)
-    if as_json:
-        _print_json({"a": left.ref, "b": right.ref, "same": left.id == right.id, **sections})
+    if call.reporter.as_json:
+        print_json({"a": left.ref, "b": right.ref, "same": left.id == right.id, **sections})
     elif not sections:
         same = "the same artifact" if left.id == right.id else "no change in what diff compares"
-        reporter.line(f"{left.ref} and {right.ref}: {same}")
+        call.reporter.line(f"{left.ref} and {right.ref}: {same}")
     else:
-        table = _table("", "key", left.ref, right.ref)
-        for section, changes in sections.items():
-            for key, values in changes.items():
-                cells = [_input_ref(shelf, value) if section == "inputs" else _value(value) for value in values]
-                table.add_row(*(_text(cell) for cell in (section, key, *cells)))
-        reporter.table(table)
+        rows = [
+            (section, key, *(_changed(call.store, section, value) for value in values))
+            for section, changes in sections.items()
+            for key, values in changes.items()
+        ]
+        call.reporter.table(table_of(("", "key", label(left), label(right)), rows))
 
 
-def _input_ref(shelf: "Store", value: str | None) -> str:
-    """'cloud 3fa9…' → 'cloud@7 (3fa9…)' where it is still in the store."""
-    if value is None:
+def _changed(store: "Store", section: str, value: Any) -> str:
+    """A value of a difference; an input, 'cloud 3fa9…', by its name."""
+    if section != "inputs" or value is None:
         return _value(value)
     kind, id = value.split()
-    try:
-        return f"{shelf.find(kind, id).ref} ({id[:SHORT_ID]})" if kind != "raw" else f"sha256 {id[:SHORT_ID]}"
-    except ArtifactError:
-        return f"{kind} {id[:SHORT_ID]}"
+    return f"sha256 {id[:SHORT_ID]}" if kind == "raw" else _called(store, kind, id)
 
 
-@app.command()
+@command(app, "tag", shared=LOOKS)
 def tag(
+    call: Call,
     reference: Reference,
     alias: Annotated[str, typer.Argument(metavar="ALIAS", help="A name, e.g. release or in-test.")],
-    store: StoreOption = DEFAULT_STORE,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Give an artifact a name of your own.
 
@@ -322,34 +288,13 @@ def tag(
       dcclctl artifacts tag cloud@7 release
       dcclctl evaluate cloud@release
     """
-    from dcclctl.store.store import Store
-
-    shelf = Store(store)
-    artifact: Artifact = shelf.resolve(reference)
-    shelf.tag(artifact, alias)
-    if as_json:
-        _print_json({"ref": artifact.ref, "id": artifact.id, "alias": f"{artifact.kind}@{alias}"})
+    artifact = call.store.resolve(reference)
+    call.store.tag(artifact, alias)
+    name = f"{artifact.kind}@{alias}"
+    if call.reporter.as_json:
+        print_json({"ref": artifact.ref, "id": artifact.id, "alias": name})
     else:
-        Reporter(as_json, quiet).line(f"{artifact.kind}@{alias} is now {artifact.ref} ({artifact.id[:SHORT_ID]})")
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, allow_nan=False))
-
-
-def _table(*columns: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("reference", "id", "size"))
-    return table
-
-
-def _text(cell: str) -> Any:
-    from rich.text import Text
-
-    return Text(plain(cell))
+        call.reporter.line(f"{name} is now {artifact.ref} ({artifact.id[:SHORT_ID]})")
 
 
 def _value(value: Any) -> str:
@@ -358,21 +303,8 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _key_facts(facts: dict[str, Any]) -> str:
-    """What tells artifacts of a kind apart, in a line; of a kind without known facts, the first few there are."""
-    single = {key: value for key, value in facts.items() if isinstance(value, str | int | float)}
-    labels = {key: label for key, label in KEY_FACTS.items() if key in single} or {key: key for key in list(single)[:4]}
-    return ", ".join(f"{label} {_short(single[key])}" for key, label in labels.items())
-
-
-def _short(value: str | int | float) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else _value(value)
-
-
 def _size(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
+    size, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"

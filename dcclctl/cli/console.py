@@ -7,15 +7,15 @@ and is given to rich as `Text`, never as markup.
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from dcclctl.errors import DcclError
 from dcclctl.report.text import plain as plain
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
 
 
 def print_error(error: DcclError) -> None:
@@ -23,6 +23,31 @@ def print_error(error: DcclError) -> None:
     print(f"error: {plain(error.what)}", file=sys.stderr)
     for line in error.remedy.splitlines():
         print(f"  {plain(line)}", file=sys.stderr)
+
+
+def print_json(document: Any) -> None:
+    """Print one line of JSON on stdout, in ASCII, so that no character of an id can act on a terminal."""
+    print(json.dumps(document, allow_nan=False))
+
+
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[str | int]], title: str = "") -> "Table":
+    """A table without lines between its cells; columns of numbers stand at the right.
+
+    Args:
+        columns: headings. rows: cells, which may hold text from a log.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [*rows]
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for at, column in enumerate(columns):
+        numbers = any(isinstance(row[at], int) for row in cells)
+        fixed = column in ("reference", "id", "size")
+        table.add_column(Text(column), justify="right" if numbers else "left", overflow="fold", no_wrap=fixed)
+    for row in cells:
+        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else plain(cell)) for cell in row))
+    return table
 
 
 class Reporter:
@@ -38,25 +63,22 @@ class Reporter:
         self.quiet = quiet
         self.started = time.monotonic()
 
-    @property
-    def console(self) -> "Console":
-        """Rich console on stdout; a pipe gets plain text, 120 columns wide."""
-        from rich.console import Console
-
-        return Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, emoji=False)
-
     def remark(self, text: str) -> None:
-        """One line on stderr, unless --quiet."""
+        """Print one line on stderr, unless --quiet."""
         if not self.quiet:
             print(plain(text), file=sys.stderr, flush=True)
 
     def table(self, renderable: Any) -> None:
-        """A rich renderable on stdout, unless --quiet or --json."""
+        """Print a rich renderable on stdout, unless --quiet or --json."""
         if not (self.quiet or self.as_json):
-            self.console.print(renderable)
+            from rich.console import Console
+
+            # a pipe gets plain text, 120 columns wide
+            width = None if sys.stdout.isatty() else 120
+            Console(width=width, highlight=False, markup=False, emoji=False).print(renderable)
 
     def line(self, text: str) -> None:
-        """One plain line on stdout, unless --quiet or --json."""
+        """Print one plain line on stdout, unless --quiet or --json."""
         if not (self.quiet or self.as_json):
             print(plain(text))
 
@@ -66,22 +88,16 @@ class Reporter:
         With --quiet the bare reference is still printed, so that a script can catch it.
         """
         if self.as_json:
-            # ASCII, so that no character of an id can act on a terminal
-            print(json.dumps({"ref": ref, "id": id, "reused": reused, **facts}, allow_nan=False))
+            print_json({"ref": ref, "id": id, "reused": reused, **facts})
         elif self.quiet:
             print(ref)
         else:
             seconds = time.monotonic() - self.started
             print(f"{ref}  {id[:12]}  ({'reused' if reused else f'{seconds:.1f} s'})")
 
-    @contextmanager
-    def progress(self) -> Iterator["Progress"]:
+    def progress(self) -> "closing[Progress]":
         """A progress display on stderr; silent with --quiet or when stderr is no terminal."""
-        progress = Progress(live=not self.quiet and sys.stderr.isatty())
-        try:
-            yield progress
-        finally:
-            progress.close()
+        return closing(Progress(live=not self.quiet and sys.stderr.isatty()))
 
 
 class Progress:

@@ -1,17 +1,14 @@
 """`dcclctl ingest`: read logs into a dataset, and show what was kept, rejected and cut where."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from dcclctl.cli.console import Reporter, plain
+from dcclctl.cli.console import Reporter, table_of
 from dcclctl.cli.options import Call, command
 from dcclctl.errors import UsageError
 from dcclctl.logs.format import FORMATS
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -32,12 +29,12 @@ def ingest(
         ),
     ],
     users: Annotated[
-        Path | None, typer.Option("--users", metavar="FILE", help="Side table of users: its columns become profiles.")
+        Path | None, typer.Option("--users", metavar="FILE", help="Table of users: its columns become profiles.")
     ] = None,
     items: Annotated[
         Path | None,
         typer.Option(
-            "--items", metavar="FILE", help="Side table of items: a name, and columns that become categories."
+            "--items", metavar="FILE", help="Table of items: their names, and columns that become categories."
         ),
     ] = None,
     implicit: Annotated[bool, typer.Option("--implicit", help="Every event is positive, whatever its rating.")] = False,
@@ -52,8 +49,8 @@ def ingest(
 ) -> None:
     """Read recommendation logs into a dataset.
 
-    Columns are found by their names (user_id, item_id, timestamp, …), or as --map says. Broken rows are quarantined and
-    counted; a log with too many of them is refused. Events are cut into the periods cloud, device, valid and test.
+    Columns are found by their names (user_id, item_id, timestamp, …), or as --map says. Broken rows are kept apart and
+    counted; a log with too many of them is refused. Events are split into the periods cloud, device, valid and test.
 
     \b
     Examples:
@@ -91,27 +88,31 @@ def _show(reporter: Reporter, facts: dict[str, Any]) -> None:
     from dcclctl.logs.rules import NORMALISED
 
     rows = facts["rows"]
-    table = _table("Rows", ["", "rows"])
-    _add(table, "read", rows["read"])
-    for reason, count in rows["rejected_by_reason"].items():
-        _add(table, f"rejected: {reason}", -count)
-    _add(table, "kept", rows["kept"])
-    for rule, count in rows["dropped"].items():
-        _add(table, f"left out: {rule}", -count)
-    _add(table, "events", facts["events"])
-    reporter.table(table)
+    counts = {
+        "read": rows["read"],
+        **{f"rejected: {reason}": -count for reason, count in rows["rejected_by_reason"].items()},
+        "kept": rows["kept"],
+        **{f"left out: {rule}": -count for rule, count in rows["dropped"].items()},
+        "events": facts["events"],
+    }
+    reporter.table(table_of(("", "rows"), list(counts.items()), "Rows"))
     for name, count in rows["normalised_by_reason"].items():
         reporter.line(f"  normalised: {count:,} × {NORMALISED[name]}")
 
-    table = _table(f"Periods ({facts['split']} split)", ["period", "from", "to", "events", "users", "new users"])
-    for period in facts["periods"]:
-        start, end = ("–" if period[name] is None else str(period[name]) for name in ("start", "end"))
-        _add(table, period["name"], start, end, period["events"], period["users"], period["new_users"])
-    reporter.table(table)
+    columns = ("period", "from", "to", "events", "users", "new users")
+    periods = [
+        (
+            each["name"],
+            *("–" if each[end] is None else str(each[end]) for end in ("start", "end")),
+            *(each[count] for count in ("events", "users", "new_users")),
+        )
+        for each in facts["periods"]
+    ]
+    reporter.table(table_of(columns, periods, f"Periods ({facts['split']} split)"))
     for cut in facts["cuts"]:
         at = "" if cut["at"] is None else f" ({cut['at']})"
         reporter.line(
-            f"  a model that learns up to {cut['before']}{at} never sees "
+            f"  a model trained on what comes before {cut['before']}{at} never sees "
             f"{cut['events_left_out']:,} events and {cut['users_left_out']:,} users"
         )
 
@@ -125,20 +126,3 @@ def _show(reporter: Reporter, facts: dict[str, Any]) -> None:
         reporter.line(f"profiles (codes, missing included): {profiles}")
     if facts["labels"] == "observed":
         reporter.line(f"positive where {facts['label_expression']}: {facts['positives']:,} of {facts['events']:,}")
-
-
-def _table(title: str, columns: list[str]) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("", "period", "from", "to") else "right")
-    return table
-
-
-def _add(table: "Table", *cells: str | int) -> None:
-    from rich.text import Text
-
-    table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else plain(cell)) for cell in cells))

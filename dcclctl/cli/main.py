@@ -14,21 +14,21 @@ from dcclctl.errors import DcclError
 #: command → one line for the list; the code is in dcclctl/cli/<command>.py, attribute `app`.
 COMMANDS = {
     "ingest": "Read recommendation logs into a dataset.",
-    "train": "Train the cloud model on everybody's log.",
-    "memory": "Keep what every device remembers of its user's log.",
-    "patch": "Learn one small patch per user, on the user's own log.",
-    "distill": "Teach the cloud model with the patched models.",
-    "evaluate": "Score models side by side, by user activity.",
-    "report": "Write evaluations as one offline page.",
-    "score": "Explain one user: cloud and patched ranking side by side.",
-    "settings": "List every setting of a command, a model or a method.",
-    "audit": "Prove that nothing trained has seen what it is judged on.",
-    "artifacts": "List, show, verify, compare and tag what the stages made.",
+    "train": "Train a cloud model on the events of all users.",
+    "memory": "Make every device's memory: its user's newest events.",
+    "patch": "Learn one small patch per user, from the user's own events.",
+    "distill": "Distil the patched models into a better cloud model.",
+    "evaluate": "Score models side by side, for active and less active users.",
+    "report": "Write evaluations as one HTML page that works offline.",
+    "score": "Show one user's recommendations with and without the patch.",
+    "settings": "List all settings of a command, a model or a method.",
+    "audit": "Check that no model was trained on the events it is scored on.",
+    "artifacts": "List, show, verify, compare and name what the commands made.",
 }
 
 
 class LazyGroup(TyperGroup):
-    """A group that knows its commands by name and imports one only to run it."""
+    """A group that knows its commands by name and imports one only to run it or to show its help."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -76,11 +76,15 @@ def _root(
 ) -> None:
     """Device-Cloud Collaborative Learning on recommendation logs.
 
-    The stages, in order; each takes the newest artifacts unless told otherwise:
+    Each command makes one artifact, from the newest artifacts unless others are named:
 
-    dcclctl ingest LOG && dcclctl train && dcclctl patch && dcclctl evaluate
+    \b
+      dcclctl ingest LOG && dcclctl train && dcclctl patch && dcclctl evaluate
 
-    The paper's loop: dcclctl patch --method metapatch && dcclctl distill --method momodistill
+    The loop of the DCCL paper, MetaPatch and MoMoDistill:
+
+    \b
+      dcclctl patch --method metapatch && dcclctl distill --method momodistill
     """
 
 

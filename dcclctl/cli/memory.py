@@ -1,4 +1,4 @@
-"""`dcclctl memory`: what every device remembers."""
+"""`dcclctl memory`: the memory of every device."""
 
 from typing import Annotated
 
@@ -13,15 +13,15 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def memory(
     call: Call,
     dataset: Annotated[
-        str | None, typer.Option("--dataset", metavar="REF", help="Log to remember. [default: the newest dataset]")
+        str | None, typer.Option("--dataset", metavar="REF", help="Whose events to keep. [default: the newest dataset]")
     ] = None,
 ) -> None:
-    """Keep what every device remembers of its user's log.
+    """Make every device's memory: its user's newest events.
 
-    A device keeps its user's newest M items (4 bytes each); a further event overwrites the oldest. Of the newest T events
-    it also keeps the features that the item had before the event. The memory never leaves the device. The cloud ships
-    statistics of all users' events beside it: popularity, each item's nearest items, and items that usually precede it.
-    dcclctl patch --method memory learns a patch from both.
+    A device keeps the items of its user's newest M events (4 bytes each); a further event overwrites the oldest. For the
+    newest T events it also keeps the features that the item had just before the event. The memory never leaves the device.
+    The cloud sends the devices statistics of all users' events: popularity, each item's nearest items, and the items that
+    usually precede it. dcclctl patch --method memory learns its patch from both.
 
     \b
     Examples:
@@ -36,12 +36,12 @@ def memory(
         made = remember(log, call.settings, options)
     facts = made.facts
     call.reporter.line(
-        f"{facts['users']:,} devices remember {facts['events']:,} events up to {made.counted_through} ({log.ref}); "
-        f"{facts['full']:,} are full"
+        f"{facts['users']:,} devices with {facts['events']:,} events, to the end of {made.counted_through} ({log.ref}); "
+        f"the memories of {facts['full']:,} are full"
     )
     call.reporter.line(
-        f"{facts['bytes_per_user_mean']:,.0f} bytes on a device, {facts['bytes_per_user_largest']:,} at most; "
-        f"statistics of {facts['bytes_per_candidate']:,} bytes come with each candidate"
+        f"{facts['bytes_per_user_mean']:,.0f} bytes on a device on average, {facts['bytes_per_user_largest']:,} at most; "
+        f"the cloud sends {facts['bytes_per_candidate']:,} bytes of statistics with each candidate"
     )
     call.finish(
         made,

@@ -1,9 +1,9 @@
 """Options of commands: generated from the sections, and those that all commands share."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from dcclctl.cli.console import Reporter
-from dcclctl.config import CommandSection, ComputeSection, VariantSection
+from dcclctl.config import CommandSection, ComputeSection
 from dcclctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,16 +19,11 @@ if TYPE_CHECKING:
 
     from dcclctl.artifacts.handle import Handle
     from dcclctl.stages.run import RunOptions
-    from dcclctl.store.store import Store
+    from dcclctl.stages.settings import Command
+    from dcclctl.store.store import Artifact, Store
+    from dcclctl.tracking import Tracker
 
-StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="DCCL_STORE", metavar="DIR", help="Where artifacts are kept.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the reference only: no progress, no tables.")]
-DEFAULT_STORE = Path(".dccl")
-
-#: options that every command that makes an artifact has: name → (type, default, option)
+#: options that several commands have: name → (type, default, option)
 _SHARED: dict[str, tuple[Any, Any, Any]] = {
     "set": (
         list[str] | None,
@@ -36,18 +31,18 @@ _SHARED: dict[str, tuple[Any, Any, Any]] = {
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Any other setting, e.g. train.din.item_size=64; may be repeated. dcclctl settings lists them.",
+            help="Change any setting, e.g. train.din.item_size=64; may be repeated. dcclctl settings lists them.",
         ),
     ),
     "config": (
         Path | None,
         None,
-        typer.Option("--config", metavar="FILE.toml", help="Settings; a flag wins over the file."),
+        typer.Option("--config", metavar="FILE.toml", help="File with settings; a flag wins over the file."),
     ),
     "name": (
         str,
         "",
-        typer.Option("--name", metavar="NAME", help="A name for the artifact: control makes it cloud@control."),
+        typer.Option("--name", metavar="NAME", help="Name the artifact: a cloud model named control is cloud@control."),
     ),
     "log": (
         list[str] | None,
@@ -55,18 +50,22 @@ _SHARED: dict[str, tuple[Any, Any, Any]] = {
         typer.Option(
             "--log",
             metavar="TRACKER[:PLACE]",
-            help="Also send figures, configuration and lineage to tensorboard[:DIR] or mlflow[:URI]; may be repeated.",
+            help="Also send metrics, settings and lineage to tensorboard[:DIR] or mlflow[:URI]; may be repeated.",
         ),
     ),
-    "store": (Path, DEFAULT_STORE, get_args(StoreOption)[1]),
-    "as_json": (bool, False, get_args(JsonOption)[1]),
-    "quiet": (bool, False, get_args(QuietOption)[1]),
-    "force": (bool, False, typer.Option("--force", help="Compute again even if this artifact exists already.")),
+    "store": (
+        Path,
+        Path(".dccl"),
+        typer.Option("--store", envvar="DCCL_STORE", metavar="DIR", help="Folder where artifacts are kept."),
+    ),
+    "as_json": (bool, False, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")),
+    "quiet": (bool, False, typer.Option("--quiet", "-q", help="Print the reference only: no progress, no tables.")),
+    "force": (bool, False, typer.Option("--force", help="Compute again even if the store has the same artifact.")),
 }
-#: letters of a list of names that still stands beside its flag
+#: the shared options of a command that makes an artifact; that scores; and that only looks at artifacts
+MAKES, SCORES, LOOKS = tuple(_SHARED), ("set", "config", "store", "as_json", "quiet"), ("store", "as_json", "quiet")
+#: a longer list of names stands in the help text, not beside the flag
 _WIDEST_CHOICE = 40
-#: of the shared options, those of a command that makes no artifact
-_READING = ("set", "config", "store", "as_json", "quiet")
 
 
 @dataclass
@@ -74,16 +73,17 @@ class Call:
     """One call of a command: where its output goes, its store, and what was set.
 
     Attributes:
-        settings: flags that were given, and --set, by name. config: TOML file. force, name: see RunOptions. log: trackers.
+        reporter: prints. root: folder of the store. settings: name → value, of the flags that were given and of --set.
+        config: TOML file. force, name: see RunOptions. log: trackers.
     """
 
     reporter: Reporter
     root: Path
     settings: dict[str, Any]
-    config: Path | None = None
-    force: bool = False
-    name: str = ""
-    log: list[str] = field(default_factory=list)
+    config: Path | None
+    force: bool
+    name: str
+    log: list[str]
 
     @cached_property
     def store(self) -> "Store":
@@ -91,68 +91,79 @@ class Call:
 
         return Store(self.root, remark=self.reporter.remark)
 
+    @cached_property
+    def _trackers(self) -> "list[Tracker]":
+        from dcclctl.tracking import open_trackers
+
+        return open_trackers(self.log)
+
     @contextmanager
     def run(self) -> Iterator["RunOptions"]:
-        """Options for a stage, with a progress display for as long as it runs."""
+        """Options for a stage, with a progress display for as long as it runs.
+
+        A tracker whose package is missing is refused before the stage starts.
+        """
         from dcclctl.stages.run import RunOptions
 
+        _ = self._trackers
         with self.reporter.progress() as progress:
             yield RunOptions(progress, self.force, self.name, self.config)
 
-    def finish(self, made: "Handle", **facts: Any) -> None:
-        """Close the command with the artifact that it made."""
+    def send(self, made: "Handle | Artifact") -> None:
+        """Send an artifact to the trackers that --log names."""
+        if self._trackers:
+            from dcclctl.artifacts.handle import Handle
+            from dcclctl.stages.track import record_of
+
+            record = record_of(made.artifact if isinstance(made, Handle) else made)
+            for tracker in self._trackers:
+                self.reporter.remark(tracker(record))
+
+    def finish(self, made: "Handle | Artifact", **facts: Any) -> None:
+        """Close the command with the artifact that it made or looked at."""
+        self.send(made)
         if self.name:
-            self.reporter.line(f"{made.artifact.kind}@{self.name} is {made.ref}")
+            self.reporter.line(f"{made.ref.partition('@')[0]}@{self.name} is {made.ref}")
             facts["name"] = self.name
         self.reporter.finish(made.ref, made.id, made.reused, **facts)
 
 
 def command(
-    app: typer.Typer, name: str, section: type[CommandSection] | None = None, reads: bool = False
+    app: typer.Typer, name: str, section: type[CommandSection] | None = None, shared: tuple[str, ...] = MAKES
 ) -> Callable[[Any], Any]:
     """Register a command of the form function(call, …its own options…).
 
-    In the help stand its own options, then the command's settings, those that its variants share, seed, device and threads,
-    and last the options that all commands share.
+    The help shows its own options first, then the command's settings, those that its variants share, seed, device and
+    threads, and last the shared options.
 
     Args:
-        name: of the command, as in stages/settings.py. section: of a command that has none there.
-        reads: does it make no artifact?
+        section: settings that are not in stages/settings.py under the command's name. shared: names of shared options.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        from dcclctl.stages.settings import COMMANDS, Command
-
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        spec = COMMANDS[name] if section is None else Command(section)
-        fields = spec.section.model_fields
-        choice = spec.section.VARIANT if issubclass(spec.section, VariantSection) else ""
-        taken = {parameter.name.rstrip("_") for parameter in own}
-        settings = {
-            key: _option(
-                key,
-                value,
-                f"set by --{choice}" if key not in fields else shown_default(value),
-                list(spec.variants) if key == choice else [],
-            )
-            for key, value in sorted(spec.flags().items(), key=lambda item: item[0] in ComputeSection.model_fields)
-            if key not in taken
-        }
-        common = {key: value for key, value in _SHARED.items() if not reads or key in _READING}
+        names = {parameter.name: parameter.name.rstrip("_") for parameter in own}
+        fields: set[str] = set()
+        settings: dict[str, tuple[Any, Any]] = {}
+        if "set" in shared:
+            from dcclctl.stages.settings import COMMANDS, Command
+
+            spec = COMMANDS[name] if section is None else Command(section)
+            fields, settings = set(spec.own), _settings(spec, names.values())
+        common = {key: _SHARED[key] for key in shared}
 
         def called(**given: Any) -> None:
             flags = {key: given.pop(key) for key in settings}
-            own_settings = {parameter.name.rstrip("_"): given.get(parameter.name) for parameter in own}
-            flags |= {key: value for key, value in own_settings.items() if key in fields}
-            values = {key: given.pop(key) for key in common}
+            flags |= {key: given.get(option) for option, key in names.items() if key in fields}
+            values = {key: given.pop(key, default) for key, (_, default, _) in _SHARED.items()}
             call = Call(
                 Reporter(values["as_json"], values["quiet"]),
                 values["store"],
-                _merged({key: value for key, value in flags.items() if value is not None}, _parse_sets(values["set"])),
+                _with_sets({key: value for key, value in flags.items() if value is not None}, values["set"] or []),
                 values["config"],
-                values.get("force", False),
-                _checked_name(values.get("name", "")),
-                values.get("log") or [],
+                values["force"],
+                _checked_name(values["name"]),
+                values["log"] or [],
             )
             function(call, **given)
 
@@ -170,83 +181,73 @@ def command(
     return register
 
 
+def _settings(spec: "Command", taken: Collection[str]) -> dict[str, tuple[Any, Any]]:
+    """Type and option of every setting that has a flag; those that a command declares itself are `taken`."""
+    return {
+        key: _option(
+            key,
+            setting,
+            shown_default(setting) if key in spec.own else f"set by --{spec.choice}",
+            list(spec.variants) if key == spec.choice else [],
+        )
+        for key, setting in sorted(spec.flags().items(), key=lambda item: item[0] in ComputeSection.model_fields)
+        if key not in taken
+    }
+
+
 def _parameter(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
 def _option(name: str, setting: "FieldInfo", default: str, variants: list[str]) -> tuple[Any, Any]:
-    """Type and option of one setting.
-
-    Args:
-        default: as it is shown; '' shows none. variants: the names that it takes; none for a setting that chooses no variant.
-    """
-    kind, metavar = kind_of(setting)
+    """Type and option of one setting; `default` is as it is shown, `variants` are the names that it takes."""
+    kind, metavar = _kind_of(setting)
     help_text = setting.description or ""
-    if variants:
-        names = "|".join(variants)
-        if len(names) <= _WIDEST_CHOICE:
-            metavar = names
-        else:
-            metavar, help_text = "NAME", f"{help_text.rstrip('.')}: {', '.join(variants)}."
+    if variants and len("|".join(variants)) <= _WIDEST_CHOICE:
+        metavar = "|".join(variants)
+    elif variants:
+        metavar, help_text = "NAME", f"{help_text.rstrip('.')}: {', '.join(variants)}."
     help_text += f" [default: {default}]" if default else ""
     flag = f"--{name.replace('_', '-')}"
     flags = [flag, "-k"] if name == "k" else [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
     return kind | None, typer.Option(*flags, metavar=metavar, help=help_text, show_default=False)
 
 
-def kind_of(field: "FieldInfo") -> tuple[Any, str | None]:
+def _kind_of(field: "FieldInfo") -> tuple[Any, str | None]:
     """What a setting's option takes (text is split where a list is wanted), and what stands for it in the help."""
     annotation: Any = field.annotation
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    if get_origin(annotation) is Literal:
+    origin = get_origin(annotation)
+    if origin is Literal:
         return str, "|".join(get_args(annotation))
     if annotation in (bool, int, float):
         return annotation, {bool: None, int: "N", float: "NUMBER"}[annotation]
-    if get_origin(annotation) in (list, tuple):
-        return str, "VALUE,…"
-    if get_origin(annotation) is dict:
-        return str, "NAME=COLUMN,…"
-    return str, "VALUE"
+    return str, {list: "VALUE,…", tuple: "VALUE,…", dict: "NAME=COLUMN,…"}.get(origin, "VALUE")
 
 
 def shown_default(field: "FieldInfo") -> str:
-    """A default for people; nothing where there is nothing to say."""
+    """A default for people; '' where it is empty."""
     default = field.get_default(call_default_factory=True)
     if isinstance(default, list | tuple):
         return ",".join(str(part) for part in default)
     if isinstance(default, bool):
         return "on" if default else "off"
-    return "" if isinstance(default, dict) or default == "" else str(default)
+    return "" if isinstance(default, dict) else str(default)
 
 
-def _parse_sets(texts: list[str] | None) -> dict[str, str]:
-    """--set KEY=VALUE, several → key → value.
-
-    Raises:
-        UsageError: without '=', or a key twice.
-    """
-    found: dict[str, str] = {}
-    for text in texts or []:
+def _with_sets(flags: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    """The settings of flags and of --set; refuses one without '=' and one that is given twice."""
+    found: dict[str, Any] = {}
+    for text in texts:
         key, equals, value = text.partition("=")
-        if not equals or not key.strip():
+        key = key.strip()
+        if not equals or not key:
             raise UsageError(f"--set {text!r} is not KEY=VALUE", "Write e.g. --set train.din.item_size=64")
-        if key.strip() in found:
-            raise UsageError(f"--set {key.strip()} is given twice", "Give it once.")
-        found[key.strip()] = value
-    return found
-
-
-def _merged(flags: dict[str, Any], sets: dict[str, str]) -> dict[str, Any]:
-    """What was given by flag and by --set.
-
-    Raises:
-        UsageError: a setting that was given by both.
-    """
-    for key in flags:
-        if key in sets:
+        if key in found:
+            raise UsageError(f"--set {key} is given twice", "Give it once.")
+        if key in flags:
             raise UsageError(f"--{key.replace('_', '-')} and --set {key} are the same setting", "Give it once.")
-    return flags | sets
+        found[key] = value
+    return flags | found
 
 
 def _checked_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`dcclctl patch`: one small patch per user, learned on the user's own log."""
+"""`dcclctl patch`: one small patch per user, learned from the user's own events."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,16 +23,16 @@ def patch(
         typer.Option(
             "--memory",
             metavar="REF",
-            help="What devices remember. [default: the newest of the dataset; made if there is none]",
+            help="Memory for --method memory. [default: the newest of the dataset; made if there is none]",
         ),
     ] = None,
 ) -> None:
-    """Learn one small patch per user, on the user's own log.
+    """Learn one small patch per user, from the user's own events.
 
-    The cloud model stays frozen. By default a patch is conditioned on what the user's device remembers (method memory).
-    --method metapatch is the paper's patch: each device learns K numbers θ̂; if the cloud model has no basis Θ yet, Θ is
-    learned first, from all users' events of the period. --method fine-tune changes the last layers of each user's model.
-    Each method has settings of its own: dcclctl settings patch --method NAME lists them.
+    The cloud model stays frozen. --method memory (the default) learns one patch for all users, which reads the memory of the
+    user's device. --method metapatch is the patch of the DCCL paper: each device learns K numbers θ̂; if the cloud model has
+    no basis Θ yet, Θ is learned first, from all users' events of the period. --method fine-tune trains the last layers of
+    each user's model. Each method has settings of its own: dcclctl settings patch --method NAME lists them.
 
     \b
     Examples:
@@ -51,7 +51,7 @@ def patch(
     if made.memory is not None and before is None:
         facts = made.memory.facts
         call.reporter.line(
-            f"{made.memory.ref} was made on the way: memories of {facts['users']:,} devices up to "
+            f"{made.memory.ref} was made first: memories of {facts['users']:,} devices to the end of "
             f"{made.memory.counted_through} (dcclctl memory makes one with other settings)"
         )
     _show(call, made)
@@ -75,20 +75,20 @@ def _show(call: Call, made: "PatchSet") -> None:
         f"{facts['users']:,} users patched by {made.method} on {facts['events']:,} events of {facts['on']} "
         f"({made.cloud.ref})"
         + (f", {speed:,.0f} users/s" if speed and not made.reused else "")
-        + f", {facts['bytes_per_user']} bytes per user"
+        + f", {facts['bytes_per_user']:,} bytes per user"
     )
     if facts["users_without_events"]:
-        served = "are served from their memories" if made.memory else "get no patch"
-        line(f"{facts['users_without_events']:,} of the chosen users have no event there and {served}")
+        served = "are patched from their older events" if made.memory else "get no patch"
+        line(f"{facts['users_without_events']:,} of the chosen users have no event in {facts['on']} and {served}")
     if facts["users_tested"]:
         line(
-            f"held-back loss improved for {facts['improved_share']:.1%} of the {facts['users_tested']:,} users "
-            "who have events to hold back"
+            f"the patch lowers the loss on held-back events for {facts['improved_share']:.1%} of the "
+            f"{facts['users_tested']:,} users who have such events"
         )
     tried = facts.get("order_losses")
     if tried:
         line(
-            f"the order of events is {'used' if facts['order'] else 'ignored'}: held-back log loss "
+            f"the patch {'uses' if facts['order'] else 'ignores'} the order of events: log loss on held-back events "
             f"{tried['with']:.4f} with it, {tried['without']:.4f} without"
         )
     if facts.get("smallest_memory", 1) > 1:

@@ -1,36 +1,33 @@
-"""`dcclctl report`: evaluations as one offline page."""
+"""`dcclctl report`: evaluations as one HTML page."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dcclctl.cli.console import Reporter
-from dcclctl.cli.options import DEFAULT_STORE, JsonOption, QuietOption, StoreOption
+from dcclctl.cli.options import LOOKS, Call, command
 from dcclctl.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command()
+@command(app, "report", shared=LOOKS)
 def report(
+    call: Call,
     evaluations: Annotated[
         list[str] | None,
         typer.Argument(metavar="[EVALUATION]...", help="What to report. [default: the newest evaluation]"),
     ] = None,
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="FILE.html", help="Where the page goes; overwritten if it is there."),
+        Path, typer.Option("--output", "-o", metavar="FILE.html", help="The page; a file of that name is overwritten.")
     ] = Path("report.html"),
-    store: StoreOption = DEFAULT_STORE,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
-    """Write evaluations as one offline page.
+    """Write evaluations as one HTML page that works offline.
 
-    For a manager and an engineer alike: headline, groups with intervals, activity picture, who gains and who loses, learning curves, rounds, calibration,
-    lineage, configuration and the commands that make it again. The baseline is that of evaluate --against, or the
-    first model if none was named. One file without scripts; it loads nothing. It names the few users who lose most.
+    The page shows the verdict, metrics by user group with intervals, metrics by activity, who gains and who loses, learning
+    curves, rounds of distillation, calibration, lineage, configuration, and the commands that make it all again. It
+    compares with the baseline of evaluate --against, or with the first model. It is one file without scripts that loads
+    nothing from the network. It names the few users who lose most.
 
     \b
     Examples:
@@ -40,11 +37,8 @@ def report(
     from dcclctl.artifacts import Evaluation
     from dcclctl.report.html import render
     from dcclctl.stages.report import load_page
-    from dcclctl.store.store import Store
 
-    reporter = Reporter(as_json, quiet)
-    place = Store(store, remark=reporter.remark)
-    chosen = [place.resolve(reference, "evaluation") for reference in evaluations or ["evaluation@latest"]]
+    chosen = [call.store.resolve(reference, "evaluation") for reference in evaluations or ["evaluation@latest"]]
     for at, artifact in enumerate(chosen):
         if artifact.id in [other.id for other in chosen[:at]]:
             raise UsageError(f"{artifact.ref} is named twice", "Name each evaluation once.")
@@ -53,8 +47,5 @@ def report(
         output.write_bytes(page)
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}", "Name another file with -o.") from error
-    reporter.line(f"{output}  {len(page) / 1024:,.0f} KiB, one offline page")
-    first = chosen[0]
-    reporter.finish(
-        first.ref, first.id, False, evaluations=[each.ref for each in chosen], path=str(output), bytes=len(page)
-    )
+    call.reporter.line(f"{output}  {len(page) / 1024:,.0f} KiB, one HTML page that works offline")
+    call.finish(chosen[0], evaluations=[each.ref for each in chosen], path=str(output), bytes=len(page))

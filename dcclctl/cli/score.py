@@ -1,11 +1,11 @@
-"""`dcclctl score`: explain one user."""
+"""`dcclctl score`: one user's recommendations, with and without the patch."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dcclctl.cli.console import Reporter, plain
-from dcclctl.cli.options import Call, command
+from dcclctl.cli.options import SCORES, Call, command
 from dcclctl.config import ScoreSettings
 
 if TYPE_CHECKING:
@@ -14,23 +14,22 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@command(app, "score", ScoreSettings, reads=True)
+@command(app, "score", ScoreSettings, SCORES)
 def score(
     call: Call,
     reference: Annotated[
         str,
         typer.Argument(
-            metavar="REF",
-            help="Patches, a cloud model, cloud@N+encoder, or patches@N+mean. 'patches' is the newest.",
+            metavar="REF", help="Patches (patches: the newest), a cloud model, cloud@N+encoder, or patches@N+mean."
         ),
     ],
     user: Annotated[str, typer.Option("--user", metavar="ID", help="The user's id in your log.")],
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Items to show.")] = 10,
 ) -> None:
-    """Explain one user: cloud and patched ranking side by side.
+    """Show one user's recommendations with and without the patch.
 
-    Ranks the items that can be shown at the start of the test period. ✓ marks items that the user then interacted with; ▲
-    and ▼ say how far the patch moved an item.
+    Ranks the items for the user as of the start of the test period. ✓ marks items that the user then interacted with; ▲
+    and ▼ show by how many ranks the patch moved an item up or down.
 
     \b
     Examples:
@@ -43,10 +42,8 @@ def score(
     subject = Subject.of(reference, call.store)
     found = run(subject, user, top, call.settings, call.config)
     _show(call.reporter, found)
-    call.reporter.finish(
-        subject.artifact.ref,
-        subject.artifact.id,
-        False,
+    call.finish(
+        subject.artifact,
         user=found.user_id,
         group=found.group,
         events=found.events,
@@ -69,7 +66,7 @@ def _show(reporter: Reporter, found: "Explanation") -> None:
     recent = " · ".join(_title(item) for item in found.history.head(5).to_dicts())
     reporter.line(f"last: {recent or '(nothing)'}")
     taken = set(found.test_items)
-    table = Table(title=None)
+    table = Table()
     table.add_column("rank", justify="right")
     for name in found.rankings:
         heading = "cloud model" if name == "cloud" else f"served by {found.served_by[name]}"

@@ -1,22 +1,21 @@
 """`dcclctl settings`: every setting of a command and of one of its variants."""
 
-import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from dcclctl.cli.console import Reporter
-from dcclctl.cli.options import JsonOption, shown_default
+from dcclctl.cli.console import print_json
+from dcclctl.cli.options import Call, shown_default
+from dcclctl.cli.options import command as register
+from dcclctl.config import Section
 from dcclctl.errors import UsageError
-
-if TYPE_CHECKING:
-    from dcclctl.config import Section
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command()
+@register(app, "settings", shared=("as_json",))
 def settings(
+    call: Call,
     command: Annotated[
         str, typer.Argument(metavar="COMMAND", help="ingest, train, memory, patch, distill or evaluate.")
     ],
@@ -24,12 +23,12 @@ def settings(
     method: Annotated[
         str | None, typer.Option("--method", metavar="NAME", help="With patch and distill: the method.")
     ] = None,
-    as_json: JsonOption = False,
 ) -> None:
-    """List every setting of a command, a model or a method.
+    """List all settings of a command, a model or a method.
 
-    Each with its default, the values that it takes, and its meaning; those of a model or method with --model or --method. Write them as --set COMMAND.NAME.KEY=VALUE, or
-    into a table [COMMAND.NAME] of the TOML file.
+    Each line shows a setting's full name, its default and the values that it takes; the next line says what it means. The
+    settings of one model or method are shown with --model or --method. Change a setting with --set NAME=VALUE, or in the
+    file of --config.
 
     \b
     Examples:
@@ -37,36 +36,35 @@ def settings(
       dcclctl settings train --model sasrec
       dcclctl settings patch --method metapatch
     """
-    from dcclctl.config import VariantSection
-    from dcclctl.stages.settings import COMMANDS, nearest, variant_section
+    from dcclctl.errors import nearest
+    from dcclctl.stages.settings import COMMANDS, variant_section
 
     if command not in COMMANDS:
         raise UsageError(f"there is no command {command!r} with settings", nearest(command, list(COMMANDS)))
     spec, chosen = COMMANDS[command], model or method
-    field = spec.section.VARIANT if issubclass(spec.section, VariantSection) else ""
+    field = spec.choice
     given = "model" if model else "method"
     if chosen and given != field:
         raise UsageError(
             f"--{given}: {command} has no {given}", f"Use --{field}." if field else f"Type: dcclctl settings {command}"
         )
-    rows = [row for row in listed(command, spec.section) if row["key"] != f"{command}.settings"]
+    rows = listed(command, spec.section)
     if chosen:
         rows += listed(f"{command}.{chosen}", variant_section(command, chosen))
     variants = {name: variant.about for name, variant in spec.variants.items()}
-    if as_json:
-        print(json.dumps({"command": command, "settings": rows, "variants": variants}))
-        return
-    reporter = Reporter(as_json=False, quiet=False)
+    if call.reporter.as_json:
+        print_json({"command": command, "settings": rows, "variants": variants})
     for row in rows:
-        reporter.line(f"{row['key']} = {row['default'] or '(empty)'}    [{row['values']}]")
-        reporter.line(f"    {row['meaning']}")
+        call.reporter.line(f"{row['key']} = {row['default'] or '(empty)'}    [{row['values']}]")
+        call.reporter.line(f"    {row['meaning']}")
     if variants and not chosen:
-        reporter.line(f"\nVariants; each has settings of its own: dcclctl settings {command} --{field} NAME")
+        call.reporter.line("")
+        call.reporter.line(f"Each {field} has settings of its own: dcclctl settings {command} --{field} NAME")
         for name, about in variants.items():
-            reporter.line(f"  {name:12} {about}")
+            call.reporter.line(f"  {name:12} {about}")
 
 
-def listed(prefix: str, section: "type[Section]") -> list[dict[str, Any]]:
+def listed(prefix: str, section: type[Section]) -> list[dict[str, Any]]:
     """Every setting of a section: key, default, values that it takes, and meaning."""
     schema = section.model_json_schema()["properties"]
     return [
@@ -77,6 +75,7 @@ def listed(prefix: str, section: "type[Section]") -> list[dict[str, Any]]:
             "meaning": field.description or "",
         }
         for name, field in section.model_fields.items()
+        if name != "settings"
     ]
 
 

@@ -18,13 +18,13 @@ def train(
     ] = None,
     continue_: Annotated[
         str | None,
-        typer.Option("--continue", metavar="REF", help="Train this cloud model further (the incremental control)."),
+        typer.Option("--continue", metavar="REF", help="Train this cloud model further: the control for distill."),
     ] = None,
 ) -> None:
-    """Train the cloud model on everybody's log.
+    """Train a cloud model on the events of all users.
 
-    The weights of the epoch with the highest AUC on valid are kept. A run that is stopped continues at the last finished
-    epoch when the same command is typed again, and ends with the same weights.
+    Keeps the weights of the epoch with the highest AUC on the valid period. A run that was stopped continues after its last
+    finished epoch when the same command is typed again, and ends with the same weights.
 
     Each model has settings of its own: dcclctl settings train --model NAME lists them.
 
@@ -36,19 +36,17 @@ def train(
       dcclctl train --model ease --on cloud,device --set train.ease.ridge=200
     """
     from dcclctl.artifacts import CloudModel, Dataset
-    from dcclctl.cli.tracking import track
     from dcclctl.errors import UsageError
     from dcclctl.stages.train import train as run
 
     if continue_ is not None and dataset is not None:
         raise UsageError(
-            "--dataset: a model that is trained further keeps its dataset", "Leave it out with --continue."
+            "--dataset: a model that is trained further keeps its dataset", "Leave --dataset out with --continue."
         )
     start = None if continue_ is None else CloudModel(call.store.resolve(continue_, "cloud"))
     data = start.dataset if start else Dataset.of(call.store.resolve(dataset or "dataset@latest", "dataset"))
-    with track(call) as send, call.run() as options:
+    with call.run() as options:
         made = run(data, call.settings, options, start)
-        send(made)
     facts = made.facts
     call.reporter.line(
         f"{made.model}  {facts['parameters']:,} weights  trained on {facts['trained_on_events']:,} events of "

@@ -1,1 +1,1 @@
-"""What a user's device does with the cloud model: methods that learn patches, and how patches serve users."""
+"""Methods that learn patches of the cloud model for each user's device, and how patches serve users."""

@@ -1,7 +1,7 @@
-"""What the patches of all users share, and how it is learned: ϑ = ϑ₀ + Θ·θ̂ and the prior's mean μ.
+"""The shared parameters of all users' patches ϑ = ϑ₀ + Θ·θ̂, the prior's mean μ, and how they are learned.
 
-Source: Yao et al. 2021, section 3.1, and auto-decoding as in Park et al., DeepSDF, CVPR 2019, for the first Θ. What a
-patch does with its weights ϑ is hidden_patch.py (inside a DIN) and state_patch.py (after a sequence encoder).
+Source: Yao et al. 2021, section 3.1; auto-decoding for the first Θ as in Park et al., DeepSDF, CVPR 2019.
+hidden_patch.py (inside a DIN) and state_patch.py (after a sequence encoder) define the patch with the weights ϑ.
 
 Shapes: U users, E events, B of them in a batch, C candidates, P patch weights, K numbers in θ̂.
 """
@@ -20,20 +20,21 @@ from torch.nn import functional as F
 
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.errors import DivergedError
+from dcclctl.events.sampler import Samples
 from dcclctl.events.sampling import Ints, permutation
 
 PatchT = TypeVar("PatchT")
 
 
 class Layout(ABC, Generic[PatchT]):
-    """What the P weights of a patch are, in one flat vector."""
+    """The places of a patch's P weights in one flat vector ϑ."""
 
     bottleneck: int
 
     @property
     @abstractmethod
     def parts(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every piece of ϑ, in order; down-projections are named down…, (R, features)."""
+        """Name and shape of every piece of ϑ, in order; names of down-projections (R, features) start with down."""
 
     @abstractmethod
     def patch(self, weights: Float[Tensor, "U P"]) -> PatchT:
@@ -45,14 +46,14 @@ class Layout(ABC, Generic[PatchT]):
         return sum(math.prod(part) for part in self.parts.values())
 
     def pieces(self, weights: Float[Tensor, "U P"]) -> dict[str, Tensor]:
-        """ϑ of U users cut into its named pieces, each (U, …)."""
+        """ϑ of U users, cut into its named pieces, each (U, …)."""
         cut = torch.split(weights, [math.prod(part) for part in self.parts.values()], dim=-1)
         return {name: piece.view(-1, *part) for (name, part), piece in zip(self.parts.items(), cut, strict=True)}
 
 
 @dataclass(frozen=True)
 class SharedBasis(Generic[PatchT]):
-    """ϑ₀ (P,) and Θ (P, K)."""
+    """ϑ₀ (`origin`) and Θ (`theta`)."""
 
     shape: Layout[PatchT]
     origin: Float[Tensor, "P"]
@@ -67,7 +68,7 @@ class SharedBasis(Generic[PatchT]):
         return replace(self, origin=self.origin.to(device), theta=self.theta.to(device))
 
     def learnable(self, device: torch.device | str, fixed: bool = False) -> "SharedBasis[PatchT]":
-        """A copy whose Θ is a leaf that gets gradients, unless it is fixed."""
+        """A copy whose Θ gets gradients, unless it is fixed."""
         moved = self.to(device)
         return replace(moved, theta=moved.theta.clone().requires_grad_(not fixed))
 
@@ -80,10 +81,10 @@ class SharedBasis(Generic[PatchT]):
 
 
 def new_basis(shape: Layout[PatchT], size: int, seed: int) -> SharedBasis[PatchT]:
-    """ϑ₀ with random down-projections and everything else zero; Θ random with columns of length 1, to be learned.
+    """ϑ₀ with random down-projections and zeros elsewhere; a random Θ with columns of length 1, to be learned.
 
     Args:
-        shape: sizes of the patches. size: K. seed: seed of both draws.
+        shape: sizes of the patches. size: K. seed: of both draws.
     """
     generator = torch.Generator().manual_seed(seed)
     pieces = []
@@ -96,36 +97,27 @@ def new_basis(shape: Layout[PatchT], size: int, seed: int) -> SharedBasis[PatchT
     return SharedBasis(shape, torch.cat(pieces), theta / theta.norm(dim=0))
 
 
-#: epoch → candidates, labels and weights (E, C) of the events, with negatives of that epoch
-Draw = Callable[[int], tuple[Int[Tensor, "E C"], Float[Tensor, "E C"], Float[Tensor, "E C"]]]
-
-
 @dataclass(frozen=True)
 class SharedEvents:
-    """What everybody learns from together.
+    """The events of all users, from which Θ and μ are learned.
 
     Attributes:
         events: (E,) rows of the log. users: (E,) dense numbers 0…U−1 of their users.
-        draw: what each epoch learns from.
+        draw: epoch → the events with negatives of that epoch.
     """
 
     events: Ints
     users: Ints
-    draw: Draw
-
-    @property
-    def n_users(self) -> int:
-        """U."""
-        return int(self.users.max(initial=-1)) + 1
+    draw: Callable[[int], Samples]
 
 
 @dataclass(frozen=True)
 class JointFit:
-    """How everybody learns together.
+    """Settings for learning from all users' events.
 
     Attributes:
-        prior: λ. seed: orders the events of every epoch. batch_size: events of a step.
-        on_epoch: is told the number of every epoch and its mean loss.
+        prior: λ. seed: of the order of events. batch_size: events of a step.
+        on_epoch: called with the number of every epoch and its mean loss.
     """
 
     epochs: int
@@ -144,16 +136,15 @@ def learn_basis(
     with_mean: bool = False,
     fixed: bool = False,
 ) -> tuple[SharedBasis[PatchT], Float[Tensor, "K"], Float[Tensor, "U K"]]:
-    """Θ and the prior's mean μ, by auto-decoding: they and θ̂ of all users are trained together on events f has not seen.
+    """Learn Θ and the prior's mean μ by auto-decoding: they and θ̂ of all users are trained together.
 
-    Each event carries its share λ‖θ̂ − μ‖²/n_user of the prior, so that the objective is the devices' own, summed over users.
+    Each event has a share λ‖θ̂ − μ‖²/n_user of the prior, so that the objective is the sum of the devices' objectives.
 
     Args:
-        basis: where Θ starts from, on the device that computes; ϑ₀ stays as it is.
-        shared: events that f has not seen.
-        logits: positions (B,) in the events, their candidates, the patch of each (U = B) → what the patched model says.
-        with_mean: learn μ; if not it is 0.
-        fixed: keep Θ as it is; for a μ to a given basis.
+        basis: where Θ starts from, on the device that computes; ϑ₀ and the length 1 of Θ's columns stay.
+        shared: events that f was not trained on.
+        logits: positions (B,) in the events, their candidates, the patch of each (U = B) → logits of the patched model.
+        with_mean: learn μ; if False it is 0. fixed: learn μ alone, and leave Θ as it is.
 
     Returns:
         The basis, μ (K,), and the table of θ̂ (U, K), on the CPU.
@@ -163,69 +154,41 @@ def learn_basis(
     """
     device = basis.theta.device
     learned = basis.learnable(device, fixed)
-    # what each user's θ̂ is beside μ
-    table = torch.zeros(shared.n_users, basis.size, device=device, requires_grad=True)
+    theta, n_users = learned.theta, int(shared.users.max(initial=-1)) + 1
+    table = torch.zeros(n_users, basis.size, device=device, requires_grad=True)  # θ̂ − μ of each user
     mean = torch.zeros(basis.size, device=device, requires_grad=with_mean)
     owners = torch.from_numpy(shared.users).to(device)
-
-    def forward(rows: Ints, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        own = table[owners[torch.from_numpy(rows).to(device)]]
-        return logits(rows, candidates, learned.patch(own + mean)), own
-
-    others = [table, mean] if with_mean else [table]
-    learn_jointly(learned.theta, 1.0, others, forward, shared, settings)
-    codes = (table + mean).detach().cpu()
-    return replace(basis, theta=learned.theta.detach()).to("cpu"), mean.detach().cpu(), codes
-
-
-def learn_jointly(
-    columns: Float[Tensor, "P K"],
-    length: float,
-    others: list[Tensor],
-    forward: Callable[[Ints, Int[Tensor, "B C"]], tuple[Float[Tensor, "B C"], Float[Tensor, "B K"]]],
-    shared: SharedEvents,
-    settings: JointFit,
-) -> None:
-    """Train what all users share together with what gives each user's numbers; both are changed in place.
-
-    Args:
-        columns: what all users share; its columns keep the length `length`. Without gradients it stays as it is.
-        others: what gives the users' numbers (a table of them, or a network).
-        forward: positions of events (B,), their candidates (B, C) → logits, and what the prior keeps small.
-
-    Raises:
-        DivergedError: the loss became infinite or NaN.
-    """
-    device = columns.device
     share = torch.from_numpy(1.0 / np.bincount(shared.users)[shared.users]).float().to(device)
-    learned = columns.requires_grad
-    optimiser = torch.optim.Adam([columns, *others] if learned else others, lr=settings.learning_rate)
+    trained = [weight for weight in (theta, table, mean) if weight.requires_grad]
+    optimiser = torch.optim.Adam(trained, lr=settings.learning_rate)
     for epoch in range(settings.epochs):
-        candidates, labels, weights = shared.draw(epoch)
+        samples = shared.draw(epoch)
         order = permutation(settings.seed, "basis/shuffle", shared.events, epoch)
         total = 0.0
         for begin in range(0, len(order), settings.batch_size):
             rows = order[begin : begin + settings.batch_size]
             index = torch.from_numpy(rows)
-            logits, codes = forward(rows, candidates[index])
-            losses = F.binary_cross_entropy_with_logits(logits, labels[index].to(device), reduction="none")
-            data = (losses * weights[index].to(device)).sum()
-            loss = (data + settings.prior * (codes.square().sum(1) * share[index.to(device)]).sum()) / len(rows)
+            on_device = index.to(device)
+            own = table[owners[on_device]]
+            found = logits(rows, samples.candidates[index], learned.patch(own + mean))
+            losses = F.binary_cross_entropy_with_logits(found, samples.labels[index].to(device), reduction="none")
+            data = (losses * samples.weights[index].to(device)).sum()
+            loss = (data + settings.prior * (own.square().sum(1) * share[on_device]).sum()) / len(rows)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            if learned:
+            if not fixed:
                 with torch.no_grad():
-                    columns /= columns.norm(dim=0) / length
+                    theta /= theta.norm(dim=0)
             total += float(data.detach())
-        mean = total / float(weights.sum())
-        if not math.isfinite(mean):
+        average = total / float(samples.weights.sum())
+        if not math.isfinite(average):
             raise DivergedError(
-                f"the loss of Θ became {mean}",
-                "Lower it: --set patch.metapatch.basis_learning_rate=0.003",
+                f"the loss of Θ became {average}", "Lower it: --set patch.metapatch.basis_learning_rate=0.003"
             )
         if settings.on_epoch is not None:
-            settings.on_epoch(epoch + 1, mean)
+            settings.on_epoch(epoch + 1, average)
+    return replace(basis, theta=theta.detach()).to("cpu"), mean.detach().cpu(), (table + mean).detach().cpu()
 
 
 def descend(
@@ -234,10 +197,10 @@ def descend(
     steps: int,
     learning_rate: float,
 ) -> Float[Tensor, "U K"]:
-    """Adam on the numbers of U users, each user's on its own.
+    """Adam on the numbers of U users, as if each user's were trained alone.
 
     Args:
-        gradient: of the devices' losses. codes: where to start from; it is changed in place.
+        gradient: codes → gradient of the devices' losses. codes: the start; changed in place.
 
     Raises:
         DivergedError: a number became infinite or NaN.
@@ -250,10 +213,7 @@ def descend(
         rate = learning_rate / (1 - 0.9**step)
         codes -= rate * first / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
     if not codes.isfinite().all():
-        raise DivergedError(
-            "θ̂ became infinite or NaN",
-            "Lower --learning-rate and run the command again.",
-        )
+        raise DivergedError("θ̂ became infinite or NaN", "Lower --learning-rate and run the command again.")
     return codes
 
 
@@ -265,16 +225,16 @@ def fit_codes(
     settings: LocalSettings,
     mean: Float[Tensor, "K"] | None = None,
 ) -> Float[Tensor, "U K"]:
-    """θ̂ of U users at once, by Adam on Σ CE + λ‖θ̂ − μ‖²; every user's numbers are those of training that user alone.
+    """Learn θ̂ of U users at once by Adam on Σ CE + λ‖θ̂ − μ‖², with the same result as for each user alone.
 
     Args:
         slope: patches of the users → gradient of each user's Σ CE with respect to the patch weights.
-        settings: Adam's steps and step size, and λ. mean: μ, where θ̂ starts; zeros if None.
+        settings: Adam's steps and step size, and λ. mean: μ, where θ̂ starts; None: zeros.
 
     Raises:
         DivergedError: θ̂ became infinite or NaN.
 
-    Source: Yao et al. 2021, eq. 3, with the sum over a user's events (so that λ weighs more for users with few).
+    Source: Yao et al. 2021, eq. 3, with the sum over a user's events: λ has more weight for users with few events.
     """
     center = torch.zeros(basis.size, device=basis.theta.device) if mean is None else mean
 

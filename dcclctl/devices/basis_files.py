@@ -1,4 +1,4 @@
-"""What the patches of all users share, on disk: ϑ₀ and Θ, the prior's mean μ, and the encoder U."""
+"""Files of the parameters that all users' patches share: ϑ₀ and Θ, the prior's mean μ, and the encoder U."""
 
 from typing import Any
 
@@ -14,17 +14,16 @@ from dcclctl.devices.state_patch import StateShape
 from dcclctl.store.artifact import Artifact
 from dcclctl.store.work import Work
 
-#: the mean μ of the prior of θ̂, which no served model needs
+#: the mean μ of the prior of θ̂, which only learning needs
 PRIOR_FILE = "prior.safetensors"
 
 
 def write_basis(work: Work, basis: SharedBasis[Any]) -> None:
-    """Write ϑ₀ and Θ."""
     work.write_tensors(BASIS_FILE, {"origin": basis.origin, "theta": basis.theta}, vars(basis.shape))
 
 
 def read_basis(source: Artifact | Work) -> SharedBasis[Any]:
-    """ϑ₀ and Θ from a committed artifact, or from the work of a run that was killed."""
+    """ϑ₀ and Θ from a committed artifact, or from the work of a run."""
     sizes = source.tensor_metadata(BASIS_FILE)
     shape: Layout[Any]
     if "hidden_sizes" in sizes:
@@ -36,22 +35,17 @@ def read_basis(source: Artifact | Work) -> SharedBasis[Any]:
 
 
 def basis_of(cloud: CloudModel) -> SharedBasis[Any] | None:
-    """The basis that a cloud model brings; None if it has none yet."""
+    """The basis of a cloud model; None if it has none yet."""
     return read_basis(cloud.artifact) if cloud.basis_id else None
 
 
-def write_prior_mean(work: Work, mean: Float[Tensor, "K"]) -> None:
-    work.write_tensors(PRIOR_FILE, {"mean": mean})
-
-
 def read_prior_mean(source: Artifact | Work) -> Float[Tensor, "K"]:
-    """μ, from committed patches or from the work of a run that was killed."""
+    """μ, from committed patches or from the work of a run."""
     mean: Tensor = source.read_tensors(PRIOR_FILE)["mean"]
     return mean
 
 
 def write_encoder(work: Work, encoder: Encoder) -> None:
-    """Write U."""
     work.write_tensors(ENCODER_FILE, {name: weight.cpu() for name, weight in encoder.state_dict().items()})
 
 

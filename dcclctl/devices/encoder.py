@@ -1,9 +1,9 @@
-"""The encoder U: from a trained θ̂ and a user's profile to the vector that generates the patch served by the cloud.
+"""The encoder U: from a trained θ̂ and a user's profile to the vector that replaces θ̂ when the cloud serves the user.
 
 Source: Yao et al. 2021, section 3.2: U(θ̂, u) = W₁·tanh(W₂·θ̂ + W₃·u). A user without a patch is served with U(0, u).
-Differs: W₁ starts at zero, so that training starts from the cloud model; u is one-hot, so W₃·u sums rows of a table, and a
-missing value adds nothing. So U(0, u) of a user about whom nothing is known is zero, which is the cloud model: a patch
-that was learned from old users made new users worse.
+Differs: W₁ starts at zero, so that training starts from the cloud model; u is one-hot, so W₃·u sums rows of a table,
+and a missing value adds nothing. So for a user without θ̂ and profile, U is zero, which is the cloud model: a constant
+patch learned from other users made such users worse.
 """
 
 import torch
@@ -15,8 +15,8 @@ class Encoder(nn.Module):
     """U(θ̂, u).
 
     Args:
-        code_size: K. hidden_size: units between. profile_sizes: number of codes of each profile column (0 = missing).
-        generator: source of the initial weights.
+        code_size: K. hidden_size: hidden units. profile_sizes: number of codes of each profile column (0 = missing).
+        generator: of the initial weights.
     """
 
     offsets: Tensor
@@ -35,7 +35,7 @@ class Encoder(nn.Module):
         self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
 
     def forward(self, codes: Float[Tensor, "B K"], profile: Int[Tensor, "B F"]) -> Float[Tensor, "B K"]:
-        """The code that is put in θ̂'s place in ϑ₀ + Θ·θ̂."""
-        told = (profile > 0).unsqueeze(-1)
-        known = (self.profile[profile + self.offsets] * told).sum(1)
+        """The code that replaces θ̂ in ϑ₀ + Θ·θ̂."""
+        is_known = (profile > 0).unsqueeze(-1)
+        known = (self.profile[profile + self.offsets] * is_known).sum(1)
         return torch.tanh(codes @ self.code.T + known) @ self.out.T

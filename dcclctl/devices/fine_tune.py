@@ -1,4 +1,4 @@
-"""Per-user fine-tuning: each device learns a change of every weight above the first hidden layer. The strong control.
+"""Per-user fine-tuning, a strong baseline: each device learns a change of every weight above the first hidden layer.
 
 Shapes: U users, N rows (a row is one candidate of one event), H1 and H2 hidden units, K numbers in a change.
 """
@@ -26,8 +26,6 @@ from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 
 
 class FineTuneSettings(LocalSettings):
-    """Settings of per-user fine-tuning."""
-
     learning_rate: Rate = Field(0.005, description="Adam's step size on a device.")
     prior: Annotated[float, Field(ge=0.0)] = Field(
         1.0, description="Weight of the squared change against the sum of a user's losses."
@@ -36,7 +34,7 @@ class FineTuneSettings(LocalSettings):
 
 @dataclass(frozen=True)
 class LayerChange:
-    """What is added to the weights of the second hidden layer and of the output, for U users, as views of (U, K)."""
+    """Changes of the weights of the second hidden layer and of the output, for U users, as views of (U, K)."""
 
     weight_2: Float[Tensor, "U H2 H1"]
     bias_2: Float[Tensor, "U H2"]
@@ -44,24 +42,24 @@ class LayerChange:
     bias: Float[Tensor, "U 1"]
 
     @classmethod
-    def of(cls, codes: Float[Tensor, "U K"], hidden_sizes: tuple[int, int]) -> "LayerChange":
-        first, second = hidden_sizes
+    def of(cls, codes: Float[Tensor, "U K"], shape: torch.Size) -> "LayerChange":
+        """Cut the codes; shape: (H2, H1) of the second hidden layer's weight."""
+        second, first = shape
         weight_2, bias_2, out, bias = torch.split(codes, [first * second, second, second, 1], dim=-1)
         return cls(weight_2.view(-1, second, first), bias_2, out, bias)
 
 
 @torch.no_grad()
 def fit_layers(head: Head, rows: DeviceRows, settings: LocalSettings) -> Float[Tensor, "U K"]:
-    """Adam on Σ CE + prior·‖change‖² for every user's own last layers; the gradient is written by hand.
+    """Learn each user's own last layers by Adam on Σ CE + prior·‖change‖², with the gradient written by hand.
 
     Raises:
         DivergedError: a weight became infinite or NaN.
     """
-    second, first = head.weight_2.shape
     linear_2 = second_linear(head, rows)
 
     def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
-        change = LayerChange.of(codes, (first, second))
+        change = LayerChange.of(codes, head.weight_2.shape)
         a2 = torch.baddbmm(linear_2 + change.bias_2.unsqueeze(1), rows.z1, change.weight_2.mT)
         z2 = prelu(a2, head.slope_2)
         out = head.out + change.out
@@ -88,25 +86,23 @@ def number_of_weights(head: Head) -> int:
 
 
 def changed_logits(head: Head, rows: DeviceRows, codes: Float[Tensor, "U K"]) -> Float[Tensor, "U N"]:
-    """What each user's own model says about the user's rows."""
-    second, first = head.weight_2.shape
-    change = LayerChange.of(codes, (first, second))
+    """Logits of each user's own model on the user's rows."""
+    change = LayerChange.of(codes, head.weight_2.shape)
     a2 = second_linear(head, rows) + rows.z1 @ change.weight_2.mT + change.bias_2.unsqueeze(1)
     out = (head.out + change.out).unsqueeze(-1)
     return (prelu(a2, head.slope_2) @ out).squeeze(-1) + head.bias + change.bias
 
 
 def layer_head(backbone: DinBackbone, codes: Float[Tensor, "U K"]) -> HeadFunction:
-    """The head with each event's user's own last layers.
+    """The head with the own last layers of each event's user.
 
-    The cloud's layers run as they do without a change and the change only adds to them, so that a zero code gives the
-    cloud model's logits to the last bit.
+    The change is added to the outputs of the cloud's layers, so a zero code gives exactly the cloud model's logits.
     """
     model, log = backbone.model, backbone.log
 
     def head(events: Ints, candidates: Tensor | None, z1: Tensor) -> Tensor:
         own = codes[torch.from_numpy(log.user[events])].to(z1.device)
-        change = LayerChange.of(own, model.sizes.hidden_sizes)
+        change = LayerChange.of(own, model.hidden_2.weight.shape)
         a2 = model.hidden_2(z1) + (z1 @ change.weight_2.mT + change.bias_2.unsqueeze(1))
         z2 = prelu(a2, model.slope_2)
         return model.logits(z2) + ((z2 @ change.out.unsqueeze(-1)).squeeze(-1) + change.bias)
@@ -115,8 +111,6 @@ def layer_head(backbone: DinBackbone, codes: Float[Tensor, "U K"]) -> HeadFuncti
 
 
 class _Devices(HiddenLearner[FineTuneSettings]):
-    """Devices that change their last layers."""
-
     def __init__(self, task: PatchTask[FineTuneSettings], backbone: Backbone) -> None:
         super().__init__(task, backbone)
         self.size = number_of_weights(self.head)
@@ -129,8 +123,6 @@ class _Devices(HiddenLearner[FineTuneSettings]):
 
 
 class FineTune(CodeMethod[FineTuneSettings]):
-    """The method `fine-tune`."""
-
     Settings = FineTuneSettings
     patch_points: ClassVar[tuple[PatchPoint, ...]] = ("hidden_layers",)
 

@@ -1,4 +1,4 @@
-"""Patches inside a click model with two hidden layers: what they add, and the gradient of a device's loss by hand.
+"""Patches inside a click model with two hidden layers, and the gradient of a device's loss, written by hand.
 
 Source: Yao et al. 2021, section 3.1: f_l(·) + h_l(f_l(·)), ϑ = ϑ₀ + Θ·θ̂, device loss Σ CE + λ‖θ̂‖².
 
@@ -7,9 +7,9 @@ K numbers in θ̂.
 
 Differs: ϑ₀ is frozen with a zero up-projection, so that θ̂ = 0 is exactly the cloud model; besides the two bottleneck
 patches there is a correction of the output weights and bias; the first Θ is learned by auto-decoding, and its columns
-have length 1 throughout: only the product Θ·θ̂ matters to the loss, so a Θ free to grow would undo the prior λ.
-The prior is λ‖θ̂ − μ‖² with a mean μ that is learned from everybody's events: where the frozen model has to move for all
-users alike no single device has to find out from its few events. A user without a patch keeps θ̂ = 0.
+always have length 1, because a larger Θ with a smaller θ̂ would give the same loss and evade the prior λ.
+The prior is λ‖θ̂ − μ‖² with a mean μ that is learned from all users' events, so that a change of the model that all
+users need is learned once, and not by each device from few events. A user without a patch has θ̂ = 0.
 """
 
 from collections.abc import Callable
@@ -59,14 +59,9 @@ Basis = SharedBasis[Patch]
 
 
 def patched_logits(model: Din, z1: Float[Tensor, "B C H1"], patch: Patch) -> Float[Tensor, "B C"]:
-    """f^(m): the cloud model's head with one patch per batch row.
+    """f^(m): the cloud model's logits with one patch per batch row (U = B), from first-layer activations.
 
-    The cloud layers run as they do without a patch and the patch only adds to them, so that a zero patch gives the
-    cloud model's logits to the last bit.
-
-    Args:
-        z1: first-layer activations of B rows with C candidates each.
-        patch: weights with U = B.
+    The patch is added to the outputs of the cloud's layers, so a zero patch gives exactly the cloud model's logits.
     """
     z1 = z1 + torch.tanh(z1 @ patch.down_1.mT) @ patch.up_1.mT
     z2 = model.second_layer(z1)
@@ -98,10 +93,10 @@ class Head:
 
 @dataclass(frozen=True)
 class DeviceRows:
-    """The rows of U users, padded to N: cached activations of the layers that no patch touches, labels, weights.
+    """The rows of U users, padded to N.
 
     Attributes:
-        z1: (U, N, H1). labels: (U, N). weights: (U, N), 0 for padding and for rows that are held back.
+        z1: (U, N, H1) first-layer activations. labels: (U, N). weights: (U, N), 0 for padding and held-back rows.
     """
 
     z1: Float[Tensor, "U N H1"]
@@ -110,18 +105,15 @@ class DeviceRows:
 
 
 def device_gradient(
-    head: Head,
-    patch: Patch,
-    rows: DeviceRows,
-    linear_2: Float[Tensor, "U N H2"],
+    head: Head, patch: Patch, rows: DeviceRows, linear_2: Float[Tensor, "U N H2"]
 ) -> tuple[Float[Tensor, "U P"], Float[Tensor, "U N"]]:
     """Gradient of Σ CE with respect to every patch weight, and the logits.
 
-    Written by hand: W₂·(z₁ + U₁s₁) = W₂z₁ + (W₂U₁)s₁, so the wide layer is multiplied once (`linear_2`) and each step
-    works in the bottleneck only; gradients of the up-projections are outer products with the frozen weights.
+    W₂·(z₁ + U₁s₁) = W₂z₁ + (W₂U₁)s₁, so the wide layer is multiplied once (`linear_2`) and a step works in the
+    bottleneck only; gradients of the up-projections are outer products with the frozen weights.
 
     Args:
-        linear_2: W₂·z₁ + b₂, computed once for all steps.
+        linear_2: see `second_linear`.
     """
     s1 = torch.tanh(torch.bmm(rows.z1, patch.down_1.mT))  # (U, N, R)
     up_1 = head.weight_2 @ patch.up_1  # (U, H2, R): W₂U₁
@@ -155,13 +147,13 @@ def device_gradient(
 def fit_devices(
     head: Head, basis: Basis, rows: DeviceRows, settings: LocalSettings, mean: Float[Tensor, "K"] | None = None
 ) -> Float[Tensor, "U K"]:
-    """θ̂ of the rows' users, see basis.fit_codes."""
+    """Learn θ̂ of the rows' users, see basis.fit_codes."""
     linear_2 = second_linear(head, rows)
     return fit_codes(lambda patch: device_gradient(head, patch, rows, linear_2)[0], basis, len(rows.z1), settings, mean)
 
 
 def second_linear(head: Head, rows: DeviceRows) -> Float[Tensor, "U N H2"]:
-    """W₂·z₁ + b₂, which no step of a device changes."""
+    """W₂·z₁ + b₂, the same for all steps of a device."""
     return torch.addmm(head.bias_2, rows.z1.flatten(0, 1), head.weight_2.T).view(*rows.z1.shape[:2], -1)
 
 
@@ -180,7 +172,7 @@ Activations = Callable[[Ints, Int[Tensor, "B C"]], Float[Tensor, "B C H1"]]
 def frozen_head(
     head: Head, activations: Activations, events: Ints
 ) -> Callable[[Ints, Int[Tensor, "B C"], Patch], Float[Tensor, "B C"]]:
-    """What `learn_basis` asks of a model: logits of positions in `events`, a function of the patches alone."""
+    """The `logits` of `learn_basis`: the patched model's, at positions in `events`; only the patch gets gradients."""
 
     def logits(rows: Ints, candidates: Int[Tensor, "B C"], patch: Patch) -> Float[Tensor, "B C"]:
         with torch.no_grad():
@@ -191,7 +183,7 @@ def frozen_head(
 
 
 def patched_head(backbone: DinBackbone, basis: Basis, codes: Float[Tensor, "U K"]) -> HeadFunction:
-    """The head with each event's user's patch; `codes` has a row for every user of the log (zero: the cloud model)."""
+    """The head with the patch of each event's user; `codes` has all users of the log (a zero row: the cloud model)."""
     model, log = backbone.model, backbone.log
     basis = basis.to(model.out.weight.device)
 

@@ -1,4 +1,4 @@
-"""Learning on all devices at once: users in shards, shards in batches of users with similar numbers of events."""
+"""Learning on all devices at once, in shards of users and batches of users with similar numbers of events."""
 
 import math
 import time
@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dcclctl.artifacts.dataset import Dataset
@@ -20,17 +20,14 @@ from dcclctl.devices.settings import LocalSettings
 from dcclctl.events.sampler import Sampler
 from dcclctl.events.sampling import Ints
 from dcclctl.models.scoring import Backbone, HeadFunction
+from dcclctl.models.windows import runs
 
 SettingsT = TypeVar("SettingsT", bound=LocalSettings)
 RowsT = TypeVar("RowsT")
 
 
 class Learner(ABC, Generic[SettingsT, RowsT]):
-    """The devices of one run, on one kind of cloud model.
-
-    Attributes:
-        size: K, numbers that each device learns.
-    """
+    """The devices of one run; `size` is K, the numbers that each device learns."""
 
     size: int
 
@@ -40,11 +37,11 @@ class Learner(ABC, Generic[SettingsT, RowsT]):
 
     @abstractmethod
     def rows(self, events: Ints, first: Ints, counts: Ints) -> RowsT:
-        """What some users learn from: events[first : first + counts] of each (U,), padded to the largest count."""
+        """Rows of some users' events events[first : first + counts] (U,), padded to the largest count."""
 
     @abstractmethod
     def fit(self, rows: RowsT) -> Float[Tensor, "U K"]:
-        """θ̂ of the rows' users."""
+        """Learn θ̂ of the rows' users."""
 
     @abstractmethod
     def without(self, rows: RowsT, left_out: Bool[Tensor, "U N"]) -> RowsT:
@@ -52,20 +49,25 @@ class Learner(ABC, Generic[SettingsT, RowsT]):
 
     @abstractmethod
     def losses(self, rows: RowsT, codes: Float[Tensor, "U K"]) -> tuple[Float[Tensor, "U"], Float[Tensor, "U"]]:
-        """Each user's sum of cross-entropies over the rows as served with θ̂, nats, and how many there are."""
+        """Each user's sum of cross-entropies over the rows as served with θ̂, nats, and the number of rows."""
+
+    def padded(self, values: Tensor, counts: Ints) -> Tensor:
+        """Values (E, …) of some users' events, user by user, padded with zeros to (U, N, …)."""
+        places = torch.zeros(len(counts), int(counts.max()), *values.shape[1:], device=self.device)
+        user, place = (torch.from_numpy(each).to(self.device) for each in runs(counts))
+        places[user, place] = values.to(self.device)
+        return places
 
     def shared_events(self, events: Ints) -> SharedEvents:
-        """What all users learn from together: the events, with other negatives every epoch."""
-        sampler = self.sampler.for_purpose("basis/negatives")
-
-        def draw(epoch: int) -> tuple[Int[Tensor, "E C"], Float[Tensor, "E C"], Float[Tensor, "E C"]]:
-            drawn = sampler.draw(events, epoch)
-            return drawn.candidates, drawn.labels, drawn.weights
-
-        return SharedEvents(events, np.unique(self.log.user[events], return_inverse=True)[1], draw)
+        """All users' events, with new negatives every epoch."""
+        task = self.task
+        negatives, excluded = task.config.negatives, self.sampler.excluded
+        sampler = Sampler(task.log, [task.block], negatives, task.seed, "basis/negatives", excluded)
+        users = np.unique(self.log.user[events], return_inverse=True)[1]
+        return SharedEvents(events, users, lambda epoch: sampler.draw(events, epoch))
 
     def joint_fit(self, what: str, epochs: int, learning_rate: float) -> JointFit:
-        """How all users learn together. what: is learned, as the progress line names it."""
+        """Settings for learning from all users' events; `what` names the phase in the progress line."""
         task = self.task
 
         def on_epoch(epoch: int, loss: float) -> None:
@@ -81,14 +83,14 @@ class CodeMethod(DeviceMethod[SettingsT]):
 
     @abstractmethod
     def learner(self, task: PatchTask[SettingsT], events: Ints) -> Learner[SettingsT, Any]:
-        """The devices, ready to learn; events: everybody's of the block."""
+        """The devices, ready to learn; events: all users' events in the block."""
 
     @abstractmethod
     def head(self, patches: PatchSet, backbone: Backbone, codes: Float[Tensor, "U K"]) -> HeadFunction:
-        """The model's head with each event's user's θ̂."""
+        """The model's head with θ̂ of each event's user."""
 
     def learn(self, task: PatchTask[SettingsT]) -> Learned:
-        """θ̂ of every chosen user that has events in the block, shard by shard."""
+        """Learn θ̂ of every chosen user that has events in the block, shard by shard."""
         log, work = task.log, task.work
         events = log.events_in(task.block)
         learner = self.learner(task, events)
@@ -112,7 +114,7 @@ class CodeMethod(DeviceMethod[SettingsT]):
         return Learned(with_ids(table, task.cloud.dataset), learner.size, 4 * learner.size, {})
 
     def open(self, patches: PatchSet, backbone: Backbone, serving: Serving) -> Served:
-        """Serve users with their θ̂, or with what a placebo makes of it."""
+        """Serve users with their θ̂, or with that of a placebo."""
         codes, patched = patches.codes()
         if serving.placebo == "mean":
             codes, patched = mean_code(codes, patched), torch.ones_like(patched)
@@ -124,24 +126,20 @@ class CodeMethod(DeviceMethod[SettingsT]):
 def serve_codes(
     codes: Float[Tensor, "U K"], patched: Bool[Tensor, "U"], backbone: Backbone, serving: Serving, head_of: Any
 ) -> Served:
-    """Serve patched users with their θ̂, and the others with the encoder's if there is one.
-
-    Args:
-        head_of: θ̂ of every user → head.
-    """
+    """Serve patched users with their θ̂, others with the encoder's if there is one; head_of: all users' θ̂ → head."""
     profile = backbone.log.profile
     by = np.full(len(codes), "cloud", dtype="<U7")
     if serving.encoder is not None:
         with torch.no_grad():
             encoded = serving.encoder(torch.zeros_like(codes), profile)
         codes = torch.where(patched[:, None], codes, encoded)
-        by[(~patched & profile.any(1)).numpy()] = "encoder"  # U(0, nothing known) is the cloud model
+        by[(~patched & profile.any(1)).numpy()] = "encoder"  # without a profile U(0, u) is the cloud model
     by[patched.numpy()] = "patch"
     return Served(head_of(codes), by)
 
 
 def fit_shard(learner: Learner[Any, Any], members: Ints, events: Ints) -> dict[str, Tensor]:
-    """θ̂ of one shard's users and whether it helps them: what one file of the artifact holds.
+    """Learn θ̂ of one shard's users, and test it on held-back events: the tensors of one file of the artifact.
 
     Args:
         members: (U,) the users, ascending. events: the events to learn from, sorted by user.
@@ -157,14 +155,14 @@ def fit_shard(learner: Learner[Any, Any], members: Ints, events: Ints) -> dict[s
         codes[index] = learner.fit(rows).cpu()
         held = held_back_of(counts[batch], config.held_back)
         if held.any():
-            # A patch learned without the newest events is tested on them. What is kept is learned from all events.
+            # a patch learned without the newest events is tested on them; the patch that is kept is learned from all
             age = counts[batch][:, None] - 1 - np.arange(counts[batch].max())
             newest = torch.from_numpy(age < held[:, None])
             trial = learner.fit(learner.without(rows, newest))
             tested = learner.without(rows, ~newest)
             both = [learner.losses(tested, code) for code in (torch.zeros_like(trial), trial)]
             losses[index] = torch.stack([total / number for total, number in both], dim=1).cpu()
-    # false for NaN: nothing was held back, nothing is proven
+    # False for NaN: a user without held-back events gets no patch
     kept = losses[:, 1] < losses[:, 0] if config.guard else torch.ones(len(members), dtype=torch.bool)
     return {
         "theta": codes * kept.unsqueeze(1),
@@ -176,7 +174,7 @@ def fit_shard(learner: Learner[Any, Any], members: Ints, events: Ints) -> dict[s
 
 
 def shard_table(shard: int, tensors: dict[str, Tensor]) -> pl.DataFrame:
-    """What is known of the users of one shard, in the order of its rows; NaN losses are null."""
+    """One row for each user of a shard, in the order of its tensors' rows; NaN losses are null."""
     users, losses = tensors["user_index"], tensors["losses"]
     return pl.DataFrame(
         {
@@ -192,14 +190,14 @@ def shard_table(shard: int, tensors: dict[str, Tensor]) -> pl.DataFrame:
 
 
 def with_ids(table: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
-    """A PATCHED_USERS table: the users' outside ids beside their numbers."""
+    """Add the users' outside ids, which makes a PATCHED_USERS table."""
     ids = dataset.users.select("user_index", "user_id")
     table = table.join(ids, on="user_index", how="left", maintain_order="left")
     return table.select("user_index", "user_id", "shard", "row", "events", "loss_before", "loss_after", "kept")
 
 
 def held_back_of(counts: Ints, fraction: float) -> Ints:
-    """Newest events to hold back of each user: the share rounded, at least 1; none of users with fewer than 3 events."""
+    """(U,) how many newest events to hold back: the share, rounded, at least 1; 0 for users with 1 or 2 events."""
     if fraction == 0:
         return np.zeros_like(counts)
     held = np.maximum(1, np.floor(counts * fraction + 0.5).astype(np.int64))
@@ -207,7 +205,7 @@ def held_back_of(counts: Ints, fraction: float) -> Ints:
 
 
 def packed(counts: Ints, width: int, batch_rows: int) -> list[Ints]:
-    """Users with similar numbers of events together, each batch at most `batch_rows` rows after padding (or one user)."""
+    """Batches of users with similar numbers of events, each of one user or at most `batch_rows` rows after padding."""
     order = np.argsort(counts, kind="stable")
     batches, begin = [], 0
     while begin < len(order):

@@ -1,9 +1,10 @@
 """MetaPatch: one small vector θ̂ per user generates the weights of patches inside the frozen cloud model.
 
-Source: Yao et al. 2021, section 3.1. What the patches do, and what differs from the paper, is in hidden_patch.py (inside a
-click model) and state_patch.py (after a sequence encoder).
+Source: Yao et al. 2021, section 3.1. hidden_patch.py (inside a click model) and state_patch.py (after a sequence
+encoder) define the patches, and say what differs from the paper.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -17,7 +18,7 @@ from dcclctl.artifacts.cloud import BASIS_FILE
 from dcclctl.config import Positive, Rate, rarely
 from dcclctl.devices import hidden_patch, state_patch
 from dcclctl.devices.basis import Layout, SharedBasis, learn_basis, new_basis
-from dcclctl.devices.basis_files import basis_of, read_basis, read_prior_mean, write_basis, write_prior_mean
+from dcclctl.devices.basis_files import PRIOR_FILE, basis_of, read_basis, read_prior_mean, write_basis
 from dcclctl.devices.hidden import HiddenLearner
 from dcclctl.devices.hidden_patch import DeviceRows, PatchShape
 from dcclctl.devices.learner import CodeMethod, Learner
@@ -25,59 +26,52 @@ from dcclctl.devices.method import PatchTask
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.devices.state_patch import StateRows, StateShape
 from dcclctl.errors import UsageError
-from dcclctl.events.sampler import Samples
 from dcclctl.events.sampling import Ints, stream
 from dcclctl.models.din import DinBackbone
 from dcclctl.models.kind import open_backbone
+from dcclctl.models.neighbours import ranges
 from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 from dcclctl.models.sequence import SequenceBackbone
-from dcclctl.models.windows import runs
 
 #: events whose states are computed at once
 _BATCH_EVENTS = 512
 
 
 class MetaPatchSettings(LocalSettings):
-    """Settings of MetaPatch."""
-
     patch_size: Positive = Field(16, description="K: numbers in a user's θ̂.")
     bottleneck: Positive = Field(8, description="Width of the bottleneck of each patch.")
     prior_mean: Literal["learned", "zero"] = Field(
         "learned",
-        description="μ, what is expected of a user's θ̂ before the user's own events are seen: learned from all users' events "
-        "together with Θ, or zero, the cloud model.",
+        description="μ, the prior's mean of θ̂: learned from all users' events with Θ, or zero, the cloud model.",
     )
     basis_epochs: Positive = Field(15, description="Passes over all users' events that learn Θ and μ.")
     basis_learning_rate: Rate = rarely(0.01, "Adam's step size for Θ and μ.")
 
 
 class _Shared:
-    """What all users share in one run: Θ and μ, the cloud model's or learned from all users' events of the block.
+    """Θ and μ of one run: the cloud model's, or learned from all users' events of the block.
 
-    They are written once, also if the run is killed and resumed.
+    They are written once; a resumed run reads them.
+
+    Args:
+        events: all users' events of the block. logits: see basis.learn_basis.
     """
 
     def __init__(self, learner: Learner[MetaPatchSettings, Any], shape: Layout[Any], events: Ints, logits: Any) -> None:
-        """Args: events: everybody's of the block. logits: see basis.learn_basis."""
         task, settings = learner.task, learner.settings
         if not task.work.finished(BASIS_FILE):
-            given = basis_of(task.cloud)
-            basis, mean = given, torch.zeros(settings.patch_size)
-            if given is None or settings.prior_mean == "learned":
-                start = given or new_basis(shape, settings.patch_size, stream(task.seed, "patch/basis"))
+            given, learns_mean = basis_of(task.cloud), settings.prior_mean == "learned"
+            basis = given or new_basis(shape, settings.patch_size, stream(task.seed, "patch/basis"))
+            mean = torch.zeros(settings.patch_size)
+            if given is None or learns_mean:
+                what = "learn μ" if given else "learn Θ"
+                fit = learner.joint_fit(what, settings.basis_epochs, settings.basis_learning_rate)
+                shared = learner.shared_events(events)
                 basis, mean, _ = learn_basis(
-                    start.to(task.device),
-                    learner.shared_events(events),
-                    logits,
-                    learner.joint_fit(
-                        "learn μ" if given else "learn Θ", settings.basis_epochs, settings.basis_learning_rate
-                    ),
-                    with_mean=settings.prior_mean == "learned",
-                    fixed=given is not None,
+                    basis.to(task.device), shared, logits, fit, with_mean=learns_mean, fixed=given is not None
                 )
-            assert basis is not None
-            write_prior_mean(task.work, mean)
-            write_basis(task.work, basis)  # last: who finds it finds μ
+            task.work.write_tensors(PRIOR_FILE, {"mean": mean})
+            write_basis(task.work, basis)  # last, so that a basis always comes with a mean
         self.basis: SharedBasis[Any] = read_basis(task.work).to(task.device)
         self.mean: Float[Tensor, "K"] = read_prior_mean(task.work).to(task.device)
 
@@ -111,7 +105,7 @@ class StateDevices(Learner[MetaPatchSettings, StateRows]):
         self.size = self.shared.basis.size
 
     def states(self, events: Ints) -> Float[Tensor, "E D"]:
-        """States before the events, computed for similarly long histories together."""
+        """States before the events; events with histories of similar length are computed together."""
         states = torch.empty(len(events), self.backbone.embeddings.shape[1], device=self.device)
         order = np.argsort(self.backbone.lengths(events), kind="stable")
         for at in range(0, len(order), _BATCH_EVENTS):
@@ -123,58 +117,34 @@ class StateDevices(Learner[MetaPatchSettings, StateRows]):
         return state_patch.fit_devices(self.shared.basis, rows, self.settings, self.shared.mean)
 
     def without(self, rows: StateRows, left_out: Bool[Tensor, "U N"]) -> StateRows:
-        return rows.with_weights(rows.weights * ~left_out.to(self.device).unsqueeze(2))
+        return replace(rows, weights=rows.weights * ~left_out.to(self.device).unsqueeze(2))
 
     def losses(self, rows: StateRows, codes: Float[Tensor, "U K"]) -> tuple[Float[Tensor, "U"], Float[Tensor, "U"]]:
         return rows.losses(self.shared.basis.patch(codes)).double(), rows.weights.double().sum((1, 2))
 
     def rows(self, events: Ints, first: Ints, counts: Ints) -> StateRows:
-        """Padded events of some users, each user's oldest first."""
-        n = int(counts.max())
-        owner, place = runs(counts)
-        own = events[first[owner] + place]
-        flat = self._rows_of(self.sampler.draw(own), self.states(own))
-        slot = torch.from_numpy(owner).to(self.device), torch.from_numpy(place).to(self.device)
-
-        def padded(values: Tensor) -> Tensor:
-            """(E, 1, …) → (U, N, …)"""
-            places = values.new_zeros(len(counts), n, *values.shape[2:])
-            places[slot] = values[:, 0]
-            return places
-
-        return StateRows(
-            padded(flat.states), padded(flat.items), padded(flat.bias), padded(flat.labels), padded(flat.weights)
-        )
+        """Padded events of some users, oldest event first."""
+        own = events[ranges(first, first + counts)]
+        samples = self.sampler.draw(own)
+        values = self.states(own), *self._items(samples.candidates), samples.labels, samples.weights
+        return StateRows(*(self.padded(each, counts) for each in values))
 
     def _items(self, candidates: Int[Tensor, "E C"]) -> tuple[Float[Tensor, "E C D"], Float[Tensor, "E C"]]:
         """Embeddings of candidates and their biases, frozen."""
         wanted = candidates.to(self.device)
         return self.backbone.embeddings[wanted], self.backbone.model.item_bias.detach()[wanted]
 
-    def _rows_of(self, samples: Samples, states: Float[Tensor, "E D"]) -> StateRows:
-        """Events as users with one event each: U = E, N = 1."""
-        items, bias = self._items(samples.candidates)
-        return StateRows(
-            states.unsqueeze(1),
-            items.unsqueeze(1),
-            bias.unsqueeze(1),
-            samples.labels.to(self.device).unsqueeze(1),
-            samples.weights.to(self.device).unsqueeze(1),
-        )
-
 
 class MetaPatch(CodeMethod[MetaPatchSettings]):
-    """The method `metapatch`."""
-
     Settings = MetaPatchSettings
     patch_points: ClassVar[tuple[PatchPoint, ...]] = ("hidden_layers", "states")
     own_basis = False
 
     def adapt(self, settings: MetaPatchSettings, cloud: CloudModel) -> MetaPatchSettings:
-        """The sizes are the cloud model's where it brings a basis.
+        """The settings, with the sizes of the cloud model's basis if it has one.
 
         Raises:
-            UsageError: other sizes were asked for.
+            UsageError: other sizes are given.
         """
         basis = basis_of(cloud)
         if basis is None:
@@ -183,7 +153,7 @@ class MetaPatch(CodeMethod[MetaPatchSettings]):
         for name, value in sizes.items():
             if name in settings.model_fields_set and getattr(settings, name) != value:
                 raise UsageError(
-                    f"{name} = {getattr(settings, name)}: {cloud.ref} brings a basis Θ with {name} = {value}",
+                    f"{name} = {getattr(settings, name)}: {cloud.ref} has a basis Θ with {name} = {value}",
                     "Leave the setting out, or patch a cloud model without a basis.",
                 )
         return settings.model_copy(update=sizes)

@@ -1,4 +1,4 @@
-"""What a device method is, and the table of all methods. A new method is one file and one row."""
+"""The interface of a device method, and the table of all methods. A new method is one file and one row."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
     from dcclctl.store.work import Work
 
-#: `patch --method` → where it is, and what it is
+#: `patch --method` → the code, and one line about the method
 METHODS: Mapping[str, Variant] = {
     "memory": Variant(
         "dcclctl.devices.memory.method:MemoryMethod",
@@ -45,10 +45,9 @@ class PatchTask(Generic[SettingsT]):
     """One run of a device method.
 
     Attributes:
-        cloud: the frozen model. block: what the devices learn from.
-        users: (U,) who gets a patch, ascending. config: settings that all methods read. settings: the method's own.
-        device: where to compute. work: gets the patches' files. on_progress: see compute.OnProgress.
-        memory: what the devices remember, for a method that uses it.
+        cloud: the frozen model. block: the events that the devices learn from. users: (U,) that get a patch, ascending.
+        config: settings of all methods. settings: the method's own. device: that computes.
+        work: gets the patches' files. on_progress: see compute.OnProgress. memory: for a method that uses it.
     """
 
     cloud: "CloudModel"
@@ -72,11 +71,11 @@ class PatchTask(Generic[SettingsT]):
 
 @dataclass(frozen=True)
 class Learned:
-    """What a method made.
+    """The result of a method.
 
     Attributes:
-        users: a PATCHED_USERS table. patch_size: K, numbers in a user's θ̂; 0 without any.
-        bytes_per_user: what a device keeps. facts: what else the manifest says about the patches.
+        users: a PATCHED_USERS table. patch_size: K, numbers in a user's θ̂; 0 for a method without θ̂.
+        bytes_per_user: size on a device. facts: further facts for the manifest.
     """
 
     users: "pl.DataFrame"
@@ -87,11 +86,11 @@ class Learned:
 
 @dataclass(frozen=True)
 class Serving:
-    """How patches are put on a model.
+    """How patches serve users.
 
     Attributes:
         placebo: '' or one of serving.PLACEBOS. seed: of a placebo's draws.
-        encoder: serves users without a patch; None: the cloud model does.
+        encoder: serves users without a patch; None: the cloud model serves them.
     """
 
     placebo: str = ""
@@ -101,7 +100,7 @@ class Serving:
 
 @dataclass(frozen=True)
 class Served:
-    """A model as it serves users.
+    """A model that serves users.
 
     Attributes:
         head: logits from activations. by: (U,) what serves each user, one of tables.SERVED_BY.
@@ -112,14 +111,14 @@ class Served:
 
 
 class DeviceMethod(ABC, Generic[SettingsT]):
-    """How patches are learned from users' own events, kept, and put on a cloud model.
+    """How patches are learned from users' own events, saved, and applied to a cloud model.
 
     Attributes:
         Settings: its section.
-        patch_points: where in a cloud model it can put a patch; empty: it works with every model.
-        uses_memory: does it need what the devices remember?
-        learns_locally: does it learn from a user's own events of the block? If not, users without any get a patch too.
-        own_basis: does it bring what its users share, whatever basis the cloud model has?
+        patch_points: where in a cloud model its patch can stand; empty: it works with every model.
+        uses_memory: whether it needs the devices' memories.
+        learns_locally: whether it learns from a user's own events of the block; if not, all users get a patch.
+        own_basis: whether its shared parameters are independent of the cloud model's basis.
     """
 
     Settings: ClassVar[type[Section]]
@@ -129,7 +128,7 @@ class DeviceMethod(ABC, Generic[SettingsT]):
     own_basis: ClassVar[bool] = True
 
     def adapt(self, settings: SettingsT, cloud: "CloudModel") -> SettingsT:
-        """The settings, as far as the cloud model leaves a choice."""
+        """The settings, with those that the cloud model determines."""
         return settings
 
     @abstractmethod
@@ -138,13 +137,13 @@ class DeviceMethod(ABC, Generic[SettingsT]):
 
     @abstractmethod
     def open(self, patches: "PatchSet", backbone: "Backbone", serving: Serving) -> Served:
-        """Put committed patches on a model. A user without a patch is served by the cloud model, or by the encoder."""
+        """Apply committed patches to a model. Users without a patch are served by the cloud model or the encoder."""
 
     def check(self, backbone: "Backbone", cloud: "CloudModel", method: str) -> None:
-        """Refuse a cloud model without a place for the patch.
+        """Check that the cloud model has a place for the patch.
 
         Raises:
-            UsageError: the model has no such place.
+            UsageError: it has no such place.
         """
         if self.patch_points and backbone.patch_point not in self.patch_points:
             fitting = {"hidden_layers": "--model din", "states": "--model sasrec or gru4rec"}

@@ -1,7 +1,6 @@
-"""Placebos: patches that should not help more than the cloud model does, if patches are personal.
+"""Placebos of patches: if patches help because they are personal, placebos should not help.
 
-mean gives everybody the mean θ̂ (does it matter that a patch is personal?), shuffled gives each user another one's θ̂ or
-history (does it matter whose it is?). They need no training.
+`mean` gives all users the mean θ̂; `shuffled` gives each user the θ̂ or the history of another user.
 """
 
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from torch import Tensor
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, permutation
 
-#: what may stand after the reference of patches, with a '+'
+#: suffixes of references to patches, after a '+'
 PLACEBOS = ("mean", "shuffled")
 
 
@@ -24,7 +23,7 @@ def mean_code(codes: Float[Tensor, "U K"], patched: Tensor) -> Float[Tensor, "U 
 
 
 def shuffled_codes(codes: Float[Tensor, "U K"], patched: Tensor, seed: int) -> Float[Tensor, "U K"]:
-    """Every patched user gets the θ̂ of another: the users stand in a ring in a seeded order, each takes the next one's."""
+    """θ̂ with the rows of patched users exchanged: each gets that of the next user in a seeded ring."""
     users = np.flatnonzero(patched.numpy())
     ring = torch.from_numpy(users[permutation(seed, "evaluate/shuffled-patches", users)])
     shuffled = codes.clone()
@@ -33,15 +32,15 @@ def shuffled_codes(codes: Float[Tensor, "U K"], patched: Tensor, seed: int) -> F
 
 
 def shuffled_histories(log: EventLog, seed: int) -> Callable[[Ints], Ints]:
-    """Events (B,) → rows (B,) whose histories stand in for theirs.
+    """Events (B,) → rows (B,) whose histories replace theirs: of each user, those of the next user in a seeded ring.
 
-    The row is another user's, the next one in a seeded ring: its last event of an earlier period (or its first event).
+    A row is that user's last event of an earlier period, or the user's first event if there is none.
     """
     users = np.unique(log.user)
     ring = users[permutation(seed, "evaluate/shuffled-memories", users)]
     other = np.zeros(log.n_users, dtype=np.int64)
     other[ring] = np.roll(ring, -1)
-    keys = log.user * 4 + log.period  # ascending where periods are in order of each user's time
+    keys = log.user * 4 + log.period  # ascending, because each user's periods are in order of time
     first = np.searchsorted(log.user, np.arange(log.n_users))
 
     def stand_in(events: Ints) -> Ints:

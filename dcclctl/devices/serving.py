@@ -1,4 +1,4 @@
-"""What is scored or served: a cloud model, its encoder, patches, or a placebo of patches."""
+"""Models to score or serve: a cloud model, its encoder, patches, or a placebo of patches."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from dcclctl.store.artifact import Artifact
 from dcclctl.store.store import Store
 
 ENCODER = "encoder"
-#: kind of artifact → what may stand after its reference, with a '+'
+#: kind of artifact → suffixes of its references, after a '+'
 SUFFIXES = {"cloud": (ENCODER,), "patches": PLACEBOS}
 
 
@@ -27,7 +27,7 @@ class Subject:
 
     Attributes:
         cloud: the cloud model, or the one under the patches. patches: None for a cloud model.
-        suffix: '' or one of SUFFIXES: everybody served by the encoder, or a placebo.
+        suffix: '' or one of SUFFIXES: all users served by the encoder, or a placebo.
     """
 
     cloud: CloudModel
@@ -39,7 +39,7 @@ class Subject:
         """From a reference such as cloud@2, cloud@2+encoder, patches@1 or patches@1+mean.
 
         Raises:
-            UsageError: another kind of artifact, or a suffix that it cannot have.
+            UsageError: the artifact or its suffix is of another kind.
         """
         plain, suffix = split_suffix(reference)
         artifact = store.resolve(plain)
@@ -60,17 +60,12 @@ class Subject:
     @property
     def name(self) -> str:
         """A reference that is the same in every store: kind and the start of the id."""
-        return stable_name(self.artifact, self.suffix)
+        return f"{self.artifact.kind}@{self.artifact.id[:8]}" + (f"+{self.suffix}" if self.suffix else "")
 
     @property
     def ref(self) -> str:
         """Its reference in this store."""
         return self.artifact.ref + (f"+{self.suffix}" if self.suffix else "")
-
-
-def stable_name(artifact: Artifact, suffix: str = "") -> str:
-    """A reference that is the same in every store: kind and the start of the id."""
-    return f"{artifact.kind}@{artifact.id[:8]}" + (f"+{suffix}" if suffix else "")
 
 
 def split_suffix(reference: str) -> tuple[str, str]:
@@ -80,14 +75,14 @@ def split_suffix(reference: str) -> tuple[str, str]:
 
 
 def serve(subject: Subject, backbone: Backbone, unpatched: str = "cloud", seed: int = 0) -> Served:
-    """How a subject serves each user of the log.
+    """The subject as it serves each user of the log.
 
     Args:
         backbone: of the subject's cloud model. seed: of a placebo's draws.
         unpatched: 'encoder' serves users without a patch by U(0, u), 'cloud' by the cloud model.
 
     Raises:
-        UsageError: the encoder is asked for and there is none; too few patches for a placebo.
+        UsageError: the encoder is wanted and missing; there are too few patches for a placebo.
     """
     log, patches = backbone.log, subject.patches
     if patches is None and subject.suffix != ENCODER:
@@ -96,9 +91,10 @@ def serve(subject: Subject, backbone: Backbone, unpatched: str = "cloud", seed: 
         check_encoder(subject)
         basis, encoder = basis_of(subject.cloud), encoder_of(subject.cloud)
         assert basis is not None  # an encoder comes with a basis
-        nobody = torch.zeros(log.n_users, dtype=torch.bool)
+        patched = torch.zeros(log.n_users, dtype=torch.bool)
         codes = torch.zeros(log.n_users, basis.size)
-        return serve_codes(codes, nobody, backbone, Serving(encoder=encoder), lambda own: head_of(basis, backbone, own))
+        serving = Serving(encoder=encoder)
+        return serve_codes(codes, patched, backbone, serving, lambda own: head_of(basis, backbone, own))
     kept = int(patches.facts["kept"])
     if subject.suffix and kept < (2 if subject.suffix == "shuffled" else 1):
         raise UsageError(
@@ -112,10 +108,10 @@ def serve(subject: Subject, backbone: Backbone, unpatched: str = "cloud", seed: 
 
 
 def check_encoder(subject: Subject) -> None:
-    """Refuse a subject that the encoder U of its cloud model cannot serve.
+    """Check that the encoder U of the subject's cloud model can serve users.
 
     Raises:
-        UsageError: there is no encoder yet, or its codes mean nothing to the subject's patches.
+        UsageError: there is no encoder yet, or the patches have another basis than the encoder.
     """
     if subject.patches is not None and subject.patches.own_basis:
         raise UsageError(
@@ -124,6 +120,6 @@ def check_encoder(subject: Subject) -> None:
         )
     if not subject.cloud.has_encoder:
         raise UsageError(
-            f"{subject.cloud.ref} has no encoder U yet, so nobody can be served with U(0, u)",
+            f"{subject.cloud.ref} has no encoder U yet, so no user can be served with U(0, u)",
             "Distill first: dcclctl distill --method momodistill. Or use --unpatched cloud.",
         )

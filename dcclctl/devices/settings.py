@@ -8,8 +8,6 @@ from dcclctl.config import Positive, Rate, Section, rarely
 
 
 class LocalSettings(Section):
-    """What every method that trains on the device has."""
-
     steps: Positive = Field(15, description="Gradient steps on a device.")
     learning_rate: Rate = Field(0.03, description="Adam's step size on a device.")
     prior: Annotated[float, Field(ge=0.0)] = Field(

@@ -1,17 +1,16 @@
 """Patches after a sequence encoder: the frozen model's state s becomes s + up·tanh(down·s) + offset.
 
 Source: Yao et al. 2021, section 3.1: f_l(·) + h_l(f_l(·)), ϑ = ϑ₀ + Θ·θ̂, device loss Σ CE + λ‖θ̂‖²; here f_l is the
-sequence encoder, and what follows it is the dot product with the items, so that patched users are ranked exactly.
+sequence encoder. The logits are still dot products with the items.
 
-Differs: as in hidden_patch.py ϑ₀ is frozen with a zero up-projection, so that θ̂ = 0 is exactly the cloud model, and Θ's
-columns have length 1; the prior has a learned mean μ. There is a per-user offset of the state: a user's taste in the
-space of the items.
+Differs: as in hidden_patch.py ϑ₀ is frozen with a zero up-projection, so that θ̂ = 0 is exactly the cloud model, Θ's
+columns have length 1, and the prior has a learned mean μ. There is an offset of the state per user.
 
 Shapes: U users, N events, C candidates, D state, R bottleneck, P patch weights, K numbers in θ̂.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -34,7 +33,7 @@ class StatePatch:
     offset: Float[Tensor, "U D"]
 
     def change(self, states: Float[Tensor, "U N D"]) -> Float[Tensor, "U N D"]:
-        """What the patch adds to each state."""
+        """The patch's addition to each state."""
         return torch.tanh(states @ self.down.mT) @ self.up.mT + self.offset.unsqueeze(1)
 
 
@@ -61,12 +60,12 @@ StateBasis = SharedBasis[StatePatch]
 def patched_states(
     states: Float[Tensor, "B D"], basis: StateBasis, codes: Float[Tensor, "B K"]
 ) -> Float[Tensor, "B D"]:
-    """Every state with its own user's patch; a zero code changes no bit of it."""
+    """Every state with its own user's patch; a zero code leaves it exactly as it is."""
     return states + basis.patch(codes).change(states.unsqueeze(1)).squeeze(1)
 
 
 def state_head(backbone: SequenceBackbone, basis: StateBasis, codes: Float[Tensor, "U K"]) -> HeadFunction:
-    """The head with each event's user's patch; `codes` has a row for every user of the log (zero: the cloud model)."""
+    """The head with the patch of each event's user; `codes` has all users of the log (a zero row: the cloud model)."""
     basis = basis.to(backbone.embeddings.device)
 
     def head(events: Ints, candidates: Int[Tensor, "B C"] | None, states: Float[Tensor, "B D"]) -> Tensor:
@@ -83,7 +82,7 @@ Items = Callable[[Int[Tensor, "B C"]], tuple[Float[Tensor, "B C D"], Float[Tenso
 def frozen_states(
     states: Float[Tensor, "E D"], items: Items
 ) -> Callable[[Ints, Int[Tensor, "B C"], StatePatch], Float[Tensor, "B C"]]:
-    """What `learn_basis` asks of a model: logits of events whose states are known, a function of the patches alone."""
+    """The `logits` of `learn_basis`: the patched model's, from the events' states; only the patch gets gradients."""
 
     def logits(rows: Ints, candidates: Int[Tensor, "B C"], patch: StatePatch) -> Float[Tensor, "B C"]:
         own = states[torch.from_numpy(rows).to(states.device)].unsqueeze(1)  # (B, 1, D)
@@ -95,11 +94,11 @@ def frozen_states(
 
 @dataclass(frozen=True)
 class StateRows:
-    """The events of U users, padded to N, with what the frozen model makes of them.
+    """The events of U users, padded to N, with states, embeddings and biases of the frozen model.
 
     Attributes:
         states: (U, N, D). items: (U, N, C, D) embeddings of the candidates. bias: (U, N, C) their biases.
-        labels: (U, N, C). weights: (U, N, C), 0 for padding and for events that are held back.
+        labels: (U, N, C). weights: (U, N, C), 0 for padding and held-back events.
     """
 
     states: Float[Tensor, "U N D"]
@@ -120,10 +119,6 @@ class StateRows:
         losses = F.binary_cross_entropy_with_logits(self.logits(patch), self.labels, reduction="none")
         return (losses * self.weights).sum((1, 2))
 
-    def with_weights(self, weights: Float[Tensor, "U N C"]) -> "StateRows":
-        """The same rows with other weights."""
-        return replace(self, weights=weights)
-
 
 def device_gradient(rows: StateRows, patch: StatePatch) -> Float[Tensor, "U P"]:
     """Gradient of each user's Σ CE with respect to every patch weight, by hand: all users in three batched products."""
@@ -139,5 +134,5 @@ def device_gradient(rows: StateRows, patch: StatePatch) -> Float[Tensor, "U P"]:
 def fit_devices(
     basis: StateBasis, rows: StateRows, settings: LocalSettings, mean: Float[Tensor, "K"] | None = None
 ) -> Float[Tensor, "U K"]:
-    """θ̂ of the rows' users, see basis.fit_codes."""
+    """Learn θ̂ of the rows' users, see basis.fit_codes."""
     return fit_codes(lambda patch: device_gradient(rows, patch), basis, len(rows.states), settings, mean)

@@ -1,7 +1,7 @@
-"""Distillation from memories: the teachers are asked about items that nobody has labelled.
+"""Distillation from memories: the teachers score items without labels.
 
-A device with a memory has counted the events of the block, so what it says of those events proves nothing. What it says of
-other items is what it has generalised, and there are as many of those as one cares to ask about.
+The statistics of a memory count the events of the block, so its logits of these events' items only repeat the labels.
+Its logits of other items generalise, and any number of such items can be drawn.
 """
 
 from typing import Annotated
@@ -20,45 +20,51 @@ from dcclctl.devices.memory.method import statistics_of
 from dcclctl.devices.memory.patch import prior_shift
 from dcclctl.distillation.method import DistillationMethod, DistillTask, TeachingSettings
 from dcclctl.distillation.teachers import TaughtObjective, teacher_of, teacher_weight
+from dcclctl.errors import UsageError
 from dcclctl.events.log import VALID, Block, EventLog
 from dcclctl.events.sampler import Sampler
-from dcclctl.events.sampling import Ints, log_uniform, uniforms
+from dcclctl.events.sampling import NO_ITEM, Ints, log_uniform, uniforms
+from dcclctl.models.settings import PATIENCE
 
 
 class FromMemorySettings(TeachingSettings):
-    """Settings of distillation from memories. The student learns slowly from many candidates, until it ranks no better."""
+    """Settings of distillation from memories: small steps and many candidates, until the valid AUC stops rising."""
 
     unlabelled: Positive = Field(
         12,
-        description="Unlabelled items per event; half of them are near the user's history where the teachers remember.",
+        description="Unlabelled items per event; for teachers with a memory, half of them are near the user's history.",
     )
     truncated_share: Fraction = rarely(
         0.25,
-        "Share of the events that are taught with the history cut to a few events or none, as new users have, and by the "
-        "teachers alone.",
+        "Share of the events that are taught with the history cut to a few events or none, as new users have, and by "
+        "the teachers alone; only for teachers with a memory.",
     )
     beta: Annotated[float, Field(ge=0.0)] = Field(10.0, description="β: weight of the teachers against the labels.")
     epochs: Positive = Field(20, description="Passes over the events for the cloud weights, at most.")
-    patience: Count = Field(
-        5, description="Epochs without a higher AUC on valid after which training stops; 0 never stops early."
-    )
+    patience: Count = Field(5, description=PATIENCE)
     learning_rate: Rate = Field(0.001, description="Adam's step size for the cloud weights.")
 
 
 class FromMemory(DistillationMethod[FromMemorySettings]):
-    """The method `from-memory`."""
-
     Settings = FromMemorySettings
 
     def check(self, patches: PatchSet, block: Block, config: DistillConfig) -> None:
-        """Any teacher can be asked about unlabelled items."""
+        """Check that `truncated_share` is only given for teachers with a memory.
+
+        Raises:
+            UsageError: it is given, and the teachers have no memory.
+        """
+        if patches.memory is None and "truncated_share" in config.settings.model_fields_set:
+            raise UsageError(
+                f"truncated_share: {patches.ref} has no memory, so no history is truncated",
+                "Leave the setting out, or give teachers with a memory: dcclctl patch --method memory",
+            )
 
     def histories(self, task: DistillTask[FromMemorySettings]) -> EventLog:
-        """Some of the events get a truncated history, or none, for student and memories alike.
+        """The log with truncated histories of some events, for student and memories.
 
-        Without them the student gets worse for users with short histories: every event of a period comes after a longer
-        past. A device without a memory is served by the cloud model, and teaches that. Events of valid choose the epoch,
-        so they keep their histories; so do all where nobody teaches (β = 0).
+        Without them the student gets worse for users with short histories, because the events of a late period have
+        long histories. Events of valid choose the epoch, so they keep their histories; so do all events if β = 0.
         """
         log, settings = task.log, task.settings
         if settings.beta == 0 or task.patches.memory is None or task.block.period == VALID:
@@ -69,32 +75,25 @@ class FromMemory(DistillationMethod[FromMemorySettings]):
         return log.truncate_history(some, lengths)
 
     def objective(self, task: DistillTask[FromMemorySettings], log: EventLog) -> TaughtObjective:
-        # the labels of truncated events are not taught: an old user's next event is not what a new user does first
+        # labels of truncated events are not taught: an old user's next item is no example of a new user's first item
         full, limit = task.log, task.student.history
-        everything = np.arange(len(full.user))
-        has_label = log.history_lengths(everything, limit) == full.history_lengths(everything, limit)
-        # no label of an unlabelled item tells the student how frequent clicks are; the teachers do, in its terms
-        shift = prior_shift(task.patches.cloud.negatives, task.settings.negatives)
-        memory = task.patches.memory
-        unlabelled = UnlabelledItems(task, log, statistics_of(memory) if memory is not None else None)
-        return TaughtObjective(
-            log,
-            teacher_of(task, log, shift),
-            task.settings.beta,
-            teacher_weight(task.patches, task.config.teachers),
-            unlabelled,
-            has_label,
-        )
+        every = np.arange(len(full.user))
+        has_label = log.history_lengths(every, limit) == full.history_lengths(every, limit)
+        # the teachers' logits, shifted to the student's number of negatives
+        teacher = teacher_of(task, log, prior_shift(task.patches.cloud.negatives, task.settings.negatives))
+        memory, weight = task.patches.memory, teacher_weight(task.patches, task.config.teachers)
+        unlabelled = UnlabelledItems(task, log, None if memory is None else statistics_of(memory))
+        return TaughtObjective(log, teacher, task.settings.beta, weight, unlabelled, has_label)
 
 
 class UnlabelledItems:
-    """Draws items that nobody has labelled: none that the user interacted with in the block, none first seen later.
+    """Draws items of the catalogue at the end of the block that the user did not interact with in the block.
 
     Args:
         log: the histories.
-        nearest: with it every second item is a neighbour of a random item of the history, where a teacher with a memory
-            has most to say. Where there is no history, it is drawn by popularity, as a new user's first items are. All
-            other items are uniform.
+        nearest: with it every second item is a neighbour of a random item of the history, where a memory's logits
+            differ most from the cloud model's; without a history it is drawn by popularity, like a new user's first
+            items. All other items are drawn uniformly.
     """
 
     def __init__(self, task: DistillTask[FromMemorySettings], log: EventLog, nearest: Statistics | None = None) -> None:
@@ -103,7 +102,7 @@ class UnlabelledItems:
         self.count, self.limit = task.settings.unlabelled, task.student.history
         self.purpose = f"distill/{task.config.on}/unlabelled"
         self.labelled = log.positives_in(block)
-        # with repeats, an item of another time may be a negative, but it has a label and was counted
+        # with repeats, an item of another basket may be a negative, but it has a label and was counted
         excluded = self.labelled if log.repeats else log.never_negative(block)
         self.sampler = Sampler(log, [block], self.count, task.seed, f"{self.purpose}/uniform", excluded)
         catalogue = self.sampler.catalogue
@@ -113,9 +112,9 @@ class UnlabelledItems:
         self.known[catalogue] = True
 
     def __call__(self, events: Ints, epoch: int) -> Int[Tensor, "B M"]:
-        """(B, M) items of one epoch; where fewer are left, the event's own item stands in."""
+        """The items of one epoch; the event's own item fills slots for which no item is left."""
         drawn = self.sampler.items(events, self.count, epoch)
-        drawn = np.where(drawn >= 0, drawn, self.log.item[events][:, None])
+        drawn = np.where(drawn == NO_ITEM, self.log.item[events][:, None], drawn)
         if self.nearest is None:
             return torch.from_numpy(drawn)
         slots = np.arange(1, self.count, 2)[None, :]
@@ -131,13 +130,13 @@ class UnlabelledItems:
         fits = related & (lengths > 0) & self.known[near] & ~excluded.contains(owners, near)
         drawn[:, 1::2] = np.where(fits, near, drawn[:, 1::2])
         empty = lengths[:, 0] == 0
-        if empty.any():  # events come sorted by length: most batches have none
+        if empty.any():
             new = events[empty]
             pick = self._uniforms("popular", new, epoch, slots) * len(self.by_popularity)
             popular = self.by_popularity[pick.astype(np.int64)]
             owners = self.log.owners(new, self.labelled)[:, None]
-            begins = self.known[popular] & ~self.labelled.contains(owners, popular)
-            drawn[empty, 1::2] = np.where(begins, popular, drawn[empty, 1::2])
+            fits = self.known[popular] & ~self.labelled.contains(owners, popular)
+            drawn[empty, 1::2] = np.where(fits, popular, drawn[empty, 1::2])
         return torch.from_numpy(drawn)
 
     def _uniforms(self, what: str, events: Ints, epoch: int, slots: Ints) -> npt.NDArray[np.float64]:

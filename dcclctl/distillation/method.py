@@ -1,4 +1,4 @@
-"""What a distillation method is, and the table of all methods. A new method is one file and one row."""
+"""The interface of a distillation method, and the table of all methods. A new method is one file and one row."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 from pydantic import Field
 
 from dcclctl.config import Count, DistillConfig, Positive, Rate, Section, Variant, rarely
-from dcclctl.models.settings import Share
+from dcclctl.models.settings import PATIENCE, Share
 
 if TYPE_CHECKING:
     import torch
@@ -20,27 +20,23 @@ if TYPE_CHECKING:
     from dcclctl.models.training import Objective
     from dcclctl.store.work import Work
 
-#: `distill --method` → where it is, and what it is
+#: `distill --method` → the code, and one line about the method
 METHODS: Mapping[str, Variant] = {
     "momodistill": Variant(
         "dcclctl.distillation.momodistill:MoMoDistill",
-        "the paper's: the teachers are asked about labelled events; also learns the basis Θ and the encoder U",
+        "the paper's: the teachers score labelled events; also learns the basis Θ and the encoder U",
     ),
     "from-memory": Variant(
         "dcclctl.distillation.from_memory:FromMemory",
-        "the teachers are asked about items that nobody has labelled; for teachers that have counted the events themselves",
+        "the teachers score items without labels; for teachers whose statistics count the events",
     ),
 }
 
 
 class TeachingSettings(Section):
-    """What every distillation method has."""
-
     beta: Annotated[float, Field(ge=0.0)] = Field(0.1, description="β: weight of the teachers against the labels.")
     epochs: Positive = Field(3, description="Passes over the events for the cloud weights, at most.")
-    patience: Count = Field(
-        0, description="Epochs without a higher AUC on valid after which training stops; 0 never stops early."
-    )
+    patience: Count = Field(0, description=PATIENCE)
     learning_rate: Rate = Field(0.002, description="Adam's step size for the cloud weights.")
     weight_decay: Annotated[float, Field(ge=0.0)] = rarely(1e-5, "L2 penalty on the embeddings in a batch.")
     dropout: Share = rarely(0.2, "Dropout on the hidden layers.")
@@ -58,9 +54,9 @@ class DistillTask(Generic[SettingsT]):
     """One distillation.
 
     Attributes:
-        patches: the teachers. student: where the cloud weights start. block: the events that are distilled.
-        config: settings that all methods read. settings: the method's own, with `negatives` filled in.
-        device: where to compute. work: gets the files. on_progress: see compute.OnProgress.
+        patches: the teachers. student: start of the cloud weights. block: its events are distilled.
+        config: settings of all methods. settings: the method's own, with `negatives` filled in.
+        device: that computes. work: gets the files. on_progress: see compute.OnProgress.
     """
 
     patches: "PatchSet"
@@ -88,30 +84,22 @@ class DistillationMethod(ABC, Generic[SettingsT]):
 
     @abstractmethod
     def check(self, patches: "PatchSet", block: "Block", config: DistillConfig) -> None:
-        """Refuse teachers that cannot teach the events of the block.
+        """Check that the teachers can teach the events of the block, and that all given settings are read.
 
         Raises:
             UsageError: with the remedy.
         """
 
     def histories(self, task: DistillTask[SettingsT]) -> "EventLog":
-        """The log that student and teachers see."""
+        """The log with the histories of student and teachers."""
         return task.log
 
     @abstractmethod
     def objective(self, task: DistillTask[SettingsT], log: "EventLog") -> "Objective":
-        """What the student minimises.
-
-        Args:
-            log: from `histories`.
-        """
+        """The student's objective; log: from `histories`."""
 
     def after(self, task: DistillTask[SettingsT], model: "Trainable", objective: "Objective") -> dict[str, Any]:
-        """What follows once the cloud weights are learned; returns what else the manifest says.
-
-        Args:
-            model: the student with its new weights.
-        """
+        """Further steps after the student `model` has its new weights; returns further facts for the manifest."""
         return {"basis_losses": [], "no_basis": "this method learns no basis Θ and no encoder U"}
 
 
@@ -122,5 +110,5 @@ def method_of(name: str) -> DistillationMethod[Any]:
 
 
 def default_method(patches: "PatchSet") -> str:
-    """The method for some teachers: those with a memory have counted the events that they would be asked about."""
+    """`from-memory` for teachers with a memory, whose statistics count the events; `momodistill` for all others."""
     return "from-memory" if patches.memory is not None else "momodistill"

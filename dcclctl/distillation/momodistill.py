@@ -1,14 +1,14 @@
-"""MoMoDistill, "model over models": what the patched device models know goes back to the cloud.
+"""MoMoDistill, "model over models": the patched device models teach the cloud model.
 
 Source: Yao et al. 2021, section 3.2.
 Step 1, cloud weights:       min over W_f of Σ_m Σ_i CE(y, f(x)) + β·KL(f^(m)(x) ‖ f(x))       → `TaughtObjective`
-Step 2, basis and encoder:   min over Θ, W_e of Σ_m Σ_i CE(y, f̂(x)) + β·KL(f^(m)(x) ‖ f̂(x))  → `distill_basis`
+Step 2, basis and encoder:   min over Θ, W_e of Σ_m Σ_i CE(y, f̂(x)) + β·KL(f^(m)(x) ‖ f̂(x))  → `SecondStep`
 with f̂ = f with patch weights ϑ₀ + Θ·U(θ̂^(m), u^(m)).
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -35,32 +35,28 @@ from dcclctl.models.training import Objective, pick
 
 
 class MoMoDistillSettings(TeachingSettings):
-    """Settings of MoMoDistill."""
-
     basis_epochs: Count = Field(5, description="Passes for Θ and the encoder U (step 2); 0 leaves both as they are.")
     basis_learning_rate: Rate = rarely(0.01, "Adam's step size for Θ and the encoder.")
     encoder_size: Positive = rarely(32, "Hidden units of the encoder U.")
 
 
 class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
-    """The method `momodistill`."""
-
     Settings = MoMoDistillSettings
 
     def check(self, patches: PatchSet, block: Block, config: DistillConfig) -> None:
-        """Refuse memories whose statistics have counted the events to be distilled.
+        """Check that the teachers' memories do not count the events to be distilled.
 
         Raises:
-            UsageError: they have.
+            UsageError: their statistics count them.
         """
         if patches.memory is None or config.teachers == "unpatched":
             return
         log, end = patches.cloud.dataset.log, patches.memory.counted_through
         if log.up_to(Block.parse(end))[log.events_in(block)].any():
             raise UsageError(
-                f"{patches.ref} uses {patches.memory.ref}, whose statistics go on to the end of {end}: they have counted "
-                "the events that would be distilled",
-                "Ask the teachers about other items: --method from-memory. Or use a memory that ends before: "
+                f"{patches.ref} uses {patches.memory.ref}, whose statistics go on to the end of {end}: they have "
+                "counted the events that would be distilled",
+                "Let the teachers score other items: --method from-memory. Or use a memory that ends before: "
                 "dcclctl memory --counted-through cloud.",
             )
 
@@ -95,7 +91,7 @@ class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
         return {"basis_losses": losses, "no_basis": ""}
 
     def _why_no_basis(self, task: DistillTask[MoMoDistillSettings]) -> str:
-        """Why step 2 is left out; empty if it is not."""
+        """The reason why step 2 is left out; empty if it is done."""
         if not task.patches.artifact.file_id(BASIS_FILE):
             return f"{task.patches.method} patches have no basis Θ"
         own, wanted = (cloud.sizes.get("hidden_sizes") for cloud in (task.patches.cloud, task.student))
@@ -106,24 +102,20 @@ class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
         return ""
 
 
+@dataclass(frozen=True)
 class SecondStep:
-    """Learning Θ and the encoder with the cloud weights frozen.
+    """Learns Θ and the encoder with the cloud weights frozen.
 
     Args:
-        model: the cloud model after step 1; it is not changed. log: its histories.
-        codes: (U, K) θ̂ of all users, zero where there is no patch.
-        objective: the teachers. settings: passes, step size, β, events of a step.
+        model: the cloud model after step 1; it stays as it is. log: its histories.
+        codes: (U, K) θ̂ of all users, zero without a patch. objective: the teachers.
     """
 
-    def __init__(
-        self,
-        model: Din,
-        log: EventLog,
-        codes: Float[Tensor, "U K"],
-        objective: TaughtObjective,
-        settings: MoMoDistillSettings,
-    ) -> None:
-        self.model, self.log, self.codes, self.objective, self.settings = model, log, codes, objective, settings
+    model: Din
+    log: EventLog
+    codes: Float[Tensor, "U K"]
+    objective: TaughtObjective
+    settings: MoMoDistillSettings
 
     def distill(
         self,
@@ -136,7 +128,7 @@ class SecondStep:
         """Learn both; the encoder is changed in place.
 
         Args:
-            basis: where Θ starts from; ϑ₀ stays. draw: epoch → the events with their negatives of that epoch.
+            basis: start of Θ; ϑ₀ stays. draw: epoch → the events with their negatives of that epoch.
 
         Returns:
             The new basis, and the mean loss of each epoch (nats per candidate, CE + β·KL).
@@ -144,8 +136,8 @@ class SecondStep:
         Raises:
             DivergedError: the loss became infinite or NaN.
 
-        Differs: θ̂ is replaced by 0 for half of the events, drawn anew each epoch, so that U(0, u) is trained too and not
-        only looked up for users without a patch; Θ's columns are kept at length 1 (see hidden_patch.py).
+        Differs: θ̂ is replaced by 0 for half of the events, drawn anew each epoch, to train U(0, u) too, which serves
+        users without a patch; Θ's columns always have length 1 (see hidden_patch.py).
         """
         settings, device = self.settings, self.model.out.weight.device
         learned = basis.learnable(device)
@@ -177,7 +169,7 @@ class SecondStep:
         return replace(basis, theta=theta.detach().cpu()), losses
 
     def _loss(self, basis: Basis, encoder: Encoder, batch: Samples, has_code: Tensor) -> Float[Tensor, ""]:
-        """Mean of CE + β·KL over the batch's candidates; has_code: (B,) is the user's θ̂ known?"""
+        """Mean of CE + β·KL over the batch's candidates; has_code: (B,) if False, θ̂ is replaced by 0."""
         head, device = Head.of(self.model), self.model.out.weight.device
         with torch.no_grad():
             z1 = self.model.first_layer_of_few(self.log, batch.events, batch.candidates)

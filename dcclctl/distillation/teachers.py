@@ -1,4 +1,4 @@
-"""Teachers: what patched models say about candidates, how much each user's teacher counts, and the loss made of both."""
+"""Teachers: the patched models' logits, the weight of each user's teacher, and the loss that uses both."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,18 +23,15 @@ from dcclctl.models.training import Objective, mean_loss
 
 #: events (B,), candidates (B, C) → the teacher's logits (B, C)
 Teacher = Callable[[Ints, Int[Tensor, "B C"]], Float[Tensor, "B C"]]
-#: events (B,), epoch from 0 → items (B, M) that nobody has labelled
+#: events (B,), epoch from 0 → items (B, M) without labels
 Unlabelled = Callable[[Ints, int], Int[Tensor, "B M"]]
 
 
 def teacher_of(task: DistillTask[Any], log: EventLog, shift: float = 0.0) -> Teacher:
-    """The patched models as one teacher: on each event, the model that serves the event's user.
+    """The patched models as one teacher, without gradients: on each event, the model that serves the event's user.
 
     Args:
-        log: the histories that it sees. shift: added to every logit (see memory.patch.prior_shift).
-
-    Returns:
-        The teacher, without gradients.
+        log: the teacher's histories. shift: added to every logit (see memory.patch.prior_shift).
     """
     patches, who = task.patches, task.config.teachers
     backbone = open_backbone(patches.cloud, task.device, log)
@@ -49,15 +46,15 @@ def teacher_of(task: DistillTask[Any], log: EventLog, shift: float = 0.0) -> Tea
 
 
 def teacher_weight(patches: PatchSet, teachers: str) -> Float[Tensor, "U"]:
-    """How much each user's teacher counts, 0 or 1: the factor on β of the user's events.
+    """Weight of each user's teacher, 0 or 1: the factor on β of the user's events.
 
-    Guarded teachers are the patches that won on held-back events. Differs: in the paper all device models teach alike,
-    as they do here unless they are guarded.
+    Guarded teachers are the patches with a lower loss on held-back events. Differs: in the paper all weights are 1, as
+    they are here for all other teachers.
     """
     n_users = patches.cloud.dataset.log.n_users
     if teachers != "guarded":
         return torch.ones(n_users)
-    # null: nothing was held back, nothing is proven
+    # null: a user without held-back events does not teach
     won = (pl.col("loss_after") < pl.col("loss_before")).fill_null(False) & pl.col("kept")
     weight = torch.zeros(n_users)
     weight[torch.from_numpy(patches.users.filter(won)["user_index"].to_numpy().astype(np.int64))] = 1.0
@@ -79,8 +76,8 @@ class TaughtObjective(Objective):
 
     Attributes:
         log: the events' users. weight: (U,) of each user's teacher.
-        unlabelled: more candidates of each event. With them the teacher is asked about these alone, and the labels speak
-            of the event's own item and its negatives alone.
+        unlabelled: gives more candidates of each event; then the KL term has these alone, and the CE term the event's
+            own item and its negatives alone.
         has_label: (N,) events of the log whose labels are taught; None: all.
     """
 
@@ -100,17 +97,15 @@ class TaughtObjective(Objective):
         self, model: Trainable, samples: Samples, candidates: Int[Tensor, "B C"], logits: Float[Tensor, "B C"]
     ) -> Float[Tensor, ""]:
         labelled, device = samples.candidates.shape[1], logits.device
-        has_label = None
-        if self.has_label is not None:
-            has_label = torch.from_numpy(self.has_label[samples.events]).to(device)
+        has_label = None if self.has_label is None else torch.from_numpy(self.has_label[samples.events]).to(device)
         loss = mean_loss(model, logits[:, :labelled], samples, has_label)
         if self.beta == 0:
             return loss
-        asked, counts = slice(0, None), samples.weights.to(device)
+        taught, counts = slice(0, None), samples.weights.to(device)
         if self.unlabelled is not None:
-            asked, counts = slice(labelled, None), torch.ones_like(logits[:, labelled:])
-        teacher_logits = self.teacher(samples.events, candidates[:, asked])
-        divergence = bernoulli_kl(teacher_logits, logits[:, asked]) * counts
+            taught, counts = slice(labelled, None), torch.ones_like(logits[:, labelled:])
+        teacher_logits = self.teacher(samples.events, candidates[:, taught])
+        divergence = bernoulli_kl(teacher_logits, logits[:, taught]) * counts
         owners = torch.from_numpy(self.log.user[samples.events])
         divergence = divergence * self.weight[owners].to(device).unsqueeze(1)
         return loss + self.beta * divergence.sum() / counts.sum()

@@ -5,7 +5,6 @@ chance alone does not explain it. It passes if the whole interval is at most the
 inconclusive: it does not stop a release, but it is not called a pass either.
 """
 
-import difflib
 import math
 import tomllib
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ import polars as pl
 
 from dcclctl.artifacts import Evaluation
 from dcclctl.devices.serving import Subject
-from dcclctl.errors import UsageError
+from dcclctl.errors import UsageError, nearest
 from dcclctl.evaluation.comparison import Comparison
 from dcclctl.metrics.metric import lower_is_better, metric_names
 from dcclctl.metrics.significance import CONFIDENCE, users_to_settle
@@ -88,7 +87,7 @@ def read_gate(path: Path) -> list[Rule]:
         raise UsageError(f"{path} is not valid TOML: {error}", f"A gate looks like this:\n{_EXAMPLE}") from error
     for key in document:
         if key != "rule":
-            raise UsageError(f"{path}: unknown key {key!r}", _nearest(key, ["rule"]))
+            raise UsageError(f"{path}: unknown key {key!r}", nearest(key, ["rule"]))
     rules = document.get("rule")
     if not isinstance(rules, list) or not rules or not all(isinstance(rule, dict) for rule in rules):
         raise UsageError(f"{path} has no rule", f"A gate looks like this:\n{_EXAMPLE}")
@@ -98,7 +97,7 @@ def read_gate(path: Path) -> list[Rule]:
 def _read_rule(where: str, rule: dict[str, Any]) -> Rule:
     for key in rule:
         if key not in KEYS:
-            raise UsageError(f"{where}: unknown key {key!r}", _nearest(key, list(KEYS)))
+            raise UsageError(f"{where}: unknown key {key!r}", nearest(key, list(KEYS)))
     for key in ("group", "metric", "max_drop"):
         if key not in rule:
             raise UsageError(f"{where}: {key} is missing", f"A gate looks like this:\n{_EXAMPLE}")
@@ -110,7 +109,7 @@ def _read_rule(where: str, rule: dict[str, Any]) -> Rule:
 
 def _rule(where: str, group: str, metric: str, amount: object, subject: str = "") -> Rule:
     if group not in GROUP_NAMES:
-        raise UsageError(f"{where}: there is no group {group!r}", _nearest(group, list(GROUP_NAMES)))
+        raise UsageError(f"{where}: there is no group {group!r}", nearest(group, list(GROUP_NAMES)))
     text = str(amount).strip()
     relative = text.endswith("%")
     try:
@@ -122,11 +121,6 @@ def _rule(where: str, group: str, metric: str, amount: object, subject: str = ""
             f"{where}: the allowed drop {text!r} is not a number from 0 up", "Write 1% (of the baseline) or 0.002."
         )
     return Rule(group, metric, number, relative, subject)
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
 
 
 def check_metrics(rules: Iterable[Rule], cuts: Iterable[int]) -> None:
@@ -145,7 +139,7 @@ def check_metrics(rules: Iterable[Rule], cuts: Iterable[int]) -> None:
             hint = " Cut-offs are chosen with --k." if "@" in rule.metric else ""
             raise UsageError(
                 f"the gate names {rule.group}.{rule.metric}, but this evaluation has no {rule.metric}",
-                _nearest(rule.metric, known) + hint,
+                nearest(rule.metric, known) + hint,
             )
 
 
@@ -209,7 +203,7 @@ def _column(metric: str, metrics: list[str]) -> str:
     for name in metrics:
         if metric in (name, name.partition("/")[0]):
             return name
-    raise UsageError(f"the gate names {metric}, which was not measured", _nearest(metric, metrics))
+    raise UsageError(f"the gate names {metric}, which was not measured", nearest(metric, metrics))
 
 
 def _verdict(rule: Rule, row: dict[str, Any]) -> tuple[object, ...]:

@@ -112,7 +112,7 @@ def by_first_events(evaluations: list[Evaluation]) -> pl.DataFrame:
         evaluations: one for each K, of the same models.
 
     Returns:
-        A FIRST_EVENTS table, see tables.py.
+        first_events (K), subject, metric, value, users, and against the baseline difference, low, high, verdict.
     """
     parts = []
     for evaluation in evaluations:

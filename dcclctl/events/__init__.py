@@ -1,1 +1,1 @@
-"""Everybody's events as tensors, and random draws of negatives from them."""
+"""All users' events as arrays, and random draws of negatives for them."""

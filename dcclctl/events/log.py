@@ -1,12 +1,13 @@
-"""Everybody's events as tensors, and the histories that stand before them.
+"""All users' events as arrays, each with the history before it.
 
-An event's history is made of the user's positive events at a *strictly earlier* time: two events of one basket, or of
-one day in a log that knows days only, never see each other, so the order of rows in a file tells nothing.
+An event's history holds the user's positive events at a *strictly earlier* time. A *basket* is the events of one user
+at one time (one day, in a log that knows days only). Events of one basket are not in each other's history, so the order
+of rows in a file has no effect.
 """
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +25,7 @@ PERIOD_NAMES = ("cloud", "device", "valid", "test")
 
 @dataclass(frozen=True, order=True)
 class Block:
-    """A period, or part k of n of one (from 1): successive blocks of the timeline for rounds.
-
-    Written `device`, or `device:2/3` for the second third of the device period.
-    """
+    """A period, or one of its parts: `device`, or `device:2/3` for the second third of the device period."""
 
     period: int
     part: int = 1
@@ -38,7 +36,7 @@ class Block:
         """Read `device` or `device:2/3`.
 
         Raises:
-            UsageError: neither of the two forms, or a part that is not there.
+            UsageError: the text has another form, or there is no such part.
         """
         read = re.fullmatch(rf"({'|'.join(PERIOD_NAMES)})(?::([0-9]{{1,9}})/([0-9]{{1,9}}))?", text)
         if read is None:
@@ -55,15 +53,14 @@ class Block:
 
     @classmethod
     def of(cls, block: "Block | int") -> "Block":
-        """A block as it is; a period code means the whole period."""
+        """The block itself; a period code stands for the whole period."""
         return block if isinstance(block, Block) else cls(block)
 
     def overlaps(self, other: "Block") -> bool:
-        """Do both hold a part of one period?"""
+        """Whether some time belongs to both blocks."""
         return self.period == other.period and self.start < other.end and other.start < self.end
 
     def __str__(self) -> str:
-        """As `parse` reads it."""
         whole = PERIOD_NAMES[self.period]
         return whole if self.parts == 1 else f"{whole}:{self.part}/{self.parts}"
 
@@ -76,6 +73,16 @@ class Block:
         return self.part / self.parts
 
 
+class EventColumns(NamedTuple):
+    """(N,) each: user, item, time, label (1 positive, 0 negative), and period code of every event."""
+
+    user: npt.NDArray[np.integer[Any]]
+    item: npt.NDArray[np.integer[Any]]
+    time: npt.NDArray[np.integer[Any]]
+    label: npt.NDArray[np.integer[Any]]
+    period: npt.NDArray[np.integer[Any]]
+
+
 @dataclass(frozen=True)
 class EventLog:
     """Events sorted by (user, time), with items' categories and users' profiles.
@@ -84,11 +91,12 @@ class EventLog:
         user, item, period: (N,) int64. label: (N,) int64, 1 positive, 0 negative.
         share: (N,) how far into its period an event is, 0 ≤ share < 1, by rank of time (see `build`).
         sequence: (S,) items of the positive events, same order.
-        history_start, history_end: (N,) each event's history is sequence[start:end], oldest first.
+        history_start, history_end: (N,) each event's history is sequence[start:end], oldest first. `history_end` also
+            numbers the baskets: positive events have the same number only if they are of one basket.
         item_categories: (I, M) category codes, padded with `n_categories`.
         profile: (U, F) profile codes, 0 = missing; F ≥ 1 (a log without profiles has one column of zeros).
         profile_sizes: number of codes of each profile column.
-        repeats: may a user have several events of an item? If not, the log holds one event of each pair (see `never_negative`).
+        repeats: a user may have several events with one item; if False, the log holds one event of each (user, item).
     """
 
     user: Ints
@@ -110,11 +118,7 @@ class EventLog:
     @classmethod
     def build(
         cls,
-        user: npt.NDArray[np.integer[Any]],
-        item: npt.NDArray[np.integer[Any]],
-        time: npt.NDArray[np.integer[Any]],
-        label: npt.NDArray[np.integer[Any]],
-        period: npt.NDArray[np.integer[Any]],
+        events: EventColumns,
         item_categories: Int[Tensor, "I M"],
         n_categories: int,
         profile: Int[Tensor, "U F"],
@@ -122,19 +126,19 @@ class EventLog:
         one_timeline: bool = True,
         repeats: bool = True,
     ) -> "EventLog":
-        """Find every event's history, and how far into its period it is.
+        """Compute every event's history, and how far into its period it is.
 
         Args:
-            user, item, time, label, period: (N,) sorted by (user, time).
-            one_timeline: `share` counts the period's events at an earlier time, of everybody (a global split); else
-                those of the same user (periods that were cut on each user's own timeline).
+            events: sorted by (user, time).
+            one_timeline: `share` counts the earlier events of all users in the period (a global split); if False, those
+                of the same user (periods that are cut on each user's own timeline).
         """
-        user, item, time, label, period = (np.asarray(x, dtype=np.int64) for x in (user, item, time, label, period))
+        user, item, time, label, period = (np.asarray(x, dtype=np.int64) for x in events)
         n_users = len(profile)
         positives_before = np.concatenate([[0], np.cumsum(label)])  # (N+1,) positives among the first n events
-        new_moment = np.ones(len(user), dtype=bool)
-        new_moment[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
-        moment_start = np.maximum.accumulate(np.where(new_moment, np.arange(len(user)), 0))
+        new_basket = np.ones(len(user), dtype=bool)
+        new_basket[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
+        basket_start = np.maximum.accumulate(np.where(new_basket, np.arange(len(user)), 0))
         user_start = np.searchsorted(user, np.arange(n_users))
         return cls(
             user=user,
@@ -144,7 +148,7 @@ class EventLog:
             share=shares(user, time, period, one_timeline),
             sequence=torch.from_numpy(item[label > 0].copy()),
             history_start=positives_before[user_start[user]],
-            history_end=positives_before[moment_start],
+            history_end=positives_before[basket_start],
             n_users=n_users,
             n_items=len(item_categories),
             item_categories=item_categories,
@@ -157,8 +161,7 @@ class EventLog:
     def events_in(self, *blocks: "Block | int") -> Ints:
         """Row numbers of the events in the given blocks (or period codes), ascending."""
         wanted = np.zeros(len(self.user), dtype=bool)
-        for block in blocks:
-            part = Block.of(block)
+        for part in map(Block.of, blocks):
             wanted |= (self.period == part.period) & (self.share >= part.start) & (self.share < part.end)
         return np.flatnonzero(wanted)
 
@@ -172,14 +175,13 @@ class EventLog:
         return lengths
 
     def histories(self, events: Ints, limit: int) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        """The last events before each event, newest first, cut to the longest history of the batch.
+        """Items of each event's history, newest first.
 
         Args:
-            events: (B,) row numbers.
-            limit: L, the longest history that is used.
+            events: (B,) row numbers. limit: L, how many items of a history are used at most.
 
         Returns:
-            items (B, L'), and a mask that is True where there is one; 1 ≤ L' ≤ limit.
+            Items (B, L'), and a mask that is False for padding; 1 ≤ L' ≤ limit, the batch's longest history.
         """
         width = max(1, int(self.history_lengths(events, limit).max(initial=0)))
         at = torch.from_numpy(self.history_end[events])[:, None] - 1 - torch.arange(width)
@@ -189,56 +191,50 @@ class EventLog:
         return torch.where(mask, self.sequence[at.clamp(min=0)], 0), mask
 
     def truncate_history(self, events: Ints, keep: Ints) -> "EventLog":
-        """The same log, in which some events keep only the newest part of their history.
-
-        Args:
-            events: (B,) row numbers. keep: (B,) how many events of its history each keeps.
-        """
+        """The same log, in which events (B,) keep only the newest `keep` (B,) items of their history."""
         starts = self.history_start.copy()
         starts[events] = np.maximum(starts[events], self.history_end[events] - keep)
         return replace(self, history_start=starts)
 
     def interacted_before(self, events: Ints) -> npt.NDArray[np.bool_]:
         """(B,) whether the event's user has a positive event of the same item at a strictly earlier time."""
-        positive, moment = self.label > 0, self.history_end  # it numbers the moments, in order of time (see `owners`)
+        positive, basket = self.label > 0, self.history_end
         pairs, pair = np.unique(self.user * self.n_items + self.item, return_inverse=True)
-        first = np.full(len(pairs), len(self.sequence))  # no moment is later
-        np.minimum.at(first, pair[positive], moment[positive])
-        again: npt.NDArray[np.bool_] = first[pair[events]] < moment[events]
+        first = np.full(len(pairs), len(self.sequence))  # larger than the number of every basket
+        np.minimum.at(first, pair[positive], basket[positive])
+        again: npt.NDArray[np.bool_] = first[pair[events]] < basket[events]
         return again
 
     def positives_in(self, *blocks: "Block | int") -> PairSet:
         """(user, item) pairs that are positive in the given blocks."""
-        rows = self.events_in(*blocks)
-        rows = rows[self.label[rows] > 0]
+        rows = self._positive_rows(*blocks)
         return PairSet(self.user[rows], self.item[rows], self.n_items)
 
+    def _positive_rows(self, *blocks: "Block | int") -> Ints:
+        rows = self.events_in(*blocks)
+        return rows[self.label[rows] > 0]
+
     def never_negative(self, *blocks: "Block | int") -> PairSet:
-        """(user, item) pairs that may not be drawn as negatives for events of the given blocks.
+        """Pairs that may not be drawn as negatives for events of the given blocks.
 
-        In a log without repeats: items that are positive in the blocks, and items of the user's earlier events, positive
-        or not. Such an item cannot be the user's next event, so it is no candidate when the model is used, and as a
-        negative it would teach that the user dislikes it. Items that become positive later stay candidates.
+        In a log without repeats: items that are positive in the blocks, and items of the user's earlier events,
+        positive or not. Such an item cannot be the user's next event, so it is no candidate when the model is used, and
+        as a negative it would teach that the user dislikes it. Items that become positive later stay candidates.
 
-        In a log with repeats: only the items that are positive at the same moment (the rest of the basket). All other
-        items that the user interacted with stay candidates. Leaving them out would leak the label to a model that counts
-        a user's events, because such items would then occur as positives only.
+        In a log with repeats: only the items that are positive in the same basket. All other items that the user
+        interacted with stay candidates. Leaving them out would leak the label to a model that counts a user's events,
+        because such items would then occur as positives only.
         """
         if self.repeats:
-            rows = self.events_in(*blocks)
-            rows = rows[self.label[rows] > 0]
-            return PairSet(self.history_end[rows], self.item[rows], self.n_items, by_moment=True)
+            rows = self._positive_rows(*blocks)
+            return PairSet(self.history_end[rows], self.item[rows], self.n_items, by_basket=True)
         parts = sorted(map(Block.of, blocks))
         rows = np.flatnonzero(self.before(parts[0]) | ((self.label > 0) & self.up_to(parts[-1])))
         return PairSet(self.user[rows], self.item[rows], self.n_items)
 
     def owners(self, events: Ints, pairs: PairSet) -> Ints:
-        """(B,) what the pairs are keyed by, for each event: its user, or its moment.
-
-        `history_end` numbers the moments: it counts everybody's positive events before, so a moment with a positive event
-        shares it with no other such moment of anybody.
-        """
-        owners: Ints = self.history_end[events] if pairs.by_moment else self.user[events]
+        """(B,) the first number of each event's pairs: its user, or its basket."""
+        owners: Ints = self.history_end[events] if pairs.by_basket else self.user[events]
         return owners
 
     def up_to(self, last: Block) -> npt.NDArray[np.bool_]:
@@ -250,24 +246,22 @@ class EventLog:
         return self._earlier(first.period, first.start)
 
     def _earlier(self, period: int, share: float) -> npt.NDArray[np.bool_]:
-        """(N,) events of earlier periods, and of this one those that come before a share of it."""
         past: npt.NDArray[np.bool_] = (self.period < period) | ((self.period == period) & (self.share < share))
         return past
 
     def catalogue(self, last: "Block | int") -> Ints:
-        """Items that had an event by the end of a block: what could be shown or sampled then."""
+        """Items with an event by the end of a block: those that can be shown or drawn then."""
         return np.unique(self.item[self.up_to(Block.of(last))])
 
 
 def shares(user: Ints, time: Ints, period: Ints, one_timeline: bool) -> npt.NDArray[np.float64]:
-    """For each event, the share of its period's events that have an earlier time; equal times have equal shares."""
+    """(N,) for each event the share of its period's events at an earlier time; equal times have equal shares."""
     owner = np.zeros_like(user) if one_timeline else user
     order = np.lexsort((time, owner, period))
     keys = np.stack([period[order], owner[order], time[order]])
-    new_time = np.ones(len(order), dtype=bool)
-    new_time[1:] = (keys[:, 1:] != keys[:, :-1]).any(0)
-    new_stretch = np.ones(len(order), dtype=bool)
-    new_stretch[1:] = (keys[:2, 1:] != keys[:2, :-1]).any(0)
+    changed = np.ones(keys.shape, dtype=bool)
+    changed[:, 1:] = keys[:, 1:] != keys[:, :-1]
+    new_time, new_stretch = changed.any(0), changed[:2].any(0)
     starts = np.flatnonzero(new_stretch)
     lengths = np.diff(starts, append=len(order))
     before = np.maximum.accumulate(np.where(new_time, np.arange(len(order)), 0)) - np.repeat(starts, lengths)

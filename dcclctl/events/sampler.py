@@ -1,7 +1,6 @@
 """Events with their candidates: each event's own item, and negatives drawn for it."""
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +18,8 @@ class Samples:
 
     Attributes:
         events: (B,) rows of the log. candidates: (B, C) items. labels: (B, C) 0 or 1.
-        weights: (B, C) 1 where the candidate counts. An event with label 0 is its own negative and has no sampled ones;
-            a slot for which no candidate was left does not count either.
+        weights: (B, C) 1 where the candidate counts, else 0. An event with label 0 has no sampled negatives, and a slot
+            may be empty because all items are excluded.
     """
 
     events: Ints
@@ -30,14 +29,13 @@ class Samples:
 
 
 class Sampler:
-    """Draws negatives for the events of some blocks: knows the catalogue, and what may never be a negative.
+    """Draws negatives for the events of some blocks.
 
     Args:
-        log: the events.
-        blocks: whose events get negatives: the catalogue is what had an event by the end of the last of them.
+        log: the events. blocks: their events get negatives, from the items with an event by the end of the last block.
         negatives: N, negatives for each event.
         seed, purpose: name the draws, so that two samplers with one seed draw differently.
-        excluded: pairs that may not be drawn; None: those that may never be negatives of the blocks' events.
+        excluded: pairs that may not be drawn; None: see EventLog.never_negative.
     """
 
     def __init__(
@@ -54,11 +52,7 @@ class Sampler:
         self.excluded = excluded or log.never_negative(*blocks)
 
     def draw(self, events: Ints, epoch: int = 0) -> Samples:
-        """The events with their negatives of one epoch.
-
-        Args:
-            events: (B,) rows of the log.
-        """
+        """The events (B,), rows of the log, with their negatives of one epoch."""
         drawn = self.items(events, self.negatives, epoch)
         own, label = self.log.item[events], self.log.label[events]
         labels = np.zeros((len(events), 1 + self.negatives), dtype=np.float32)
@@ -68,18 +62,12 @@ class Sampler:
         candidates = np.concatenate([own[:, None], np.where(drawn == NO_ITEM, own[:, None], drawn)], axis=1)
         return Samples(events, torch.from_numpy(candidates), torch.from_numpy(labels), torch.from_numpy(weights))
 
-    def for_purpose(self, purpose: str) -> "Sampler":
-        """The same with other draws."""
-        other = copy(self)
-        other.purpose = purpose
-        return other
-
     def items(self, events: Ints, count: int, epoch: int = 0) -> Ints:
-        """(B, count) negatives of each event, NO_ITEM where none is left; the first are the same whatever `count` is."""
+        """(B, count) negatives of each event, NO_ITEM where none is left; the first ones do not depend on `count`."""
         owners = self.log.owners(events, self.excluded)
         return draw_negatives(self.seed, self.purpose, events, owners, count, self.catalogue, self.excluded, epoch)
 
 
 def valid_samples(log: EventLog, negatives: int, seed: int) -> Samples:
-    """The valid period's events with negatives that never change, so that epochs and models compare on one footing."""
+    """The valid period's events with negatives that are the same for all epochs and models."""
     return Sampler(log, [VALID], negatives, seed, "valid/negatives").draw(log.events_in(VALID))

@@ -1,7 +1,7 @@
-"""Random draws that depend on what they are for and on nothing else.
+"""Random draws that depend on their seed, purpose and keys alone.
 
-Every number is a hash of (seed, purpose, key…): the negative j of event e in epoch p is the same whatever the batch
-size, the number of threads or the shard it is drawn in. No generator state exists, so none has to be saved.
+Every number is a hash of (seed, purpose, key…): negative j of event e in epoch p depends neither on the batch size nor
+on threads or shards. There is no generator, so there is no state to save.
 """
 
 import hashlib
@@ -18,10 +18,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def _mix(x: Hashes | np.uint64) -> Hashes | np.uint64:
-    """The finaliser of SplitMix64.
-
-    Source: Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-    """
+    """SplitMix64's last step. Source: Steele et al., "Fast splittable pseudorandom number generators", OOPSLA 2014."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
     return x ^ (x >> np.uint64(31))
@@ -37,9 +34,7 @@ def hashes(seed: int, purpose: str, *keys: Ints | int) -> Hashes:
     """One 64-bit hash for every element of the broadcast keys.
 
     Args:
-        seed: seed of the stage.
-        purpose: what the draw is for, e.g. "train/negatives".
-        keys: integers or integer arrays that broadcast together.
+        seed: of the stage. purpose: of the draw, e.g. "train/negatives". keys: integers or arrays that broadcast.
     """
     state: Hashes | np.uint64 = np.uint64(stream(seed, purpose))
     with np.errstate(over="ignore"):
@@ -49,50 +44,44 @@ def hashes(seed: int, purpose: str, *keys: Ints | int) -> Hashes:
 
 
 def uniforms(seed: int, purpose: str, *keys: Ints | int) -> npt.NDArray[np.float64]:
-    """One number of [0, 1) for every element of the broadcast keys."""
+    """One number in [0, 1) for every element of the broadcast keys."""
     return (hashes(seed, purpose, *keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def log_uniform(seed: int, purpose: str, keys: Ints, least: int, most: Ints) -> Ints:
-    """Lengths (N,) between `least` and each one's own `most`: least as often as the next two, or the four after those.
-
-    Args:
-        seed, purpose, keys: name the draws. most: (N,) at least `least`.
-    """
+    """Lengths (N,) from `least` to `most` (N,): `least` is as probable as the next two together, or the next four."""
     drawn = np.floor((most - least + 2.0) ** uniforms(seed, purpose, keys)).astype(np.int64) - 1 + least
     lengths: Ints = np.minimum(drawn, most)
     return lengths
 
 
 def permutation(seed: int, purpose: str, keys: Ints, *more: int) -> Ints:
-    """Order of `keys` (N,) shuffled by their own hashes."""
+    """A random order of `keys` (N,): their positions, sorted by the keys' hashes."""
     return np.argsort(hashes(seed, purpose, *more, keys), kind="stable")
 
 
 class PairSet:
-    """A set of (user, item) pairs with fast membership for whole arrays.
+    """A set of (user, item) or (basket, item) pairs with fast membership for whole arrays.
 
     Args:
-        users: (N,) user indices; or, with `by_moment`, numbers of the moments that the pairs belong to.
-        items: (N,) item indices.
-        n_items: number of items, larger than any item index.
-        by_moment: does a pair hold at one moment of the user only? See EventLog.never_negative and EventLog.owners.
+        owners: (N,) user indices; with `by_basket` numbers of baskets (see EventLog.owners).
+        items: (N,) item indices, below n_items.
     """
 
-    def __init__(self, users: Ints, items: Ints, n_items: int, by_moment: bool = False) -> None:
-        self.n_items, self.by_moment = n_items, by_moment
-        self._keys = np.unique(users.astype(np.int64) * n_items + items)
+    def __init__(self, owners: Ints, items: Ints, n_items: int, by_basket: bool = False) -> None:
+        self.n_items, self.by_basket = n_items, by_basket
+        self._keys = np.unique(owners.astype(np.int64) * n_items + items)
 
-    def contains(self, users: Ints, items: Ints) -> npt.NDArray[np.bool_]:
-        """For every broadcast (user, item): is the pair in the set?"""
-        wanted = users.astype(np.int64) * self.n_items + items
+    def contains(self, owners: Ints, items: Ints) -> npt.NDArray[np.bool_]:
+        """Whether each broadcast (owner, item) is in the set."""
+        wanted = owners.astype(np.int64) * self.n_items + items
         if len(self._keys) == 0:
             return np.zeros(wanted.shape, dtype=bool)
         at = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
         return np.asarray(self._keys[at] == wanted)
 
 
-#: redraws of a slot before its event's candidates are listed one by one
+#: how often a slot is drawn again before all its candidates are listed
 _TRIES = 50
 #: item of a slot for which no candidate is left
 NO_ITEM = -1
@@ -103,20 +92,16 @@ def draw_negatives(
 ) -> Ints:
     """Draw distinct items of the catalogue, uniformly, that are not excluded for the event's owner.
 
-    Slot j of an event depends on the slots before it only, so the first items are the same whatever `count` is.
+    Slot j of an event depends only on the slots before it, so the first items do not depend on `count`.
 
     Args:
-        seed, purpose, round: name the draw (see module); `round` is the epoch.
-        keys: (B,) one number an event.
-        owners: (B,) what the excluded pairs are keyed by, for each event (EventLog.owners).
-        count: N, negatives per event.
-        catalogue: (I',) items that may be drawn.
-        excluded: pairs that must not be drawn.
+        seed, purpose, round: name the draw; `round` is the epoch. keys: (B,) one number for each event.
+        owners: (B,) each event's owner in the excluded pairs (see EventLog.owners). count: N, negatives per event.
+        catalogue: (I',) items that may be drawn. excluded: pairs that must not be drawn.
 
     Returns:
         (B, N) item indices; NO_ITEM where an event has fewer than N candidates.
     """
-    slots = np.arange(count, dtype=np.int64)[None, :]
 
     def draw(rows: Ints, columns: Ints, attempt: int) -> Ints:
         numbers = hashes(seed, purpose, round, keys[rows], columns, attempt) % np.uint64(max(len(catalogue), 1))
@@ -125,8 +110,8 @@ def draw_negatives(
 
     if not len(catalogue):
         return np.full((len(keys), count), NO_ITEM, dtype=np.int64)
-    drawn = draw(np.arange(len(keys))[:, None], slots, 0)
     rows = np.arange(len(keys))  # events with a slot that may have to be drawn again
+    drawn = draw(rows[:, None], np.arange(count)[None, :], 0)
     for attempt in range(1, _TRIES + 1):
         wrong = excluded.contains(owners[rows, None], drawn[rows]) | _repeated(drawn[rows])
         bad = wrong.any(axis=1)
@@ -135,7 +120,7 @@ def draw_negatives(
             return drawn
         row, column = np.nonzero(wrong)
         drawn[rows[row], column] = draw(rows[row], column, attempt)
-    for place in rows.tolist():  # nearly everything is excluded: list what is left, in the order of its hashes
+    for place in rows.tolist():  # most items are excluded: list all others, in the order of their hashes
         left = catalogue[~excluded.contains(np.broadcast_to(owners[place], catalogue.shape), catalogue)]
         left = left[permutation(seed, f"{purpose}/left", left, int(keys[place]), round)]
         drawn[place] = _mended(drawn[place].tolist(), left.tolist())
@@ -143,7 +128,7 @@ def draw_negatives(
 
 
 def _mended(drawn: list[int], left: list[int]) -> list[int]:
-    """What was drawn, with the first item of `left` that no earlier slot has instead of each wrong or repeated one."""
+    """The items drawn; excluded and repeated ones are replaced by the first item of `left` that no earlier slot has."""
     allowed, spare = set(left), iter(left)
     taken: set[int] = set()
     mended = []
@@ -156,7 +141,7 @@ def _mended(drawn: list[int], left: list[int]) -> list[int]:
 
 
 def _repeated(items: Ints) -> npt.NDArray[np.bool_]:
-    """(B, N) whether an item stands in an earlier slot of its row."""
+    """(B, N) whether an earlier slot of the row has the same item."""
     order = np.argsort(items, axis=1, kind="stable")
     ranked = np.take_along_axis(items, order, axis=1)
     again = np.zeros(items.shape, dtype=bool)

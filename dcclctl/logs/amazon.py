@@ -10,8 +10,6 @@ _ASIN = re.compile(r"B[0-9A-Z]{9}|[0-9]{9}[0-9X]")
 
 
 class AmazonFormat(LogFormat):
-    """The format `amazon`."""
-
     def recognise(self, head: Head) -> Layout | None:
         """By an Amazon item id in one of the first two of four fields; other layouts only if --format names Amazon."""
         if head.named and head.text.lstrip()[:1] in (b"{", b"["):

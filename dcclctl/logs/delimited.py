@@ -8,8 +8,6 @@ from dcclctl.logs.layout import Layout
 
 
 class CsvFormat(LogFormat):
-    """The format `csv`; `auto` uses it for any text that no other format recognises."""
-
     def recognise(self, head: Head) -> Layout | None:
         """By a delimiter that splits the first line.
 

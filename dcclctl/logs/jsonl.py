@@ -141,11 +141,7 @@ def read_jsonl(stream: ByteStream, layout: Layout, wanted: list[str], lists: boo
 
 
 def _field(value: Any, lists: bool) -> str | None:
-    """A value as text; true and false as JSON writes them.
-
-    Raises:
-        _Refused: an object, a list (without `lists`), or a field that is too long.
-    """
+    """A value as text, true and false as JSON writes them; refuses an object, a list (without `lists`), a long field."""
     if value is None:
         return None
     if isinstance(value, bool):
@@ -160,8 +156,6 @@ def _field(value: Any, lists: bool) -> str | None:
 
 
 class JsonlFormat(LogFormat):
-    """The format `jsonl`."""
-
     def recognise(self, head: Head) -> Layout | None:
         """By a bracket at its start."""
         if head.named or head.text.lstrip()[:1] in (b"{", b"["):

@@ -47,8 +47,6 @@ _SIDES = {
 
 
 class MovielensFormat(LogFormat):
-    """The format `movielens`."""
-
     def recognise(self, head: Head) -> Layout | None:
         """By the file's name, by '::' in the first line, or by the header of a CSV file."""
         known = _FILES.get(head.source.stem)

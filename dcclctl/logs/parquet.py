@@ -124,8 +124,6 @@ def _as_text(column: pl.Series) -> pl.Series:
 
 
 class ParquetFormat(LogFormat):
-    """The format `parquet`."""
-
     def recognise(self, head: Head) -> Layout | None:
         """By its first bytes or its suffix; nested columns that --map names are columns too."""
         if not head.named and not head.is_parquet:

@@ -10,8 +10,6 @@ _TYPES = ("token", "token_seq", "float", "float_seq")
 
 
 class RecboleFormat(LogFormat):
-    """The format `recbole`."""
-
     def recognise(self, head: Head) -> Layout | None:
         """By its suffix."""
         if not head.named and head.suffix not in (".inter", ".user", ".item"):

@@ -65,16 +65,11 @@ def read_side(source: Source, config: IngestConfig, role: str, quarantine: Quara
         raise DataError(f"{source.path} has a header and no rows", "Leave it out, or fetch it again.")
     frame = pl.concat(parts)
     first = frame.unique(id_column, keep="first", maintain_order=True)
-    table = first.select(pl.col(id_column).alias("id"), *(_clean(name) for name in layout.columns if name != id_column))
+    values = [name for name in layout.columns if name != id_column]
+    table = first.select(pl.col(id_column).alias("id"), pl.col(values).str.strip_chars().replace("", None))
     table = _split_lists(_flags_to_list(table), layout.list_columns)
     repeated = frame.height - first.height
     return SideTable(source.name, table, read, quarantine.by_source[source.name], repeated)
-
-
-def _clean(name: str) -> pl.Expr:
-    """A column with empty texts as nulls."""
-    text = pl.col(name).str.strip_chars()
-    return pl.when(text != "").then(text).alias(name)
 
 
 def _flags_to_list(table: pl.DataFrame) -> pl.DataFrame:

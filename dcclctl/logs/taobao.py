@@ -7,8 +7,6 @@ _BEHAVIOURS = frozenset(("pv", "buy", "cart", "fav"))
 
 
 class TaobaoFormat(LogFormat):
-    """The format `taobao`."""
-
     def recognise(self, head: Head) -> Layout | None:
         """By a behaviour in the fourth of five fields."""
         if len(head.fields) == 5 and head.fields[3] in _BEHAVIOURS and head.delimiter:

@@ -1,4 +1,4 @@
-"""Models that are counted, not trained: popularity, recent, gp-topfreq, item-knn, ease. No epoch is chosen by `valid`."""
+"""Models that are counted, without training epochs: popularity, recent, gp-topfreq, item-knn, ease."""
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
@@ -21,23 +21,19 @@ from dcclctl.models.settings import ModelSettings
 if TYPE_CHECKING:
     from dcclctl.artifacts.cloud import CloudModel
 
-#: EASE inverts a matrix of items²: beyond this its numbers do not fit into a common machine's memory (10 GB)
+#: EASE inverts a matrix of items × items: with this many items it takes 10 GB
 _EASE_ITEMS = 20_000
 
 SettingsT = TypeVar("SettingsT", bound=ModelSettings)
 
 
 class RecentSettings(ModelSettings):
-    """Settings of recent popularity."""
-
     newest: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.2, description="Newest share of the training events that is counted."
     )
 
 
 class ItemKnnSettings(ModelSettings):
-    """Settings of item-kNN."""
-
     neighbours: Positive = Field(500, description="Neighbours kept for each item.")
     shrinkage: Annotated[float, Field(ge=0.0)] = Field(
         100.0, description="Added to the denominator of the cosine, against chance pairs of rare items."
@@ -45,31 +41,29 @@ class ItemKnnSettings(ModelSettings):
 
 
 class EaseSettings(ModelSettings):
-    """Settings of EASE."""
-
     ridge: Annotated[float, Field(gt=0.0)] = Field(100.0, description="λ, L2 penalty on the item weights.")
 
 
 class CountedKind(CloudModelKind[SettingsT]):
-    """A kind whose model is made of counts of positive events."""
+    """A kind whose model is computed from the positive events at once."""
 
     Settings: ClassVar[type[Section]] = ModelSettings
 
     @abstractmethod
     def tensors(self, log: EventLog, counted: Ints, settings: SettingsT) -> dict[str, Tensor]:
-        """What the scores are made of, from the positive events (N,) in `counted`."""
+        """The model's tensors, from the positive events (N,) in `counted`."""
 
     def select(self, task: FitTask[SettingsT], events: Ints) -> Ints:
         """The events that are counted."""
         return events
 
     def fit(self, task: FitTask[SettingsT]) -> dict[str, Any]:
-        """Count the positive events of the periods, and write what the scores are made of.
+        """Count the positive events of the periods, and write the model's tensors.
 
         Raises:
-            UsageError: a model to start from. DataError: no positive event in the periods.
+            UsageError: there is a model to start from. DataError: the periods have no positive event.
         """
-        log, names = task.dataset.log, ",".join(map(str, task.blocks))
+        log = task.dataset.log
         if task.start is not None:
             raise UsageError(
                 f"--continue: {task.start.ref} is a {task.start.model} model, which has no weights to train further",
@@ -80,7 +74,7 @@ class CountedKind(CloudModelKind[SettingsT]):
         counted = counted[log.label[counted] > 0]
         if not len(counted):
             raise DataError(
-                f"{task.dataset.ref} has no positive events in {names}",
+                f"{task.dataset.ref} has no positive events in {','.join(map(str, task.blocks))}",
                 "Choose other periods with --on, or ingest with other --periods or another --label.",
             )
         task.on_progress("train", 0, 1, "")
@@ -101,8 +95,6 @@ class CountedKind(CloudModelKind[SettingsT]):
 
 
 class PopularityKind(CountedKind[SettingsT]):
-    """The kind `popularity`."""
-
     def tensors(self, log: EventLog, counted: Ints, settings: SettingsT) -> dict[str, Tensor]:
         return {"logits": log_odds(item_counts(log, counted), settings.negatives)}
 
@@ -111,12 +103,10 @@ class PopularityKind(CountedKind[SettingsT]):
 
 
 class RecentKind(PopularityKind[RecentSettings]):
-    """The kind `recent`."""
-
     Settings = RecentSettings
 
     def select(self, task: FitTask[RecentSettings], events: Ints) -> Ints:
-        """The newest share of the events; of each user's own where only a user's order is known."""
+        """The newest share of the events; of each user's events if only the order of each user's events is known."""
         artifact = task.dataset.artifact
         time = artifact.read_table("events.parquet")["time_us"].to_numpy().astype(np.int64)
         one_timeline = artifact.facts["time_kind"] != "ordinal"
@@ -124,8 +114,6 @@ class RecentKind(PopularityKind[RecentSettings]):
 
 
 class GpTopfreqKind(CountedKind[ModelSettings]):
-    """The kind `gp-topfreq`."""
-
     def tensors(self, log: EventLog, counted: Ints, settings: ModelSettings) -> dict[str, Tensor]:
         return _popularity(log, counted)
 
@@ -135,8 +123,6 @@ class GpTopfreqKind(CountedKind[ModelSettings]):
 
 
 class ItemKnnKind(CountedKind[ItemKnnSettings]):
-    """The kind `item-knn`."""
-
     Settings = ItemKnnSettings
 
     def tensors(self, log: EventLog, counted: Ints, settings: ItemKnnSettings) -> dict[str, Tensor]:
@@ -151,20 +137,18 @@ class ItemKnnKind(CountedKind[ItemKnnSettings]):
 
 
 class EaseKind(CountedKind[EaseSettings]):
-    """The kind `ease`."""
-
     Settings = EaseSettings
 
     def select(self, task: FitTask[EaseSettings], events: Ints) -> Ints:
         """All events.
 
         Raises:
-            UsageError: more items than fit into memory as a square matrix.
+            UsageError: the square matrix of the items does not fit into memory.
         """
         if task.dataset.log.n_items > _EASE_ITEMS:
             raise UsageError(
-                f"--model ease: {task.dataset.ref} has {task.dataset.log.n_items:,} items, and EASE inverts a matrix of "
-                f"items × items (at most {_EASE_ITEMS:,})",
+                f"--model ease: {task.dataset.ref} has {task.dataset.log.n_items:,} items, and EASE inverts a matrix "
+                f"of items × items (at most {_EASE_ITEMS:,})",
                 "Use --model item-knn, or leave rare items out: dcclctl ingest --min-item-events N",
             )
         return events
@@ -179,7 +163,7 @@ class EaseKind(CountedKind[EaseSettings]):
 
 
 def _popularity(log: EventLog, counted: Ints) -> dict[str, Tensor]:
-    """Events of every item, which break ties."""
+    """Number of each item's events, which breaks ties."""
     return {"popularity": torch.from_numpy(item_counts(log, counted)).float()}
 
 

@@ -1,12 +1,11 @@
 """Deep Interest Network: the cloud model f.
 
 Source: Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", KDD 2018 (arXiv 1706.06978).
-Differs: no user-id embedding (a device-cloud model must serve users it never saw); the element-wise product of
-candidate and interest joins the hidden layers' input (it is what ranks items when there is no rich context).
+Differs: there is no user-id embedding, because a device-cloud model must serve users without training events; the
+element-wise product of candidate and interest joins the hidden layers' input, to rank items with little context.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 
 class DinSettings(TrainedSettings):
-    """Settings of DIN."""
-
     history: Positive = size(20, "L: how many of the user's last events the model sees.")
     item_size: Positive = size(32, "Numbers in an item embedding.")
     category_size: Positive = size(16, "Numbers in a category embedding.")
@@ -39,44 +36,20 @@ class DinSettings(TrainedSettings):
     dropout: Share = rarely(0.2, "Dropout on the hidden layers.")
 
 
-@dataclass(frozen=True)
-class DinSizes:
-    """What fixes the shape of every weight."""
-
-    n_items: int
-    n_categories: int
-    profile_sizes: tuple[int, ...]
-    history: int = 20
-    item_size: int = 32
-    category_size: int = 16
-    profile_size: int = 8
-    attention_size: int = 32
-    hidden_sizes: tuple[int, int] = (64, 32)
-
-    @property
-    def embedding_size(self) -> int:
-        """D: an item's embedding, with its categories' where the log has categories."""
-        return self.item_size + (self.category_size if self.n_categories else 0)
-
-    @property
-    def input_size(self) -> int:
-        return 3 * self.embedding_size + self.profile_size * len(self.profile_sizes)
-
-
 class Din(EmbeddedItems):
-    """f: (user, history, candidate) → logit.
+    """f: (user, history, candidate) → logit, for the items and profiles of a log.
 
-    Glossary of shapes: B batch, L history length, C candidates, D embedding, A attention units, H1 and H2 hidden units.
+    Shapes: B batch, L history length, C candidates, D embedding, A attention units, H1 and H2 hidden units.
     """
 
-    def __init__(self, sizes: DinSizes, item_categories: Int[Tensor, "I M"], generator: torch.Generator) -> None:
+    def __init__(self, log: EventLog, sizes: DinSettings, generator: torch.Generator) -> None:
         super().__init__()
         self.sizes = sizes
-        d, a = sizes.embedding_size, sizes.attention_size
+        self.add_items(log, sizes.item_size, sizes.category_size)
+        d, a = self.embedding_size, sizes.attention_size
         h1, h2 = sizes.hidden_sizes
-        self.add_items(item_categories, sizes.n_categories, sizes.item_size, sizes.category_size)
         self.profile_tables = nn.ParameterList(
-            nn.Parameter(torch.empty(n, sizes.profile_size)) for n in sizes.profile_sizes
+            nn.Parameter(torch.empty(n, sizes.profile_size)) for n in log.profile_sizes
         )
         # attention on [q, k, q−k, q∗k], folded into three maps: Wq·q + Wk·k + Wp·(q∗k) + b
         self.attention_query = nn.Linear(d, a, bias=False)
@@ -84,7 +57,7 @@ class Din(EmbeddedItems):
         self.attention_product = nn.Linear(d, a, bias=False)
         self.attention_slope = nn.Parameter(torch.full((a,), 0.25))
         self.attention_out = nn.Linear(a, 1)
-        self.hidden_1 = nn.Linear(sizes.input_size, h1)
+        self.hidden_1 = nn.Linear(3 * d + sizes.profile_size * len(log.profile_sizes), h1)
         self.slope_1 = nn.Parameter(torch.full((h1,), 0.25))
         self.hidden_2 = nn.Linear(h1, h2)
         self.slope_2 = nn.Parameter(torch.full((h2,), 0.25))
@@ -97,21 +70,22 @@ class Din(EmbeddedItems):
     def interest(
         self, query: Float[Tensor, "B C D"], keys: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B C D"]:
-        """The history, weighted by how much each past event matters for each candidate (not normalised, as in the paper).
+        """Sum of the history's embeddings, weighted by attention for each candidate (not normalised, as in the paper).
 
-        The keys' share of the first attention layer is computed once and serves all C candidates.
+        The keys' part of the first attention layer is computed once for all C candidates.
         """
         units = self.attention_product(query.unsqueeze(2) * keys.unsqueeze(1))  # (B, C, L, A)
         units = units + self.attention_query(query).unsqueeze(2) + self.attention_key(keys).unsqueeze(1)
-        return self._pool(units, keys, mask)
+        weights = self.attention_out(prelu(units, self.attention_slope)).squeeze(-1)
+        return torch.bmm(weights * mask.unsqueeze(1), keys)
 
     def interest_of_many(
         self, query: Float[Tensor, "B C D"], keys: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B C D"]:
-        """As `interest`, for many candidates and without gradients.
+        """`interest` for many candidates, without gradients.
 
-        Wq + Wp·diag(k) is folded per key, so that no (C, L, D) tensor exists; and PReLU(x) = s·x + (1 − s)·relu(x), whose
-        linear part needs no attention units, so that the units are touched twice only.
+        Wq + Wp·diag(k) is computed for each key, which avoids a (C, L, D) tensor. PReLU(x) = s·x + (1 − s)·relu(x), and
+        the linear part is computed without the attention units, which are read and written only twice.
         """
         b, length, d = keys.shape
         folded = self.attention_query.weight + self.attention_product.weight * keys.unsqueeze(2)  # (B, L, A, D)
@@ -124,19 +98,10 @@ class Din(EmbeddedItems):
         weights += torch.baddbmm(direct, query, torch.einsum("blad,a->bdl", folded, linear))
         return torch.bmm(weights * mask.unsqueeze(1), keys)
 
-    def _pool(
-        self, units: Float[Tensor, "B C L A"], keys: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B C D"]:
-        weights = self.attention_out(prelu(units, self.attention_slope)).squeeze(-1)
-        return torch.bmm(weights * mask.unsqueeze(1), keys)
-
     def first_layer(
-        self,
-        query: Float[Tensor, "B C D"],
-        interest: Float[Tensor, "B C D"],
-        profile: Float[Tensor, "B V"],
+        self, query: Float[Tensor, "B C D"], interest: Float[Tensor, "B C D"], profile: Float[Tensor, "B V"]
     ) -> Float[Tensor, "B C H1"]:
-        """Output of the first hidden layer, before dropout: the deepest activations that no patch touches."""
+        """Output of the first hidden layer, before dropout: the last activations that no patch changes."""
         shared = profile.unsqueeze(1).expand(-1, query.shape[1], -1)
         z = self.hidden_1(torch.cat([query, interest, query * interest, shared], dim=-1))
         return prelu(z, self.slope_1)
@@ -174,7 +139,7 @@ class Din(EmbeddedItems):
         """Activations of the first hidden layer, with gradients, for few candidates per event.
 
         Args:
-            item_rows: gives the item-table rows to use for the batch's distinct items (training passes leaves of its own).
+            item_rows: the batch's distinct items → their rows, instead of those of the item table (see `embed`).
         """
         device = self.out.weight.device
         history, mask = log.histories(events, self.sizes.history)
@@ -188,12 +153,12 @@ class Din(EmbeddedItems):
 
 
 def prelu(x: Float[Tensor, "... H"], slope: Float[Tensor, "H"]) -> Float[Tensor, "... H"]:
-    """PReLU over the last dimension (torch's own wants the channels second, so all other dimensions become one)."""
+    """PReLU over the last dimension (torch's takes the channels second, so all other dimensions are flattened)."""
     return F.prelu(x.reshape(-1, x.shape[-1]), slope).view(x.shape)
 
 
 class DinBackbone(Backbone):
-    """DIN up to its first hidden layer: activations are (B, C, H1). No patch changes anything below."""
+    """DIN up to its first hidden layer: activations are (B, C, H1)."""
 
     patch_point: ClassVar[PatchPoint] = "hidden_layers"
 
@@ -213,33 +178,25 @@ class DinBackbone(Backbone):
 
     @torch.no_grad()
     def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C H1"]:
-        model, log, device = self.model, self.log, self.embeddings.device
+        model, log, embeddings, device = self.model, self.log, self.embeddings, self.embeddings.device
         history, mask = log.histories(events, self.limit)
-        keys = self.embeddings[history.to(device)]
-        query = (
-            self.embeddings.expand(len(events), -1, -1)
-            if candidates is None
-            else self.embeddings[candidates.to(device)]
-        )
+        keys = embeddings[history.to(device)]
+        query = embeddings.expand(len(events), -1, -1) if candidates is None else embeddings[candidates.to(device)]
         interest = model.interest_of_many(query, keys, mask.to(device))
         profile = model.embed_profile(log.profile[torch.from_numpy(log.user[events])].to(device))
         return model.first_layer(query, interest, profile)
 
     def logits_of_few(self, events: Ints, candidates: Int[Tensor, "B C"], head: HeadFunction) -> Float[Tensor, "B C"]:
-        # several times as fast for few candidates as what rankings are made of
+        # for few candidates several times as fast as `activations`
         return head(events, candidates, self.model.first_layer_of_few(self.log, events, candidates))
 
 
 class DinKind(TrainedKind[DinSettings]):
-    """The kind `din`, which MetaPatch and MoMoDistill are made for."""
-
     Settings = DinSettings
     can_be_taught = True
 
     def new(self, log: EventLog, settings: DinSettings, generator: torch.Generator) -> Din:
-        names = ("history", "item_size", "category_size", "profile_size", "attention_size", "hidden_sizes")
-        sizes = {name: getattr(settings, name) for name in names}
-        return Din(DinSizes(log.n_items, log.n_categories, log.profile_sizes, **sizes), log.item_categories, generator)
+        return Din(log, settings, generator)
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> DinBackbone:
         return DinBackbone(self.module(cloud, device), log)

@@ -1,8 +1,8 @@
-"""Factor models: matrix factorisation (BPR), factorisation machine, and NeuMF, trained with the loop that DIN has too.
+"""Factor models: matrix factorisation (BPR), factorisation machine, and NeuMF.
 
-Each is cut into what is known of the event (`context`), what is known of the candidate (`item_side`), and `combine`, so
-that a whole catalogue is ranked with its item sides computed once. Vectors of users start at zero: a user without
-training events keeps the zero vector, so that what is known of the item decides.
+Each has a part that depends on the event (`context`), a part that depends on the candidate (`item_side`) and `combine`,
+so that the item sides of the whole catalogue are computed once. Users' vectors start at zero: for a user without
+training events the score depends on the item alone.
 """
 
 from typing import TYPE_CHECKING, Annotated
@@ -13,11 +13,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcclctl.config import Count, Positive, Rate, size
+from dcclctl.config import Positive, Rate, size
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
-from dcclctl.models.scoring import Backbone, HeadFunction, identity_head
-from dcclctl.models.settings import TrainedSettings
+from dcclctl.models.scoring import Backbone
+from dcclctl.models.settings import PatientSettings
 from dcclctl.models.trainable import Dropout, Forward, HistoryPass, Trainable
 from dcclctl.models.trained import TrainedKind
 
@@ -25,46 +25,35 @@ if TYPE_CHECKING:
     from dcclctl.artifacts.cloud import CloudModel
 
 
-class FactorSettings(TrainedSettings):
-    """Settings of a factor model. It learns item popularity first, so it needs more epochs and more patience than DIN."""
-
+class FactorSettings(PatientSettings):
     item_size: Positive = size(32, "Numbers in a factor.")
-    epochs: Positive = Field(60, description="Passes over the training events, at most.")
-    patience: Count = Field(
-        5, description="Epochs without a higher AUC on valid after which training stops; 0 never stops early."
-    )
 
 
 class BprSettings(FactorSettings):
-    """Settings of BPR."""
-
     item_size: Positive = size(64, "Numbers in a factor.")
     learning_rate: Rate = Field(0.005, description="Adam's step size.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-4, description="L2 penalty on the embeddings in a batch.")
 
 
 class FmSettings(FactorSettings):
-    """Settings of the factorisation machine."""
-
     history: Positive = size(20, "L: how many of the user's last events the model sees.")
 
 
 class NeumfSettings(FactorSettings):
-    """Settings of NeuMF."""
-
     hidden_sizes: tuple[Positive, Positive] = size((64, 32), "Units of the two hidden layers.")
 
 
+#: standard deviation of initial weights
 _START = 0.05
 
 
 class FactorModel(Trainable):
-    """What the three share: two tables, and the sum of biases and of a dot product, which two of them end with.
+    """Common part of the three: a table of users and one of items, and logits from their sides.
 
-    Glossary of shapes: B batch, C candidates, S numbers of one side.
+    Shapes: B batch, C candidates, S numbers of one side.
     """
 
-    #: L, of the history that the model reads
+    #: L, the longest history that the model reads
     limit = 0
 
     def __init__(self, n_users: int, user_width: int, n_items: int, item_width: int) -> None:
@@ -77,15 +66,15 @@ class FactorModel(Trainable):
         return F.embedding(torch.from_numpy(log.user[events]).to(self.user_table.device), self.user_table)
 
     def context(self, log: EventLog, events: Ints) -> Float[Tensor, "B S"]:
-        """What is known of the events, whatever the candidate is."""
+        """The events' side, which does not depend on the candidate."""
         raise NotImplementedError
 
     def item_side(self, items: Int[Tensor, "..."]) -> Float[Tensor, "... S"]:
-        """What is known of items, whoever the user is."""
+        """The items' side, which does not depend on the event."""
         raise NotImplementedError
 
     def combine(self, context: Float[Tensor, "B S"], items: Float[Tensor, "... S"]) -> Float[Tensor, "B C"]:
-        """Logits; a bias stands first on both sides.
+        """Logits: the sum of both sides' biases, which stand first, and the dot product of the other numbers.
 
         Args:
             items: (B, C, S), or (I, S) for one list of candidates for all events.
@@ -93,7 +82,7 @@ class FactorModel(Trainable):
         return context[:, :1] + items[..., 0] + _dot(context[:, 1:], items[..., 1:])
 
     def combining_cost(self, n_candidates: int) -> int:
-        """Numbers held at once for one event with candidates of its own."""
+        """Numbers that `combine` holds at once for one event."""
         return n_candidates * self.item_table.shape[1]
 
     def forward(self, log: EventLog, events: Ints, candidates: Int[Tensor, "B C"]) -> Float[Tensor, "B C"]:
@@ -107,9 +96,8 @@ class FactorModel(Trainable):
         return tuple(name for name, _ in self.named_parameters() if "table" in name and name != "item_table")
 
     def _forward(self, log: EventLog, events: Ints, candidates: Int[Tensor, "B C"], drop: Dropout) -> Forward:
-        # none of the sources has any dropout
-        touched = torch.unique(candidates).to(self.item_table.device)
-        return Forward(self(log, events, candidates), touched)
+        # without dropout, as in the sources
+        return Forward(self(log, events, candidates), torch.unique(candidates).to(self.item_table.device))
 
 
 def _dot(context: Float[Tensor, "B D"], items: Float[Tensor, "... D"]) -> Float[Tensor, "B C"]:
@@ -122,7 +110,7 @@ class Bpr(FactorModel):
     """Matrix factorisation: x_ui = b_i + ⟨p_u, q_i⟩, learned from pairs.
 
     Source: Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", UAI 2009 (arXiv 1205.2618).
-    Differs: Adam in batches, with several negatives for a positive, instead of single steps.
+    Differs: Adam on batches, with several negatives for a positive, instead of stochastic gradient descent.
     """
 
     pairwise = True
@@ -141,23 +129,25 @@ class Bpr(FactorModel):
 class FactorisationMachine(FactorModel):
     """Second-order FM over user, profile, last L items (each 1/n), candidate and its categories (each 1/m).
 
-    y = w₀ + Σ w_f x_f + Σ_{f<g} ⟨v_f, v_g⟩ x_f x_g; every row of a table is w_f followed by v_f. The sum over pairs is
-    ½(‖Σ v_f x_f‖² − Σ ‖v_f x_f‖²) within each side, and the dot product of the two sides' sums between them.
+    y = w₀ + Σ w_f x_f + Σ_{f<g} ⟨v_f, v_g⟩ x_f x_g; a row of a table is w_f followed by v_f. The sum over pairs is
+    ½(‖Σ v_f x_f‖² − Σ ‖v_f x_f‖²) within each side, plus the dot product of the two sides' sums.
 
     Source: Rendle, "Factorization machines", ICDM 2010, eq. 1 and lemma 3.1; features as in its figure 1.
-    Differs: sampled cross-entropy, as DIN has, instead of squares.
+    Differs: sampled cross-entropy, as for DIN, instead of squared errors.
+
+    Args:
+        size: of a factor. limit: L.
     """
 
     item_categories: Tensor
     category_counts: Tensor
 
     def __init__(self, log: EventLog, size: int, limit: int, generator: torch.Generator) -> None:
-        """Args: size is that of a factor; limit is L."""
         super().__init__(log.n_users, 1 + size, log.n_items, 1 + size)
         self.limit = limit
         self.constant = nn.Parameter(torch.zeros(1))
         self.history_table = nn.Parameter(torch.zeros(log.n_items, 1 + size))
-        if log.n_categories:  # the last row is the padding category: zero, and skipped by every gradient
+        if log.n_categories:  # the last row is the padding category: it is zero and gets no gradient
             self.category_table = nn.Parameter(torch.zeros(log.n_categories + 1, 1 + size))
         self.profile_tables = nn.ParameterList(nn.Parameter(torch.zeros(n, 1 + size)) for n in log.profile_sizes)
         for name, table in self.named_parameters():
@@ -197,12 +187,12 @@ def _pairs(features: Float[Tensor, "... F S"]) -> Float[Tensor, "... S"]:
 
 
 class NeuMF(FactorModel):
-    """Neural matrix factorisation: GMF p_u ∘ q_i beside an MLP of two hidden layers on other vectors of both.
+    """Neural matrix factorisation: GMF p_u ∘ q_i, and an MLP of two hidden layers on other vectors of user and item.
 
-    The first layer of the MLP is linear in each side, so it is computed side by side.
+    The MLP's first layer is a sum of a user's part and an item's part.
 
     Source: He et al., "Neural collaborative filtering", WWW 2017 (arXiv 1708.05031), eq. 12.
-    Differs: the two parts are not trained apart first; two hidden layers.
+    Differs: the two parts are trained together from the start; two hidden layers.
     """
 
     def __init__(
@@ -223,7 +213,7 @@ class NeuMF(FactorModel):
 
     def context(self, log: EventLog, events: Ints) -> Float[Tensor, "B S"]:
         rows = self.user_rows(log, events)
-        # the weights of p_u ∘ q_i are folded into the user's side
+        # the output's weights for p_u ∘ q_i are applied to the user's side
         product = rows[:, : self.size] * self.out.weight[0, : self.size]
         return torch.cat([product, self.hidden_user(rows[:, self.size :])], dim=1)
 
@@ -250,10 +240,6 @@ class FactorBackbone(Backbone):
         with torch.no_grad():
             self.sides = torch.cat([model.item_side(block) for block in torch.split(items, 65536)])
 
-    @property
-    def head(self) -> HeadFunction:
-        return identity_head
-
     def lengths(self, events: Ints) -> Ints:
         return self.log.history_lengths(events, self.model.limit)
 
@@ -266,15 +252,13 @@ class FactorBackbone(Backbone):
 
 
 class FactorKind(TrainedKind[FactorSettings]):
-    """What the three share."""
+    """Common part of the three kinds."""
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> FactorBackbone:
         return FactorBackbone(self.module(cloud, device), log)
 
 
 class BprKind(FactorKind):
-    """The kind `bpr`."""
-
     Settings = BprSettings
 
     def new(self, log: EventLog, settings: FactorSettings, generator: torch.Generator) -> Bpr:
@@ -282,8 +266,6 @@ class BprKind(FactorKind):
 
 
 class FmKind(FactorKind):
-    """The kind `fm`."""
-
     Settings = FmSettings
 
     def new(self, log: EventLog, settings: FmSettings, generator: torch.Generator) -> FactorisationMachine:  # type: ignore[override]
@@ -291,8 +273,6 @@ class FmKind(FactorKind):
 
 
 class NeumfKind(FactorKind):
-    """The kind `neumf`."""
-
     Settings = NeumfSettings
 
     def new(self, log: EventLog, settings: NeumfSettings, generator: torch.Generator) -> NeuMF:  # type: ignore[override]

@@ -1,37 +1,37 @@
-"""Item embeddings with the categories' embeddings beside them, as DIN and the sequence models have them."""
+"""Embeddings of items and their categories, for DIN and the sequence models."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcclctl.events.log import EventLog
 from dcclctl.models.trainable import Trainable
 
 
 class EmbeddedItems(Trainable):
-    """A model whose items have a row of `item_table` and, where the log has categories, the mean of their categories' rows."""
+    """A model that embeds an item as its row of `item_table` and, if the log has categories, the mean of their rows.
+
+    Attributes:
+        embedding_size: D, of both together.
+    """
 
     item_categories: Tensor
     category_counts: Tensor
 
-    def add_items(
-        self, item_categories: Int[Tensor, "I M"], n_categories: int, item_size: int, category_size: int
-    ) -> None:
-        """Register the tables; they are the model's first parameters.
-
-        Args:
-            item_categories: (I, M) codes, padded with n_categories.
-        """
-        self.n_categories = n_categories
-        self.item_table = nn.Parameter(torch.empty(len(item_categories), item_size))
-        if n_categories:  # the last row is the padding category: zero, and skipped by every gradient
-            self.category_table = nn.Parameter(torch.empty(n_categories + 1, category_size))
-        counts = (item_categories < n_categories).sum(1).clamp(min=1).float()
-        self.register_buffer("item_categories", item_categories, persistent=False)
+    def add_items(self, log: EventLog, item_size: int, category_size: int) -> None:
+        """Register the tables; they are the model's first parameters."""
+        self.n_categories = log.n_categories
+        self.embedding_size = item_size + (category_size if log.n_categories else 0)
+        self.item_table = nn.Parameter(torch.empty(log.n_items, item_size))
+        if log.n_categories:  # the last row is the padding category: it is zero and gets no gradient
+            self.category_table = nn.Parameter(torch.empty(log.n_categories + 1, category_size))
+        counts = (log.item_categories < log.n_categories).sum(1).clamp(min=1).float()
+        self.register_buffer("item_categories", log.item_categories, persistent=False)
         self.register_buffer("category_counts", counts, persistent=False)
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw the initial weights: small embeddings, Xavier matrices, no biases; scales are 1, slopes stay."""
+        """Set the initial weights: small embeddings, Xavier matrices, biases 0, scales 1; slopes stay as they are."""
         for name, weight in self.named_parameters():
             if "table" in name or name == "start":
                 nn.init.normal_(weight, std=0.05, generator=generator)
@@ -51,9 +51,8 @@ class EmbeddedItems(Trainable):
         """An item's embedding followed by the mean of its categories' embeddings.
 
         Args:
-            items: item indices.
-            item_rows: their rows of the item table, where the caller holds them as tensors of their own (training does,
-                so that the gradient has as many rows as the batch has items, not as the catalogue has).
+            items: item indices. item_rows: used instead of their rows of the item table. Training passes copies, so
+                that the gradient has one row for each item of the batch only.
         """
         rows = self.item_table[items] if item_rows is None else item_rows
         if not self.n_categories:
@@ -63,6 +62,6 @@ class EmbeddedItems(Trainable):
 
     @torch.no_grad()
     def catalogue(self) -> Float[Tensor, "I D"]:
-        """Embeddings of all items, in blocks."""
+        """Embeddings of all items, computed in blocks."""
         items = torch.arange(len(self.item_table), device=self.item_table.device)
         return torch.cat([self.embed(block) for block in torch.split(items, 65536)])

@@ -1,4 +1,4 @@
-"""What a kind of cloud model is, and the table of all kinds. A new kind is one file and one row."""
+"""The interface of a kind of cloud model, and the table of all kinds. A new kind is one file and one row."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from dcclctl.models.scoring import Backbone
     from dcclctl.store.work import Work
 
-#: `train --model` → where it is, and what it is
+#: `train --model` → the code, and one line about the model
 MODELS: Mapping[str, Variant] = {
     "din": Variant("dcclctl.models.din:DinKind", "Deep Interest Network: target attention over the last events"),
     "sasrec": Variant("dcclctl.models.sequence:SasrecKind", "self-attention over the sequence of events"),
     "gru4rec": Variant("dcclctl.models.sequence:Gru4recKind", "recurrent network over the sequence of events"),
     "popularity": Variant(
-        "dcclctl.models.counts:PopularityKind", "the same ranking for everybody, by number of events"
+        "dcclctl.models.counts:PopularityKind", "the same ranking for all users, by number of events"
     ),
     "recent": Variant("dcclctl.models.counts:RecentKind", "popularity among the newest events"),
     "gp-topfreq": Variant("dcclctl.models.counts:GpTopfreqKind", "the user's own most frequent items, then popularity"),
@@ -43,9 +43,8 @@ class FitTask(Generic[SettingsT]):
     """One training run.
 
     Attributes:
-        dataset: the log. blocks: what to train on. settings: the model's own. seed: of every draw. device: where to compute.
-        work: gets the model's files. on_progress: see compute.OnProgress.
-        start: the model to train further; None: a new one.
+        dataset: the log. blocks: what to train on. settings: of the model. seed: of every draw. device: that computes.
+        work: gets the model's files. on_progress: see compute.OnProgress. start: the model to train further, if any.
     """
 
     dataset: "Dataset"
@@ -59,10 +58,10 @@ class FitTask(Generic[SettingsT]):
 
 
 class CloudModelKind(ABC, Generic[SettingsT]):
-    """How one kind of cloud model is trained, kept and opened.
+    """How one kind of cloud model is trained, saved and opened.
 
     Attributes:
-        Settings: its section. can_be_taught: can it be the student of a distillation?
+        Settings: its section. can_be_taught: whether it can be the student of a distillation.
     """
 
     Settings: ClassVar[type[Section]]
@@ -70,11 +69,11 @@ class CloudModelKind(ABC, Generic[SettingsT]):
 
     @abstractmethod
     def fit(self, task: FitTask[SettingsT]) -> dict[str, Any]:
-        """Train, write `model.safetensors`, and return what the manifest says about it."""
+        """Train, write `model.safetensors`, and return the facts for the manifest."""
 
     @abstractmethod
     def open(self, cloud: "CloudModel", device: "torch.device", log: "EventLog") -> "Backbone":
-        """What scores candidates, with histories from the log."""
+        """A backbone that scores candidates, with histories from the log."""
 
 
 def kind_of(model: str) -> CloudModelKind[Any]:
@@ -84,11 +83,11 @@ def kind_of(model: str) -> CloudModelKind[Any]:
 
 
 def open_backbone(cloud: "CloudModel", device: "torch.device", log: "EventLog | None" = None) -> "Backbone":
-    """What scores candidates below any patch; with the dataset's own log unless another is given."""
+    """The cloud model's backbone, with histories from `log`; None: from its dataset's own log."""
     return kind_of(cloud.model).open(cloud, device, log or cloud.dataset.log)
 
 
 def size_fields(model: str) -> tuple[str, ...]:
-    """Settings that fix the shape of the weights: kept in model.json, and taken over by a model that is trained further."""
+    """Settings that fix the shape of the weights; model.json holds them, and further training keeps them."""
     settings = MODELS[model].load().Settings
     return tuple(name for name, field in settings.model_fields.items() if (field.json_schema_extra or {}).get("size"))

@@ -1,7 +1,7 @@
-"""Item-kNN, EASE and a user's own counts: a candidate's score is a sum over the items of the user's history, as it was before the event.
+"""Item-kNN, EASE and a user's own counts: a candidate's score is a sum over the items of the user's history.
 
-Nothing is kept of a user, so users that training never saw are served from their history like all others. Where the
-history says nothing (two equal scores, or no history at all) the more popular item stands first.
+No model has parameters of a user, so users without training events are scored like all others. Of two items with equal
+scores the more popular one is ranked first.
 """
 
 from collections.abc import Iterator
@@ -17,24 +17,23 @@ from torch.nn import functional as F
 
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
-from dcclctl.models.scoring import Backbone, HeadFunction, identity_head
+from dcclctl.models.scoring import Backbone
 
 #: numbers of a block of the co-occurrence matrix
 _BLOCK = 1 << 23
-#: a matrix of neighbours that is filled more than this is faster dense
+#: a matrix of neighbours with a larger share of non-zeros is faster when dense
 _DENSE = 0.04
-#: what popularity may add to a score at most: it breaks ties and does no more
+#: the most that popularity adds to a score, so that it only breaks ties
 _TIE = 1e-6
 
 
 def co_occurrences(
     users: Ints, items: Ints, n_items: int, weights: npt.NDArray[np.float64] | None = None
 ) -> Iterator[tuple[int, Float[Tensor, "R I"]]]:
-    """Rows of XᵀX, block by block: how many users have both items (on the diagonal: have the item).
+    """Rows of XᵀX, block by block: how many users have both items.
 
     Args:
-        users, items: (P,) distinct pairs, the ones of X (U, I).
-        weights: (U,) what a user counts; 1 if not given.
+        users, items: (P,) distinct pairs, the ones of X (U, I). weights: (U,) of the users; None: 1.
 
     Yields:
         The block's first item, and its rows.
@@ -64,7 +63,7 @@ def ranges(begins: Ints, ends: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """For every item of a history the items that it speaks for: target[start[j] : start[j + 1]], with their similarity.
+    """Sparse similarities: item j of a history adds `value` to the scores of the items target[start[j] : start[j + 1]].
 
     Attributes:
         start: (I + 1,). target: (N,) items. value: (N,) similarities, above 0.
@@ -78,7 +77,7 @@ class Neighbours:
     value: Float[Tensor, "N"]
 
     def faster(self) -> "Neighbours | ItemWeights":
-        """The same as a dense matrix, where a large share of it is filled: rows are then added without any indices."""
+        """The same as a dense matrix, if a large share of it is not zero."""
         n_items = len(self.start) - 1
         if len(self.target) < _DENSE * n_items**2:
             return self
@@ -87,11 +86,11 @@ class Neighbours:
         return ItemWeights(weights)
 
     def width(self, length: int) -> int:
-        """Numbers held at once for a history of some length, on average."""
+        """Mean count of numbers held at once for a history of some length, beside the scores."""
         return length * (1 + len(self.target) // max(1, len(self.start) - 1))
 
     def scores(self, bags: Ints, items: Ints, n_bags: int) -> Float[Tensor, "B I"]:
-        """Sum of the similarities to the items of each bag."""
+        """Each bag's sum of the similarities to its items; `bags` (H,) has the bag of each of the `items` (H,)."""
         start, n_items = self.start.numpy(), len(self.start) - 1
         begins, ends = start[items], start[items + 1]
         at = ranges(begins, ends)
@@ -107,11 +106,10 @@ def item_knn(users: Ints, items: Ints, n_items: int, neighbours: int, shrinkage:
     Ferrari Dacrema et al., "Are we really making much progress?", RecSys 2019 (arXiv 1907.06902).
 
     Args:
-        users, items: (P,) distinct pairs to learn from.
-        neighbours: k, at most so many for each candidate i.
-        itself: may an item be its own neighbour? Only where users come back to what they had.
+        users, items: (P,) distinct pairs to learn from. neighbours: k, kept for each candidate i at most.
+        itself: an item may be its own neighbour, for logs in which users interact with an item repeatedly.
     """
-    # an item without users has no pairs: what it is divided by does not matter, but may not be 0
+    # 1 for an item without users, which has no pairs: the divisor may not be 0
     roots = torch.from_numpy(np.bincount(items, minlength=n_items)).float().sqrt().clamp(min=1)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for first, counts in co_occurrences(users, items, n_items):
@@ -130,7 +128,7 @@ def item_knn(users: Ints, items: Ints, n_items: int, neighbours: int, shrinkage:
 
 @dataclass(frozen=True)
 class ItemWeights:
-    """Weights of all pairs of items, dense: the row is the item of the history, the column the candidate."""
+    """Dense weights of all pairs of items: a row for each item of a history, a column for each candidate."""
 
     tie: ClassVar[float] = _TIE
     counts: ClassVar[bool] = False
@@ -138,20 +136,17 @@ class ItemWeights:
     weights: Float[Tensor, "I I"]
 
     def width(self, length: int) -> int:
-        """Numbers held at once for a history of some length, beside the scores."""
         return length
 
     def scores(self, bags: Ints, items: Ints, n_bags: int) -> Float[Tensor, "B I"]:
-        """X B, for bags of distinct items in ascending order of the bag."""
+        """X B, for bags of distinct items; `bags` is ascending."""
         offsets = torch.from_numpy(np.searchsorted(bags, np.arange(n_bags)))
         device = self.weights.device
         return F.embedding_bag(torch.from_numpy(items).to(device), self.weights, offsets.to(device), mode="sum")
 
 
 def ease(users: Ints, items: Ints, n_items: int, ridge: float) -> ItemWeights:
-    """The linear autoencoder without self-similarity, in closed form: min ‖X − XB‖² + λ‖B‖² with diag(B) = 0.
-
-    P = (XᵀX + λI)⁻¹, B_ij = −P_ij / P_jj.
+    """The B that minimises ‖X − XB‖² + λ‖B‖² with diag(B) = 0: B_ij = −P_ij / P_jj with P = (XᵀX + λI)⁻¹.
 
     Source: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019 (arXiv 1905.03375), eq. 8.
 
@@ -170,24 +165,23 @@ def ease(users: Ints, items: Ints, n_items: int, ridge: float) -> ItemWeights:
 
 @dataclass(frozen=True)
 class OwnCounts:
-    """How often the user had the candidate itself.
+    """How often the user has interacted with the candidate itself.
 
     Source: GP-TopFreq of Li, Jullien, Ariannezhad & de Rijke, "A next basket recommendation reality check", TOIS 2023
-    (arXiv 2109.14233). Differs: a moment's items are counted one by one, not by basket.
+    (arXiv 2109.14233). Differs: all events are counted, also several events with one item in a basket.
     """
 
-    #: less than having had an item once more, after rounding too
+    #: less than one interaction, also after rounding
     tie: ClassVar[float] = 0.5
     counts: ClassVar[bool] = True
 
     n_items: int
 
     def width(self, length: int) -> int:
-        """Numbers held at once for a history of some length, beside the scores."""
         return length
 
     def scores(self, bags: Ints, items: Ints, n_bags: int) -> Float[Tensor, "B I"]:
-        """Number of times that each bag holds each item."""
+        """How many times each bag holds each item."""
         counts = np.bincount(bags * self.n_items + items, minlength=n_bags * self.n_items)
         return torch.from_numpy(counts).view(n_bags, self.n_items).float()
 
@@ -195,19 +189,16 @@ class OwnCounts:
 class HistoryBackbone(Backbone):
     """Scores from all strictly earlier positive events of the event's user: activations are the logits (B, C).
 
-    A model says what popularity may add to its scores at most (`tie`), and whether an item counts as often as it was had (`counts`).
+    Args:
+        model: gives the scores. Its `tie` is the most that popularity adds to them; with `counts` every event of an
+            item counts, else an item counts once. popularity: (I,) training events of each item, which break ties.
     """
 
     def __init__(
         self, model: Neighbours | ItemWeights | OwnCounts, log: EventLog, popularity: Float[Tensor, "I"]
     ) -> None:
-        """Args: popularity is each item's number of training events; it breaks ties."""
         self.model, self.log = model, log
         self.ties = model.tie * popularity / popularity.max().clamp(min=1)
-
-    @property
-    def head(self) -> HeadFunction:
-        return identity_head
 
     def lengths(self, events: Ints) -> Ints:
         return self.log.history_lengths(events, len(self.log.user))
@@ -216,7 +207,7 @@ class HistoryBackbone(Backbone):
         return self.log.n_items + self.model.width(length)
 
     def bags(self, events: Ints) -> tuple[Ints, Ints]:
-        """Each history's items, distinct unless the model counts them: position of the event in `events` (H,), ascending, and item (H,)."""
+        """The events' histories as bags: the bag of each item (H,), ascending, and the items (H,)."""
         begins, ends = self.log.history_start[events], self.log.history_end[events]
         bags = np.repeat(np.arange(len(events)), ends - begins)
         items = self.log.sequence.numpy()[ranges(begins, ends)]

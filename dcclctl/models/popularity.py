@@ -1,4 +1,4 @@
-"""Popularity: the same ranking for everybody, counted over all training events or over the newest of them."""
+"""Popularity: the same ranking for all users, counted over all training events or over the newest of them."""
 
 import numpy as np
 import torch
@@ -7,11 +7,11 @@ from torch import Tensor
 
 from dcclctl.events.log import EventLog, shares
 from dcclctl.events.sampling import Ints
-from dcclctl.models.scoring import Backbone, HeadFunction, identity_head
+from dcclctl.models.scoring import Backbone
 
 
 def item_counts(log: EventLog, rows: Ints) -> Ints:
-    """(I,) positive events of every item among some rows of the log."""
+    """(I,) number of each item's positive events among some rows of the log."""
     counts: Ints = np.bincount(log.item[rows][log.label[rows] > 0], minlength=log.n_items)
     return counts
 
@@ -20,23 +20,18 @@ def newest_rows(log: EventLog, rows: Ints, time: Ints, newest: float, one_timeli
     """The newest share of some rows: those with less than that share of the rows at a later time.
 
     Args:
-        rows: (N,) rows of the log. time: (N,) their times.
-        newest: share, 0 < newest ≤ 1; the last moment is always kept.
-        one_timeline: the newest of all rows; else of each user's own (where times of two users say nothing together).
+        rows: (N,) rows of the log. time: (N,) their times. newest: 0 < newest ≤ 1; the latest time is always kept.
+        one_timeline: take the newest of all rows; if False, of each user's rows (times of two users do not compare).
     """
-    if not len(rows):
-        return rows
     kept: Ints = rows[shares(log.user[rows], -time, np.zeros_like(rows), one_timeline) < newest]
     return kept
 
 
 def log_odds(counts: Ints, negatives: int) -> Float[Tensor, "I"]:
-    """Logits that an item is what came next, and not one of the uniformly drawn items beside it.
-
-    Of one positive, drawn by the counts (each plus one), and n uniform negatives: logit = log(p_i / (n / I)).
+    """Logits of each item being the positive among one positive and n uniform negatives: log(p_i / (n / I)).
 
     Args:
-        counts: (I,) events of every item. negatives: n.
+        counts: (I,) events of every item; p is proportional to them, each plus one. negatives: n.
     """
     share = (counts + 1) / (counts + 1).sum()
     return torch.from_numpy(np.log(share * len(counts) / negatives)).float()
@@ -47,10 +42,6 @@ class PopularityBackbone(Backbone):
 
     def __init__(self, logits: Float[Tensor, "I"], log: EventLog) -> None:
         self.logits, self.log = logits, log
-
-    @property
-    def head(self) -> HeadFunction:
-        return identity_head
 
     def lengths(self, events: Ints) -> Ints:
         return np.zeros(len(events), dtype=np.int64)

@@ -1,7 +1,6 @@
-"""Scoring many candidates per event: what rankings are made of. No gradients, and no effect of the batch on a score.
+"""Scoring many candidates per event, for rankings: without gradients, and a score does not depend on its batch.
 
-The layers below the patches are the same for a cloud model and all its patches, so they are computed once for all of
-the models that share them.
+A cloud model and all its patches share the layers below the patches, so these layers are computed once for all of them.
 """
 
 from abc import ABC, abstractmethod
@@ -17,35 +16,35 @@ from torch import Tensor
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 
-#: (events (B,), candidates (B, C) or None for the whole catalogue, activations) → logits (B, C): the head of one model
+#: the head of one model: (events (B,), candidates (B, C) or None for the whole catalogue, activations) → logits (B, C)
 HeadFunction = Callable[[Ints, Int[Tensor, "B C"] | None, Tensor], Tensor]
-#: where a learned patch can be put: after the hidden layers of a click model, or after the state of a sequence model
+#: where a learned patch can stand: after the hidden layers of a click model, or after the state of a sequence model
 PatchPoint = Literal["hidden_layers", "states"]
 
-#: numbers held at once: small enough for the processor's cache, large enough for its matrix units
+#: numbers held at once: few enough for the processor's cache, enough to use its matrix units
 _UNITS = 1 << 20
 
 
 class Backbone(ABC):
     """A cloud model in two parts: the activations, which no device changes, and the model's own head on top of them.
 
-    Activations may have any shape whose first dimension is B; every head that is put on a backbone knows which.
+    Activations may have any shape whose first dimension is B.
 
     Attributes:
-        log: the histories. patch_point: where a patch that learns weights can be put; None: nowhere.
+        log: the histories. patch_point: where a patch that learns weights can stand; None: nowhere.
     """
 
     log: EventLog
     patch_point: ClassVar[PatchPoint | None] = None
 
     @property
-    @abstractmethod
     def head(self) -> HeadFunction:
-        """The cloud model's own head."""
+        """The cloud model's own head; by default the activations are the logits."""
+        return lambda events, candidates, activations: activations
 
     @abstractmethod
     def lengths(self, events: Ints) -> Ints:
-        """(B,) length of what is read for each event; events of similar length are scored together."""
+        """(B,) length of the history that the model reads at each event; similar lengths are scored together."""
 
     @abstractmethod
     def activation_cost(self, n_candidates: int, length: int) -> int:
@@ -53,11 +52,11 @@ class Backbone(ABC):
 
     @abstractmethod
     def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Tensor:
-        """What is below the head, for the candidates of every event (None: the whole catalogue)."""
+        """The head's input for the candidates of every event (None: the whole catalogue)."""
 
     def logits_of_few(self, events: Ints, candidates: Int[Tensor, "B C"], head: HeadFunction) -> Float[Tensor, "B C"]:
         """A head's logits of few candidates per event."""
-        step = events_at_once(self, candidates.shape[1], int(self.lengths(events).max(initial=1)))
+        step = self.events_at_once(candidates.shape[1], int(self.lengths(events).max(initial=1)))
         parts = []
         for at in range(0, len(events), step):
             some, own = events[at : at + step], candidates[at : at + step]
@@ -65,20 +64,14 @@ class Backbone(ABC):
         return torch.cat(parts)
 
     def with_log(self, log: EventLog) -> Self:
-        """The same model with its histories from another log of the same users and items."""
+        """The same model with histories from another log of the same users and items."""
         other = copy(self)
         other.log = log
         return other
 
-
-def identity_head(events: Ints, candidates: Int[Tensor, "B C"] | None, logits: Tensor) -> Tensor:
-    """The head of a backbone whose activations are the logits themselves."""
-    return logits
-
-
-def events_at_once(backbone: Backbone, n_candidates: int, longest: int) -> int:
-    """How many events to score together; longest: length of the longest of their histories."""
-    return max(1, _UNITS // max(1, backbone.activation_cost(n_candidates, longest)))
+    def events_at_once(self, n_candidates: int, longest: int) -> int:
+        """How many events to score together, where the longest of their histories has length `longest`."""
+        return max(1, _UNITS // max(1, self.activation_cost(n_candidates, longest)))
 
 
 class CandidateBatch(Protocol):
@@ -105,13 +98,11 @@ def score(
     """Logits of every head for every event, in batches of events whose histories have similar lengths.
 
     Args:
-        heads: models that share everything below the patches.
-        batch_of: rows of the log → them and their candidates.
-        n_candidates: C.
-        batch_events: at most so many events at once.
+        heads: of models that share everything below the patches.
+        batch_of: rows of the log → batch with their candidates. n_candidates: C. batch_events: of a batch, at most.
 
     Yields:
-        The batch, and one (B, C) tensor of logits per head (on the CPU).
+        The batch, and one (B, C) tensor of logits per head, on the CPU.
     """
     lengths = backbone.lengths(events)
     order = np.argsort(lengths, kind="stable")
@@ -119,7 +110,7 @@ def score(
         some = order[begin : begin + batch_events]
         batch = batch_of(events[some])
         # lengths ascend, so the last event has the longest history
-        step = events_at_once(backbone, n_candidates, int(lengths[some[-1]]))
+        step = backbone.events_at_once(n_candidates, int(lengths[some[-1]]))
         parts: list[list[Tensor]] = [[] for _ in heads]
         with torch.no_grad():
             for at in range(0, len(some), step):

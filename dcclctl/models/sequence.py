@@ -3,20 +3,19 @@
 Source: SASRec, Kang & McAuley, ICDM 2018 (arXiv 1808.09781); GRU4Rec, Hidasi et al., ICLR 2016 (arXiv 1511.06939), with
 the item embeddings shared between input and output as in its authors' later code.
 
-Differs: a step of the sequence is a *basket*, not an event: the mean of the embeddings of all that the user took at one
-time. A state knows whole baskets only, so that two events of one basket never see each other and the order of rows in a
-file tells nothing; in a log without equal times the steps are the events. A learned start token stands before the first
-basket, so that a user without history has a state. SASRec's positions are ages (a learned weight for each distance,
-as in Raffel et al., JMLR 2020), so that what is learned at one place of a sequence holds at every other; normalisation
-stands before each part. Items have category embeddings where the log has them, and a bias.
+Differs: a step of the sequence is a *basket*, not an event: the mean of the embeddings of the items of one time. A
+state depends on whole baskets only, so the order of rows in a file has no effect; in a log without equal times the
+steps are the events. A learned start token stands before the first basket, so that a user without history has a state.
+SASRec's positions are ages (a learned weight for each distance, as in Raffel et al., JMLR 2020), so that all places of
+a sequence share their weights; normalisation stands before each part. Items have a bias, and category embeddings if the
+log has categories.
 
-Glossary of shapes: W windows, T baskets in a window, S = T + 1 states (state k is what is known after k baskets),
-B events, C candidates, D embedding and state, I items, E item table.
+Shapes: W windows, T baskets in a window, S = T + 1 states (state k is the state after k baskets), B events,
+C candidates, D embedding and state, I items, E item table.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -26,12 +25,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcclctl.config import Count, Positive, rarely, size
+from dcclctl.config import Positive, rarely, size
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.models.items import EmbeddedItems
 from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
-from dcclctl.models.settings import FitSettings, Share, TrainedSettings
+from dcclctl.models.settings import FitSettings, PatientSettings, Share
 from dcclctl.models.trainable import Dropout, Forward, Pass, keep_all
 from dcclctl.models.trained import TrainedKind
 from dcclctl.models.windows import Bags, Baskets, Windows, batches, served_windows, windows_of
@@ -40,98 +39,65 @@ if TYPE_CHECKING:
     from dcclctl.artifacts.cloud import CloudModel
 
 
-class SequenceSettings(TrainedSettings):
-    """Settings of a sequence model. It learns item popularity first, so it needs more epochs and more patience than DIN."""
-
+class SequenceSettings(PatientSettings):
     history: Positive = size(50, "L: how many of the user's last baskets the model sees.")
     item_size: Positive = size(32, "Numbers in an item embedding.")
     category_size: Positive = size(16, "Numbers in a category embedding.")
-    epochs: Positive = Field(60, description="Passes over the training events, at most.")
-    patience: Count = Field(
-        5, description="Epochs without a higher AUC on valid after which training stops; 0 never stops early."
-    )
     dropout: Share = rarely(0.2, "Dropout between the layers.")
 
 
 class SasrecSettings(SequenceSettings):
-    """Settings of SASRec."""
-
     negatives: Positive = Field(32, description="Sampled negatives for each positive event.")
 
 
 class Gru4recSettings(SequenceSettings):
-    """Settings of GRU4Rec."""
-
     item_size: Positive = size(64, "Numbers in an item embedding.")
     dropout: Share = rarely(0.4, "Dropout between the layers.")
 
 
-@dataclass(frozen=True)
-class SequenceSizes:
-    """What fixes the shape of every weight; `window` is L, the most baskets that a state knows."""
-
-    n_items: int
-    n_categories: int
-    window: int
-    item_size: int = 32
-    category_size: int = 16
-
-    @property
-    def state_size(self) -> int:
-        """D: an item's embedding, with its categories' where the log has categories."""
-        return self.item_size + (self.category_size if self.n_categories else 0)
-
-
 class SequenceModel(EmbeddedItems):
-    """What both models share: items, and the dot product of states with them."""
+    """Common part of both models: embeddings of items, and their dot product with states. `sizes.history` is L."""
 
-    def __init__(self, sizes: SequenceSizes, item_categories: Int[Tensor, "I M"]) -> None:
+    def __init__(self, log: EventLog, sizes: SequenceSettings) -> None:
         super().__init__()
         self.sizes = sizes
-        self.add_items(item_categories, sizes.n_categories, sizes.item_size, sizes.category_size)
-        self.item_bias = nn.Parameter(torch.empty(sizes.n_items))
-        self.start = nn.Parameter(torch.empty(sizes.state_size))
+        self.add_items(log, sizes.item_size, sizes.category_size)
+        self.item_bias = nn.Parameter(torch.empty(log.n_items))
+        self.start = nn.Parameter(torch.empty(self.embedding_size))
 
     def steps(self, bags: Bags, embeddings: Float[Tensor, "N D"]) -> Float[Tensor, "W T D"]:
-        """Each basket as the mean of its items, zero after the end of a window.
+        """Each basket's mean embedding, zero after the end of a window.
 
         Args:
             embeddings: of `bags.items`.
         """
         device = embeddings.device
         w, t = bags.shape
-        bag = torch.arange(len(bags.offsets)).repeat_interleave(_sizes(bags))
-        sums = embeddings.new_zeros(len(bags.offsets), embeddings.shape[-1]).index_add(0, bag.to(device), embeddings)
-        means = sums / _sizes(bags).to(device).unsqueeze(1)
+        sizes = torch.diff(bags.offsets, append=torch.tensor([len(bags.items)]))
+        bag = torch.arange(len(sizes)).repeat_interleave(sizes)
+        sums = embeddings.new_zeros(len(sizes), embeddings.shape[-1]).index_add(0, bag.to(device), embeddings)
+        means = sums / sizes.to(device).unsqueeze(1)
         padded = embeddings.new_zeros(w * t, embeddings.shape[-1]).index_copy(0, bags.slots.to(device), means)
-        # as large as the other terms: the table's rows start small, and the first layer should hear them
-        return padded.view(w, t, -1) * math.sqrt(self.sizes.state_size)
+        # the table's rows start small: scaled, they are as large as the first layer's other terms
+        return padded.view(w, t, -1) * math.sqrt(self.embedding_size)
 
     def states(self, steps: Float[Tensor, "W T D"], drop: Dropout = keep_all) -> Float[Tensor, "W S D"]:
-        """What is known after each number of baskets, 0 … T."""
+        """The states after 0 … T baskets."""
         raise NotImplementedError
 
     def training_pass(self, log: EventLog, events: Ints) -> "WindowPass":
         baskets = Baskets(log)
-        return WindowPass(self, baskets, windows_of(baskets, log, events, self.sizes.window))
+        return WindowPass(self, baskets, windows_of(baskets, log, events, self.sizes.history))
 
     def serving_pass(self, log: EventLog, events: Ints) -> "WindowPass":
         baskets = Baskets(log)
-        return WindowPass(self, baskets, served_windows(baskets, log, events, self.sizes.window))
+        return WindowPass(self, baskets, served_windows(baskets, log, events, self.sizes.history))
 
     def logits(
         self, states: Float[Tensor, "B D"], candidates: Int[Tensor, "B C"], embeddings: Float[Tensor, "B C D"]
     ) -> Float[Tensor, "B C"]:
-        """State times item, plus the item's bias.
-
-        Args:
-            embeddings: of `candidates`.
-        """
+        """Dot product of the state and each candidate's embedding, plus the candidate's bias."""
         return torch.bmm(embeddings, states.unsqueeze(-1)).squeeze(-1) + self.item_bias[candidates]
-
-
-def _sizes(bags: Bags) -> Int[Tensor, "M"]:
-    return torch.diff(bags.offsets, append=torch.tensor([len(bags.items)]))
 
 
 class _Attention(nn.Module):
@@ -170,15 +136,15 @@ class Sasrec(SequenceModel):
     #: as in the paper
     BLOCKS = 2
 
-    def __init__(self, sizes: SequenceSizes, item_categories: Int[Tensor, "I M"], generator: torch.Generator) -> None:
-        super().__init__(sizes, item_categories)
-        size = sizes.state_size
-        self.blocks = nn.ModuleList(_Attention(size, sizes.window) for _ in range(self.BLOCKS))
+    def __init__(self, log: EventLog, sizes: SequenceSettings, generator: torch.Generator) -> None:
+        super().__init__(log, sizes)
+        size = self.embedding_size
+        self.blocks = nn.ModuleList(_Attention(size, sizes.history) for _ in range(self.BLOCKS))
         self.scale, self.shift = nn.Parameter(torch.empty(size)), nn.Parameter(torch.empty(size))
         self.initialise(generator)
 
     def states(self, steps: Float[Tensor, "W T D"], drop: Dropout = keep_all) -> Float[Tensor, "W S D"]:
-        size = self.sizes.state_size
+        size = self.embedding_size
         start = (self.start * math.sqrt(size)).expand(len(steps), 1, -1)
         x = drop(torch.cat([start, steps], dim=1))
         for block in self.blocks:
@@ -187,11 +153,11 @@ class Sasrec(SequenceModel):
 
 
 class Gru4rec(SequenceModel):
-    """A gated recurrent unit over the baskets; its learned first state stands for no history."""
+    """A gated recurrent unit over the baskets; its learned first state is the state of users without history."""
 
-    def __init__(self, sizes: SequenceSizes, item_categories: Int[Tensor, "I M"], generator: torch.Generator) -> None:
-        super().__init__(sizes, item_categories)
-        self.gru = nn.GRU(sizes.state_size, sizes.state_size, batch_first=True)
+    def __init__(self, log: EventLog, sizes: SequenceSettings, generator: torch.Generator) -> None:
+        super().__init__(log, sizes)
+        self.gru = nn.GRU(self.embedding_size, self.embedding_size, batch_first=True)
         self.initialise(generator)
 
     def states(self, steps: Float[Tensor, "W T D"], drop: Dropout = keep_all) -> Float[Tensor, "W S D"]:
@@ -204,8 +170,8 @@ class WindowPass(Pass):
     """Events by the windows that hold them: all states of a window are computed at once.
 
     Source: Kang & McAuley 2018, section 3.5 (binary cross-entropy with sampled negatives at every position).
-    Differs: any number of negatives; several events may follow one state (a basket); a window's earlier events are context
-    without a loss where they lie outside of the blocks.
+    Differs: any number of negatives; several events (a basket) may follow one state; events of a window that are
+    outside of the blocks are context without a loss.
     """
 
     #: events of a validation batch
@@ -240,12 +206,15 @@ class WindowPass(Pass):
 
 
 class SequenceBackbone(Backbone):
-    """A sequence model up to its states: activations are (B, D), whatever the candidates are."""
+    """A sequence model up to its states: activations are (B, D), for any candidates.
+
+    Args:
+        log: the histories. baskets: of the log of the model's dataset.
+    """
 
     patch_point: ClassVar[PatchPoint] = "states"
 
     def __init__(self, model: SequenceModel, log: EventLog, baskets: Baskets) -> None:
-        """Args: log gives the histories; baskets are those of the model's own dataset."""
         self.model, self.log, self.baskets = model, log, baskets
         self.embeddings = model.catalogue()
 
@@ -255,7 +224,7 @@ class SequenceBackbone(Backbone):
 
     @torch.no_grad()
     def logits(self, states: Float[Tensor, "B D"], candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C"]:
-        """Of the candidates, or (None) of the whole catalogue."""
+        """Logits of the candidates (None: of the whole catalogue)."""
         if candidates is None:
             return torch.addmm(self.model.item_bias, states, self.embeddings.T)
         wanted = candidates.to(states.device)
@@ -263,17 +232,17 @@ class SequenceBackbone(Backbone):
 
     def lengths(self, events: Ints) -> Ints:
         first, end = self.baskets.before(self.log, events)
-        lengths: Ints = np.minimum(end - first, self.model.sizes.window)
+        lengths: Ints = np.minimum(end - first, self.model.sizes.history)
         return lengths
 
     def activation_cost(self, n_candidates: int, length: int) -> int:
-        return (length + 1) * (2 * self.model.sizes.state_size + length) + n_candidates
+        return (length + 1) * (2 * self.model.embedding_size + length) + n_candidates
 
     @torch.no_grad()
     def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B D"]:
-        """States before the events; computed once for events that share a history."""
+        """States before the events; computed once for events with the same history."""
         own, end = self.baskets.before(self.log, events)
-        first = np.maximum(own, end - self.model.sizes.window)
+        first = np.maximum(own, end - self.model.sizes.history)
         known = np.stack([first, end, self.log.history_end[events]])
         windows, which = np.unique(known, axis=1, return_inverse=True)
         bags = self.baskets.bags(windows[0], windows[1], windows[2])
@@ -284,32 +253,23 @@ class SequenceBackbone(Backbone):
 
 
 class SequenceKind(TrainedKind[SequenceSettings]):
-    """What the two sequence models share."""
-
-    def sizes(self, log: EventLog, settings: SequenceSettings) -> SequenceSizes:
-        return SequenceSizes(
-            log.n_items, log.n_categories, settings.history, settings.item_size, settings.category_size
-        )
+    """Common part of the two kinds."""
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> SequenceBackbone:
         return SequenceBackbone(self.module(cloud, device), log, Baskets(cloud.dataset.log))
 
 
 class SasrecKind(SequenceKind):
-    """The kind `sasrec`."""
-
     Settings = SasrecSettings
     weights_purpose = "train/weights/sasrec"
 
     def new(self, log: EventLog, settings: SequenceSettings, generator: torch.Generator) -> Sasrec:
-        return Sasrec(self.sizes(log, settings), log.item_categories, generator)
+        return Sasrec(log, settings, generator)
 
 
 class Gru4recKind(SequenceKind):
-    """The kind `gru4rec`."""
-
     Settings = Gru4recSettings
     weights_purpose = "train/weights/gru4rec"
 
     def new(self, log: EventLog, settings: SequenceSettings, generator: torch.Generator) -> Gru4rec:
-        return Gru4rec(self.sizes(log, settings), log.item_categories, generator)
+        return Gru4rec(log, settings, generator)

@@ -9,31 +9,34 @@ from dcclctl.config import Count, Positive, Rate, Section
 
 #: dropout: a share below 1
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+#: description of `patience`
+PATIENCE = "Epochs without a higher AUC on valid after which training stops; 0 never stops early."
 
 
 class ModelSettings(Section):
-    """What every cloud model's section has."""
-
     negatives: Positive = Field(
         4, description="Sampled negatives for each positive event; a logit of 0 means one click among that many items."
     )
 
 
 class TrainedSettings(ModelSettings):
-    """What every model that learns by gradient descent has."""
-
     epochs: Positive = Field(20, description="Passes over the training events, at most.")
-    patience: Count = Field(
-        2, description="Epochs without a higher AUC on valid after which training stops; 0 never stops early."
-    )
+    patience: Count = Field(2, description=PATIENCE)
     batch_size: Positive = Field(1024, description="Events per step, each with its negatives.")
     learning_rate: Rate = Field(0.002, description="Adam's step size.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-5, description="L2 penalty on the embeddings in a batch.")
 
 
+class PatientSettings(TrainedSettings):
+    """Settings of models that learn item popularity first, and so need more epochs and more patience than DIN."""
+
+    epochs: Positive = Field(60, description="Passes over the training events, at most.")
+    patience: Count = Field(5, description=PATIENCE)
+
+
 @dataclass(frozen=True)
 class FitSettings:
-    """How to descend. `purpose` names the random draws, so that two stages with one seed draw differently."""
+    """Settings of one training; `purpose` names the random draws, so that two stages with one seed draw differently."""
 
     negatives: int
     epochs: int
@@ -47,7 +50,7 @@ class FitSettings:
 
     @classmethod
     def of(cls, settings: Section, seed: int, purpose: str) -> "FitSettings":
-        """From a section that has all of these settings; where `dropout` is missing there is none."""
+        """From a section that has all of these settings; `dropout` may be missing and is then 0."""
         names = ("negatives", "epochs", "patience", "batch_size", "learning_rate", "weight_decay")
         given = {name: getattr(settings, name) for name in names}
         return cls(**given, dropout=getattr(settings, "dropout", 0.0), seed=seed, purpose=purpose)

@@ -1,4 +1,4 @@
-"""What a cloud model says of itself so that one loop can train it (see training.py)."""
+"""The interface of cloud models that learn by gradient descent, so that one loop can train them (training.py)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -15,9 +15,9 @@ from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, permutation
 from dcclctl.models.settings import FitSettings
 
-#: x → x with some of its numbers zeroed, as training does between layers
+#: x → x with some of its numbers set to zero
 Dropout = Callable[[Tensor], Tensor]
-#: batches that are sorted by history length together: long enough for tight padding, short enough to stay random
+#: batches whose events are sorted by history length together: enough for little padding, few enough for random batches
 BUCKET_BATCHES = 50
 
 
@@ -32,7 +32,7 @@ class Forward:
 
     Attributes:
         logits: (B, C). items: (R,) distinct rows of the item table.
-        leaf: (R, E) copies of those rows that get the gradient; None if the gradient goes to the table itself.
+        leaf: (R, E) copies of those rows that get the gradient; None: the table itself gets it.
     """
 
     logits: Float[Tensor, "B C"]
@@ -41,7 +41,7 @@ class Forward:
 
 
 class Pass(ABC):
-    """One way through some events, batch by batch. A position is an index into those events."""
+    """Some events in batches. A position is an index into the events."""
 
     @abstractmethod
     def batches(self, settings: FitSettings, epoch: int) -> Iterator[Ints]:
@@ -57,29 +57,26 @@ class Pass(ABC):
 
 
 class Trainable(nn.Module, ABC):
-    """A cloud model that learns by gradient descent. Its largest table is `item_table`, which is updated row by row."""
+    """A cloud model that learns by gradient descent. A step updates only the rows of `item_table` that a batch uses."""
 
     item_table: nn.Parameter
-    #: tables beside the item table that get the L2 penalty on the rows that a batch touches
+    #: other tables with an L2 penalty on the rows that a batch uses
     penalised_tables: ClassVar[tuple[str, ...]] = ()
-    #: learn from the difference between a positive and each of its negatives, and from positive events only
+    #: learn from positive events only, by the difference between a positive and each of its negatives
     pairwise: ClassVar[bool] = False
 
     @abstractmethod
     def training_pass(self, log: EventLog, events: Ints) -> Pass:
-        """How training goes through the events (B,)."""
+        """The events (B,) in batches for training."""
 
     def serving_pass(self, log: EventLog, events: Ints) -> Pass:
-        """The same with every event seen as the served model sees it."""
+        """The events (B,) with the histories that the served model reads."""
         return self.training_pass(log, events)
 
     def losses(
         self, logits: Float[Tensor, "B C"], labels: Float[Tensor, "B C"], weights: Float[Tensor, "B C"]
     ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
-        """Each loss in nats, and its weight.
-
-        Cross-entropy of every candidate; or, if the model is pairwise, −ln σ(x_own − x_negative) of every negative.
-        """
+        """Losses in nats, and weights: cross-entropy of each candidate, or −ln σ(x_own − x_negative) if pairwise."""
         if not self.pairwise:
             return F.binary_cross_entropy_with_logits(logits, labels, reduction="none"), weights
         return F.softplus(logits[:, 1:] - logits[:, :1]), labels[:, :1] * weights[:, 1:]
@@ -89,7 +86,7 @@ class HistoryPass(Pass):
     """Events one by one, batched with others whose histories have similar lengths.
 
     Args:
-        log: the histories. events: (B,) rows of it. limit: L, the longest history that is read.
+        log: the histories. events: (B,) rows of the log. limit: L, the longest history that is read.
         forward: (log, events, candidates, drop) → Forward.
     """
 
@@ -125,7 +122,7 @@ class HistoryPass(Pass):
 
 
 def dropout(x: Float[Tensor, "..."], rate: float, generator: torch.Generator) -> Float[Tensor, "..."]:
-    """Inverted dropout from an explicit generator on the CPU, so that the mask does not depend on global state."""
+    """Inverted dropout with a mask drawn from `generator` on the CPU, so that it does not depend on global state."""
     if rate == 0:
         return x
     keep = torch.empty(x.shape).bernoulli_(1 - rate, generator=generator).to(x.device)

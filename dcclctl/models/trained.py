@@ -1,4 +1,4 @@
-"""What all kinds of cloud models that learn by gradient descent have in common."""
+"""Kinds of cloud models that learn by gradient descent."""
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +22,7 @@ SettingsT = TypeVar("SettingsT", bound=TrainedSettings)
 class TrainedKind(CloudModelKind[SettingsT]):
     """A kind whose model is a Trainable."""
 
-    #: what names the draw of the initial weights
+    #: name of the draw of the initial weights
     weights_purpose = "train/weights"
 
     @abstractmethod
@@ -40,7 +40,8 @@ class TrainedKind(CloudModelKind[SettingsT]):
         """Train the model, and write the weights of its best epoch.
 
         Raises:
-            DataError: no items, or no events to train on or to choose the best epoch by. DivergedError: NaN loss.
+            DataError: there are no items, or no events to train on or to choose the best epoch by.
+            DivergedError: the loss became infinite or NaN.
         """
         log = task.dataset.log
         if not log.n_items:

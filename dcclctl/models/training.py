@@ -1,4 +1,4 @@
-"""Training any cloud model: sampled losses, early stopping with the best weights kept, resumable after any epoch."""
+"""Training of any cloud model: sampled losses, early stopping that keeps the best weights, a checkpoint each epoch."""
 
 import math
 import time
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dcclctl.compute import OnProgress
 from dcclctl.errors import DataError, DivergedError
-from dcclctl.events.log import Block, EventLog
+from dcclctl.events.log import VALID, Block, EventLog
 from dcclctl.events.sampler import Sampler, Samples, valid_samples
 from dcclctl.events.sampling import Ints, stream
 from dcclctl.models.settings import FitSettings
@@ -22,11 +22,11 @@ from dcclctl.store.work import Work
 
 
 class Validation(NamedTuple):
-    """What a model achieves on the valid samples.
+    """A model's figures on the valid samples.
 
     Attributes:
         loss: mean loss, nats; NaN without samples.
-        auc: how often an event's item is ranked above one of its own negatives, 0 to 1; 0.5 where there is no pair.
+        auc: share of (event, negative) pairs in which the event's item is ranked first, 0 to 1; 0.5 without pairs.
     """
 
     loss: float
@@ -35,14 +35,13 @@ class Validation(NamedTuple):
 
 @dataclass
 class FitState:
-    """Everything that a later epoch depends on.
+    """The state of a training after some epochs, from which it can be resumed.
 
     Attributes:
-        epoch: epochs done.
-        weights: current weights by name. best: those of the epoch with the highest valid AUC so far.
+        epoch: epochs done. weights: current weights by name. best: those of the epoch with the highest valid AUC.
         adam_state: Adam's two running means by name ("<name>.m", "<name>.v"). steps: optimiser steps done.
         best_loss, best_auc: of the best weights on the valid samples.
-        history: one record an epoch: epoch, train_loss, valid_loss (nats per scored candidate), valid_auc.
+        history: one record for each epoch: epoch, train_loss, valid_loss (nats per scored candidate), valid_auc.
     """
 
     epoch: int
@@ -57,7 +56,7 @@ class FitState:
 
     @classmethod
     def start(cls, model: nn.Module, valid: Validation) -> "FitState":
-        """Before the first epoch: the weights as they are, which are also the best so far."""
+        """The state before the first epoch: the model's weights are also the best ones so far."""
         weights = snapshot(model)
         best = {name: weight.clone() for name, weight in weights.items()}
         return cls(0, weights, best, new_adam_state(weights), 0, valid.loss, valid.auc, 0)
@@ -71,10 +70,7 @@ class FitState:
         return self.epoch >= settings.epochs or stopped
 
     def after(self, model: nn.Module, optimiser: "Adam", train_loss: float, valid: Validation) -> "FitState":
-        """The state after one more epoch; this one is used up.
-
-        Args:
-            model, optimiser: as the epoch left them.
+        """The state after one more epoch, which replaces this one.
 
         Raises:
             DivergedError: the valid loss or a weight is infinite or NaN.
@@ -107,7 +103,7 @@ class FitState:
 
     @classmethod
     def resume(cls, work: Work) -> "FitState | None":
-        """The state after the last finished epoch of an earlier run; None without one."""
+        """The state after the last finished epoch of an interrupted run; None without one."""
         saved = work.load_checkpoint()
         if saved is None:
             return None
@@ -123,20 +119,16 @@ _LOWER = "Lower --learning-rate and run the command again."
 
 
 class Objective:
-    """What training minimises: the model's own losses on the labels. Distillation adds what the teachers say."""
+    """What training minimises: the model's own losses on the labels. Distillation adds the teachers' terms."""
 
     def candidates(self, events: Ints, candidates: Int[Tensor, "B C"], epoch: int) -> Int[Tensor, "B C2"]:
-        """The candidates to compute logits of: those given first, then any others."""
+        """The candidates whose logits the loss needs: the given ones, then any others."""
         return candidates
 
     def loss(
         self, model: Trainable, samples: Samples, candidates: Int[Tensor, "B C"], logits: Float[Tensor, "B C"]
     ) -> Float[Tensor, ""]:
-        """Mean loss of a batch.
-
-        Args:
-            samples: the batch. candidates: as `candidates` gave them. logits: theirs.
-        """
+        """Mean loss of a batch of samples; candidates: from `candidates`, with their logits."""
         return mean_loss(model, logits, samples)
 
 
@@ -150,17 +142,14 @@ def mean_loss(
 
 
 class Trainer:
-    """Fits one model on the events of some blocks.
+    """Trains one model on the events of some blocks.
 
     Args:
         model: on its device; `fit` leaves the best weights in it.
-        log: the events and the histories that the model sees.
-        blocks: what to train on.
-        settings: how to descend.
-        objective: what to minimise.
+        log: the events and their histories. blocks: what to train on. objective: what to minimise.
 
     Raises:
-        DataError: no events in the blocks, or none in valid (for a pairwise model: no positive ones).
+        DataError: the blocks or valid have no events (for a pairwise model: no positive events).
     """
 
     def __init__(
@@ -179,9 +168,9 @@ class Trainer:
         self.valid = valid_samples(log, settings.negatives, settings.seed)
         if not len(self.valid.events):
             raise DataError("there are no valid events to choose the best epoch by", "Ingest with other --periods.")
-        self._learnable(self.valid.events, ["valid"])
+        self._learnable(self.valid.events, [Block(VALID)])
 
-    def _learnable(self, events: Ints, blocks: Sequence[Block | str]) -> Ints:
+    def _learnable(self, events: Ints, blocks: Sequence[Block]) -> Ints:
         """The events that the model can learn from."""
         names = ", ".join(map(str, blocks))
         if not len(events):
@@ -199,7 +188,7 @@ class Trainer:
         return positive
 
     def fit(self, work: Work, on_progress: OnProgress, what: str) -> FitState:
-        """Train until finished, from the last checkpoint if there is one; the best weights stay in the model.
+        """Train until finished, from the last checkpoint if there is one; the model then has the best weights.
 
         Args:
             work: gets a checkpoint and one line of metrics after each epoch. what: names the phase.
@@ -225,10 +214,10 @@ class Trainer:
     def epoch(
         self, state: FitState, on_step: Callable[[int, int, float, float], None] = lambda *figures: None
     ) -> FitState:
-        """One pass over the events, then validation; the model is left with the epoch's weights.
+        """Train one epoch and validate; the model then has the epoch's weights.
 
         Args:
-            state: used up. on_step: is told the epoch, events done, mean loss so far, and events per second.
+            state: after the epoch before. on_step: gets the epoch, events done, mean loss, and events per second.
 
         Raises:
             DivergedError: the loss or a weight became infinite or NaN.
@@ -256,11 +245,11 @@ class Trainer:
         return state.after(model, optimiser, total / max(done, 1), self.validate())
 
     def validate(self) -> Validation:
-        """Loss and AUC on the valid samples, as the model is served."""
+        """Loss and AUC on the valid samples, with the histories that the served model reads."""
         return validate(self.model, self.model.serving_pass(self.log, self.valid.events), self.valid)
 
     def facts(self, state: FitState) -> dict[str, object]:
-        """What a manifest says about a fit."""
+        """Facts about the training, for the manifest."""
         return {
             "parameters": sum(weight.numel() for weight in state.best.values()),
             "negatives": self.settings.negatives,
@@ -274,14 +263,14 @@ class Trainer:
 
 
 def pick(samples: Samples, positions: Ints) -> Samples:
-    """Some of the events with their candidates."""
+    """The samples at some positions."""
     index = torch.from_numpy(positions)
     return Samples(samples.events[positions], samples.candidates[index], samples.labels[index], samples.weights[index])
 
 
 @torch.no_grad()
 def validate(model: Trainable, through: Pass, samples: Samples) -> Validation:
-    """Mean loss of the samples, and how often an event's item is ranked above its own negatives (ties count half)."""
+    """Mean loss and AUC of the samples (ties count half)."""
     loss, count, wins, pairs = 0.0, 0.0, 0.0, 0.0
     for positions in through.validation_batches():
         batch = pick(samples, positions)
@@ -309,15 +298,15 @@ def restore(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def new_adam_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Adam's running means of weights that have not been trained yet."""
+    """Adam's running means before the first step."""
     return {f"{name}.{mean}": torch.zeros_like(weight) for name, weight in weights.items() for mean in "mv"}
 
 
 class Adam:
-    """Adam on dense weights, and lazily on the rows of the item table that a batch touches.
+    """Adam on dense weights, and lazily on the rows of the item table that a batch uses.
 
-    Source: Kingma & Ba 2015; the lazy form is the one of torch.optim.SparseAdam.
-    Differs: rows outside a batch keep their running means, so that a step costs what the batch costs, not the catalogue.
+    Source: Kingma & Ba 2015; the lazy form is that of torch.optim.SparseAdam.
+    Differs: rows outside a batch keep their running means, so that a step's cost does not grow with the catalogue.
     """
 
     def __init__(
@@ -340,7 +329,10 @@ class Adam:
             items: rows of the item table. leaf: copies of them that hold the gradient; None: the table holds it.
         """
         self.steps += 1
-        self._penalise_touched_rows()
+        for name in self.model.penalised_tables:  # L2 penalty on the rows that the batch uses
+            gradient = gradient_of(self.weights[name])
+            used = (gradient != 0).any(1, keepdim=True)
+            gradient.add_(self.weights[name] * used, alpha=self.weight_decay)
         state, names = self.state, self.dense
         torch._fused_adam_(
             [self.weights[n] for n in names],
@@ -366,16 +358,9 @@ class Adam:
         scale = self.rate / (1 - 0.9**self.steps)
         table[items] -= scale * m / (v.sqrt() / math.sqrt(1 - 0.999**self.steps) + 1e-8)
 
-    def _penalise_touched_rows(self) -> None:
-        """Add the L2 penalty of the model's penalised tables to the gradient of the rows that the batch touched."""
-        for name in self.model.penalised_tables:
-            gradient = gradient_of(self.weights[name])
-            touched = (gradient != 0).any(1, keepdim=True)
-            gradient.add_(self.weights[name] * touched, alpha=self.weight_decay)
-
 
 def gradient_of(weight: Tensor) -> Tensor:
-    """The gradient, which every weight has: one that the loss does not reach is a bug, not a frozen weight."""
+    """The weight's gradient; a weight without one is a bug, because the loss depends on every weight."""
     if weight.grad is None:
         raise RuntimeError("a weight got no gradient")
     return weight.grad

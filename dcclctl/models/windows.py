@@ -1,7 +1,6 @@
 """Histories as sequences of baskets, cut into windows for training.
 
-A step of a sequence is a *basket*: all positive events of a user at one time. In a log without equal times a basket is
-one event. Shapes: W windows, T baskets in a window, B events.
+A *basket* is all positive events of a user at one time. Shapes: W windows, T baskets in a window, B events.
 """
 
 from collections.abc import Iterator
@@ -38,14 +37,14 @@ class Baskets:
 
     def __init__(self, log: EventLog) -> None:
         self.sequence = log.sequence
-        #: (M,) where each basket begins: events of one basket share their history, and no others do
+        #: (M,) where each basket begins in `sequence`
         self.starts: Ints = np.unique(log.history_end[log.label > 0])
 
     def before(self, log: EventLog, events: Ints) -> tuple[Ints, Ints]:
-        """(B,) numbers of the first basket of each event's user, and of the first that is not before the event.
+        """(B,) each event's history as baskets: the number of its first basket, and that of the basket after its last.
 
         Args:
-            log: whose histories; of the log that the baskets are of, or cut differently.
+            log: the baskets' log, also with truncated histories.
         """
         first = np.searchsorted(self.starts, log.history_start[events])
         end = np.searchsorted(self.starts, log.history_end[events])
@@ -55,7 +54,7 @@ class Baskets:
         """The baskets [first, end) of W windows.
 
         Args:
-            stop: (W,) place in `sequence` where what is known ends, where that may be within a window's last basket.
+            stop: (W,) place in `sequence` where the history ends, if that can be within a window's last basket.
         """
         lengths = end - first
         width = max(1, int(lengths.max(initial=0)))
@@ -74,17 +73,17 @@ class Baskets:
 
 
 def runs(lengths: Ints) -> tuple[Ints, Ints]:
-    """For runs of the given lengths, one after the other: which run each element is of, and its place there."""
+    """For consecutive runs of the given lengths: the run of each element, and its place in the run."""
     which = np.repeat(np.arange(len(lengths)), lengths)
     return which, np.arange(len(which)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Runs of users' baskets, and the state that stands before each event.
+    """Runs of users' baskets, and each event's state.
 
     Attributes:
-        first, end: (W,) baskets of each window. window: (B,) each event's. state: (B,) its state there, 0 … L.
+        first, end: (W,) baskets of each window. window: (B,) of each event. state: (B,) its state there, 0 … L.
     """
 
     first: Ints
@@ -94,13 +93,10 @@ class Windows:
 
 
 def windows_of(baskets: Baskets, log: EventLog, events: Ints, limit: int) -> Windows:
-    """Cut the histories of many events into as few windows as serve them all.
+    """Cut the histories of the events (B,) into few windows, for training.
 
-    A window holds at most `limit` baskets; the windows of a long history overlap by half, so that every state knows the
-    user's last L baskets or at least half as many (all of them where the history is no longer than L).
-
-    Args:
-        events: (B,) rows of the log. limit: L.
+    A window holds at most L = `limit` baskets. The windows of a long history overlap by half, so that a state covers at
+    least the last L/2 baskets, or the whole history if it is not longer than L.
     """
     own, end = baskets.before(log, events)
     stride = max(1, limit // 2)
@@ -113,11 +109,7 @@ def windows_of(baskets: Baskets, log: EventLog, events: Ints, limit: int) -> Win
 
 
 def served_windows(baskets: Baskets, log: EventLog, events: Ints, limit: int) -> Windows:
-    """One window for each history: the last L baskets, as a model is served (see SequenceBackbone).
-
-    Args:
-        events: (B,) rows of the log. limit: L.
-    """
+    """One window for each history of the events (B,): its last L = `limit` baskets, as SequenceBackbone reads it."""
     own, end = baskets.before(log, events)
     histories, window = np.unique(np.stack([np.maximum(own, end - limit), end]), axis=1, return_inverse=True)
     window = window.reshape(-1).astype(np.int64)
@@ -125,9 +117,9 @@ def served_windows(baskets: Baskets, log: EventLog, events: Ints, limit: int) ->
 
 
 def batches(windows: Windows, settings: FitSettings, epoch: int) -> Iterator[Ints]:
-    """Positions of events, batch by batch: whole windows, shuffled, in buckets of similar length.
+    """Positions of events, batch by batch: whole windows in random order, windows of similar length together.
 
-    A batch has about `settings.batch_size` events (more where one window alone has more).
+    A batch has about `settings.batch_size` events, more if a single window has more.
     """
     order = permutation(settings.seed, f"{settings.purpose}/shuffle", windows.first, epoch)
     counts = np.bincount(windows.window, minlength=len(windows.first))

@@ -1,1 +1,1 @@
-"""Tables and charts."""
+"""Tables and charts of results for the terminal, HTML, Markdown and JUnit."""

@@ -1,6 +1,6 @@
-"""Charts as SVG text for the page: altair says what to draw, vl-convert draws it; nothing runs in the reader's browser.
+"""Charts as SVG text for the page, described with altair and drawn by vl-convert; nothing runs in the reader's browser.
 
-Colours are the page's own variables (`currentColor`, `--s0` …), so one drawing does for light and dark.
+Colours are the page's own variables (`currentColor`, `--s0` …), so one drawing suits light and dark pages.
 """
 
 import html
@@ -17,12 +17,12 @@ from dcclctl.tables import ACTIVITY_GROUPS
 if TYPE_CHECKING:
     import altair as alt
 
-#: series colours of the page's style sheet; 0 is the baseline's
+#: number of line colours in the page's style sheet; colour 0 is the baseline's
 SERIES = 8
 _DASHES = ([1, 0], [7, 3], [2, 2], [8, 3, 2, 3], [1, 0], [7, 3], [2, 2], [8, 3, 2, 3])
 #: widths of the plots, in pixels
 WIDE, NARROW, SMALL = 860, 255, 245
-#: how the lines of a learning curve and of rounds look
+#: line → colour and dashes, in a learning curve and in a chart of rounds
 LEARNING = {"training": ("var(--s0)", [5, 3]), "valid": ("var(--s1)", [1, 0])}
 ROUNDS = {
     "cloud model, all users": ("var(--s1)", [5, 3]),
@@ -30,14 +30,14 @@ ROUNDS = {
     "cloud model, tail": ("var(--s2)", [5, 3]),
     "with patches, tail": ("var(--s2)", [1, 0]),
 }
-#: a bin of the reliability diagram with fewer rows says nothing and is not drawn
+#: bins of the reliability diagram with fewer rows are not drawn
 MIN_ROWS = 20
-#: bins on each side of zero
+#: bins of a histogram on each side of zero
 _BINS = 16
 
 
 def label(model: Model) -> str:
-    """How a chart names a model."""
+    """A model's name in charts."""
     return f"{model.ref} · {model.role}"
 
 
@@ -46,89 +46,80 @@ def _svg(chart: "alt.Chart | alt.LayerChart | alt.FacetChart", name: str, about:
 
     Args:
         chart: what to draw. name: unique on the page; ids inside the drawing start with it.
-        about: what a person who does not see it needs to know.
+        about: description for people who do not see the chart.
     """
     import vl_convert
 
+    axis: dict[str, Any] = {f"{part}Color": "currentColor" for part in ("label", "title", "grid", "domain", "tick")}
+    axis |= {"gridOpacity": 0.13, "domainOpacity": 0.5, "tickOpacity": 0.5}
+    axis |= {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     themed = (
         chart.configure(aria=False, background="transparent", font="system-ui, sans-serif", padding=4)
         .configure_view(stroke=None)
-        .configure_axis(
-            labelColor="currentColor",
-            titleColor="currentColor",
-            gridColor="currentColor",
-            domainColor="currentColor",
-            tickColor="currentColor",
-            gridOpacity=0.13,
-            domainOpacity=0.5,
-            tickOpacity=0.5,
-            labelFontSize=12,
-            titleFontSize=12,
-            titleFontWeight="normal",
-        )
-        # The reader's font is not known here: leave room for wide figures.
+        .configure_axis(**axis)
+        # The reader's font is not known: leave room for wide figures.
         .configure_axisY(minExtent=46, titlePadding=6)
     )
     drawn = vl_convert.vegalite_to_svg(themed.to_dict())
-    drawn = (
-        re.sub(r'\bid="', f'id="{name}-', drawn).replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
-    )
+    for link in ('id="', "url(#", 'href="#'):
+        drawn = re.sub(rf"\b{re.escape(link)}", f"{link}{name}-", drawn)
     size = re.search(r'viewBox="0 0 ([\d.]+) [\d.]+"', drawn)
     assert size is not None  # every drawing of vl-convert has one
     head = f'<svg role="img" aria-label="{html.escape(plain(about))}" style="width:{size[1]}px" viewBox'
     return re.sub(r"^<svg .*?viewBox", lambda found: head, drawn, count=1)
 
 
-def _colours(names: list[str], baseline: str) -> dict[str, str]:
-    """The baseline is grey, the others take the colours in turn."""
-    others = [name for name in names if name != baseline]
-    picked = {name: f"var(--s{1 + at % (SERIES - 1)})" for at, name in enumerate(others)}
-    return {name: picked.get(name, "var(--s0)") for name in names}
-
-
 def _styles(part: EvaluationPart) -> dict[str, tuple[str, list[int]]]:
-    """label → colour and dashes of its line: two models differ in both, so that neither is needed to tell them apart."""
-    names = [label(model) for model in part.models]
-    colours = _colours(names, label(part.baseline) if part.baseline else names[0])
-    return {name: (colours[name], _DASHES[at % SERIES]) for at, name in enumerate(names)}
+    """label → colour and dashes of its line. The baseline is grey; the others differ in colour and in dashes."""
+    baseline = part.baseline or part.models[0]
+    others = [model.name for model in part.models if model.name != baseline.name]
+    colours = {name: f"var(--s{1 + at % (SERIES - 1)})" for at, name in enumerate(others)}
+    return {
+        label(model): (colours.get(model.name, "var(--s0)"), _DASHES[at % SERIES])
+        for at, model in enumerate(part.models)
+    }
 
 
 def legend(part: EvaluationPart) -> list[dict[str, str]]:
-    """What the page writes beside the charts of an evaluation: text, colour and dashes of every model."""
+    """The page's legend for the charts of an evaluation: text, colour and dashes of every model."""
     return entries(_styles(part))
 
 
 def entries(styles: dict[str, tuple[str, list[int]]]) -> list[dict[str, str]]:
-    """Lines of a legend: text, colour, dashes as SVG has them."""
+    """Lines of a legend: text, colour, and dashes in the form of SVG."""
     return [
         {"text": text, "colour": colour, "dashes": " ".join(map(str, dashes))}
         for text, (colour, dashes) in styles.items()
     ]
 
 
+def _chart(rows: list[dict[str, Any]]) -> "alt.Chart":
+    import altair as alt
+
+    return alt.Chart(alt.InlineData(values=rows))
+
+
+def _y(column: str, ticks: int) -> "alt.Y":
+    """A vertical axis without a title that need not start at zero."""
+    import altair as alt
+
+    return alt.Y(column, title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=ticks))
+
+
 def _lines(styles: dict[str, tuple[str, list[int]]], column: str) -> dict[str, Any]:
-    """Encodings of lines that look as their legend says; the legend itself is the page's, where text can wrap."""
+    """Colours and dashes of lines; their legend is the page's, where text can wrap."""
     import altair as alt
 
     names = list(styles)
+    colours, dashes = ([style[part] for style in styles.values()] for part in (0, 1))
     return {
-        "color": alt.Color(
-            column,
-            sort=None,
-            scale=alt.Scale(domain=names, range=[colour for colour, _ in styles.values()]),
-            legend=None,
-        ),
-        "strokeDash": alt.StrokeDash(
-            column,
-            sort=None,
-            scale=alt.Scale(domain=names, range=[dashes for _, dashes in styles.values()]),
-            legend=None,
-        ),
+        "color": alt.Color(column, sort=None, legend=None, scale=alt.Scale(domain=names, range=colours)),
+        "strokeDash": alt.StrokeDash(column, sort=None, legend=None, scale=alt.Scale(domain=names, range=dashes)),
     }
 
 
 def activity(part: EvaluationPart, name: str, narrow: bool) -> str:
-    """A line per model over the 20 activity groups, least active first.
+    """Draw a line for each model over the 20 activity groups, least active first.
 
     Args:
         part: the evaluation. name: unique on the page. narrow: for a screen of 400 pixels.
@@ -137,17 +128,12 @@ def activity(part: EvaluationPart, name: str, narrow: bool) -> str:
 
     shown = {model.name: label(model) for model in part.models}
     rows = [
-        {
-            "group": int(row["group"].removeprefix("activity-")) + 1,
-            "value": row["value"],
-            "model": shown[row["subject"]],
-        }
-        for row in part.aggregate.to_dicts()
-        if row["metric"] == part.metric and row["group"].startswith("activity-") and row["value"] is not None
+        {"group": int(row["group"][-2:]) + 1, "value": row["value"], "model": shown[row["subject"]]}
+        for row in part.aggregate.filter(metric=part.metric).to_dicts()
+        if row["group"].startswith("activity-") and row["value"] is not None
     ]
-    title = metric_name(part.metric)
     chart = (
-        alt.Chart(alt.InlineData(values=rows))
+        _chart(rows)
         .mark_line(point=alt.OverlayMarkDef(size=28 if narrow else 40), strokeWidth=1.75)
         .encode(
             x=alt.X(
@@ -156,7 +142,7 @@ def activity(part: EvaluationPart, name: str, narrow: bool) -> str:
                 scale=alt.Scale(domain=[1, ACTIVITY_GROUPS], nice=False),
                 axis=alt.Axis(values=[1, *range(5, ACTIVITY_GROUPS + 1, 5)], grid=False),
             ),
-            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
+            y=_y("value:Q", 5),
             **_lines(_styles(part), "model:N"),
         )
         .properties(width=NARROW if narrow else WIDE, height=230 if narrow else 280)
@@ -167,25 +153,24 @@ def activity(part: EvaluationPart, name: str, narrow: bool) -> str:
         if values:
             low, high = min(values), max(values)
             ends.append(f"{shown[model.name]}: {values[low]:.4f} in group {low}, {values[high]:.4f} in group {high}")
-    return _svg(
-        chart, name, f"Line chart of {title} by activity group. {'; '.join(ends)}. The table below has every value."
-    )
+    title = f"Line chart of {metric_name(part.metric)} by activity group"
+    return _svg(chart, name, f"{title}. {'; '.join(ends)}. The table below has every value.")
 
 
 def gain_limit(part: EvaluationPart) -> float:
-    """Where the histograms of an evaluation end, on both sides of zero; beyond it users stand in the last bin."""
+    """The limit of an evaluation's histograms on both sides of zero; users beyond it count in the outermost bins."""
     sizes = np.abs([gain for gains in part.gains.values() for gain in gains if gain])
     return float(np.quantile(sizes, 0.95)) if len(sizes) else 1.0
 
 
 def gains(part: EvaluationPart, model: Model, name: str) -> str:
-    """Users by how much they gain or lose against the baseline; the side that loses is shaded.
+    """Draw a histogram of users by their gain or loss against the baseline; the side of the losses is shaded.
 
-    Users without any change are left out of the drawing (they would dwarf the rest) and named in its description.
+    Users without a change are not drawn, because they would dwarf the rest, but the description counts them.
     """
     import altair as alt
 
-    assert part.baseline is not None  # there are gains
+    assert part.baseline is not None  # gains need one
     limit = gain_limit(part)
     values = np.array(part.gains[model.name], dtype=np.float64)
     moved = values[values != 0]
@@ -203,7 +188,7 @@ def gains(part: EvaluationPart, model: Model, name: str) -> str:
     worse, better = int((moved < 0).sum()), int((moved > 0).sum())
     top = max(1, int(counts.max(initial=0)))
     bars = (
-        alt.Chart(alt.InlineData(values=rows))
+        _chart(rows)
         .mark_bar(binSpacing=1)
         .encode(
             x=alt.X(
@@ -225,7 +210,7 @@ def gains(part: EvaluationPart, model: Model, name: str) -> str:
         )
     )
     shade = (
-        alt.Chart(alt.InlineData(values=[{"from": -POINTS * limit, "to": 0}]))
+        _chart([{"from": -POINTS * limit, "to": 0}])
         .mark_rect(fill="var(--bad)", opacity=0.09)
         .encode(x="from:Q", x2="to:Q")
     )
@@ -235,7 +220,7 @@ def gains(part: EvaluationPart, model: Model, name: str) -> str:
         {"at": POINTS * limit / 2, "text": f"{better / total:.0%} better off"},
     ]
     words = (
-        alt.Chart(alt.InlineData(values=texts))
+        _chart(texts)
         .mark_text(color="currentColor", fontSize=13, fontWeight=600, baseline="top")
         .encode(x="at:Q", y=alt.value(2), text="text:N")
     )
@@ -248,7 +233,7 @@ def gains(part: EvaluationPart, model: Model, name: str) -> str:
 
 
 def learning(fit: Fit, name: str) -> str:
-    """Loss by epoch of one cloud model, with the epoch that was kept."""
+    """Draw the loss of one cloud model by epoch, with the epoch that was kept."""
     import altair as alt
 
     kinds = {"train_loss": "training", "valid_loss": "valid"}
@@ -262,7 +247,7 @@ def learning(fit: Fit, name: str) -> str:
     first = 0 if fit.best_epoch == 0 or last == 1 else 1
     ticks = list(range(first, last + 1, max(1, (last - first) // 5)))
     lines = (
-        alt.Chart(alt.InlineData(values=rows))
+        _chart(rows)
         .mark_line(point=True, strokeWidth=1.75)
         .encode(
             x=alt.X(
@@ -271,12 +256,12 @@ def learning(fit: Fit, name: str) -> str:
                 scale=alt.Scale(domain=[first, last], nice=False, zero=False),
                 axis=alt.Axis(grid=False, values=ticks, format="d"),
             ),
-            y=alt.Y("loss:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4)),
+            y=_y("loss:Q", 4),
             **_lines(LEARNING, "on:N"),
         )
     )
     kept = (
-        alt.Chart(alt.InlineData(values=[{"epoch": fit.best_epoch}]))
+        _chart([{"epoch": fit.best_epoch}])
         .mark_rule(color="currentColor", strokeDash=[2, 3], opacity=0.7)
         .encode(x=alt.X("epoch:Q", scale=alt.Scale(zero=False)))
     )
@@ -292,15 +277,12 @@ def learning(fit: Fit, name: str) -> str:
 
 
 def rounds(part: EvaluationPart, name: str) -> str:
-    """The metric by round of distillation, for cloud models and for patches on them; '' with fewer than two rounds."""
+    """Draw the metric by round of distillation, with and without patches; '' for fewer than two rounds."""
     import altair as alt
 
     trained_further = {part.baseline.name} if part.baseline and part.control else set()
-    values = {
-        (row["subject"], row["group"]): row["value"]
-        for row in part.aggregate.to_dicts()
-        if row["metric"] == part.metric
-    }
+    shown_metric = part.aggregate.filter(metric=part.metric).select("subject", "group", "value")
+    values = {(subject, group): value for subject, group, value in shown_metric.iter_rows()}
     rows = [
         {
             "round": model.round,
@@ -314,23 +296,22 @@ def rounds(part: EvaluationPart, name: str) -> str:
     numbers = sorted({int(row["round"]) for row in rows})
     if len(numbers) < 2:
         return ""
-    title = metric_name(part.metric)
     chart = (
-        alt.Chart(alt.InlineData(values=rows))
+        _chart(rows)
         .mark_line(point=alt.OverlayMarkDef(size=45), strokeWidth=1.75)
         .encode(
             x=alt.X("round:O", title="rounds of distillation behind it", axis=alt.Axis(labelAngle=0)),
-            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
+            y=_y("value:Q", 5),
             **_lines(ROUNDS, "series:N"),
         )
         .properties(width=SMALL, height=190)
     )
     said = "; ".join(f"round {row['round']}, {row['series']}: {row['value']:.4f}" for row in rows)
-    return _svg(chart, name, f"Line chart of {title} by round. {said}.")
+    return _svg(chart, name, f"Line chart of {metric_name(part.metric)} by round. {said}.")
 
 
 def calibration(part: EvaluationPart, name: str) -> str:
-    """Predicted against observed frequency, a line per model; the diagonal is a model that means what it says."""
+    """Draw predicted against observed frequency, a line for each model; the diagonal is perfect calibration."""
     import altair as alt
 
     shown = {model.name: label(model) for model in part.models}
@@ -339,18 +320,18 @@ def calibration(part: EvaluationPart, name: str) -> str:
         for row in part.reliability.to_dicts()
         if row["rows"] >= MIN_ROWS
     ]
-    unit = alt.Scale(domain=[0, 1], nice=False)
+    unit, quarters = alt.Scale(domain=[0, 1], nice=False), alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format="%")
     diagonal = (
-        alt.Chart(alt.InlineData(values=[{"x": 0, "y": 0}, {"x": 1, "y": 1}]))
+        _chart([{"x": 0, "y": 0}, {"x": 1, "y": 1}])
         .mark_line(color="currentColor", opacity=0.5, strokeDash=[3, 3])
         .encode(x=alt.X("x:Q", scale=unit, title="predicted"), y=alt.Y("y:Q", scale=unit, title="observed"))
     )
     lines = (
-        alt.Chart(alt.InlineData(values=rows))
+        _chart(rows)
         .mark_line(point=True, strokeWidth=1.75)
         .encode(
-            x=alt.X("predicted:Q", axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format="%")),
-            y=alt.Y("observed:Q", axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format="%")),
+            x=alt.X("predicted:Q", axis=quarters),
+            y=alt.Y("observed:Q", axis=quarters),
             **_lines(_styles(part), "model:N"),
         )
     )

@@ -9,12 +9,12 @@ import polars as pl
 from dcclctl.report.comparison import POINTS, allowed, gate_words, interval, metric_name, points, words
 from dcclctl.report.text import plain
 
-#: Characters that Markdown, or the HTML that it may contain, would act on.
+#: Characters with a meaning in Markdown, or in the HTML that it may contain.
 _ACTIVE = frozenset("\\`*_{}[]<>#.!|~&:@^$")
 
 
 def junit(gate: pl.DataFrame, names: Mapping[str, str], against: str) -> str:
-    """JUnit XML: a test case per rule and model. A failed rule is a failure, an inconclusive one is skipped.
+    """JUnit XML: a test case for each rule and model. A failed rule is a failure, an inconclusive one is skipped.
 
     Args:
         gate: GATE table. names: subject → reference to show. against: name of the baseline.
@@ -46,7 +46,7 @@ def junit(gate: pl.DataFrame, names: Mapping[str, str], against: str) -> str:
 
 
 def measured(row: Mapping[str, Any]) -> str:
-    """What was measured for one row of a GATE table, in one sentence."""
+    """The figures of one row of a GATE table in one sentence."""
     if row["drop"] is None:
         return "the group has no users with a value"
     bounds = f", 95 % interval {interval(row['low'], row['high'])}" if row["low"] is not None else ""
@@ -67,12 +67,12 @@ def markdown(
     harm_metric: str,
     heading: str,
 ) -> str:
-    """A summary for people: the gate's verdict first, then the differences, then who is worse off.
+    """A summary for people: the gate's verdict, the differences, and the users who lose most.
 
     Args:
         comparison: COMPARISON table. harm: HARM table. worst: WORST_USERS table. gate: GATE table, empty without rules.
         names: subject → reference to show. against: name of the baseline. metrics: those to show.
-        harm_metric: the one that harm is counted by. heading: what was scored, in one line.
+        harm_metric: the metric of gains and losses. heading: what was scored, in one line.
     """
     parts = [f"## {_verdict_of(gate)}", "", heading, ""]
     if gate.height:
@@ -106,24 +106,20 @@ def markdown(
             if row["metric"] in metrics and row["users"]
         ],
     )
+    shares = ("better", "worse", "unchanged")
     parts += [f"### Users better and worse off by {metric_name(harm_metric)}", ""]
     parts += _table(
-        ("model", "group", "users", "better", "worse", "unchanged"),
+        ("model", "group", "users", *shares),
         [
-            (
-                names[row["subject"]],
-                row["group"],
-                f"{row['users']:,}",
-                *(f"{row[share]:.1%}" for share in ("better", "worse", "unchanged")),
-            )
-            for row in harm.filter(pl.col("metric") == harm_metric).to_dicts()
+            (names[row["subject"]], row["group"], f"{row['users']:,}", *(f"{row[share]:.1%}" for share in shares))
+            for row in harm.filter(metric=harm_metric).to_dicts()
             if row["users"]
         ],
     )
-    for (subject,), lost in worst.filter(pl.col("metric") == harm_metric).group_by("subject", maintain_order=True):
+    for (subject,), lost in worst.filter(metric=harm_metric).group_by("subject", maintain_order=True):
         users = ", ".join(f"{escape(row['user_id'])} ({points(row['difference'])})" for row in lost.head(5).to_dicts())
         parts += [f"Worst off with {names[str(subject)]}: {users}", ""]
-    parts += [f"Differences and drops are in points, {POINTS} to the metric's own unit.", ""]
+    parts += [f"Differences and drops are in points: {POINTS} points are one unit of the metric.", ""]
     return "\n".join(parts)
 
 
@@ -144,10 +140,6 @@ def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[st
 
 
 def escape(text: str) -> str:
-    """An id that Markdown shows as it is: nothing in it becomes markup, a mention, a link or another cell."""
-    return "".join(_inert(character) for character in plain(text))
-
-
-def _inert(character: str) -> str:
+    """Escape an id for Markdown: nothing in it becomes markup, a mention, a link or another cell."""
     # A character reference instead of a backslash: it also stops '@name', '#1' and bare links.
-    return f"&#{ord(character)};" if character in _ACTIVE else character
+    return "".join(f"&#{ord(each)};" if each in _ACTIVE else each for each in plain(text))

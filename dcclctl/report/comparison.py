@@ -1,6 +1,7 @@
-"""Comparisons, harm and gates in words: tables for the terminal."""
+"""Comparisons, losses and gates as words and as tables for the terminal."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import polars as pl
 from rich.table import Table
@@ -8,17 +9,14 @@ from rich.text import Text
 
 from dcclctl.tables import GROUPS
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-#: Differences are shown in points: hundredths of the metric's own unit.
+#: Differences are shown in points: so many points are one unit of the metric.
 POINTS = 100
 _CORRECTED = "after Holm's correction"
 _COLOURS = {"better": "green", "worse": "red", "fail": "bold red", "pass": "green"}
 
 
 def metric_name(metric: str) -> str:
-    """A metric's name in one line: 'ndcg@10/1000' → 'NDCG@10 sampled'."""
+    """A metric's name for people: 'ndcg@10/1000' → 'NDCG@10 sampled'."""
     name, _, sampled = metric.partition("/")
     shown = {"gauc": "GAUC", "log_loss": "log loss"}.get(name, name.upper())
     return f"{shown} sampled" if sampled else shown
@@ -34,26 +32,34 @@ def interval(low: float | None, high: float | None) -> str:
     return "" if low is None else f"[{points(low)}, {points(high)}]"
 
 
-def words(row: "Mapping[str, Any]") -> str:
+def new_table(title: str | None, columns: Iterable[str], right: Iterable[str] = (), wrap: Iterable[str] = ()) -> Table:
+    """A table of the terminal with these columns, those in `right` aligned to the right; those in `wrap` may wrap."""
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name not in wrap)
+    return table
+
+
+def words(row: Mapping[str, Any]) -> str:
     """The verdict on one row of a COMPARISON table."""
     if row["verdict"] != "inconclusive":
         return str(row["verdict"])
     return "inconclusive" + (" " + _CORRECTED if _real_alone(row) else "") + _unsettled(row, row["difference"])
 
 
-def _real_alone(row: "Mapping[str, Any]") -> bool:
-    """Does the interval leave out zero? It is of this comparison alone; the verdict answers for all metrics together."""
+def _real_alone(row: Mapping[str, Any]) -> bool:
+    """Whether the interval excludes zero. It is for this comparison alone, the verdict for all metrics together."""
     return row["low"] is not None and not row["low"] <= 0 <= row["high"]
 
 
-def gate_words(row: "Mapping[str, Any]") -> str:
+def gate_words(row: Mapping[str, Any]) -> str:
     """The verdict on one row of a GATE table."""
     if row["verdict"] == "fail":
         return "FAIL"
     return "pass" if row["verdict"] == "pass" else "inconclusive" + _unsettled(row, row["drop"])
 
 
-def _unsettled(row: "Mapping[str, Any]", difference: float | None) -> str:
+def _unsettled(row: Mapping[str, Any], difference: float | None) -> str:
     if not row["users"]:
         return ": no such users"
     if row["low"] is None:
@@ -65,29 +71,28 @@ def _unsettled(row: "Mapping[str, Any]", difference: float | None) -> str:
     return f": {row['users_to_settle']:,} users would settle it"
 
 
-def _groups(table: pl.DataFrame) -> "Iterator[tuple[str, list[dict[str, Any]]]]":
-    """Head, tail, new, all: those that have users, with their rows."""
+def _groups(table: pl.DataFrame) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Of head, tail, new and all, the groups that have users, with their rows."""
     for group in (*GROUPS, "all"):
-        rows = [row for row in table.filter(pl.col("group") == group).to_dicts() if row["users"]]
+        rows = [row for row in table.filter(group=group).to_dicts() if row["users"]]
         if rows:
             yield group, rows
 
 
-def comparison_table(comparison: pl.DataFrame, names: "Mapping[str, str]", against: str, metrics: list[str]) -> Table:
-    """The difference to the baseline and its verdict: a section per group, a line per model and metric.
+def comparison_table(comparison: pl.DataFrame, names: Mapping[str, str], against: str, metrics: list[str]) -> Table:
+    """The difference to the baseline and its verdict: a section for each group, a line for each model and metric.
 
     Args:
         comparison: COMPARISON table. names: subject → reference to show. against: name of the baseline.
         metrics: those to show, in their order.
     """
-    table = Table(
-        title=f"Difference to {names[against]} in points (1/{POINTS}), 95 % interval over users",
-        title_justify="left",
-        pad_edge=False,
+    table = new_table(
+        f"Difference to {names[against]} in points (1/{POINTS}), 95 % interval over users",
+        ("group", "users", "model", "metric", "difference", "interval", "verdict"),
+        right=("users", "difference", "interval"),
+        wrap=("verdict",),
     )
-    for name in ("group", "users", "model", "metric", "difference", "interval", "verdict"):
-        right = name in ("users", "difference", "interval")
-        table.add_column(name, justify="right" if right else "left", no_wrap=name != "verdict")
+    order = list(names)
     for group, shown in _groups(comparison.filter(pl.col("metric").is_in(metrics))):
         table.add_section()
         if all(row["low"] is None for row in shown):
@@ -95,7 +100,8 @@ def comparison_table(comparison: pl.DataFrame, names: "Mapping[str, str]", again
             table.add_row(group, f"{users:,}", "", "", "", "", "too few users to tell")
             continue
         previous = ""
-        for place, row in enumerate(sorted(shown, key=lambda row: _place(row, names, metrics))):
+        shown.sort(key=lambda row: (order.index(row["subject"]), metrics.index(row["metric"])))
+        for place, row in enumerate(shown):
             model = "" if row["subject"] == previous else names[row["subject"]]
             previous = row["subject"]
             table.add_row(
@@ -110,17 +116,13 @@ def comparison_table(comparison: pl.DataFrame, names: "Mapping[str, str]", again
     return table
 
 
-def _place(row: "Mapping[str, Any]", names: "Mapping[str, str]", metrics: list[str]) -> tuple[int, int]:
-    return list(names).index(row["subject"]), metrics.index(row["metric"])
-
-
-def favoured(row: "Mapping[str, Any]") -> str:
-    """Whom the model does more for, of a row of a TAIL_MINUS_HEAD table: 'favours the tail', also where all lose by it."""
+def favoured(row: Mapping[str, Any]) -> str:
+    """The verdict on one row of a TAIL_MINUS_HEAD table, e.g. 'favours the tail', also where both groups lose."""
     return f"favours the {row['verdict']}" if row["verdict"] in ("tail", "head") else str(row["verdict"])
 
 
-def why_open(row: "Mapping[str, Any]") -> str:
-    """Why a row of a TAIL_MINUS_HEAD table is inconclusive although it may not look so; empty where it is plain."""
+def why_open(row: Mapping[str, Any]) -> str:
+    """Why a row of a TAIL_MINUS_HEAD table is inconclusive; '' where the interval already shows it."""
     if row["verdict"] != "inconclusive" or row["difference"] is None:
         return ""
     if row["low"] is None:
@@ -128,8 +130,8 @@ def why_open(row: "Mapping[str, Any]") -> str:
     return _CORRECTED if _real_alone(row) else ""
 
 
-def tail_minus_head_line(rows: "Iterable[Mapping[str, Any]]", ref: str, metrics: list[str]) -> str:
-    """In one line whether tail users gain more than head users; empty where one of the two groups has no users.
+def tail_minus_head_line(rows: Iterable[Mapping[str, Any]], ref: str, metrics: list[str]) -> str:
+    """One line that says whether tail users gain more than head users; '' if either group has no users.
 
     Args:
         rows: TAIL_MINUS_HEAD rows of one model. ref: reference of the model. metrics: those to show.
@@ -149,20 +151,18 @@ def tail_minus_head_line(rows: "Iterable[Mapping[str, Any]]", ref: str, metrics:
     return f"{ref}, gain of tail users minus gain of head users: " + "; ".join(said)
 
 
-def first_events_table(table: pl.DataFrame, names: "Mapping[str, str]", against: str, metrics: list[str]) -> Table:
-    """New users after K events: a section per metric, K down the rows, models across.
+def first_events_table(table: pl.DataFrame, names: Mapping[str, str], against: str, metrics: list[str]) -> Table:
+    """New users after K events: a section for each metric, a row for each K, a column for each model.
 
-    With a baseline its column holds its value, and the others' their difference to it at the same K.
+    With a baseline, its column holds its value, and the other columns hold their difference to it at the same K.
 
     Args:
-        table: FIRST_EVENTS table. names: subject → reference to show. against: name of the baseline, or empty.
+        table: see targets.by_first_events. names: subject → reference to show. against: name of the baseline, or empty.
         metrics: those to show, in their order.
     """
     said = f": difference to {names[against]} at the same K in points (1/{POINTS}), 95 % interval" if against else ""
-    shown = Table(title=f"New users served with their first K events{said}", title_justify="left", pad_edge=False)
-    shown.add_column("metric", no_wrap=True)
-    shown.add_column("K", justify="right")
-    shown.add_column("users", justify="right")
+    title, right = f"New users served with their first K events{said}", ("K", "users")
+    shown = new_table(title, ("metric", *right), right=right, wrap=right)
     for subject, ref in names.items():
         shown.add_column(Text(f"{ref}, value" if subject == against else ref), justify="right")
     cells = {(row["metric"], row["first_events"], row["subject"]): row for row in table.to_dicts()}
@@ -176,7 +176,7 @@ def first_events_table(table: pl.DataFrame, names: "Mapping[str, str]", against:
     return shown
 
 
-def _first_events_cell(row: "Mapping[str, Any]", against: str) -> Text:
+def _first_events_cell(row: Mapping[str, Any], against: str) -> Text:
     if not against or row["subject"] == against:
         return Text("–" if row["value"] is None else f"{row['value']:.4f}")
     text = f"{points(row['difference'])} {interval(row['low'], row['high'])}"
@@ -184,25 +184,20 @@ def _first_events_cell(row: "Mapping[str, Any]", against: str) -> Text:
 
 
 def harm_table(
-    harm: pl.DataFrame, comparison: pl.DataFrame, names: "Mapping[str, str]", against: str, metric: str
+    harm: pl.DataFrame, comparison: pl.DataFrame, names: Mapping[str, str], against: str, metric: str
 ) -> Table:
-    """Whom each model makes better and worse by one metric: lift and harm side by side, models under one another.
+    """How many users gain and lose by one metric, and how much: a section for each group, a line for each model.
 
     Args:
         harm: HARM table. comparison: COMPARISON table of the same evaluation. names: subject → reference to show.
         against: name of the baseline. metric: one of the table's metrics.
     """
-    table = Table(
-        title=f"Users better and worse off than with {names[against]} by {metric_name(metric)}",
-        title_justify="left",
-        pad_edge=False,
-    )
-    for name in ("group", "users", "model", "mean difference", "better", "worse", "unchanged"):
-        table.add_column(name, justify="left" if name in ("group", "model") else "right", no_wrap=True)
-    table.add_column("of those worse off,\nhalf lose more than", justify="right", no_wrap=True)
-    table.add_column("and a tenth\nmore than", justify="right", no_wrap=True)
-    lifts = {(row["subject"], row["group"]): row for row in comparison.filter(pl.col("metric") == metric).to_dicts()}
-    for group, rows in _groups(harm.filter(pl.col("metric") == metric)):
+    sizes = ("of those worse off,\nhalf lose more than", "and a tenth\nmore than")
+    figures = ("mean difference", "better", "worse", "unchanged", *sizes)
+    title = f"Users better and worse off than with {names[against]} by {metric_name(metric)}"
+    table = new_table(title, ("group", "users", "model", *figures), right=("users", *figures))
+    lifts = {(row["subject"], row["group"]): row for row in comparison.filter(metric=metric).to_dicts()}
+    for group, rows in _groups(harm.filter(metric=metric)):
         table.add_section()
         for place, row in enumerate(rows):
             table.add_row(
@@ -216,19 +211,16 @@ def harm_table(
     return table
 
 
-def gate_table(gate: pl.DataFrame, names: "Mapping[str, str]", against: str) -> Table:
-    """Every rule of a gate with the drop that was measured and the verdict.
+def gate_table(gate: pl.DataFrame, names: Mapping[str, str], against: str) -> Table:
+    """Every rule of a gate with the measured drop and the verdict.
 
     Args:
         gate: GATE table. names: subject → reference to show. against: name of the baseline.
     """
-    table = Table(
-        title=f"Gate: drop against {names[against]} in points (1/{POINTS}), 95 % interval over users",
-        title_justify="left",
-        pad_edge=False,
-    )
-    for name in ("model", "rule", "users", "allowed", "drop", "interval", "verdict"):
-        table.add_column(name, justify="left" if name in ("model", "rule", "verdict") else "right")
+    figures = ("users", "allowed", "drop", "interval")
+    columns = ("model", "rule", *figures, "verdict")
+    title = f"Gate: drop against {names[against]} in points (1/{POINTS}), 95 % interval over users"
+    table = new_table(title, columns, right=figures, wrap=columns)
     for row in gate.to_dicts():
         table.add_row(
             Text(names[row["subject"]]),
@@ -242,6 +234,6 @@ def gate_table(gate: pl.DataFrame, names: "Mapping[str, str]", against: str) -> 
     return table
 
 
-def allowed(row: "Mapping[str, Any]") -> str:
-    """'1% = 0.12' (in points), of a row of a GATE table."""
+def allowed(row: Mapping[str, Any]) -> str:
+    """The allowed drop in one row of a GATE table, as written and in points: '1% = 0.12'."""
     return str(row["max_drop"]) + ("" if row["allowed"] is None else f" = {POINTS * row['allowed']:.2f}")

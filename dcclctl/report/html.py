@@ -1,10 +1,8 @@
-"""One offline page from the content of a report: no script, no request, the same bytes for the same content."""
+"""Renders a report as one offline page: no script, no request, the same bytes for the same content."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import polars as pl
 
 from dcclctl.report import charts
 from dcclctl.report.comparison import favoured, interval, metric_name, points, why_open, words
@@ -13,18 +11,17 @@ from dcclctl.report.text import plain
 from dcclctl.tables import ACTIVITY_GROUPS, GROUPS, SERVED_BY
 
 TEMPLATE = "page.html.jinja"
-#: the groups of the tables, in the order of the paper's question
+#: the groups of the tables, in the order in which they are shown
 SHOWN_GROUPS = ("tail", "head", "new", "all")
-#: users named in the list of the worst off
+#: number of users in the list of the largest losses
 WORST_SHOWN = 5
 
 
 def render(page: Page) -> str:
-    """The page as HTML.
+    """Render the page as HTML.
 
     Args:
-        page: from `stages.report.load_page`. Text that comes from a log is escaped here, and its control characters are
-            shown instead of acting.
+        page: from `stages.report.load_page`. Text from a log is escaped here, and its control characters are made visible.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -36,10 +33,10 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Everything that is no drawing of ours goes through `plain`, then through jinja's escaping.
+    # Everything except our own drawings goes through `plain`, then through jinja's escaping.
     environment.finalize = lambda value: value if isinstance(value, Markup) else plain_lines(value)
     return environment.get_template(TEMPLATE).render(
-        title=_title(page),
+        title=f"Did it help, and whom? {', '.join(part.ref for part in page.evaluations)}",
         evaluations=[_evaluation(part, at, Markup) for at, part in enumerate(page.evaluations, 1)],
         fits=[
             {"fit": fit, "drawing": Markup(charts.learning(fit, f"fit{at}"))}
@@ -54,7 +51,7 @@ def render(page: Page) -> str:
 
 
 def plain_lines(value: object) -> str:
-    """`plain` for text of several lines: the line ends of the page's own texts stay."""
+    """`plain` for text of several lines: line ends stay."""
     return "\n".join(plain(line) for line in str(value).split("\n"))
 
 
@@ -65,14 +62,9 @@ def _setting(value: Any) -> str:
     return ",".join(str(each) for each in value) if isinstance(value, list) else str(value)
 
 
-def _title(page: Page) -> str:
-    names = ", ".join(part.ref for part in page.evaluations)
-    return f"Did it help, and whom? {names}"
-
-
 def _evaluation(part: EvaluationPart, at: int, markup: Any) -> dict[str, Any]:
-    """What the template needs of one evaluation: sentences, rows and drawings."""
-    others = [model for model in part.models if model is not part.baseline] if part.baseline else []
+    """The template's values for one evaluation: sentences, rows and drawings."""
+    others = _others(part)
     rounds = charts.rounds(part, f"e{at}-rounds")
     return {
         "part": part,
@@ -89,7 +81,7 @@ def _evaluation(part: EvaluationPart, at: int, markup: Any) -> dict[str, Any]:
             {"width": width, "drawing": markup(charts.activity(part, f"e{at}-activity-{width}", width == "narrow"))}
             for width in ("wide", "narrow")
         ],
-        "activity_rows": _activity_rows(part),
+        "activity_rows": list(_activity_rows(part)),
         "gains": [
             {"model": model, "drawing": markup(charts.gains(part, model, f"e{at}-gains-{number}"))}
             for number, model in enumerate(others)
@@ -104,8 +96,13 @@ def _evaluation(part: EvaluationPart, at: int, markup: Any) -> dict[str, Any]:
     }
 
 
+def _others(part: EvaluationPart) -> list[Model]:
+    """The models that are compared with the baseline; [] without one."""
+    return [model for model in part.models if model is not part.baseline] if part.baseline else []
+
+
 def period_name(on: str) -> str:
-    """What was scored, for people: 'valid' → 'the validation period', 'device:2/3, …' → 'part 2/3 of the device period, …'."""
+    """The scored period for people: 'valid' → 'the validation period', 'device:2/3, …' → 'part 2/3 of the device period, …'."""
     block, comma, restriction = on.partition(",")
     period, _, share = block.partition(":")
     name = f"the {'validation' if period == 'valid' else period} period"
@@ -113,14 +110,11 @@ def period_name(on: str) -> str:
 
 
 def _row(part: EvaluationPart, subject: str, group: str, metric: str) -> dict[str, Any]:
-    found = part.comparison.filter(
-        (pl.col("subject") == subject) & (pl.col("group") == group) & (pl.col("metric") == metric)
-    )
-    return found.row(0, named=True)
+    return part.comparison.filter(subject=subject, group=group, metric=metric).row(0, named=True)
 
 
 def _relative(row: dict[str, Any]) -> str:
-    """' (+3.4 %)' of the baseline; empty where the baseline is 0."""
+    """The difference relative to the baseline, ' (+3.4 %)'; '' where the baseline is 0."""
     return f" ({row['difference'] / row['baseline']:+.1%})".replace("%", " %") if row["baseline"] else ""
 
 
@@ -131,10 +125,10 @@ def _measured(row: dict[str, Any]) -> str:
 
 
 def headline(part: EvaluationPart) -> list[str]:
-    """One to three sentences that claim no more than the comparison shows."""
+    """One to three sentences; they claim a difference only where the comparison shows it."""
     if part.baseline is None:
         return [f"Only {part.models[0].ref} was scored, so there is nothing to compare it with."]
-    others = [model for model in part.models if model is not part.baseline]
+    others = _others(part)
     against, metric = f"{part.baseline.ref} ({part.baseline.role})", metric_name(part.metric)
     sentences = []
     if len(others) == 1:
@@ -176,24 +170,24 @@ def _listed(names: list[str]) -> str:
 
 
 def notes(part: EvaluationPart) -> list[str]:
-    """What the figures do not say, in one line each."""
+    """What the figures do not show, one sentence or two for each point."""
     found = []
     if part.baseline is not None and not part.control:
         found.append(
-            f"The baseline {part.baseline.ref} is not the strong control (the same cloud model simply trained further on the "
-            "same events). A gain is worth deploying only if it also holds against that: dcclctl train --continue REF --on device, "
-            "then dcclctl evaluate … --against it."
+            f"The baseline {part.baseline.ref} is not the strong control (the same cloud model trained further on the same "
+            "events). A gain is worth deploying only if it also holds against that control: dcclctl train --continue REF "
+            "--on device, then dcclctl evaluate … --against it."
         )
     placebos = any(model.placebo for model in part.models)
     if part.baseline is not None and any(model.patched for model in part.models) and not placebos:
         found.append(
-            "A gain of patches is personal only if it is gone with another user's patch or memory, which is not among these models: "
-            "dcclctl evaluate … patches@N patches@N+shuffled."
+            "A gain of patches is personal only if it disappears with another user's patch or memory, which was not scored "
+            "here: dcclctl evaluate … patches@N patches@N+shuffled."
         )
     if part.baseline is not None:
         found.append(
             "Verdicts are corrected (Holm) for all metrics of a group, not for the number of models. The intervals cover the "
-            "choice of users, not the luck of training: repeat with other seeds before you rely on a small gain."
+            "choice of users, not the randomness of training: repeat with other seeds before you rely on a small gain."
         )
     if part.candidates != "all":
         found.append(f"Ranked among {part.candidates:,} sampled items: not comparable with rankings of all items.")
@@ -216,7 +210,7 @@ def _verdict(part: EvaluationPart, model: Model) -> dict[str, Any]:
                 "words": words(row).removeprefix(row["verdict"]).removeprefix(":").strip(),
             }
         )
-    who = part.tail_minus_head.filter(pl.col("subject") == model.name).row(0, named=True)
+    who = part.tail_minus_head.filter(subject=model.name).row(0, named=True)
     cells.append(
         {
             "difference": points(who["difference"]),
@@ -225,10 +219,8 @@ def _verdict(part: EvaluationPart, model: Model) -> dict[str, Any]:
             "words": why_open(who),
         }
     )
-    share = part.harm.filter(
-        (pl.col("subject") == model.name) & (pl.col("group") == "all") & (pl.col("metric") == part.metric)
-    ).row(0, named=True)
-    return {"model": model, "cells": cells, "worse": "–" if share["worse"] is None else f"{share['worse']:.0%}"}
+    worse = part.harm.filter(subject=model.name, group="all", metric=part.metric)["worse"].item()
+    return {"model": model, "cells": cells, "worse": "–" if worse is None else f"{worse:.0%}"}
 
 
 def _values(part: EvaluationPart) -> dict[tuple[str, str, str], dict[str, Any]]:
@@ -240,7 +232,7 @@ def _number(value: float | None) -> str:
 
 
 def _group_rows(part: EvaluationPart) -> Iterable[dict[str, Any]]:
-    """A block per group that has users: every model's figures, and its difference to the baseline with the interval."""
+    """A block for each group that has users: every model's metrics, and their differences to the baseline."""
     values = _values(part)
     for group in SHOWN_GROUPS:
         users = max(values[group, model.name, metric]["users"] for model in part.models for metric in part.metrics)
@@ -261,7 +253,7 @@ def _group_rows(part: EvaluationPart) -> Iterable[dict[str, Any]]:
 
 
 def _every(part: EvaluationPart) -> dict[str, Any]:
-    """All metrics of all groups, as plain figures."""
+    """All metrics of all groups."""
     values = _values(part)
     metrics = part.aggregate["metric"].unique(maintain_order=True).to_list()
     rows = [
@@ -277,19 +269,12 @@ def _every(part: EvaluationPart) -> dict[str, Any]:
     return {"columns": [metric_name(metric) for metric in metrics], "rows": rows}
 
 
-def _activity_rows(part: EvaluationPart) -> list[dict[str, Any]]:
+def _activity_rows(part: EvaluationPart) -> Iterable[dict[str, Any]]:
     values = _values(part)
-    rows = []
     for number in range(ACTIVITY_GROUPS):
         found = [values[f"activity-{number:02d}", model.name, part.metric] for model in part.models]
-        rows.append(
-            {
-                "group": number + 1,
-                "users": max(row["users"] for row in found),
-                "cells": [_number(row["value"]) for row in found],
-            }
-        )
-    return rows
+        users = max(row["users"] for row in found)
+        yield {"group": number + 1, "users": users, "cells": [_number(row["value"]) for row in found]}
 
 
 def _harm_rows(part: EvaluationPart) -> Iterable[dict[str, Any]]:
@@ -297,17 +282,15 @@ def _harm_rows(part: EvaluationPart) -> Iterable[dict[str, Any]]:
         return
     models = {model.name: model for model in part.models}
     for group in SHOWN_GROUPS:
-        for row in part.harm.filter((pl.col("group") == group) & (pl.col("metric") == part.metric)).to_dicts():
+        for row in part.harm.filter(group=group, metric=part.metric).to_dicts():
             if row["users"]:
                 shares = [f"{row[share]:.0%}" for share in ("better", "worse", "unchanged")]
-                sizes = [
-                    "–" if row[size] is None else points(-row[size]).lstrip("+") for size in ("harm_50", "harm_10")
-                ]
+                sizes = [points(row[size] and -row[size]).lstrip("+") for size in ("harm_50", "harm_10")]
                 yield {"group": group, "users": row["users"], "model": models[row["subject"]], "cells": shares + sizes}
 
 
 def _worst(part: EvaluationPart, model: Model) -> list[dict[str, str]]:
     return [
         {"id": row["user_id"], "group": row["group"], "lost": points(row["difference"])}
-        for row in part.worst.filter(pl.col("subject") == model.name).head(WORST_SHOWN).to_dicts()
+        for row in part.worst.filter(subject=model.name).head(WORST_SHOWN).to_dicts()
     ]

@@ -1,4 +1,4 @@
-"""What a report says, before it has a form: filled by `stages.report`, drawn by `report.html`."""
+"""The content of a report: filled by `stages.report`, drawn by `report.html`."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,10 @@ class Model:
     Attributes:
         name: its name in the tables. ref: its reference in the store.
         role: what it is, for people: 'frozen cloud model', 'patches on cloud@1'.
-        round: distillations that its cloud model has behind it. patched: are there patches on top?
+        round: distillations in its cloud model's lineage. patched: whether it has patches.
         served_by: one of tables.SERVED_BY → users.
         ece: calibration error; None without rows. coverage: share of the catalogue that is shown; None if sampled.
-        placebo: is everybody served with the mean patch, or another user's?
+        placebo: whether users are served with the mean patch, or with another user's.
     """
 
     name: str
@@ -38,10 +38,10 @@ class EvaluationPart:
     Attributes:
         ref, id, on, dataset, split, seed: which evaluation, of which period.
         events, users, users_without_auc: how many were scored. candidates: 'all', or how many were sampled.
-        negatives: sampled beside each event for AUC and calibration; 0 where the log has observed labels.
+        negatives: sampled for each event for AUC and calibration; 0 where the log has observed labels.
         models: in the order they were given. baseline: the one that the others are compared with; None if there is
-            nothing to compare. control: is the baseline a cloud model that was simply trained further?
-        metrics: those that the tables show first. metric: the one that the verdict is about.
+            nothing to compare. control: whether the baseline is a cloud model that was only trained further.
+        metrics: those that the tables show first. metric: the metric of the verdict.
         aggregate, comparison, harm, reliability: tables, see tables.py. tail_minus_head: TAIL_MINUS_HEAD rows of `metric`.
         gains: model name → every user's difference in `metric` to the baseline, more is better.
         worst: WORST_USERS rows of `metric`.
@@ -74,10 +74,11 @@ class EvaluationPart:
 
 @dataclass(frozen=True)
 class Fit:
-    """How one cloud model learned: epochs of epoch, train_loss, valid_loss; best_epoch 0 is the start.
+    """The training of one cloud model.
 
     Attributes:
-        best_valid_loss, best_valid_auc: of the epoch that was kept, the one with the highest AUC.
+        epochs: epoch, train_loss and valid_loss of each. best_epoch: the one with the highest AUC, which was kept; 0: start.
+        best_valid_loss, best_valid_auc: of that epoch.
     """
 
     ref: str
@@ -105,8 +106,8 @@ class Step:
     """One artifact of the lineage.
 
     Attributes:
-        ref, id, stage: which, and the command that made it. inputs: (role, reference or SHA-256 of a raw file).
-        config: resolved configuration, dotted keys, with the seed. packages: versions that it was made with.
+        ref, id, stage: which artifact, and its command. inputs: (role, reference or SHA-256 of a raw file).
+        config: resolved configuration, dotted keys, with the seed. packages: their versions.
         command: the command line that makes it again.
     """
 
@@ -121,7 +122,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything of one report; `steps` are in an order in which they can be made."""
+    """The content of one report; each of `steps` comes after its inputs."""
 
     evaluations: list[EvaluationPart]
     fits: list[Fit]

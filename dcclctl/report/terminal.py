@@ -1,44 +1,38 @@
-"""Tables for the terminal."""
+"""Tables of metrics for the terminal."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import polars as pl
 from rich.table import Table
 from rich.text import Text
 
 from dcclctl.metrics.metric import lower_is_better
-from dcclctl.report.comparison import metric_name
+from dcclctl.report.comparison import metric_name, new_table
 from dcclctl.tables import GROUPS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def heading(metric: str) -> str:
-    """A metric's name for people: 'ndcg@10/1000' → 'NDCG@10', and 'sampled' on a line below."""
+    """A metric's name for people: 'ndcg@10/1000' → 'NDCG@10', with 'sampled' on a second line."""
     return metric_name(metric).replace(" sampled", "\nsampled")
 
 
 def shown_metrics(metrics: list[str]) -> list[str]:
-    """What fits a terminal: of NDCG the middle cut-off only; the artifact has all of them."""
+    """The metrics that fit into a terminal: of NDCG only the middle cut-off."""
     ndcg = [metric for metric in metrics if metric.startswith("ndcg@")]
     return [metric for metric in metrics if metric not in ndcg or metric == ndcg[len(ndcg) // 2]]
 
 
-def group_table(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
-    """Head, tail, new and all, a line per model; the best model of each column of a group is bold.
+def group_table(aggregate: pl.DataFrame, names: Mapping[str, str]) -> Table:
+    """Metrics of head, tail, new and all users, a line for each model; the best value of a column and group is bold.
 
     Args:
         aggregate: AGGREGATE table. names: subject → reference to show.
     """
     metrics = shown_metrics(aggregate["metric"].unique(maintain_order=True).to_list())
-    table = Table(title=None, pad_edge=False)
-    for name in ("group", "users", "model"):
-        table.add_column(name, justify="right" if name == "users" else "left", no_wrap=name != "model")
-    for metric in metrics:
-        table.add_column(heading(metric), justify="right", no_wrap=True)
+    right = ("users", *map(heading, metrics))
+    table = new_table(None, ("group", "users", "model", *right[1:]), right=right, wrap=("model",))
     values = {(row["group"], row["subject"], row["metric"]): row for row in aggregate.to_dicts()}
     for group in (*GROUPS, "all"):
         users = max(values[group, subject, metric]["users"] for subject in names for metric in metrics)
@@ -52,15 +46,15 @@ def group_table(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
                 known = [value for value in column if value is not None]
                 value = column[place]
                 best = (min if lower_is_better(metric) else max)(known, default=None)
-                # equal to the digit shown is equally good
+                # equal when rounded as shown is equally good
                 bold = value is not None and best is not None and f"{value:.4f}" == f"{best:.4f}" and len(names) > 1
                 cells.append(Text("–" if value is None else f"{value:.4f}", style="bold" if bold else ""))
             table.add_row(group if place == 0 else "", f"{users:,}" if place == 0 else "", Text(ref), *cells)
     return table
 
 
-def plain_sentence(aggregate: pl.DataFrame, names: "Mapping[str, str]", against: str) -> str:
-    """What the best model does for less active users, in words; '' without a baseline, tail users or a hit ratio.
+def plain_sentence(aggregate: pl.DataFrame, names: Mapping[str, str], against: str) -> str:
+    """One sentence on the best model's hit ratio for tail users; '' without a baseline, tail users or a hit ratio.
 
     Args:
         aggregate: AGGREGATE table. names: subject → reference to show. against: the baseline.
@@ -69,7 +63,7 @@ def plain_sentence(aggregate: pl.DataFrame, names: "Mapping[str, str]", against:
     if not against or not ratios or len(names) < 2:
         return ""
     metric = ratios[len(ratios) // 2]
-    tail = aggregate.filter((pl.col("group") == "tail") & (pl.col("metric") == metric))
+    tail = aggregate.filter(group="tail", metric=metric)
     values = {row["subject"]: row["value"] for row in tail.to_dicts() if row["value"] is not None}
     others = {subject: value for subject, value in values.items() if subject != against}
     if against not in values or not others:
@@ -82,10 +76,10 @@ def plain_sentence(aggregate: pl.DataFrame, names: "Mapping[str, str]", against:
     )
 
 
-def activity_sparklines(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> Table:
-    """A line per model: its small bars over the activity groups, least active users first, all on one scale.
+def activity_sparklines(aggregate: pl.DataFrame, names: Mapping[str, str]) -> Table:
+    """Small bars over the activity groups, least active users first: a line for each model, all on one scale.
 
-    The metric is NDCG@k of the middle k, or the first one there is. A group without a value is a dot.
+    The metric is NDCG@k of the middle k, or else the first metric. A group without a value is a dot.
 
     Args:
         aggregate: AGGREGATE table. names: subject → reference to show.
@@ -93,25 +87,23 @@ def activity_sparklines(aggregate: pl.DataFrame, names: "Mapping[str, str]") -> 
     metrics = aggregate["metric"].unique(maintain_order=True).to_list()
     ranked = [metric for metric in metrics if metric.startswith("ndcg@")]
     metric = ranked[len(ranked) // 2] if ranked else metrics[0]
-    groups = aggregate.filter((pl.col("metric") == metric) & pl.col("group").str.starts_with("activity-"))
-    values = {
-        subject: groups.filter(pl.col("subject") == subject).sort("group")["value"].to_list() for subject in names
-    }
+    groups = aggregate.filter(pl.col("group").str.starts_with("activity-"), metric=metric).sort("group")
+    values = {subject: groups.filter(subject=subject)["value"].to_list() for subject in names}
     known = [value for row in values.values() for value in row if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
-    table = Table(title=None, pad_edge=False, box=None)
-    title = heading(metric).replace("\n", " ")
-    for name in ("model", f"{title}, least to most active users", "lowest", "highest"):
-        table.add_column(name, justify="right" if name in ("lowest", "highest") else "left", no_wrap=name != "model")
+    ends = ("lowest", "highest")
+    columns = ("model", f"{metric_name(metric)}, least to most active users", *ends)
+    table = new_table(None, columns, right=ends, wrap=("model",))
+    table.box = None
     for subject, row in values.items():
         own = [value for value in row if value is not None]
-        ends = [f"{end:.4f}" if own else "–" for end in (min(own, default=0.0), max(own, default=0.0))]
-        table.add_row(Text(names[subject]), _bars(row, low, high), *ends)
+        shown = [f"{end:.4f}" if own else "–" for end in (min(own, default=0.0), max(own, default=0.0))]
+        table.add_row(Text(names[subject]), _bars(row, low, high), *shown)
     return table
 
 
 def _bars(values: "list[float | None]", low: float, high: float) -> str:
-    """One block character a value, its height between low and high."""
+    """One block character for each value, its height between low and high."""
     top = len(_BLOCKS) - 1
     span = high - low
     return "".join(

@@ -1,8 +1,8 @@
-"""`audit`: prove from the events themselves that nothing trained has seen what it is judged on.
+"""`audit`: check on the events themselves that no model was trained on the events it is scored on.
 
-Nothing is taken on trust but the bytes of the committed tables: hashes are checked again, periods are cut again, the
-events behind every trained artifact are looked up again from its configuration, and histories are counted a second way.
-What was changed in a log before it was ingested cannot be seen here.
+The audit trusts only the committed tables: it checks their hashes, splits the periods again, looks up the events behind
+every trained artifact again by its configuration, and counts histories in a second way. It cannot see what was changed in
+a log before it was ingested.
 """
 
 from dcclctl.audit.checks import (
@@ -17,7 +17,7 @@ from dcclctl.audit.checks import (
     one_dataset,
     seen_before_scoring,
 )
-from dcclctl.audit.finding import Finding
+from dcclctl.audit.finding import Finding, leaks
 from dcclctl.audit.timeline import Timeline
 from dcclctl.events.log import TEST, VALID, Block
 from dcclctl.store.lineage import SUBJECT_ROLE, ancestors
@@ -41,10 +41,9 @@ def audit(artifact: Artifact) -> list[Finding]:
         made = [each for each in artifact.home.artifacts() if each.kind != "dataset"]
         members += [each for each in made if artifact.as_input() in each.inputs.values()]
     family = ancestors(*members)
-    findings: list[Finding] = []
-    damaged = hashes(family.values(), findings)
-    if damaged:
-        # Nothing can be proven with tables that are not what was committed.
+    findings = hashes(family.values())
+    if leaks(findings):
+        # Nothing can be proven with damaged tables.
         return findings
     timelines = {id: Timeline(each) for id, each in family.items() if each.kind == "dataset"}
     for timeline in timelines.values():
@@ -65,7 +64,7 @@ def audit(artifact: Artifact) -> list[Finding]:
             else:
                 findings += events_learned(each, timeline_of)
             findings += learned_with_unseen_models(each, family, timeline_of)
-            # a memory may not even know the valid period: settings are chosen there (stages/memory.py)
+            # a memory may not count the valid period either: settings are chosen there (stages/memory.py)
             first = Block(VALID) if each.kind == "memory" else Block(TEST)
             findings += seen_before_scoring(each, each, first, family, timeline_of)
         if each.kind == "evaluation":
@@ -78,7 +77,7 @@ def audit(artifact: Artifact) -> list[Finding]:
 
 
 def default_artifact(store: Store) -> Artifact:
-    """The newest evaluation; without one the newest of what comes before it.
+    """The newest evaluation, or without one the newest patches, cloud model or dataset.
 
     Raises:
         UsageError: an empty store.

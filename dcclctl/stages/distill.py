@@ -28,11 +28,11 @@ def distill(
     """Teach the cloud model with the patched models.
 
     Args:
-        patches: the teachers, of any method and on any kind of cloud model: on a user's events teaches the model that
-            serves the user, so on events of a user without a patch the cloud model under the patches.
-        settings: see DistillConfig and the method's own section. The default method depends on the teachers. β = 0 leaves
-            the labels alone. run: how to run.
-        student: where the cloud weights start; None: the cloud model that the patches belong to.
+        patches: the teachers, of any method and on any kind of cloud model. The teacher on a user's events is the model
+            that serves the user: without a patch the cloud model under the patches.
+        settings: see DistillConfig and the method's own section. The default method depends on the teachers. With β = 0
+            only the labels teach. run: how to run.
+        student: the cloud model to train further; None: the one under the patches.
 
     Raises:
         UsageError: a student that cannot be taught; too few patches to shuffle; teachers that have counted the events.

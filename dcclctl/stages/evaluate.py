@@ -1,4 +1,4 @@
-"""`evaluate`: cloud models and patches, side by side on the same users → per-user metrics and aggregates by group."""
+"""`evaluate`: cloud models and patches, side by side on the same users → metrics per user and per group."""
 
 from collections.abc import Sequence
 
@@ -36,7 +36,7 @@ def evaluate(
         subjects: what to score, at least one; see `open_subjects`. settings: see EvaluateConfig. run: how to run.
 
     Raises:
-        UsageError: nothing to score, a model named twice, a setting out of its range, or an encoder that is not there.
+        UsageError: no model, a model named twice, a setting out of its range, or a missing encoder.
         ArtifactError: two datasets. DataError: no events to score.
     """
     return _evaluate(*_resolved(subjects, resolve(EvaluateConfig, settings, run.config)), run)
@@ -58,13 +58,15 @@ def evaluate_first_events(
 
 
 def open_subjects(references: Sequence[str], store: Store, against: str = "") -> list[Subject]:
-    """What some references mean, the baseline first where it is not among them."""
+    """The models of some references; the baseline comes first if it is not among them."""
     found = [Subject.of(reference, store) for reference in references]
-    if against:
-        baseline = Subject.of(against, store)
-        if baseline.name not in [subject.name for subject in found]:
-            found.insert(0, baseline)
-    return found
+    return with_baseline(found, Subject.of(against, store)) if against else found
+
+
+def with_baseline(subjects: Sequence[Subject], baseline: Subject) -> list[Subject]:
+    """The models, with the baseline before them if it is not among them."""
+    missing = baseline.name not in [subject.name for subject in subjects]
+    return [*([baseline] if missing else []), *subjects]
 
 
 def default_references(store: Store) -> list[str]:
@@ -85,9 +87,7 @@ def _resolved(subjects: Sequence[Subject], config: EvaluateConfig) -> tuple[list
     if config.against:
         by_name = {subject.name: subject for subject in subjects}
         baseline = by_name.get(config.against) or Subject.of(config.against, subjects[0].cloud.store)
-        if baseline.name not in by_name:
-            subjects = [baseline, *subjects]
-        against = baseline.name
+        subjects, against = with_baseline(subjects, baseline), baseline.name
     _check_together(subjects)
     for subject in subjects:
         if (config.unpatched == ENCODER and subject.patches is not None) or subject.suffix == ENCODER:

@@ -1,7 +1,7 @@
 """`ingest`: logs and side tables → one dataset."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +32,11 @@ from dcclctl.tables import GROUPS
 
 @dataclass(frozen=True)
 class Sides:
-    """What comes with the logs.
+    """Files and a label that come with the logs.
 
     Attributes:
-        users, items: side tables with profile columns, and with names and categories; None takes the one beside a RecBole or
-            MovieLens log. implicit: every event is positive, whatever its label.
+        users: table with profile columns. items: table with names and categories. None takes the table beside a RecBole
+            or MovieLens log. implicit: every event is positive, whatever its label.
     """
 
     users: Path | None = None
@@ -68,41 +68,22 @@ def ingest(
     if sides.implicit:
         roles = {role: column for role, column in config.map.items() if role != "label"}
         config = config.model_copy(update={"label": "", "map": roles})
-    on_progress = run.on_progress
     paths = find_paths(list(logs))
     beside = [side_files(path) for path in paths]
     users = sides.users or next((found for found, _ in beside if found is not None), None)
     items = sides.items or next((found for _, found in beside if found is not None), None)
-    on_progress("hashing", 0, len(paths), "")
+    run.on_progress("hashing", 0, len(paths), "")
     sources = [identify(path) for path in paths]
     check_distinct(sources)
-    beside_log = {
-        role: identify(_existing(path)) for role, path in (("user", users), ("item", items)) if path is not None
+    side_sources = {
+        role: identify(_existing(path)) for role, path in (("users", users), ("items", items)) if path is not None
     }
-    inputs = _inputs(
-        [("log", source) for source in sources] + [(f"{role}s", side) for role, side in beside_log.items()]
-    )
+    inputs = _inputs([*(("log", source) for source in sources), *side_sources.items()])
     with store.begin("ingest", "dataset", config.recorded(), config.seed, inputs, run.force) as work:
         if work.reused is not None:
             return named(Dataset.of(work.reused), run)
-        layouts = [(source, detect_log(source, config)) for source in sources]
-        check_same_columns(layouts)
-        quarantine = Quarantine()
-        log = LogReader(config, quarantine, on_progress).read(layouts)
-        rejected = dict(sorted(quarantine.counts.items()))
-        quarantine.check("", sum(log.read.values()), config.max_reject)
-        tables = {role: read_side(source, config, role, quarantine) for role, source in beside_log.items()}
-        rows = {
-            "read": sum(log.read.values()),
-            "kept": len(log),
-            "rejected": sum(rejected.values()),
-            "rejected_by_reason": rejected,
-        }
-        facts = _write_tables(work, log, layouts, tables, config, quarantine, rows, on_progress)
-        facts["sources"] = [
-            _source_facts(role, source, log, layouts, tables) for role, source in _roles(sources, beside_log)
-        ]
-        return named(Dataset.of(work.commit(facts)), run)
+        read = _Read.of(sources, side_sources, config, run.on_progress)
+        return named(Dataset.of(work.commit(_write(work, read, run.on_progress))), run)
 
 
 def _existing(path: Path) -> Path:
@@ -111,10 +92,10 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _inputs(named: list[tuple[str, Source]]) -> dict[str, Input]:
+def _inputs(sources: Iterable[tuple[str, Source]]) -> dict[str, Input]:
     """Inputs by role; a second file of the same base name gets a number."""
     inputs: dict[str, Input] = {}
-    for role, source in named:
+    for role, source in sources:
         key, number = f"{role}:{source.name}", 1
         while key in inputs:
             number += 1
@@ -123,32 +104,138 @@ def _inputs(named: list[tuple[str, Source]]) -> dict[str, Input]:
     return inputs
 
 
-def _roles(sources: list[Source], sides: dict[str, Source]) -> list[tuple[str, Source]]:
-    return [("log", source) for source in sources] + [(f"{role}s", side) for role, side in sides.items()]
+@dataclass(frozen=True)
+class _Read:
+    """What was read from the logs and their side tables.
+
+    Attributes:
+        layouts: of each log. log: all rows that were kept. sides: role (users, items) → file and table.
+        quarantine: rows that were rejected. rejected_log_rows: reason → rows of the logs among them.
+    """
+
+    config: IngestConfig
+    layouts: list[tuple[Source, Layout]]
+    log: Log
+    sides: dict[str, tuple[Source, SideTable]]
+    quarantine: Quarantine
+    rejected_log_rows: dict[str, int]
+
+    @classmethod
+    def of(
+        cls, sources: list[Source], side_sources: dict[str, Source], config: IngestConfig, on_progress: OnProgress
+    ) -> "_Read":
+        """Read all files.
+
+        Raises:
+            DataError: a file that cannot be read, or too many rejected rows.
+        """
+        layouts = [(source, detect_log(source, config)) for source in sources]
+        check_same_columns(layouts)
+        quarantine = Quarantine()
+        log = LogReader(config, quarantine, on_progress).read(layouts)
+        rejected = dict(sorted(quarantine.counts.items()))
+        quarantine.check("", sum(log.read.values()), config.max_reject)
+        sides = {
+            role: (source, read_side(source, config, role.removesuffix("s"), quarantine))
+            for role, source in side_sources.items()
+        }
+        return cls(config, layouts, log, sides, quarantine, rejected)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Role → column of the logs."""
+        return dict(self.layouts[0][1].roles)
+
+    def sources(self) -> list[dict[str, Any]]:
+        """Facts about every file."""
+        about: list[tuple[str, Source, dict[str, Any]]] = [
+            *(
+                ("log", each, {"rows": self.log.read[each.name], "format": found.format})
+                for each, found in self.layouts
+            ),
+            *(
+                (role, each, {"rows": side.read, "rejected": side.rejected})
+                for role, (each, side) in self.sides.items()
+            ),
+        ]
+        return [
+            {"role": role, "name": source.name, "sha256": source.sha256, "bytes": source.bytes, **facts}
+            for role, source, facts in about
+        ]
+
+    def side(self, role: str) -> SideTable | None:
+        """The side table of users or items, if there is one."""
+        return self.sides[role][1] if role in self.sides else None
+
+    def categories(self, events: Events) -> pl.DataFrame | None:
+        """Distinct (item_index, column, value) of the log's own category column."""
+        log, column = self.log, self.columns.get("category")
+        if log.categories is None or column is None:
+            return None
+        codes, texts = log.category_texts.dense(log.categories[events.rows])
+        # Sorted and compared: several times faster than numpy's unique on millions of numbers.
+        pairs = np.sort(events.items.astype(np.int64) * len(texts) + codes)
+        pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])]
+        frame = pl.DataFrame(
+            {
+                "item_index": pl.Series(pairs // len(texts), dtype=pl.Int32),
+                "column": pl.Series([column], dtype=pl.String).new_from_index(0, len(pairs)),
+                "value": pl.Series(texts, dtype=pl.String).gather(pairs % len(texts)),
+            }
+        )
+        return frame.filter(pl.col("value") != "")
+
+    def warnings(self, events: Events) -> dict[str, int]:
+        """Warning → number of rows or ids."""
+        counts = dict(self.log.warnings)
+        counts["lookalike-ids"] = lookalikes(events.user_ids) + lookalikes(events.item_ids)
+        counts["label-conflicts"] = events.conflicts
+        counts["heavy-users"] = events.heavy_users
+        counts["repeated-side-rows"] = sum(table.repeated for _, table in self.sides.values())
+        if self.log.labels is not None and len(np.unique(events.labels)) == 1:
+            counts["labels-all-equal"] = len(events)
+        return {name: count for name, count in sorted(counts.items()) if count}
+
+    def remarks(self, events: Events, periods: Periods, labelled: bool) -> list[str]:
+        """What a person should know about the dataset, in sentences."""
+        config, dropped, hidden = self.config, events.dropped, events.hidden
+        remarks = []
+        label = self.columns.get("label")
+        if label is not None and not labelled:
+            remarks.append(f"column {label!r} is not used: every event is positive (--label '{label}>=4' would use it)")
+        if config.split != "global":
+            remarks.append(
+                f"with a {config.split} split models can learn trends of the test period from other users: compare with "
+                "a global split if you can"
+            )
+        if self.log.time_kind == "ordinal" and config.time_unit != "ordinal":
+            remarks.append("the times are order numbers: only each user's order is known")
+        if hidden["label-conflicts"]:
+            remarks.append(
+                f"{hidden['label-conflicts']} events had a positive and a negative label at one time and count as "
+                "negative (--label-conflicts max would make them positive)"
+            )
+        if dropped["repeats"]:
+            positive = (
+                f", {hidden['repeats']} of them positive; of each user and item the first positive event stays, "
+                "or the first where none is positive"
+            )
+            remarks.append(
+                f"{dropped['repeats']} repeated events left out{positive if labelled else ''} "
+                "(--repeats keep would keep them)"
+            )
+        if config.new_users:
+            chosen = new_users(events.user_ids, config.new_users, config.seed)
+            known = np.zeros(len(chosen), np.bool_)
+            known[events.users[periods < TEST]] = True
+            count = int((chosen & ~known).sum())
+            remarks.append(f"{count} users drawn by --new-users {config.new_users:g} have no event before test")
+        return remarks + [line for _, table in self.sides.values() for line in table.remarks]
 
 
-def _source_facts(
-    role: str, source: Source, log: Log, layouts: list[tuple[Source, Layout]], tables: dict[str, SideTable]
-) -> dict[str, Any]:
-    facts: dict[str, Any] = {"role": role, "name": source.name, "sha256": source.sha256, "bytes": source.bytes}
-    if role == "log":
-        layout = next(layout for each, layout in layouts if each is source)
-        return facts | {"rows": log.read[source.name], "format": layout.format}
-    table = tables[role.removesuffix("s")]
-    return facts | {"rows": table.read, "rejected": table.rejected}
-
-
-def _write_tables(
-    work: Work,
-    log: Log,
-    layouts: list[tuple[Source, Layout]],
-    tables: dict[str, SideTable],
-    config: IngestConfig,
-    quarantine: Quarantine,
-    rows: dict[str, Any],
-    on_progress: OnProgress,
-) -> dict[str, Any]:
+def _write(work: Work, read: _Read, on_progress: OnProgress) -> dict[str, Any]:
     """Select, split and group the events, write the five tables, and state the facts."""
+    log, config = read.log, read.config
     on_progress("sorting", 0, 3, "")
     events = select_events(log, config)
     on_progress("splitting", 1, 3, "")
@@ -171,44 +258,45 @@ def _write_tables(
         # The one large file is compressed while users and items are worked out.
         written = pool.submit(work.write_table, "events.parquet", table)
         groups = user_groups(events.users, periods, len(events.user_ids), config.head_fraction)
-        profile, profile_rows = profiles(events.user_ids, tables.get("user"))
-        log_column = layouts[0][1].roles.get("category")
-        in_log = _log_categories(log, events, log_column)
-        items, category_rows = categories(events.item_ids, tables.get("item"), in_log, config.map.get("category"))
+        profile, profile_rows = profiles(events.user_ids, read.side("users"))
+        items, category_rows = categories(
+            events.item_ids, read.side("items"), read.categories(events), config.map.get("category")
+        )
         written.result()
     vocabulary = pl.concat([category_rows, profile_rows])
     work.write_table("users.parquet", _indexed("user", events.user_ids).hstack(groups).hstack(profile))
     work.write_table("items.parquet", _indexed("item", events.item_ids).hstack(items))
     work.write_table("vocabulary.parquet", vocabulary)
-    work.write_table("rejects.parquet", quarantine.table())
-    rule = label_rule(config, layouts[0][1])
-    remarks = _remarks(log, events, periods, layouts, rule is not None, config) + [
-        line for table in tables.values() for line in table.remarks
-    ]
+    work.write_table("rejects.parquet", read.quarantine.table())
+    rule = label_rule(config, read.layouts[0][1])
+    profile_columns = [name.removeprefix("profile_") for name in profile.columns]
     return {
         "users": len(events.user_ids),
         "items": len(events.item_ids),
         "events": len(events),
-        "rows": rows
-        | {
+        "rows": {
+            "read": sum(log.read.values()),
+            "kept": len(log),
+            "rejected": sum(read.rejected_log_rows.values()),
+            "rejected_by_reason": read.rejected_log_rows,
             "dropped": {rule: count for rule, count in events.dropped.items() if count},
             "normalised_by_reason": dict(sorted(log.normalised.items())),
-            "warnings": _warnings(log, events, tables),
+            "warnings": read.warnings(events),
         },
         "split": config.split,
         "time_kind": log.time_kind,
         "cut_times_us": cuts,
-        "periods": _period_facts(events, periods, log.time_kind),
-        "cuts": _cut_facts(events, periods, cuts, log.time_kind),
+        **_period_facts(events, periods, cuts, log.time_kind),
         "groups": {name: int((groups["group"] == name).sum()) for name in GROUPS},
         "repeats": config.repeats,
         "labels": "implicit" if rule is None else "observed",
         "label_expression": "" if rule is None else f"{rule.column}{rule.operator}{rule.value:g}",
         "positives": int(events.labels.sum(dtype=np.int64)),
         "categories": category_rows.height,
-        "profiles": {name.removeprefix("profile_"): int(_codes(vocabulary, name)) for name in profile.columns},
+        "profiles": {name: profile_rows.filter(pl.col("column") == name).height + 1 for name in profile_columns},
         "id_map": _id_map(events),
-        "remarks": remarks,
+        "remarks": read.remarks(events, periods, rule is not None),
+        "sources": read.sources(),
     }
 
 
@@ -217,126 +305,38 @@ def _indexed(role: str, ids: list[str]) -> pl.DataFrame:
     return pl.DataFrame([index, pl.Series(f"{role}_id", ids, dtype=pl.String)])
 
 
-def _codes(vocabulary: pl.DataFrame, profile_column: str) -> int:
-    """Codes of a profile column, 0 for missing included."""
-    column = profile_column.removeprefix("profile_")
-    return vocabulary.filter((pl.col("kind") == "profile") & (pl.col("column") == column)).height + 1
-
-
-def _log_categories(log: Log, events: Events, column: str | None) -> pl.DataFrame | None:
-    """Distinct (item_index, column, value) of the log's own category column."""
-    if log.categories is None or column is None:
-        return None
-    codes, texts = log.category_texts.dense(log.categories[events.rows])
-    # Sorted and compared: several times faster than numpy's unique on millions of numbers.
-    pairs = np.sort(events.items.astype(np.int64) * len(texts) + codes)
-    pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])]
-    frame = pl.DataFrame(
-        {
-            "item_index": pl.Series(pairs // len(texts), dtype=pl.Int32),
-            "column": pl.Series([column], dtype=pl.String).new_from_index(0, len(pairs)),
-            "value": pl.Series(texts, dtype=pl.String).gather(pairs % len(texts)),
-        }
-    )
-    return frame.filter(pl.col("value") != "")
-
-
-def _period_facts(events: Events, periods: Periods, time_kind: str) -> list[dict[str, Any]]:
-    """For each period its first and last time, events, users, and users without any earlier event."""
-    first = np.full(len(events.user_ids), len(PERIODS), np.int8)
+def _period_facts(events: Events, periods: Periods, cuts: list[int] | None, time_kind: str) -> dict[str, Any]:
+    """Each period's first and last time, events, users and users without an earlier event; and what the cuts left out."""
+    first = np.full(len(events.user_ids), len(PERIODS), np.int8)  # each user's first period
     np.minimum.at(first, events.users, periods)
-    facts = []
+
+    def shown(time: int) -> str | int:
+        return int(time) if time_kind == "ordinal" else iso(int(time))
+
+    facts: dict[str, list[dict[str, Any]]] = {"periods": [], "cuts": []}
     for number, name in enumerate(PERIODS):
         inside = periods == number
         times = events.times[inside]
-        users = np.zeros(len(events.user_ids), np.bool_)
-        users[events.users[inside]] = True
-        facts.append(
+        facts["periods"].append(
             {
                 "name": name,
-                "start": _shown(times.min(), time_kind) if len(times) else None,
-                "end": _shown(times.max(), time_kind) if len(times) else None,
+                "start": shown(times.min()) if len(times) else None,
+                "end": shown(times.max()) if len(times) else None,
                 "events": len(times),
-                "users": int(users.sum()),
-                "new_users": int((users & (first == number)).sum()),
+                "users": int(np.count_nonzero(np.bincount(events.users[inside]))),
+                "new_users": int((first == number).sum()),
             }
         )
-    return facts
-
-
-def _shown(time: Any, time_kind: str) -> str | int:
-    return int(time) if time_kind == "ordinal" else iso(int(time))
-
-
-def _cut_facts(events: Events, periods: Periods, cuts: list[int] | None, time_kind: str) -> list[dict[str, Any]]:
-    """What a model that learns from everything before a period never sees."""
-    first = np.full(len(events.user_ids), len(PERIODS), np.int8)
-    np.minimum.at(first, events.users, periods)
-    return [
-        {
-            "before": PERIODS[number],
-            "at": None if cuts is None else _shown(cuts[number - 1], time_kind),
-            "events_left_out": int((periods >= number).sum()),
-            "users_left_out": int((first >= number).sum()),
-        }
-        for number in range(1, len(PERIODS))
-    ]
-
-
-def _warnings(log: Log, events: Events, tables: dict[str, SideTable]) -> dict[str, int]:
-    counts = dict(log.warnings)
-    counts["lookalike-ids"] = lookalikes(events.user_ids) + lookalikes(events.item_ids)
-    counts["label-conflicts"] = events.conflicts
-    counts["heavy-users"] = events.heavy_users
-    counts["repeated-side-rows"] = sum(table.repeated for table in tables.values())
-    if log.labels is not None and len(np.unique(events.labels)) == 1:
-        counts["labels-all-equal"] = len(events)
-    return {name: count for name, count in sorted(counts.items()) if count}
-
-
-def _remarks(
-    log: Log,
-    events: Events,
-    periods: Periods,
-    layouts: list[tuple[Source, Layout]],
-    labelled: bool,
-    config: IngestConfig,
-) -> list[str]:
-    remarks = []
-    roles = layouts[0][1].roles
-    if not labelled and "label" in roles:
-        remarks.append(
-            f"column {roles['label']!r} is not used: every event is positive (--label '{roles['label']}>=4' would use it)"
-        )
-    if config.split != "global":
-        remarks.append(
-            f"a {config.split} split leaks future trends between users: compare with a global one if you can"
-        )
-    if log.time_kind == "ordinal" and config.time_unit != "ordinal":
-        remarks.append("the times are order numbers: only each user's order is known")
-    if events.hidden["label-conflicts"]:
-        remarks.append(
-            f"{events.hidden['label-conflicts']} events had a positive and a negative label at one moment and count as "
-            "negative (--label-conflicts max would make them positive)"
-        )
-    if events.dropped["repeats"]:
-        chosen_by = ""
-        if labelled:
-            chosen_by = (
-                f", {events.hidden['repeats']} of them positive; of each user and item the first positive event stays, "
-                "or the first where none is positive"
+        if number:
+            facts["cuts"].append(
+                {
+                    "before": name,
+                    "at": None if cuts is None else shown(cuts[number - 1]),
+                    "events_left_out": int((periods >= number).sum()),
+                    "users_left_out": int((first >= number).sum()),
+                }
             )
-        remarks.append(
-            f"{events.dropped['repeats']} repeated events left out{chosen_by} (--repeats keep would keep them)"
-        )
-    if config.new_users:
-        chosen = new_users(events.user_ids, config.new_users, config.seed)
-        known = np.zeros(len(chosen), np.bool_)
-        known[events.users[periods < TEST]] = True
-        remarks.append(
-            f"{int((chosen & ~known).sum())} users drawn by --new-users {config.new_users:g} have nothing before test"
-        )
-    return remarks
+    return facts
 
 
 def _id_map(events: Events) -> str:

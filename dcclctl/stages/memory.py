@@ -1,4 +1,4 @@
-"""`memory`: dataset → what every device remembers at a moment, and the statistics that the cloud ships beside it."""
+"""`memory`: dataset → the memory of every device, and the statistics that the cloud sends with it."""
 
 import numpy as np
 import polars as pl
@@ -21,14 +21,14 @@ def remember(dataset: Dataset, settings: Settings = NO_SETTINGS, run: RunOptions
         dataset: the log. settings: see MemoryConfig. run: how to run.
 
     Raises:
-        UsageError: statistics that would count valid or test events. DataError: nobody has an event by then.
+        UsageError: statistics that would count valid or test events. DataError: no positive event up to then.
     """
     config = resolve(MemoryConfig, settings, run.config)
     block, log = Block.parse(config.counted_through), dataset.log
     if block.period >= VALID:
         raise UsageError(
             "--counted-through: a memory's statistics end with cloud or device",
-            "Models are chosen on valid and judged on test.",
+            "Models are chosen on valid and scored on test.",
         )
     inputs = {"dataset": dataset.artifact.as_input()}
     with dataset.store.begin("memory", "memory", config.recorded(), config.seed, inputs, run.force) as work:

@@ -22,16 +22,13 @@ from dcclctl.tables import GROUPS
 
 
 def patch(
-    cloud: CloudModel,
-    settings: Settings = NO_SETTINGS,
-    run: RunOptions = DEFAULT_RUN,
-    memory: Memory | None = None,
+    cloud: CloudModel, settings: Settings = NO_SETTINGS, run: RunOptions = DEFAULT_RUN, memory: Memory | None = None
 ) -> PatchSet:
     """Learn a patch for every chosen user.
 
     Args:
         cloud: the frozen model. settings: see PatchConfig and the method's own section. run: how to run.
-        memory: what devices remember, for a method that uses it; None: the dataset's newest, made if there is none.
+        memory: of the devices, for a method that uses it; None: the dataset's newest, made if there is none.
 
     Raises:
         UsageError: a setting that the method does not read, an unknown user, a cloud model that the method cannot patch.
@@ -40,7 +37,9 @@ def patch(
     config = resolve(PatchConfig, settings, run.config)
     method, dataset = method_of(config.method), cloud.dataset
     if memory is not None and not method.uses_memory:
-        raise UsageError(f"--memory {memory.ref}: --method {config.method} uses none", "Use it with --method memory.")
+        raise UsageError(
+            f"--memory {memory.ref}: --method {config.method} uses no memory", "Use it with --method memory."
+        )
     if memory is not None and memory.dataset.id != dataset.id:
         raise ArtifactError(
             f"{memory.ref} is of {memory.dataset.ref}, but {cloud.ref} of {dataset.ref}",
@@ -78,7 +77,7 @@ def patch(
                 "own_basis": method.own_basis,
                 "patch_size": learned.patch_size,
                 **learned.facts,
-                **summary(learned, len(users)),
+                **_summary(learned, len(users)),
             }
             return named(PatchSet(work.commit(facts)), run)
 
@@ -120,32 +119,25 @@ def chosen_users(dataset: Dataset, users: str) -> tuple[Ints, str]:
 def newest_memory(dataset: Dataset) -> Memory | None:
     """The newest memory of a dataset; None if there is none."""
     store = dataset.store
-    for number in reversed(store.numbers("memory")):
-        artifact = store.load("memory", number)
-        if artifact.inputs["dataset"].id == dataset.id:
-            return Memory(artifact)
-    return None
+    found = (store.load("memory", number) for number in reversed(store.numbers("memory")))
+    return next((Memory(each) for each in found if each.inputs["dataset"].id == dataset.id), None)
 
 
 def _check_events(method: DeviceMethod[Any], dataset: Dataset, users: Ints, block: Block, spec: str) -> None:
-    """Refuse a run without anything to learn from."""
+    """Refuse users and a period without an event to learn from."""
     log = dataset.log
     events = log.events_in(block)
-    local = np.isin(log.user[events], users).any() if method.learns_locally else len(users) and len(events)
-    if not local:
+    enough = np.isin(log.user[events], users).any() if method.learns_locally else len(users) and len(events)
+    if not enough:
         raise DataError(
-            f"--users {spec}: none of the {len(users)} has an event in {block}, so there is nothing to learn from",
-            "Users without events there need no patch: evaluate serves them with the cloud model or, after distill, "
-            "--unpatched encoder.",
+            f"--users {spec}: none of the {len(users)} users has an event in {block} to learn from",
+            "Choose other --users or another --on. Users without a patch are served by the cloud model, or after distill "
+            "by the encoder (evaluate --unpatched encoder).",
         )
 
 
-def summary(learned: Learned, asked: int) -> dict[str, object]:
-    """Facts about the patched users for the manifest.
-
-    Args:
-        asked: users that a patch was asked for.
-    """
+def _summary(learned: Learned, asked: int) -> dict[str, object]:
+    """Facts about the patched users; `asked` is how many users a patch was wanted for."""
     table = learned.users
     tested = table.drop_nulls("loss_after")
     improved = int((tested["loss_after"] < tested["loss_before"]).sum())

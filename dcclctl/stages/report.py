@@ -7,13 +7,11 @@ from typing import Any
 import polars as pl
 
 from dcclctl.artifacts import Evaluation, PatchSet
-from dcclctl.artifacts.names import short_label
-from dcclctl.config import VariantSection
+from dcclctl.artifacts.names import describe, short_label
 from dcclctl.devices.serving import ENCODER, split_suffix
 from dcclctl.distillation.method import default_method
 from dcclctl.evaluation.comparison import Comparison, harm_metric, main_metrics
 from dcclctl.evaluation.targets import targets_in_words
-from dcclctl.metrics.groups import paired_differences
 from dcclctl.metrics.metric import lower_is_better
 from dcclctl.models.kind import size_fields
 from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
@@ -22,8 +20,14 @@ from dcclctl.stages.settings import COMMANDS, variant_section
 from dcclctl.store.lineage import SUBJECT_ROLE, ancestors, dotted
 from dcclctl.store.store import Artifact
 
-#: Flags of `ingest` that name a file, by the role that the file has in the manifest.
-_SIDE_TABLES = {"users": "--users", "items": "--items"}
+#: stage → role of an input → the flag that names it
+_INPUT_FLAGS = {
+    "ingest": {"users": "--users", "items": "--items"},
+    "train": {"dataset": "--dataset"},
+    "memory": {"dataset": "--dataset"},
+    "patch": {"cloud": "--cloud", "memory": "--memory"},
+    "distill": {"patches": "--patches", "cloud": "--cloud"},
+}
 
 
 def load_page(evaluations: list[Evaluation]) -> Page:
@@ -38,11 +42,11 @@ def load_page(evaluations: list[Evaluation]) -> Page:
     made = ancestors(*(evaluation.artifact for evaluation in evaluations))
     clouds = [artifact for artifact in made.values() if artifact.kind == "cloud"]
     return Page(
-        evaluations=[_part(evaluation, made) for evaluation in evaluations],
+        evaluations=[_part(evaluation) for evaluation in evaluations],
         fits=[
             Fit(
                 short_label(cloud),
-                _cloud_role(cloud, made),
+                describe(cloud),
                 cloud.facts["epochs"],
                 cloud.facts["best_epoch"],
                 cloud.facts["best_valid_loss"],
@@ -55,7 +59,7 @@ def load_page(evaluations: list[Evaluation]) -> Page:
             Round(
                 cloud.facts["round"],
                 short_label(cloud),
-                short_label(made[cloud.inputs["patches"].id]),
+                short_label(cloud.input("patches")),
                 cloud.facts["teachers"],
                 cloud.facts["trained_on_events"],
                 cloud.facts["best_valid_loss"],
@@ -71,87 +75,62 @@ def _round(cloud: Artifact) -> int:
     return int(cloud.facts.get("round", 0))
 
 
-def _cloud_role(cloud: Artifact, made: dict[str, Artifact]) -> str:
-    if "patches" in cloud.inputs:
-        return f"distilled, round {_round(cloud)}"
-    if "cloud" in cloud.inputs:
-        on = "+".join(cloud.config["on"])
-        return f"{short_label(made[cloud.inputs['cloud'].id])} trained further on {on}"
-    return "frozen cloud model"
-
-
-def _model(name: str, artifact: Artifact, about: dict[str, Any], made: dict[str, Artifact]) -> Model:
+def _model(name: str, artifact: Artifact, about: dict[str, Any]) -> Model:
     suffix = split_suffix(name)[1]
     called, ref = short_label(artifact, suffix), artifact.ref + (f"+{suffix}" if suffix else "")
-    cloud = made[artifact.inputs["cloud"].id] if artifact.kind == "patches" else artifact
-    placebo = artifact.kind == "patches" and suffix != ""
-    if artifact.kind == "patches":
-        method = artifact.config["method"]
-        what = {
-            "": f"{method} patches",
-            "mean": "everybody served by the mean patch",
-            "shuffled": f"{method} patches of other users",
-        }[suffix]
-        role = f"{what} on {short_label(cloud)}" + (", guarded" if artifact.config["guard"] else "")
-    else:
-        role = "everybody served by its encoder" if suffix == ENCODER else _cloud_role(cloud, made)
+    patches = artifact.kind == "patches"
+    cloud = artifact.input("cloud") if patches else artifact
+    role = {
+        "": describe(artifact),
+        ENCODER: "its encoder patches every user",
+        "mean": f"the mean patch for every user on {short_label(cloud)}",
+        "shuffled": f"{artifact.config.get('method')} patches of other users on {short_label(cloud)}",
+    }[suffix]
     return Model(
         name=name,
         ref=called,
         role=role if called == ref else f"{ref}: {role}",
         round=_round(cloud),
-        patched=artifact.kind == "patches" or suffix == ENCODER,
+        patched=patches or suffix == ENCODER,
         served_by=about["served_by"],
         ece=about["ece"],
         coverage=about["coverage"],
-        placebo=placebo,
+        placebo=patches and suffix != "",
     )
 
 
-def _part(evaluation: Evaluation, made: dict[str, Artifact]) -> EvaluationPart:
+def _part(evaluation: Evaluation) -> EvaluationPart:
     """Compared with --against, or with the first model if none was named."""
     facts = evaluation.facts
-    inputs = {
-        role.partition(":")[2]: given
-        for role, given in evaluation.artifact.inputs.items()
-        if role.startswith(SUBJECT_ROLE)
-    }
-    models = [_model(name, made[inputs[name].id], facts["subjects"][name], made) for name in evaluation.subjects]
-    per_user, aggregate, seed = evaluation.per_user, evaluation.aggregate, evaluation.artifact.seed
+    scored = {name: artifact for name, (artifact, _) in evaluation.scored().items()}
+    models = [_model(name, artifact, facts["subjects"][name]) for name, artifact in scored.items()]
+    aggregate = evaluation.aggregate
     measured = aggregate["metric"].unique(maintain_order=True).to_list()
     metric = harm_metric(measured)
-    baseline, gains = None, {}
+    baseline, control, gains = None, False, {}
     compared, harm, worst, who = (pl.DataFrame() for _ in range(4))
     if len(models) > 1:
         baseline = next((model for model in models if model.name == evaluation.against), models[0])
+        inputs = scored[baseline.name].inputs
+        control = scored[baseline.name].kind == "cloud" and "cloud" in inputs and "patches" not in inputs
+        comparison = Comparison.of(evaluation, baseline.name)
         if evaluation.against:
             compared, harm, worst = evaluation.comparison, evaluation.harm, evaluation.worst_users
             who = evaluation.tail_minus_head
         else:
-            made_here = Comparison(per_user, baseline.name, seed)
-            compared, who, harm, worst = (
-                made_here.table(),
-                made_here.tail_minus_head(),
-                made_here.harm(),
-                made_here.worst_users(),
-            )
+            compared, harm, worst = comparison.table(), comparison.harm(), comparison.worst_users()
+            who = comparison.tail_minus_head()
         worst, who = (table.filter(pl.col("metric") == metric) for table in (worst, who))
         sign = -1.0 if lower_is_better(metric) else 1.0
-        column = "auc" if metric == "gauc" else metric
-        for model in models:
-            if model is not baseline:
-                found = paired_differences(per_user, model.name, baseline.name)[column].drop_nulls()
-                gains[model.name] = (sign * found).to_list()
-    trained_further = baseline is not None and {"cloud"} == {
-        role for role in made[inputs[baseline.name].id].inputs if role in ("cloud", "patches")
-    }
+        for name, differences in comparison.paired:
+            gains[name] = (sign * differences[metric].drop_nulls()).to_list()
     return EvaluationPart(
         ref=evaluation.ref,
         id=evaluation.id,
         on=facts["on"] + targets_in_words(evaluation.config) + _first_events(evaluation.config),
-        dataset=short_label(made[evaluation.artifact.inputs["dataset"].id]),
+        dataset=short_label(evaluation.artifact.input("dataset")),
         split=facts["split"],
-        seed=seed,
+        seed=evaluation.artifact.seed,
         events=facts["events"],
         users=facts["users"],
         users_without_auc=facts["users_without_auc"],
@@ -159,7 +138,7 @@ def _part(evaluation: Evaluation, made: dict[str, Artifact]) -> EvaluationPart:
         negatives=evaluation.config["auc_negatives"] if facts["labels"] == "implicit" else 0,
         models=models,
         baseline=baseline,
-        control=trained_further and baseline is not None and inputs[baseline.name].kind == "cloud",
+        control=control,
         metrics=main_metrics(measured),
         metric=metric,
         aggregate=aggregate,
@@ -203,67 +182,57 @@ def _variable(artifact: Artifact) -> str:
 def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
     """The shell line that makes an artifact again, its reference kept in a variable for the lines after it.
 
-    Settings that have their default are left out. The list of users behind `--users @FILE` is not in an artifact, only
-    its hash is: that file has to be at hand.
+    Settings with their default value are left out. For `--users @FILE` an artifact holds only the file's hash, so the
+    reader needs the file itself.
 
     Args:
         artifact: what to make. made: id → artifact of its inputs.
     """
     stage, config, inputs = str(artifact.manifest["stage"]), artifact.config, artifact.inputs
-    words: list[str] = []
-    left_out: set[str] = set()
+    flags, left_out = _INPUT_FLAGS.get(stage, {}), set[str]()
 
     def variable(id: str, suffix: str = "") -> str:
         end = f"+{suffix}" if suffix else ""
         return f'"${{{_variable(made[id])}}}{end}"'
 
     if stage == "ingest":
-        for role in inputs:
-            kind, name = role.split(":", 1)
-            words += [_SIDE_TABLES[kind], shlex.quote(plain(name))] if kind in _SIDE_TABLES else []
-        words = [shlex.quote(plain(role.split(":", 1)[1])) for role in inputs if role.startswith("log:")] + words
-    elif stage == "train" and "cloud" in inputs:
-        words, left_out = ["--continue", variable(inputs["cloud"].id)], {"model", *size_fields(config["model"])}
-    elif stage in ("train", "memory"):
-        words = ["--dataset", variable(inputs["dataset"].id)]
-    elif stage == "patch":
-        words = ["--cloud", variable(inputs["cloud"].id)]
-        if "memory" in inputs:
-            words += ["--memory", variable(inputs["memory"].id)]
-    elif stage == "distill":
-        words = ["--patches", variable(inputs["patches"].id)]
-        if inputs["cloud"].id != made[inputs["patches"].id].inputs["cloud"].id:  # a student of its own
-            words += ["--cloud", variable(inputs["cloud"].id)]
-        if config["method"] == default_method(PatchSet(made[inputs["patches"].id])):
-            left_out = {"method"}
-        else:
-            words, left_out = [*words, "--method", config["method"]], {"method"}
-    else:
+        files = [(role.split(":", 1)[0], shlex.quote(plain(role.split(":", 1)[1]))) for role in inputs]
+        words = [name for kind, name in files if kind == "log"]
+        words += [word for kind, name in files if kind in flags for word in (flags[kind], name)]
+    elif stage == "evaluate":
         subjects = {
             role.partition(":")[2]: variable(given.id, split_suffix(role)[1])
             for role, given in inputs.items()
             if role.startswith(SUBJECT_ROLE)
         }
-        words = list(subjects.values())
-        if config["against"]:
-            words += ["--against", subjects[config["against"]]]
+        words = list(subjects.values()) + (["--against", subjects[config["against"]]] if config["against"] else [])
         left_out = {"against"}
+    else:
+        if stage == "train" and "cloud" in inputs:
+            flags, left_out = {"cloud": "--continue"}, {"model", *size_fields(config["model"])}
+        elif stage == "distill":
+            patches, left_out = made[inputs["patches"].id], {"method"}
+            if inputs["cloud"] == patches.inputs["cloud"]:
+                flags = {"patches": "--patches"}
+        words = [word for role, flag in flags.items() if role in inputs for word in (flag, variable(inputs[role].id))]
+        if stage == "distill" and config["method"] != default_method(PatchSet(patches)):
+            words += ["--method", config["method"]]
     words += _settings_given(stage, config, artifact.seed, left_out)
     return f"{_variable(artifact)}=$(dcclctl {' '.join([stage, *words, '--quiet'])})"
 
 
 def _settings_given(stage: str, config: Mapping[str, Any], seed: int, left_out: set[str]) -> list[str]:
     """Flags and --set for all settings that differ from their defaults."""
-    section = COMMANDS[stage].section
+    command = COMMANDS[stage]
     words: list[str] = []
-    defaults = section().model_dump(mode="json")
-    for name in section.model_fields:
+    defaults = command.section().model_dump(mode="json")
+    for name in command.own:
         value = seed if name == "seed" else config.get(name, defaults[name])
-        if name not in left_out and name != "settings" and value != defaults[name]:
+        if name not in left_out and value != defaults[name]:
             words += _flag(stage, name, value)
-    if not issubclass(section, VariantSection):
+    if not command.variants:
         return words
-    variant = config[section.VARIANT]
+    variant = config[command.choice]
     own = variant_section(stage, variant)().model_dump(mode="json")
     for name, value in config[variant].items():
         if name not in left_out and value != own[name]:

@@ -1,4 +1,4 @@
-"""What every stage is told beside its inputs and settings."""
+"""Options of every stage beside its inputs and settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ def no_progress(what: str, done: float, total: float, note: str) -> None:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run a stage; none of it changes the result.
+    """How to run a stage. Only `config` can change the result.
 
     Attributes:
         on_progress: called with (what, done, total, note).
@@ -41,7 +41,7 @@ DEFAULT_RUN = RunOptions()
 
 
 def named(made: HandleT, run: RunOptions) -> HandleT:
-    """The artifact, with the name that was asked for."""
+    """Give the artifact the name of the options, if they have one."""
     if run.name:
         made.store.tag(made.artifact, run.name)
     return made

@@ -1,7 +1,7 @@
-"""How a command's settings come together: defaults, then a TOML file, then what is given by name.
+"""The settings of a command: defaults, which a TOML file replaces, which flags, `--set` or keyword arguments replace.
 
-Precedence: default < TOML file (`--config`) < flags, `--set`, or keyword arguments. In TOML, `seed` may stand at the top (for
-all commands) or in a command's table; a variant's settings stand in a table of their own::
+In TOML, `seed` may stand at the top (for all commands) or in a command's table; a variant's settings stand in a table of
+their own::
 
     seed = 1
     [train]
@@ -10,7 +10,6 @@ all commands) or in a command's table; a variant's settings stand in a table of 
     epochs = 5
 """
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,7 +35,7 @@ from dcclctl.devices.method import METHODS as PATCH_METHODS
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.distillation.method import METHODS as DISTILL_METHODS
 from dcclctl.distillation.method import TeachingSettings
-from dcclctl.errors import UsageError
+from dcclctl.errors import UsageError, nearest
 from dcclctl.models.kind import MODELS
 from dcclctl.models.settings import TrainedSettings
 
@@ -57,10 +56,23 @@ class Command:
     variants: Mapping[str, Variant] = field(default_factory=dict)
     shared: type[Section] = Section
 
+    @property
+    def own(self) -> dict[str, "FieldInfo"]:
+        """The command's own settings, which all of its variants read."""
+        return {name: each for name, each in self.section.model_fields.items() if name != "settings"}
+
+    @property
+    def choice(self) -> str:
+        """The setting that names the variant; '' for a command without variants."""
+        return self.section.VARIANT if issubclass(self.section, VariantSection) else ""
+
     def flags(self) -> dict[str, "FieldInfo"]:
         """Every setting that has a flag: the command's own first, then those that variants share."""
-        fields = self.section.model_fields | self.shared.model_fields
-        return {name: each for name, each in fields.items() if name != "settings" and has_flag(each)}
+        return {name: each for name, each in (self.own | self.shared.model_fields).items() if has_flag(each)}
+
+    def readers(self, key: str) -> list[str]:
+        """The variants that have a setting of this name."""
+        return [name for name, variant in self.variants.items() if key in variant.load().Settings.model_fields]
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -88,57 +100,50 @@ def resolve(section: type[S], given: Mapping[str, Any], config: Path | None = No
     Raises:
         UsageError: an unknown key, a setting that the chosen variant does not read, or a value out of its range.
     """
-    name = next(name for name, command in COMMANDS.items() if command.section is section)
-    command = COMMANDS[name]
-    values = _table(read_toml(config), name) if config is not None else {}
+    name, command = next((name, command) for name, command in COMMANDS.items() if command.section is section)
+    document = {} if config is None else read_toml(config)
+    values = {key: document[key] for key in ("seed",) if key in document} | document.get(name, {})
     short = _short_names(given, name)
     if not command.variants:
         return cast(S, _checked(section, name, values | short))
-    choice = cast(type[VariantSection], section).VARIANT
-    variant = str(short.get(choice) or values.get(choice) or default_variant or section.model_fields[choice].default)
+    default = default_variant or section.model_fields[command.choice].default
+    variant = str(short.get(command.choice) or values.get(command.choice) or default)
     settings = variant_section(name, variant)
-    own = dict(values.pop(variant, {}))
-    for other in command.variants:
-        values.pop(other, None)  # a file may hold settings for several variants
+    own = dict(values.get(variant, {}))
+    # a file may hold settings for several variants
+    values = {key: value for key, value in values.items() if key not in command.variants}
     for key, value in short.items():
-        target, _, key_of_target = key.rpartition(".")
+        target, _, last = key.rpartition(".")
         if target == variant or (not target and key in settings.model_fields):
             if not target and f"{variant}.{key}" in short:
                 raise _twice(key)
-            own[key_of_target] = value
-        elif key in section.model_fields and key != "settings":
+            own[last] = value
+        elif key in command.own:
             values[key] = value
         else:
             raise _unread(name, variant, key)
     checked = _checked(settings, f"{name}.{variant}", own)
-    return cast(S, _checked(section, name, values | {choice: variant, "settings": checked}))
+    return cast(S, _checked(section, name, values | {command.choice: variant, "settings": checked}))
 
 
 def _short_names(given: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """What is given, without None, and without the command's name before the keys.
-
-    Raises:
-        UsageError: a setting under two names, or of another command.
-    """
+    """Settings as 'din.epochs', not 'train.din.epochs', without None; refuses two names of one, or another command's."""
     short: dict[str, Any] = {}
     for key, value in given.items():
-        if value is not None:
-            plain = _short(key, command)
-            if plain in short:
-                raise _twice(plain)
-            short[plain] = value
+        if value is None:
+            continue
+        first, _, rest = key.partition(".")
+        if first in COMMANDS and first not in (command, *COMMANDS[command].variants):
+            raise UsageError(f"--set {key}: this command is {command}", f"Write {command}.KEY=VALUE.")
+        name = rest if first == command and rest else key
+        if name in short:
+            raise _twice(name)
+        short[name] = value
     return short
 
 
 def _twice(key: str) -> UsageError:
     return UsageError(f"the setting {key} is given twice, under two names", "Give it once.")
-
-
-def _short(key: str, command: str) -> str:
-    """'train.din.epochs' → 'din.epochs', 'train.on' → 'on'."""
-    if key.partition(".")[0] in COMMANDS and not key.startswith(f"{command}."):
-        raise UsageError(f"--set {key}: this command is {command}", f"Write {command}.KEY=VALUE.")
-    return key.removeprefix(f"{command}.")
 
 
 def variant_section(command: str, variant: str) -> type[Section]:
@@ -147,34 +152,30 @@ def variant_section(command: str, variant: str) -> type[Section]:
     Raises:
         UsageError: there is no such variant.
     """
-    variants = COMMANDS[command].variants
-    field = cast(type[VariantSection], COMMANDS[command].section).VARIANT
-    if variant not in variants:
-        raise UsageError(f"--{field} {variant!r}: there is no such {field}", nearest(variant, list(variants)))
-    return cast(type[Section], variants[variant].load().Settings)
+    spec = COMMANDS[command]
+    if variant not in spec.variants:
+        raise UsageError(
+            f"--{spec.choice} {variant!r}: there is no such {spec.choice}", nearest(variant, list(spec.variants))
+        )
+    return cast(type[Section], spec.variants[variant].load().Settings)
 
 
 def _unread(command: str, variant: str, key: str) -> UsageError:
     """The error of a setting that the chosen variant does not read: it names the variants that do."""
     spec = COMMANDS[command]
-    field = cast(type[VariantSection], spec.section).VARIANT
-    plain = key.rpartition(".")[2]
-    readers = [name for name in spec.variants if plain in variant_section(command, name).model_fields]
+    target, _, last = key.rpartition(".")
+    readers = spec.readers(last)
     if readers and variant not in readers:
         return UsageError(
-            f"the setting {plain} is read by --{field} {', '.join(readers)} only, not by {variant}",
-            f"Leave it out, or choose --{field} {readers[0]}.",
+            f"the setting {last} is read by --{spec.choice} {', '.join(readers)} only, not by {variant}",
+            f"Leave it out, or choose --{spec.choice} {readers[0]}.",
         )
-    target = key.rpartition(".")[0]
     if target in spec.variants:
         return UsageError(
-            f"--set {command}.{key}: the chosen {field} is {variant}",
-            f"Write {command}.{variant}.{plain}, or choose --{field} {target}.",
+            f"--set {command}.{key}: the chosen {spec.choice} is {variant}",
+            f"Write {command}.{variant}.{last}, or choose --{spec.choice} {target}.",
         )
-    own, of_variant = (
-        [name for name in section.model_fields if name != "settings"]
-        for section in (spec.section, variant_section(command, variant))
-    )
+    own, of_variant = list(spec.own), list(variant_section(command, variant).model_fields)
     known = [*own, *of_variant]
     if target:  # the mistake may be in the variant's name
         known = [f"{command}.{name}" for name in own] + [f"{command}.{variant}.{name}" for name in of_variant]
@@ -183,11 +184,7 @@ def _unread(command: str, variant: str, key: str) -> UsageError:
 
 
 def _checked(section: type[Any], where: str, values: Mapping[str, Any]) -> Any:
-    """The section with these values.
-
-    Raises:
-        UsageError: an unknown key, or a value out of its range.
-    """
+    """The section with these values; refuses an unknown key, or a value out of its range."""
     for key in values:
         if key not in section.model_fields:
             raise UsageError(f"{where} has no setting {key!r}", nearest(key, list(section.model_fields)))
@@ -204,17 +201,11 @@ def _checked(section: type[Any], where: str, values: Mapping[str, Any]) -> Any:
                 wanted = "give NAME=COLUMN, several with a comma between them"
             wants.setdefault((place, repr(problem["input"])), []).append(wanted)
         command, _, variant = where.partition(".")
-        flags = COMMANDS[command].flags()
+        flags, choice = COMMANDS[command].flags(), COMMANDS[command].choice
         shown = {key: f"--{key.replace('_', '-')}" if key in flags else f"{where}.{key}" for key, _ in wants}
         lines = [f"{shown[key]}: {', or '.join(wanted)} (got {got})" for (key, got), wanted in wants.items()]
-        option = f" --{COMMANDS[command].section.VARIANT} {variant}" if variant else ""  # type: ignore[attr-defined]
+        option = f" --{choice} {variant}" if variant else ""
         raise UsageError("; ".join(lines), f"See: dcclctl settings {command}{option}") from error
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """A hint at the known word that is most like a wrong one."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}."
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -232,33 +223,24 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", "See docs/cli.md for an example.") from error
     for key, table in document.items():
-        if key == "seed" and not isinstance(table, dict):
-            continue
-        if key not in COMMANDS or not isinstance(table, dict):
+        if key in COMMANDS and isinstance(table, dict):
+            _check_table(path, key, table)
+        elif key != "seed" or isinstance(table, dict):
             raise UsageError(f"{path}: unknown table or key {key!r}", nearest(key, [*COMMANDS, "seed"]))
-        _check_table(path, key, table)
     return document
 
 
 def _check_table(path: Path, command: str, table: Mapping[str, Any]) -> None:
     """Refuse keys that neither the command nor one of its variants has."""
     spec = COMMANDS[command]
-    own = [name for name in spec.section.model_fields if name != "settings"]
     for name, value in table.items():
         if name in spec.variants and isinstance(value, dict):
             fields = list(variant_section(command, name).model_fields)
             for key in value:
                 if key not in fields:
                     raise UsageError(f"{path}: unknown key {key!r} in [{command}.{name}]", nearest(key, fields))
-        elif name not in own:
-            readers = [each for each in spec.variants if name in variant_section(command, each).model_fields]
+        elif name not in spec.own:
+            readers = spec.readers(name)
             hint = f"It is a setting of a variant: write it in [{command}.{readers[0]}]." if readers else ""
-            raise UsageError(
-                f"{path}: unknown key {name!r} in [{command}]", hint or nearest(name, [*own, *spec.variants])
-            )
-
-
-def _table(document: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """A command's table, with the seed that stands at the top."""
-    seed = {"seed": document["seed"]} if "seed" in document else {}
-    return seed | dict(document.get(command, {}))
+            hint = hint or nearest(name, [*spec.own, *spec.variants])
+            raise UsageError(f"{path}: unknown key {name!r} in [{command}]", hint)

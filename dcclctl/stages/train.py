@@ -13,10 +13,7 @@ from dcclctl.stages.settings import resolve
 
 
 def train(
-    dataset: Dataset,
-    settings: Settings = NO_SETTINGS,
-    run: RunOptions = DEFAULT_RUN,
-    start: CloudModel | None = None,
+    dataset: Dataset, settings: Settings = NO_SETTINGS, run: RunOptions = DEFAULT_RUN, start: CloudModel | None = None
 ) -> CloudModel:
     """Train a cloud model, and keep the weights of the epoch with the highest AUC on valid.
 
@@ -34,7 +31,9 @@ def train(
         inputs["cloud"] = start.artifact.as_input()
     config = resolve(TrainConfig, {**settings, "model": start.model} if start else settings, run.config)
     if start is not None:
-        config = config.model_copy(update={"settings": config.settings.model_copy(update=_sizes(start))})
+        recorded_sizes = type(kind_of(start.model)).Settings(**start.sizes)
+        sizes = {name: getattr(recorded_sizes, name) for name in start.sizes}
+        config = config.model_copy(update={"settings": config.settings.model_copy(update=sizes)})
     blocks = [Block.parse(text) for text in config.on]
     if any(block.period >= VALID for block in blocks):
         raise UsageError("--on: the cloud model trains on cloud and device only", "valid decides when to stop.")
@@ -50,12 +49,6 @@ def train(
             sizes = {name: recorded[config.model][name] for name in size_fields(config.model)}
             work.write_json("model.json", {"model": config.model, **sizes})
             return named(CloudModel(work.commit({"id_map": dataset.id_map, **facts})), run)
-
-
-def _sizes(start: CloudModel) -> dict[str, Any]:
-    """The sizes of a model, as its section holds them."""
-    section = type(kind_of(start.model)).Settings
-    return {name: getattr(section(**start.sizes), name) for name in start.sizes}
 
 
 def _check_start(start: CloudModel, dataset: Dataset, settings: Settings) -> None:

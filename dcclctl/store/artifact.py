@@ -4,27 +4,23 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from dcclctl.errors import ArtifactError
-from dcclctl.store import contents
+from dcclctl.store.contents import Files, file_sha256
 from dcclctl.store.manifest import KINDS, Input
 
-if TYPE_CHECKING:
-    import polars as pl
-    from torch import Tensor
-
 MANIFEST = "manifest.json"
-#: The id, in the form that `sha256sum -c` reads. Without it a flipped bit in the manifest would be just another id.
+#: The id, in the form that `sha256sum -c` reads. Without it, damage to the manifest would look like another id.
 MANIFEST_HASH = "manifest.sha256"
 RUN = "run.json"
 METRICS = "metrics.jsonl"
-#: Files beside those that the manifest lists. The last two are outside the id: they hold clock times.
+#: Files that the manifest does not list. The last two are not part of the id, because they hold clock times.
 OWN_FILES = frozenset((MANIFEST, MANIFEST_HASH, RUN, METRICS))
 
 
 class Home(Protocol):
-    """The store that an artifact is in, as far as an artifact asks for it."""
+    """The store of an artifact, with the methods that an artifact needs."""
 
     def find(self, kind: str, id: str) -> "Artifact": ...
 
@@ -34,16 +30,14 @@ class Home(Protocol):
 
 
 @dataclass(frozen=True)
-class Artifact:
+class Artifact(Files):
     """One version of one kind in a store.
 
     Args:
-        kind: one of KINDS.
-        number: its version number in this store, from 1.
-        path: its folder.
+        kind: one of KINDS. number: its version number in this store, from 1. path: its folder.
         id: SHA-256 of its manifest; the same in every store.
         manifest: the manifest, checked.
-        home: the store that it is in. reused: did `Store.begin` find it made already?
+        home: its store. reused: whether `Store.begin` found it instead of making it.
     """
 
     kind: str
@@ -66,21 +60,21 @@ class Artifact:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the stage found out and stated at its end."""
+        """Counts and metrics that the stage recorded at its end."""
         return dict(self.manifest["facts"])
 
     @property
     def seed(self) -> int:
-        """Seed of every random draw that made it."""
+        """Seed of the stage's random draws."""
         return int(self.manifest["seed"])
 
     @cached_property
     def inputs(self) -> dict[str, Input]:
-        """What it was made from, by role."""
+        """Role → what it was made from."""
         return {role: Input(given["kind"], given["id"]) for role, given in self.manifest["inputs"].items()}
 
     def input(self, role: str) -> "Artifact":
-        """The artifact that it was made from in some role.
+        """The artifact that it was made from in this role.
 
         Raises:
             ArtifactError: gone, or damaged.
@@ -95,7 +89,7 @@ class Artifact:
 
     @property
     def run(self) -> dict[str, Any]:
-        """Clock times, seconds and memory of the run that made it (not part of the id); {} if missing or damaged."""
+        """Time, duration and memory of the run that made it (not part of the id); {} if missing or damaged."""
         try:
             return dict(json.loads((self.path / RUN).read_bytes()))
         except (OSError, ValueError):
@@ -111,7 +105,7 @@ class Artifact:
         return Input(self.kind, self.id)
 
     def damage(self, name: str) -> str:
-        """What is wrong with one of its files ('' if nothing), found by reading all of it."""
+        """What is wrong with one of its files, all of which is read; '' if nothing is wrong."""
         listed = self.manifest["files"].get(name)
         if listed is None:
             return "is not in the manifest"
@@ -120,7 +114,7 @@ class Artifact:
             size = path.stat().st_size
             if size != listed["bytes"]:
                 return f"has {size} bytes instead of {listed['bytes']}"
-            if contents.file_sha256(path) != listed["sha256"]:
+            if file_sha256(path) != listed["sha256"]:
                 return "does not have the SHA-256 that was recorded for it"
         except FileNotFoundError:
             return "is missing"
@@ -129,7 +123,7 @@ class Artifact:
         return ""
 
     def verify(self) -> dict[str, str]:
-        """Damaged, missing and foreign files → what is wrong with each; {} if the artifact is whole."""
+        """Damaged, missing or unknown file → what is wrong with it; {} if the artifact is whole."""
         found = {name: self.damage(name) for name in self.manifest["files"]}
         for path in self.path.rglob("*"):
             name = path.relative_to(self.path).as_posix()
@@ -138,39 +132,14 @@ class Artifact:
         return {name: problem for name, problem in sorted(found.items()) if problem}
 
     def file(self, name: str) -> Path:
-        """Path of a file whose bytes are what was committed.
-
-        Raises:
-            ArtifactError: missing or damaged.
-        """
         problem = self.damage(name)
         if problem:
             raise damaged(self.kind, self.number, f"{name} {problem}", self.path)
         return self.path / name
 
-    def read_table(self, name: str) -> "pl.DataFrame":
-        """A Parquet file."""
-        return contents.read_table(self.file(name))
-
-    def read_json(self, name: str) -> Any:
-        """A JSON file."""
-        return json.loads(self.file(name).read_bytes())
-
-    def read_tensors(self, name: str) -> "dict[str, Tensor]":
-        """Every tensor of a safetensors file, on the CPU."""
-        return contents.read_tensors(self.file(name))
-
-    def tensor_metadata(self, name: str) -> dict[str, Any]:
-        """Metadata of a safetensors file."""
-        return contents.read_tensor_metadata(self.file(name))
-
-    def read_tensor_rows(self, name: str, tensor: str, start: int, stop: int) -> "Tensor":
-        """Rows start … stop-1 of one tensor."""
-        return contents.read_tensor_rows(self.file(name), tensor, start, stop)
-
 
 def damaged(kind: str, number: int, problem: str, path: Path) -> ArtifactError:
-    """The error of an artifact that is not what was committed."""
+    """The error for an artifact that differs from what was committed."""
     return ArtifactError(
         f"{kind}@{number} is damaged: {problem} (in {path})",
         f"Restore that folder from a backup, or make the artifact again: {KINDS[kind]} --force",

@@ -1,4 +1,4 @@
-"""Canonical JSON: one document, one sequence of bytes, in every process."""
+"""Canonical JSON: equal documents have equal bytes in every process."""
 
 import json
 import math
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def canonical(document: Any, where: str = "document") -> bytes:
-    """The bytes of a document: keys sorted, no spaces, ASCII only, floats as Python's repr, a newline at the end.
+    """Encode a document: keys sorted, no spaces, ASCII only, floats as Python's repr, a newline at the end.
 
     Args:
         document: dicts with text keys, lists, tuples (they become lists), text, integers, finite floats, booleans, None.
-        where: what the document is called in an error.
+        where: name of the document in an error.
 
     Raises:
         ValueError: NaN or infinity.
@@ -21,7 +21,7 @@ def canonical(document: Any, where: str = "document") -> bytes:
 
 
 def _check(value: Any, where: str) -> None:
-    """Refuse what json.dumps would turn into something else without a word."""
+    """Refuse values that json.dumps would silently change."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):

@@ -1,10 +1,12 @@
-"""The three kinds of file in an artifact: Parquet tables, safetensors, canonical JSON. Written so that equal
-content is equal bytes; read only after the caller has checked the hash. No pickle anywhere.
+"""Reads and writes the three kinds of file in an artifact: Parquet tables, safetensors, canonical JSON.
+
+Equal content gives equal bytes. Files are read only after their hash has been checked. No pickle anywhere.
 """
 
 import hashlib
 import json
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -15,16 +17,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COMPRESSION: Final[Literal["zstd"]] = "zstd"
-#: Fixed, because by default it follows the number of threads, and then so would the bytes.
+#: Fixed, because polars' default, and so the bytes, depend on the number of threads.
 ROW_GROUP_ROWS: Final = 262_144
 
-#: A file changed so recently may change again without a new time stamp, so its hash is not remembered.
+#: A file that changed more recently may change again without a new time stamp, so its hash is not remembered.
 _SETTLED_NANOSECONDS = 100_000_000
 _hashes: dict[tuple[int, int, int, int], str] = {}
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, streamed; remembered in this process by device, inode, size and time of change."""
+    """SHA-256 of a file; remembered in this process by device, inode, size and time of change."""
     with path.open("rb") as file:
         before = path.stat()
         key = (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns)
@@ -41,13 +43,6 @@ def write_table(path: Path, table: "pl.DataFrame") -> None:
     table.write_parquet(path, compression=COMPRESSION, row_group_size=ROW_GROUP_ROWS)
 
 
-def read_table(path: Path) -> "pl.DataFrame":
-    """Read Parquet."""
-    import polars as pl
-
-    return pl.read_parquet(path)
-
-
 def describe_table(path: Path) -> dict[str, Any]:
     """Rows and columns of a Parquet file, from its footer: {'rows': 3, 'schema': {'user_index': 'Int32'}}."""
     import polars as pl
@@ -57,43 +52,54 @@ def describe_table(path: Path) -> dict[str, Any]:
 
 
 def plain_tensors(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
-    """The tensors as a file can hold them: on the CPU, contiguous, without gradients, sorted by name."""
+    """The tensors in the form that a file holds: on the CPU, contiguous, without gradients, sorted by name."""
     return {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
 
 
 def write_tensors(path: Path, tensors: dict[str, "Tensor"], metadata: dict[str, Any]) -> None:
-    """Write safetensors with one metadata key, 'meta': several are written in no fixed order."""
+    """Write safetensors with a single metadata key, 'meta', because several would be written in random order."""
     from safetensors.torch import save_file
 
     save_file(plain_tensors(tensors), path, {"meta": canonical(metadata, "metadata").decode()})
 
 
-def read_tensors(path: Path) -> dict[str, "Tensor"]:
-    """Read every tensor onto the CPU."""
-    from safetensors.torch import load_file
+class Files(ABC):
+    """The files of an artifact that is committed or being made; each is checked against its hash before it is read."""
 
-    return dict(load_file(path))
+    @abstractmethod
+    def file(self, name: str) -> Path:
+        """Path of a file, after checking its bytes.
 
+        Raises:
+            ArtifactError: missing or damaged.
+        """
 
-def read_tensor_metadata(path: Path) -> dict[str, Any]:
-    """The metadata that write_tensors was given."""
-    from safetensors import safe_open
+    def read_table(self, name: str) -> "pl.DataFrame":
+        """Read a Parquet file."""
+        import polars as pl
 
-    with safe_open(path, framework="pt") as file:
-        return dict(json.loads(file.metadata()["meta"]))
+        return pl.read_parquet(self.file(name))
 
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file."""
+        return json.loads(self.file(name).read_bytes())
 
-def read_tensor_rows(path: Path, name: str, start: int, stop: int) -> "Tensor":
-    """Rows start … stop-1 of one tensor; only they are read."""
-    from safetensors import safe_open
+    def read_tensors(self, name: str) -> dict[str, "Tensor"]:
+        """Read every tensor of a safetensors file onto the CPU."""
+        from safetensors.torch import load_file
 
-    with safe_open(path, framework="pt") as file:
-        rows: Tensor = file.get_slice(name)[start:stop]
-        return rows
+        return dict(load_file(self.file(name)))
+
+    def tensor_metadata(self, name: str) -> dict[str, Any]:
+        """Read the metadata that `write_tensors` was given."""
+        from safetensors import safe_open
+
+        with safe_open(self.file(name), framework="pt") as file:
+            return dict(json.loads(file.metadata()["meta"]))
 
 
 def pack_tensors(tensors: dict[str, "Tensor"], metadata: dict[str, Any]) -> bytes:
-    """Tensors and metadata as bytes that start with their own SHA-256."""
+    """Tensors and metadata as bytes, preceded by their SHA-256."""
     from safetensors.torch import save
 
     data = save(plain_tensors(tensors), {"meta": canonical(metadata, "state").decode()})
@@ -101,7 +107,7 @@ def pack_tensors(tensors: dict[str, "Tensor"], metadata: dict[str, Any]) -> byte
 
 
 def unpack_tensors(data: bytes) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
-    """What pack_tensors was given, or None if the bytes are damaged."""
+    """Tensors and metadata from `pack_tensors`; None if the bytes are damaged."""
     from safetensors.torch import load
 
     digest, body = data[:32], data[32:]

@@ -1,7 +1,7 @@
-"""What the store asks of a file system, in one class. Nothing else in the store creates, renames, locks or lists.
+"""The store's file system in one class. No other file of the store creates, renames, locks or lists.
 
-An object store would be a second class with these methods; it has no rename, so there `publish` would be the
-conditional creation (create-only) of `manifest.json` under the next free number.
+An object store would be a second class with these methods. It cannot rename, so its `publish` would create
+`manifest.json` under the next free number, on the condition that it does not exist.
 """
 
 import errno
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dcclctl.errors import ArtifactError
 
-#: Below so many free bytes nothing is written any more, so that there is room to finish in good order.
+#: Nothing is written when fewer bytes are free, so that there is room to stop in good order.
 RESERVE_BYTES = 16 * 2**20
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -23,7 +23,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into an error with a remedy."""
+    """Turn an error of the operating system into one with a remedy."""
     try:
         yield
     except OSError as error:
@@ -31,15 +31,15 @@ def _explained(path: Path) -> Iterator[None]:
         if error.errno in _FORBIDDEN:
             remedy = "Choose a store that you may write to with --store DIR, or mend its permissions."
         elif error.errno in (errno.EEXIST, errno.ENOTDIR):
-            remedy = "Something that is no folder stands there; name another store with --store DIR."
+            remedy = "Something there is not a folder; name another store with --store DIR."
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}", remedy) from error
 
 
 class LocalDisk:
-    """A POSIX file system. Every method is safe to be killed in."""
+    """A POSIX file system. A process may be killed in any method without damage to the store."""
 
     def names(self, folder: Path) -> list[str]:
-        """Sorted names in a folder; none where there is no folder."""
+        """Sorted names in a folder; [] if there is no such folder."""
         try:
             return sorted(entry.name for entry in folder.iterdir())
         except (FileNotFoundError, NotADirectoryError):
@@ -53,8 +53,8 @@ class LocalDisk:
         """The bytes of a file.
 
         Raises:
-            FileNotFoundError: there is none.
-            ArtifactError: there is one that cannot be read.
+            FileNotFoundError: there is no such file.
+            ArtifactError: it cannot be read.
         """
         try:
             return path.read_bytes()
@@ -64,7 +64,7 @@ class LocalDisk:
             raise ArtifactError(f"cannot read {path}: {error.strerror}", "Mend its permissions or the disk.") from error
 
     def make_folder(self, folder: Path) -> None:
-        """Create a folder and its parents so that they survive a power cut."""
+        """Create a folder and its parents and wait until they are on the disk."""
         missing = [place for place in (folder, *folder.parents) if not place.exists()]
         with _explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -73,11 +73,11 @@ class LocalDisk:
 
     @contextmanager
     def create(self, path: Path, expected_bytes: int = 0) -> Iterator[Path]:
-        """Write a file whole or not at all: yields a temporary path, then flush, fsync and rename.
+        """Write a file whole or not at all: yield a temporary path, then fsync and rename.
 
         Args:
-            path: where the file will be; one that is there is replaced.
-            expected_bytes: size known beforehand, to refuse before the disk is full; 0 if unknown.
+            path: where the file will be; an existing file is replaced.
+            expected_bytes: its size if known, to refuse before the disk is full; else 0.
 
         Raises:
             ArtifactError: no space left, or no permission.
@@ -94,7 +94,7 @@ class LocalDisk:
             except BaseException as error:
                 free = shutil.disk_usage(path.parent).free
                 temporary.unlink(missing_ok=True)
-                # Each library has its own exception for a full disk.
+                # Each library raises its own exception for a full disk.
                 if isinstance(error, Exception) and free < RESERVE_BYTES:
                     raise _full(path, free) from error
                 raise
@@ -105,12 +105,12 @@ class LocalDisk:
             temporary.write_bytes(data)
 
     def append(self, path: Path, data: bytes) -> None:
-        """Add to the end of a file and hand it to the operating system."""
+        """Add to the end of a file."""
         with _explained(path), path.open("ab") as file:
             file.write(data)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Rename in one step; a file that is there is replaced."""
+        """Rename in one step; an existing file is replaced."""
         source.rename(target)
 
     def sync(self, path: Path) -> None:
@@ -122,7 +122,7 @@ class LocalDisk:
             os.close(descriptor)
 
     def remove(self, path: Path) -> None:
-        """Remove a file or a whole folder; nothing happens if it is gone."""
+        """Remove a file or a whole folder if it exists."""
         with _explained(path):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -130,7 +130,7 @@ class LocalDisk:
                 path.unlink(missing_ok=True)
 
     def freeze(self, folder: Path) -> None:
-        """Make every file below a folder read-only and the folders durable, bottom-up."""
+        """Make every file below a folder read-only, and wait until the folders are on the disk, the innermost first."""
         with _explained(folder):
             for place, _, names in os.walk(folder, topdown=False):
                 for name in names:
@@ -138,20 +138,15 @@ class LocalDisk:
                 self.sync(Path(place))
 
     def publish(self, work: Path, versions: Path) -> int:
-        """The commit point: rename a finished work folder to the next free number.
-
-        Returns:
-            The number that was taken.
-        """
-        numbers = [int(name) for name in self.names(versions) if name.isdigit()]
-        number = max(numbers, default=0) + 1
+        """Commit a finished work folder: rename it to the next free number and return that number."""
+        number = max((int(name) for name in self.names(versions) if name.isdigit()), default=0) + 1
         with _explained(versions):
             while True:
                 try:
                     self.rename(work, versions / f"{number:06d}")
                     break
                 except OSError as error:
-                    # Another process took this number since we looked.
+                    # Another process has taken this number meanwhile.
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
                     number += 1
@@ -161,11 +156,11 @@ class LocalDisk:
 
     @contextmanager
     def lock(self, path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Hold a lock that the kernel frees when the process dies, so there are no stale locks.
+        """Hold a lock. The kernel releases it when the process dies, so a dead process never holds one.
 
         Args:
             path: the lock file; it is removed at the end.
-            on_wait: called when somebody else holds the lock, before waiting.
+            on_wait: called before waiting for another process that holds the lock.
         """
         while True:
             with _explained(path):
@@ -176,7 +171,7 @@ class LocalDisk:
                 except BlockingIOError:
                     on_wait()
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
-                # The holder before us has removed the file that we waited on: somebody may hold a newer one.
+                # The process before us has removed the file that we waited for: another one may hold a newer file.
                 if not _same_file(descriptor, path):
                     continue
                 try:

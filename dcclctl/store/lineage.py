@@ -1,15 +1,14 @@
-"""What an artifact was made from, down to the raw logs; and what two artifacts do not have in common."""
+"""Everything that an artifact was made from, down to the raw logs; and the differences between two artifacts."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.store.artifact import Artifact
-from dcclctl.store.manifest import Input
 
 #: Table of an evaluation that holds its metrics (see tables.AGGREGATE).
 AGGREGATE_FILE = "aggregate.parquet"
-#: Start of the roles of the models that an evaluation scored: subject-00:cloud@3fa9c2d1.
+#: Prefix of the roles of the models that an evaluation scored: subject-00:cloud@3fa9c2d1.
 SUBJECT_ROLE = "subject-"
 
 
@@ -18,13 +17,12 @@ class Node:
     """One artifact or raw file in a lineage.
 
     Args:
-        role: what it was to the artifact above it, e.g. 'dataset' or 'log:events.csv'; '' at the top.
-        kind: kind of the artifact, or 'raw'.
-        id: full id, or the raw file's SHA-256.
-        ref: reference in this store; '' for a raw file, or if it is not to be had.
-        problem: why it is not to be had; '' if it is.
-        inputs: what it was made from; empty where the same artifact stands in the tree before, with all its inputs.
-        shown: does it?
+        role: its role as an input of the artifact above it, e.g. 'dataset' or 'log:events.csv'; '' at the top.
+        kind: kind of the artifact, or 'raw'. id: full id, or the raw file's SHA-256.
+        ref: reference in this store; '' for a raw file or an artifact that is gone or damaged.
+        problem: why the artifact cannot be loaded; '' if it can.
+        inputs: what it was made from; empty if `shown`.
+        shown: whether the same artifact stands earlier in the tree, with all its inputs.
     """
 
     role: str
@@ -37,10 +35,10 @@ class Node:
 
 
 def ancestors(*artifacts: Artifact) -> dict[str, Artifact]:
-    """Everything that some artifacts were made from, and they themselves: id → artifact, each after its inputs.
+    """The artifacts and everything that they were made from: id → artifact, each after its inputs.
 
     Raises:
-        ArtifactError: one of them is gone or damaged.
+        ArtifactError: an artifact is gone or damaged.
     """
     found: dict[str, Artifact] = {}
 
@@ -56,36 +54,35 @@ def ancestors(*artifacts: Artifact) -> dict[str, Artifact]:
 
 
 def lineage(artifact: Artifact) -> Node:
-    """The tree of everything that an artifact was made from. Inputs that are gone or damaged stay in it, marked.
+    """The tree of everything that an artifact was made from; inputs that are gone or damaged are marked.
 
-    Every artifact has its inputs under it once, where it comes first: rounds would double the tree each.
+    An artifact that occurs several times has its inputs only where it comes first; otherwise the tree would double with
+    each round of distillation.
     """
-    return _node(artifact, "", set())
+    shown: set[str] = set()
 
+    def node(artifact: Artifact, role: str) -> Node:
+        if artifact.id in shown:
+            return Node(role, artifact.kind, artifact.id, artifact.ref, shown=True)
+        shown.add(artifact.id)
+        inputs = []
+        for name, given in sorted(artifact.inputs.items()):
+            try:
+                raw = given.kind == "raw"
+                inputs.append(Node(name, given.kind, given.id) if raw else node(artifact.input(name), name))
+            except ArtifactError as error:
+                inputs.append(Node(name, given.kind, given.id, problem=error.what))
+        return Node(role, artifact.kind, artifact.id, artifact.ref, inputs=tuple(inputs))
 
-def _node(artifact: Artifact, role: str, shown: set[str]) -> Node:
-    if artifact.id in shown:
-        return Node(role, artifact.kind, artifact.id, artifact.ref, shown=True)
-    shown.add(artifact.id)
-    inputs = tuple(_input_node(artifact, name, given, shown) for name, given in sorted(artifact.inputs.items()))
-    return Node(role, artifact.kind, artifact.id, artifact.ref, inputs=inputs)
-
-
-def _input_node(artifact: Artifact, role: str, given: Input, shown: set[str]) -> Node:
-    if given.kind == "raw":
-        return Node(role, given.kind, given.id)
-    try:
-        return _node(artifact.input(role), role, shown)
-    except ArtifactError as error:
-        return Node(role, given.kind, given.id, problem=error.what)
+    return node(artifact, "")
 
 
 def difference(a: Artifact, b: Artifact) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """What changed between two artifacts of one kind, and nothing else.
+    """The differences between two artifacts of one kind.
 
     Returns:
-        section (config, inputs, facts, metrics, packages) → dotted key → (value in a, value in b), None where it has
-        none. Sections without a change are left out.
+        section (config, inputs, facts, metrics, packages) → dotted key → (value in a, value in b), None for a missing
+        value. Sections without a difference are left out.
 
     Raises:
         UsageError: two kinds.
@@ -98,21 +95,20 @@ def difference(a: Artifact, b: Artifact) -> dict[str, dict[str, tuple[Any, Any]]
     names_a, names_b = _paired_names(a, b)
     all_a, all_b = _sections(a, names_a), _sections(b, names_b)
     sections = {}
-    for section, in_a, in_b in zip(all_a, all_a.values(), all_b.values(), strict=True):
+    for section, in_a in all_a.items():
+        in_b = all_b[section]
         keys = sorted(in_a.keys() | in_b.keys())
-        changed = {key: (in_a.get(key), in_b.get(key)) for key in keys if in_a.get(key) != in_b.get(key)}
-        if changed:
-            sections[section] = changed
-    return sections
+        sections[section] = {key: (in_a.get(key), in_b.get(key)) for key in keys if in_a.get(key) != in_b.get(key)}
+    return {section: changed for section, changed in sections.items() if changed}
 
 
 def _subjects(artifact: Artifact) -> list[str]:
-    """Names of the models that an evaluation scored, in their order; [] of other artifacts."""
+    """Names of the models that an evaluation scored; [] for other artifacts."""
     return [role.partition(":")[2] for role in artifact.inputs if role.startswith(SUBJECT_ROLE)]
 
 
 def _paired_names(a: Artifact, b: Artifact) -> tuple[dict[str, str], dict[str, str]]:
-    """Names to show the models of two evaluations under, so that the first new model stands beside the first old one."""
+    """Common names for the models of two evaluations: 'old → new' for the first models that differ, and so on."""
     in_a, in_b = _subjects(a), _subjects(b)
     old, new = [name for name in in_a if name not in in_b], [name for name in in_b if name not in in_a]
     pairs = [(x, y, f"{x} → {y}") for x, y in zip(old, new, strict=False)]
@@ -126,7 +122,7 @@ def _sections(artifact: Artifact, names: dict[str, str]) -> dict[str, dict[str, 
     inputs: dict[str, Any] = {}
     for role, given in artifact.inputs.items():
         name = role.partition(":")[2]
-        # Without its place in the row: a model that was scored third instead of second is no change.
+        # Without its number: a model that was scored third instead of second is not a difference.
         shown = f"subject {names.get(name, name)}" if role.startswith(SUBJECT_ROLE) else role
         inputs[shown] = f"{given.kind} {given.id}"
     return {
@@ -139,7 +135,7 @@ def _sections(artifact: Artifact, names: dict[str, str]) -> dict[str, dict[str, 
 
 
 def dotted(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} → {'a.b': 1}; lists stay whole, but for lists of records: they go by name, or by number from 1."""
+    """{'a': {'b': 1}} → {'a.b': 1}. Lists stay whole; only the records of a list get keys: their names, or 1, 2, …"""
     flat: dict[str, Any] = {}
     for key, value in document.items():
         if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
@@ -153,14 +149,10 @@ def dotted(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _metrics(artifact: Artifact, names: dict[str, str]) -> dict[str, float | None]:
-    """'group.metric' → value; with the subject in front if the evaluation compared several."""
+    """'group.metric' → value; 'subject.group.metric' if the evaluation scored several models."""
     if AGGREGATE_FILE not in artifact.manifest["files"]:
         return {}
     rows = artifact.read_table(AGGREGATE_FILE).to_dicts()
     several = len({row["subject"] for row in rows}) > 1
-    return {
-        ".".join([*([names.get(row["subject"], row["subject"])] if several else []), row["group"], row["metric"]]): row[
-            "value"
-        ]
-        for row in rows
-    }
+    shown = {row["subject"]: f"{names.get(row['subject'], row['subject'])}." if several else "" for row in rows}
+    return {f"{shown[row['subject']]}{row['group']}.{row['metric']}": row["value"] for row in rows}

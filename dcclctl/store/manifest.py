@@ -1,6 +1,6 @@
-"""The manifest: what an artifact is made of and from. Its SHA-256 is the artifact's id.
+"""The manifest lists an artifact's files and inputs. Its SHA-256 is the artifact's id.
 
-Nothing in it depends on the clock, the machine, the folder or the environment; that goes to `run.json`.
+Nothing in it depends on the clock, the machine, the folder or the environment; `run.json` holds these.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from dcclctl.errors import ArtifactError
 from dcclctl.store.canonical import canonical
 from dcclctl.version import __version__
 
-#: Version of the layout. A reader refuses every other one.
+#: Version of the layout. A reader refuses every other version.
 FORMAT: Final = 2
 #: Every kind of artifact → the command that makes one.
 KINDS: Final = {
@@ -27,9 +27,9 @@ KINDS: Final = {
 }
 #: Fields that are known before the work starts.
 HEAD: Final = ("stage", "kind", "config", "seed", "inputs")
-#: The only keys that a manifest may have; it has all of them.
+#: The keys that every manifest has; it has no others.
 FIELDS: Final = frozenset(("format", *HEAD, "facts", "files", "tables", "packages"))
-#: Packages whose version can change what is computed or written.
+#: Packages whose version can change the results or the files.
 PACKAGES: Final = ("numpy", "polars", "pyarrow", "safetensors", "torch")
 
 _ID = re.compile(r"[0-9a-f]{64}")
@@ -41,7 +41,7 @@ class Input:
 
     Args:
         kind: kind of an artifact, or 'raw' for a file from outside.
-        id: the artifact's full id, or the SHA-256 of the raw file (64 hex digits).
+        id: the artifact's full id, or the raw file's SHA-256 (64 hex digits).
     """
 
     kind: str
@@ -55,10 +55,10 @@ class Input:
 
 
 def inputs_document(inputs: dict[str, Input]) -> dict[str, dict[str, str]]:
-    """Inputs by role, as the manifest holds them.
+    """Inputs by role, in the form of the manifest.
 
     Raises:
-        ValueError: a role that holds a path; it must be a file's name only, so that folders do not change the id.
+        ValueError: a role holds a path; it must be a file's name only, so that folders do not change the id.
     """
     for role in inputs:
         if "/" in role:
@@ -67,17 +67,17 @@ def inputs_document(inputs: dict[str, Input]) -> dict[str, dict[str, str]]:
 
 
 def work_key(head: dict[str, Any]) -> str:
-    """SHA-256 of everything that a stage's result depends on; two equal keys are the same work.
+    """SHA-256 of everything that a stage's result depends on; equal keys mean equal work.
 
     Args:
-        head: a manifest, or the part of it that is known before the work: the fields in HEAD.
+        head: a manifest, or its fields that are known before the work, see HEAD.
     """
     document = {field: head[field] for field in HEAD}
     return hashlib.sha256(canonical({"format": FORMAT, **document}, "key")).hexdigest()
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python, of dcclctl and of what computes, read without importing any of it."""
+    """Versions of Python, of dcclctl and of `PACKAGES`, read without importing them."""
     versions = {"python": platform.python_version(), "dcclctl": __version__}
     for name in PACKAGES:
         try:
@@ -88,15 +88,13 @@ def package_versions() -> dict[str, str]:
 
 
 def read_manifest(data: bytes, kind: str, name: str) -> dict[str, Any]:
-    """The manifest in bytes whose hash has been checked already.
+    """Decode a manifest whose hash has been checked already.
 
     Args:
-        data: content of manifest.json.
-        kind: the kind that the artifact's place in the store says.
-        name: the artifact's reference, for errors.
+        data: content of manifest.json. kind: the kind whose folder it is in. name: the artifact's reference, for errors.
 
     Raises:
-        ArtifactError: a format version that this program does not read, fields that do not belong, or another kind.
+        ArtifactError: a format version that this program does not read, missing or unknown fields, or another kind.
     """
     manifest = json.loads(data)
     found = manifest.get("format")
@@ -107,9 +105,7 @@ def read_manifest(data: bytes, kind: str, name: str) -> dict[str, Any]:
         )
     if set(manifest) != FIELDS:
         odd = ", ".join(sorted(set(manifest) ^ FIELDS))
-        raise ArtifactError(
-            f"{name}: its manifest has fields missing or unknown: {odd}", "It was not written by dcclctl."
-        )
+        raise ArtifactError(f"{name}: missing or unknown fields in its manifest: {odd}", "dcclctl did not write it.")
     if manifest["kind"] != kind:
         raise ArtifactError(f"{name} says that it is of kind {manifest['kind']}", "Its folder was moved; move it back.")
     return dict(manifest)

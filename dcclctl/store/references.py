@@ -8,7 +8,7 @@ from typing import Literal
 from dcclctl.errors import UsageError
 from dcclctl.store.manifest import KINDS
 
-#: Digits only, up to this many, are a version number; more are the start of an id.
+#: A name of at most so many decimal digits is a version number; a longer one is the start of an id.
 NUMBER_DIGITS = 6
 MIN_ID_PREFIX = 4
 
@@ -18,12 +18,11 @@ _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference taken apart.
+    """The parts of a reference.
 
     Args:
-        kind: one of KINDS.
-        by: how the artifact is named.
-        name: the number without leading zeros, the id's first digits, the alias; '' for latest.
+        kind: one of KINDS. by: what `name` is.
+        name: the number without leading zeros, the id's first digits, or the alias; '' for latest.
     """
 
     kind: str
@@ -35,17 +34,17 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """Take a reference apart.
+    """Parse a reference.
 
     Raises:
-        UsageError: an unknown kind, or a name that can be no number, id or alias.
+        UsageError: an unknown kind, or a name that is not a number, an id or an alias.
     """
     kind, _, name = text.partition("@")
     if kind not in KINDS:
         nearest = difflib.get_close_matches(kind, KINDS, n=1)
         hint = f"{nearest[0]}@{name or 'latest'}" if nearest else "cloud@latest"
         raise UsageError(
-            f"{text!r} is no reference: it must start with one of {', '.join(KINDS)}",
+            f"{text!r} is not a reference: it must start with one of {', '.join(KINDS)}",
             f"Type e.g. {hint}. To see what there is: dcclctl artifacts list",
         )
     if name == "latest" or text == kind:
@@ -57,14 +56,14 @@ def parse_reference(text: str) -> Reference:
     if _ALIAS.fullmatch(name):
         return Reference(kind, "alias", name)
     raise UsageError(
-        f"{text!r} is no reference: after '@' comes a number, at least {MIN_ID_PREFIX} digits of an id, "
+        f"{text!r} is not a reference: after '@' comes a number, at least {MIN_ID_PREFIX} digits of an id, "
         "'latest', or an alias",
         f"Type e.g. {kind}@1 or {kind}@latest. To see what there is: dcclctl artifacts list",
     )
 
 
 def check_alias(alias: str) -> None:
-    """Refuse an alias that a reference could not tell from a number or an id.
+    """Refuse an alias that looks like a number or an id, or has other characters than an alias may have.
 
     Raises:
         UsageError: with the rule that it breaks.

@@ -1,4 +1,4 @@
-"""The store: one directory of committed artifacts, and the only way to make one.
+"""The store: a directory of committed artifacts. Artifacts are made only here.
 
 Layout: `STORE/<kind>/v/000007/` committed, `STORE/<kind>/work/<key>/` in the making, `STORE/<kind>/refs/<alias>`.
 """
@@ -25,8 +25,7 @@ class Store:
     """A directory of artifacts.
 
     Args:
-        root: the directory; nothing is created before the first `begin`.
-        disk: the file system.
+        root: the directory; it is created by the first `begin`. disk: the file system.
         remark: called with one line when the store waits for another process or replaces a damaged artifact.
     """
 
@@ -40,14 +39,14 @@ class Store:
     # -- finding
 
     def resolve(self, reference: str, kind: str | None = None) -> Artifact:
-        """The artifact that a person means.
+        """The artifact with this reference.
 
         Args:
             reference: 'cloud@7', 'cloud@3fa9c2d1', 'cloud@latest', 'cloud@my-alias', or 'cloud' for the newest.
-            kind: the kind that is needed; None takes any.
+            kind: the required kind; None accepts any.
 
         Raises:
-            UsageError: no reference, another kind, or nothing has that name; the message says what there is.
+            UsageError: not a reference, another kind, or no such artifact; the message says which ones there are.
             ArtifactError: the artifact is damaged.
         """
         wanted = parse_reference(reference)
@@ -58,25 +57,26 @@ class Store:
         if wanted.by == "number":
             if int(wanted.name) in self.numbers(wanted.kind):
                 return self.load(wanted.kind, int(wanted.name))
-            raise self._unknown(reference, wanted.kind)
-        if wanted.by == "id":
+        elif wanted.by == "alias":
+            if wanted.name in self._alias_names(wanted.kind):
+                return self.find(wanted.kind, self._alias_target(wanted.kind, wanted.name))
+        else:
             found = {id: number for number, id in self._ids(wanted.kind) if id.startswith(wanted.name)}
-            if not found:
-                raise self._unknown(reference, wanted.kind)
             if len(found) > 1:
                 which = ", ".join(f"{wanted.kind}@{number} ({id[:12]})" for id, number in found.items())
                 raise UsageError(f"{reference} could be {which}", "Type more digits, or the number.")
-            return self.load(wanted.kind, next(iter(found.values())))
-        if wanted.name not in self._disk.names(self._refs(wanted.kind)):
-            raise self._unknown(reference, wanted.kind, wanted.name)
-        return self.find(wanted.kind, self._alias_target(wanted.kind, wanted.name))
+            if found:
+                return self.load(wanted.kind, *found.values())
+        near = difflib.get_close_matches(wanted.name, [*self._alias_names(wanted.kind), "latest"], n=1)
+        hint = f"Did you mean {wanted.kind}@{near[0]}? " if near and wanted.by == "alias" else ""
+        raise UsageError(f"there is no {reference} in the store {self.root}", hint + self._choices(wanted.kind))
 
     def latest(self, kind: str) -> Artifact:
-        """The artifact with the highest number. If it is damaged that is an error, never an older one.
+        """The artifact with the highest number.
 
         Raises:
             UsageError: there is none yet; the remedy is the command that makes one.
-            ArtifactError: it is damaged.
+            ArtifactError: it is damaged; an older one is never returned instead.
         """
         numbers = self.numbers(kind)
         if not numbers:
@@ -101,28 +101,28 @@ class Store:
         return self.load(kind, numbers[-1])
 
     def artifacts(self, kind: str | None = None) -> list[Artifact]:
-        """Every artifact of a kind, oldest first; of every kind if None.
+        """All artifacts of a kind, or of all kinds if None, oldest first.
 
         Raises:
-            ArtifactError: one of them has a damaged manifest.
+            ArtifactError: a manifest is damaged.
         """
         kinds = list(KINDS) if kind is None else [kind]
         return [self.load(each, number) for each in kinds for number in self.numbers(each)]
 
     def numbers(self, kind: str) -> list[int]:
-        """Version numbers of a kind, ascending, damaged ones included."""
+        """Version numbers of a kind, ascending, including those of damaged artifacts."""
         names = self._disk.names(self._versions(kind))
         return sorted(int(name) for name in names if name.isdigit() and len(name) == NUMBER_DIGITS)
 
     def folder(self, kind: str, number: int) -> Path:
-        """Where a version is, or would be."""
+        """The folder of a version, which need not exist."""
         return self._versions(kind) / f"{number:0{NUMBER_DIGITS}d}"
 
     def load(self, kind: str, number: int) -> Artifact:
-        """One version, with its manifest checked against its recorded hash.
+        """One version, after checking its manifest against the recorded hash.
 
         Raises:
-            ArtifactError: the manifest is missing or damaged, or of a format that this program does not read.
+            ArtifactError: the manifest is missing, damaged, or of a format that this program does not read.
         """
         path = self.folder(kind, number)
         try:
@@ -135,7 +135,7 @@ class Store:
         return Artifact(kind, number, path, id, read_manifest(data, kind, f"{kind}@{number}"), self)
 
     def verify(self, kind: str, number: int) -> dict[str, str]:
-        """Files of one version → what is wrong with each; {} if it is whole. Reads every byte."""
+        """Damaged file of one version → what is wrong with it; {} if the version is whole. Reads every byte."""
         try:
             return self.load(kind, number).verify()
         except ArtifactError as error:
@@ -155,10 +155,10 @@ class Store:
     # -- aliases
 
     def tag(self, artifact: Artifact, alias: str) -> None:
-        """Give an artifact a name; an alias that exists moves to it.
+        """Give an artifact an alias; an existing alias moves to it.
 
         Raises:
-            UsageError: the alias reads like a number, an id or 'latest', or has other characters.
+            UsageError: the alias looks like a number, an id or 'latest', or has other characters than an alias may have.
         """
         check_alias(alias)
         refs = self._refs(artifact.kind)
@@ -169,8 +169,10 @@ class Store:
     def aliases(self, artifact: Artifact) -> list[str]:
         """Sorted aliases of an artifact."""
         kind = artifact.kind
-        names = [name for name in self._disk.names(self._refs(kind)) if not name.startswith(".")]
-        return [name for name in names if self._alias_target(kind, name) == artifact.id]
+        return [name for name in self._alias_names(kind) if self._alias_target(kind, name) == artifact.id]
+
+    def _alias_names(self, kind: str) -> list[str]:
+        return [name for name in self._disk.names(self._refs(kind)) if not name.startswith(".")]
 
     def _alias_target(self, kind: str, alias: str) -> str:
         return self._disk.read(self._refs(kind) / alias).decode("ascii", "replace").strip()
@@ -179,28 +181,21 @@ class Store:
 
     @contextmanager
     def begin(
-        self,
-        stage: str,
-        kind: str,
-        config: dict[str, Any],
-        seed: int,
-        inputs: dict[str, Input],
-        force: bool = False,
+        self, stage: str, kind: str, config: dict[str, Any], seed: int, inputs: dict[str, Input], force: bool = False
     ) -> Iterator[Work]:
-        """Make one artifact, or find that it is made already. Two equal calls at once: one computes, both get it.
+        """Make one artifact, or find it if it exists. Of two equal calls at the same time, one computes and both get it.
 
-        If the body fails or the process is killed, what is finished stays and the next equal call takes it over.
+        If the body fails or the process is killed, finished files stay and the next equal call continues with them.
 
         Args:
-            stage: name of the stage, e.g. 'train'.
-            kind: kind of the artifact.
-            config: resolved configuration, every default filled in; no paths, they would get into the id.
+            stage: name of the stage, e.g. 'train'. kind: kind of the artifact.
+            config: resolved configuration with all defaults; no paths, because they would change the id.
             seed: seed of every random draw.
-            inputs: what it is made from, by role: 'dataset', 'cloud', 'log:events.csv'.
-            force: compute even if it exists; throws away what a killed run has left.
+            inputs: role ('dataset', 'cloud', 'log:events.csv') → what it is made from.
+            force: compute even if it exists, and delete what a killed run has left.
 
         Yields:
-            The work; if `reused` is set the body returns that artifact and writes nothing.
+            The work; if `reused` is set, the body returns that artifact and writes nothing.
         """
         head = {"stage": stage, "kind": kind, "config": config, "seed": seed, "inputs": inputs_document(inputs)}
         key = work_key(head)
@@ -221,7 +216,7 @@ class Store:
             yield work
 
     def _committed(self, kind: str, key: str) -> Artifact | None:
-        """The newest whole artifact that is the same work; damaged ones are made again, under a new number."""
+        """The newest undamaged artifact with this key; a damaged one is made again under a new number."""
         for number in reversed(self.numbers(kind)):
             try:
                 artifact = self.load(kind, number)
@@ -231,7 +226,7 @@ class Store:
                 continue
             problems = artifact.verify()
             if not problems:
-                # Its process may have died between the rename and this.
+                # The process that made it may have died before it reached the disk.
                 self._disk.sync(self._versions(kind))
                 return artifact
             name, problem = next(iter(problems.items()))
@@ -246,16 +241,10 @@ class Store:
     def _refs(self, kind: str) -> Path:
         return self.root / kind / "refs"
 
-    def _unknown(self, reference: str, kind: str, alias: str = "") -> UsageError:
-        names = [name for name in self._disk.names(self._refs(kind)) if not name.startswith(".")]
-        near = difflib.get_close_matches(alias, [*names, "latest"], n=1)
-        hint = f"Did you mean {kind}@{near[0]}? " if near else ""
-        return UsageError(f"there is no {reference} in the store {self.root}", hint + self._choices(kind))
-
     def _choices(self, kind: str) -> str:
         numbers = self.numbers(kind)
         if not numbers:
             return f"There is no {kind} yet; run first: {KINDS[kind]}"
         shown = ", ".join(f"{kind}@{number}" for number in numbers[-5:])
-        aliases = "".join(f", {kind}@{name}" for name in self._disk.names(self._refs(kind)) if not name.startswith("."))
+        aliases = "".join(f", {kind}@{name}" for name in self._alias_names(kind))
         return f"Type one of: {'… ' if len(numbers) > 5 else ''}{shown}{aliases}"

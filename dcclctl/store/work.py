@@ -1,4 +1,4 @@
-"""An artifact being made. Its folder survives an exception or a kill, so that the same command resumes."""
+"""An artifact in the making. Its folder survives an exception or a kill, so that the same command continues."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,36 +30,30 @@ PACKAGES = "packages.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)*")
 
 
-class Work:
-    """Files on their way into an artifact; made by `Store.begin`.
+class Work(contents.Files):
+    """The files of an artifact in the making; created by `Store.begin`.
 
     Args:
         home: the store. disk: its file system.
         folder: `STORE/<kind>/work/<key>`, which becomes the artifact.
         head: the manifest's fields that are known before the work: kind, stage, config, seed, inputs.
         key: SHA-256 of what the result depends on.
-        reused: the committed artifact with this key, if there is one; the stage then returns it.
+        reused: the committed artifact with this key, which the stage then returns; None if there is none.
     """
 
     def __init__(
-        self,
-        home: Home,
-        disk: LocalDisk,
-        folder: Path,
-        head: dict[str, Any],
-        key: str,
-        reused: Artifact | None,
+        self, home: Home, disk: LocalDisk, folder: Path, head: dict[str, Any], key: str, reused: Artifact | None
     ) -> None:
         self.key = key
         self.reused = reused
         self._home = home
         self._disk = disk
         self._folder = folder
-        # Beside the folder, not in it: what is in the folder when it is renamed is the artifact and nothing else.
+        # Beside the folder, not in it, because everything in the folder becomes part of the artifact.
         self._state = folder.with_name(f"{folder.name}.state")
         self._head = head
         self._packages = package_versions()
-        #: Files that this run has written or has asked for; no others get into the artifact.
+        #: Files that this run has written or found finished; the artifact will hold no others.
         self._files: dict[str, dict[str, Any]] = {}
         self._notes: dict[str, Any] = {}
         self._resumed = False
@@ -67,14 +61,14 @@ class Work:
         self._clock = time.monotonic()
 
     def clear(self) -> None:
-        """Throw away what earlier runs left here."""
-        # First, so that a kill in the middle of this leaves nothing that looks resumable.
+        """Delete everything that earlier runs left."""
+        # This file first: without it, a run that is killed here leaves nothing that a later run would continue.
         self._disk.remove(self._state / PACKAGES)
         self._disk.remove(self._state)
         self._disk.remove(self._folder)
 
     def open(self) -> None:
-        """Make the folders, or take over what a killed run left; other package versions start anew."""
+        """Make the folders, or continue a killed run if it had the same package versions."""
         packages = self._state / PACKAGES
         try:
             self._resumed = self._disk.read(packages) == canonical(self._packages)
@@ -86,26 +80,25 @@ class Work:
         self._disk.make_folder(self._state / "files")
         if not self._resumed:
             self._disk.write(packages, canonical(self._packages))
-        self._cut_torn_line(self._state / METRICS)
+        self._drop_half_line(self._state / METRICS)
 
-    def _cut_torn_line(self, path: Path) -> None:
+    def _drop_half_line(self, path: Path) -> None:
         try:
             data = self._disk.read(path)
         except FileNotFoundError:
             return
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            self._disk.write(path, whole)
+        if not data.endswith(b"\n"):
+            self._disk.write(path, data[: data.rfind(b"\n") + 1])
 
     # -- files of the artifact
 
     @contextmanager
     def new_file(self, name: str, expected_bytes: int = 0) -> Iterator[Path]:
-        """Write one file: yields a temporary path; at the end fsync, rename, and record size and hash.
+        """Write one file: yield a temporary path, then fsync, rename, and record size and hash.
 
         Args:
-            name: lower-case name, with '/' for folders; '.parquet' files get their rows and schema recorded.
-            expected_bytes: size known beforehand; 0 if unknown.
+            name: lower-case name, with '/' for folders; rows and schema of '.parquet' files are recorded.
+            expected_bytes: its size if known, else 0.
         """
         if not _NAME.fullmatch(name):
             raise ValueError(f"not a file name for an artifact: {name!r}")
@@ -125,7 +118,7 @@ class Work:
         """Write Parquet; `name` ends in '.parquet'.
 
         Raises:
-            ValueError: the table is not what `tables.TABLES` says; nothing is written.
+            ValueError: the table differs from `tables.TABLES`; nothing is written.
         """
         _check_suffix(name, ".parquet")
         check_table(self._head["kind"], name, table)
@@ -133,7 +126,7 @@ class Work:
             contents.write_table(path, table)
 
     def write_tensors(self, name: str, tensors: "dict[str, Tensor]", metadata: dict[str, Any] | None = None) -> None:
-        """Write safetensors; `name` ends in '.safetensors', `metadata` is anything that canonical JSON holds."""
+        """Write safetensors; `name` ends in '.safetensors', `metadata` is a document for canonical JSON."""
         _check_suffix(name, ".safetensors")
         with self.new_file(name, sum(tensor.nbytes for tensor in tensors.values())) as path:
             contents.write_tensors(path, tensors, metadata or {})
@@ -146,9 +139,9 @@ class Work:
             path.write_bytes(data)
 
     def finished(self, name: str) -> bool:
-        """Whether this run or a killed one completed the file and its bytes still have the recorded hash.
+        """Whether this run or a killed one finished the file and its bytes still have the recorded hash.
 
-        A file of a killed run gets into the artifact only if this run asks for it here or writes it again.
+        A file of a killed run becomes part of the artifact only if this run asks for it here or writes it again.
         """
         if name not in self._files:
             try:
@@ -161,23 +154,7 @@ class Work:
         del self._files[name]
         return False
 
-    def read_table(self, name: str) -> "pl.DataFrame":
-        """A finished Parquet file of this work."""
-        return contents.read_table(self._finished_path(name))
-
-    def read_tensors(self, name: str) -> "dict[str, Tensor]":
-        """A finished safetensors file of this work."""
-        return contents.read_tensors(self._finished_path(name))
-
-    def tensor_metadata(self, name: str) -> dict[str, Any]:
-        """Metadata of a finished safetensors file."""
-        return contents.read_tensor_metadata(self._finished_path(name))
-
-    def read_json(self, name: str) -> Any:
-        """A finished JSON file of this work."""
-        return json.loads(self._finished_path(name).read_bytes())
-
-    def _finished_path(self, name: str) -> Path:
+    def file(self, name: str) -> Path:
         if not self.finished(name):
             raise ArtifactError(
                 f"{self._folder / name} is missing or damaged", "Start this step anew: the same command with --force"
@@ -190,16 +167,16 @@ class Work:
     # -- what is not part of the artifact's id
 
     def checkpoint(self, tensors: "dict[str, Tensor]", state: dict[str, Any]) -> None:
-        """Replace the state to resume from, in one step: the old one or the new one survives a kill, never half.
+        """Replace the state to continue from in one step: after a kill, either the old or the new one is whole.
 
         Args:
-            tensors: weights, optimizer moments, generator states.
-            state: counters and the like; canonical JSON, so no NaN and no infinity.
+            tensors: weights, the optimizer's state, generator states.
+            state: counters and other values for canonical JSON, so no NaN and no infinity.
         """
         self._disk.write(self._state / "checkpoint", contents.pack_tensors(tensors, state))
 
     def load_checkpoint(self) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":
-        """The last checkpoint of an earlier run or of this one; None if there is none or it is damaged."""
+        """The last checkpoint of this or an earlier run; None if there is none or it is damaged."""
         try:
             return contents.unpack_tensors(self._disk.read(self._state / "checkpoint"))
         except FileNotFoundError:
@@ -216,34 +193,29 @@ class Work:
     # -- the end
 
     def commit(self, facts: dict[str, Any]) -> Artifact:
-        """Make the artifact of the files that this run wrote or found finished.
+        """Commit the artifact with the files that this run wrote or found finished.
 
         Args:
-            facts: what the stage states about the result: counts and metrics, no times, no NaN.
+            facts: counts and metrics of the result; no times, no NaN.
 
         Returns:
-            The committed artifact; it is on the disk when this returns.
+            The committed artifact, which is on the disk.
         """
-        manifest = canonical(
-            {
-                "format": FORMAT,
-                **self._head,
-                "facts": facts,
-                "files": {
-                    name: {key: record[key] for key in ("bytes", "sha256")} for name, record in self._files.items()
-                },
-                "tables": {name: record["table"] for name, record in self._files.items() if "table" in record},
-                "packages": self._packages,
-            },
-            "manifest",
-        )
+        records = self._files.items()
+        document = {
+            "format": FORMAT,
+            **self._head,
+            "facts": facts,
+            "files": {name: {key: record[key] for key in ("bytes", "sha256")} for name, record in records},
+            "tables": {name: record["table"] for name, record in records if "table" in record},
+            "packages": self._packages,
+        }
+        manifest = canonical(document, "manifest")
         for name in self._disk.files(self._folder):
             if name not in self._files:
                 self._disk.remove(self._folder / name)
-        try:
+        with suppress(FileNotFoundError):
             self._disk.write(self._folder / METRICS, self._disk.read(self._state / METRICS))
-        except FileNotFoundError:
-            pass
         self._disk.write(self._folder / RUN, canonical(self._run(), "run"))
         id = hashlib.sha256(manifest).hexdigest()
         self._disk.write(self._folder / MANIFEST_HASH, f"{id}  {MANIFEST}\n".encode())

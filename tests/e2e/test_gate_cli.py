@@ -83,7 +83,7 @@ def test_a_real_regression_fails_the_gate(store: Path, candidate: str, against: 
     assert "the gate failed: 1 of 1 drops" in result.stderr
     assert "FAIL" in result.stdout
     # committed before it fails
-    ref = re.search(r"The figures are in (evaluation@\d+);", result.stderr)
+    ref = re.search(r"All metrics are in (evaluation@\d+)\.", result.stderr)
     assert ref
     baseline = Store(store).resolve(against)
     assert Store(store).resolve(ref[1]).config["against"] == f"{baseline.kind}@{baseline.id[:8]}"
@@ -121,7 +121,7 @@ def test_an_unchanged_candidate_passes(store: Path) -> None:
     """A pipeline that trains the same model again gets the same artifact: no mistake, and no drop."""
     result = evaluate(store, "cloud@1", "--against=cloud@release", "--max-drop=all.ndcg@10=0")
     assert result.exit_code == 0, result.stderr
-    assert "is the baseline itself" in result.stdout
+    assert "is compared with itself" in result.stdout
     assert "no difference at all" in result.stdout
 
 
@@ -180,7 +180,7 @@ def test_sampled_metrics_are_found_and_called_sampled(store: Path) -> None:
     result = evaluate(store, *arguments)
     assert result.exit_code == 4
     assert "tail NDCG@10 sampled" in result.stdout
-    assert "the gate judges sampled metrics" in result.stdout
+    assert "the gate compares sampled metrics" in result.stdout
 
 
 def test_hostile_ids_are_inert_where_they_are_shown(store: Path, tmp_path: Path) -> None:

@@ -26,9 +26,13 @@ def test_the_newest_evaluation_is_the_default(world: World, text: str, tmp_path:
 
 
 def test_every_model_is_shown_with_what_it_is(text: str) -> None:
-    for said in ("frozen cloud model", "patches on cloud@1", "distilled, round 1"):
+    for said in (
+        "din trained on cloud",
+        "metapatch patches on cloud@1",
+        "distilled from patches@1 (momodistill), round 1",
+    ):
         assert said in text
-    assert "cloud@1 (frozen cloud model)" in text  # the baseline: the first model, as none was named
+    assert "cloud@1 (din trained on cloud)" in text  # the baseline: the first model, as none was named
 
 
 def type_again(text: str, store: Path) -> dict[str, str]:
@@ -67,7 +71,7 @@ def test_a_named_baseline_is_the_one_that_is_compared_with(
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert f"{control} (cloud@1 trained further on device)" in text
     assert "not the strong control" not in text
-    assert "everybody served by its encoder" in text
+    assert "its encoder patches every user" in text
     # in the store of the world, so that only what is new is computed
     monkeypatch.chdir(world.log.parent)
     assert set(type_again(text, shop)) >= {"cloud_3", "evaluation_2"}
@@ -100,17 +104,23 @@ def test_an_empty_store_says_what_to_run(tmp_path: Path) -> None:
 
 def test_tracking_does_not_change_the_artifact_and_brings_all_of_it(world: World, shop: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="not installed: pip install 'dcclctl[tensorboard]'")
-    from world import DISTILL, EVALUATE, TRAIN
+    from world import DISTILL, EVALUATE, PATCH, TRAIN
 
     runs = tmp_path / "runs"
     for command, flags, was in (
         ("train", TRAIN, world.ids["train"]),
+        ("patch", ("--users=tail", "--cloud=cloud@1", *PATCH), world.ids["patch"]),
         ("distill", DISTILL, world.ids["distill"]),
         ("evaluate", EVALUATE, world.ids["evaluate"]),
     ):
         made = done(command, *flags, f"--log=tensorboard:{runs}", store=shop)
         assert made["reused"] and made["id"] == was
-    assert sorted(path.name.split("-")[0] for path in runs.iterdir()) == ["cloud@1", "cloud@2", "evaluation@1"]
+    assert sorted(path.name.split("-")[0] for path in runs.iterdir()) == [
+        "cloud@1",
+        "cloud@2",
+        "evaluation@1",
+        "patches@1",
+    ]
 
 
 def test_records_of_real_artifacts(world: World) -> None:

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from dcclctl.devices.basis import new_basis
 from dcclctl.devices.hidden_patch import PatchShape
 from dcclctl.distillation.teachers import bernoulli_kl
-from dcclctl.events.log import Block, EventLog
+from dcclctl.events.log import Block, EventColumns, EventLog
 from dcclctl.events.sampling import NO_ITEM, PairSet, draw_negatives, hashes, permutation
 
 PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 8)), max_size=40)
@@ -24,11 +24,7 @@ def build(events: list[tuple[int, int, int, int]], one_timeline: bool = True) ->
     """The log of the events, four periods of three moments each; and its times."""
     user, time, item, label = np.array(sorted(events, key=lambda event: event[:2]), dtype=np.int64).T
     log = EventLog.build(
-        user=user,
-        item=item,
-        time=time,
-        label=label,
-        period=time // 3,
+        EventColumns(user, item, time, label, time // 3),
         item_categories=torch.zeros(9, 1, dtype=torch.int64),
         n_categories=0,
         profile=torch.zeros(4, 1, dtype=torch.int64),

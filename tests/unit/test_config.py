@@ -56,6 +56,10 @@ def test_default_file_name(settings: Path) -> None:
 @pytest.mark.parametrize("name", ["epochs", "din.epochs", "train.din.epochs"])
 def test_a_setting_of_a_variant_has_a_short_and_a_full_name(name: str, settings: Path) -> None:
     assert own(resolve(TrainConfig, {name: "7"}, settings)).epochs == 7
+    # memory is a command, and a method of patch
+    assert (
+        own(resolve(PatchConfig, {name.replace("train.din", "patch.memory").replace("din", "memory"): 7})).epochs == 7
+    )
 
 
 @pytest.mark.parametrize("name", ["on", "train.on"])
@@ -202,7 +206,7 @@ def test_sections(command: str, variant: str) -> None:
     with pytest.raises(ValidationError):
         section(zzzzzzz=3)
     if variant:
-        choice = COMMANDS[command].section.VARIANT  # type: ignore[attr-defined]
+        choice = COMMANDS[command].choice
         given = COMMANDS[command].section
         assert own(resolve(given, {choice: variant})) == made
         # its own names and the command's are different, so that a short name is one setting

@@ -20,7 +20,7 @@ from dcclctl.distillation.momodistill import MoMoDistillSettings, SecondStep
 from dcclctl.distillation.teachers import TaughtObjective
 from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, Block, EventLog
 from dcclctl.events.sampler import Sampler, Samples
-from dcclctl.models.din import Din, DinBackbone, DinSizes
+from dcclctl.models.din import Din, DinBackbone, DinSettings
 from dcclctl.models.training import restore
 
 HALF = 15  # items of a group: 0 … 14 are of the one, 15 … 29 of the other
@@ -28,8 +28,10 @@ LIMIT = 8
 
 
 def new_din(log: EventLog) -> Din:
-    sizes = DinSizes(log.n_items, log.n_categories, log.profile_sizes, LIMIT, 8, 4, 2, 8, (16, 8))
-    return Din(sizes, log.item_categories, torch.Generator().manual_seed(0))
+    sizes = DinSettings(
+        history=LIMIT, item_size=8, category_size=4, profile_size=2, attention_size=8, hidden_sizes=(16, 8)
+    )
+    return Din(log, sizes, torch.Generator().manual_seed(0))
 
 
 def fitted(log: EventLog, epochs: int = 12) -> Din:
@@ -145,18 +147,12 @@ class Personal:
         def samples(epoch: int) -> Samples:
             return sampler.draw(events, epoch)
 
-        def draw(epoch: int):
-            drawn = samples(epoch)
-            return drawn.candidates, drawn.labels, drawn.weights
-
         self.samples = samples
         self.basis, self.mean, _ = learn_basis(
             new_basis(PatchShape((16, 8), 4), 4, seed=0),
-            SharedEvents(events, log.user[events], draw),
+            SharedEvents(events, log.user[events], samples),
             frozen_head(
-                self.head,
-                lambda rows, candidates: self.model.first_layer_of_few(log, rows, candidates),
-                events,
+                self.head, lambda rows, candidates: self.model.first_layer_of_few(log, rows, candidates), events
             ),
             JointFit(epochs=40, learning_rate=0.02, prior=0.3, seed=0, batch_size=64),
             with_mean=with_mean,

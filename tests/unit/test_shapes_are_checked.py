@@ -14,7 +14,7 @@ from dcclctl.models.training import snapshot
 
 def test_a_wrong_shape_is_refused():
     model = din(random_log())
-    d = model.sizes.embedding_size
+    d = model.embedding_size
     mask = torch.ones(2, 3, dtype=torch.bool)
     model.interest(normal(2, 4, d), normal(2, 3, d), mask)
     with pytest.raises(jaxtyping.TypeCheckError, match="mask"):

@@ -1,1 +1,1 @@
-"""The device's memory: what it holds, the features it gives, and the patch that is conditioned on them."""
+"""The device's memory of its user's events, features of candidates computed from it, and the patch that uses them."""

@@ -1,24 +1,24 @@
 """Features of a candidate item from a device's memory.
 
-The cloud model sees the last L events. The device holds its user's whole local log; here the newest M items of it (4·M
-bytes). From these items and from statistics that the cloud ships (`Statistics`) every candidate gets F features: how
-often, how much more than expected and how recently the user interacted with the item and its categories; how near the
-candidate's neighbours are to the items held; and whether items that usually precede the candidate came last.
+The cloud model reads the last L events. A device holds the newest M items of its user's log (4·M bytes). Every
+candidate gets F features from these items and the statistics that the cloud ships (`Statistics`): how often, how much
+more than expected and how recently the user interacted with the item and its categories; how similar the items held are
+to the candidate; and whether the newest items are items that usually precede the candidate.
 
-From each feature its mean over a set of reference users is subtracted, item by item. What is the same for all users is the
-cloud model's business, and what is left is personal.
+From each feature the item's mean over reference users is subtracted, because the cloud model already knows what is the
+same for all users.
 
-A device also keeps a *profile of recent events*: for each of its newest T events the features that the item had just before
-the event, one byte a feature. Their mean, drawn towards 0 where there are few, is added to the features of every
-candidate: it says how well the memory has foretold this user so far.
+A device also keeps a *profile of recent events*: for each of its newest T events the item's features just before the
+event, one byte a feature. Their mean, shrunk towards 0 if there are few events, is added to the features of every
+candidate: it says how well the memory has predicted this user so far.
 
-Features of old events follow today's statistics: when the cloud ships new ones, a device computes its profile anew.
-Statistics that have counted an event make its features too good. So a user without counted events would have a profile
-on another scale than those that a patch has learned to read; such a user gets the *typical* profile, the mean over
-counted users who hold as many events.
+Features of old events follow the current statistics: with new statistics, a device computes its profile again.
+Statistics that count an event make its features too good. So a user without counted events would have a profile on
+another scale than the profiles that the patch was learned with; such a user gets the *typical* profile, the mean over
+counted users with as many events.
 
-`Memories` computes all of it for whole batches of events; `ring.Ring` is the device's own form, event by event. A test
-holds both to the same numbers.
+`Memories` computes features for whole batches of events, and `ring.Ring` event by event, as on a device; a test
+compares both.
 
 Shapes: B events, C candidates, I items, G categories, S categories of an item, M items held, F features, R of them in a
 profile, T events of a profile.
@@ -37,7 +37,7 @@ from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, hashes
 from dcclctl.models.neighbours import ranges
 
-#: features of a candidate; the first is how many items the memory holds, the same for all candidates
+#: features of a candidate; the first is the number of items in the memory, the same for all candidates
 FEATURES = (
     "size",
     "item count",
@@ -53,34 +53,34 @@ FEATURES = (
     "similarity, largest",
     "similarity, recent",
 )
-#: and where the order of events counts
+#: further features if the order of events is used
 ORDER_FEATURES = ("order, sum", "order, largest")
-#: events after which recency has fallen to a half
+#: events after which recency is halved
 _HALF = 20.0
-#: weight of an event as the one that precedes a candidate, relative to the event after it
+#: weight of an event as predecessor of a candidate, relative to the event after it
 _DECAY = 0.8
-#: a byte of a profile is a feature times this
+#: factor from a feature to a byte of a profile
 _STEPS = 32
-#: events of value 0 that every profile's mean starts from
+#: events of value 0 in every profile's mean
 _PRIOR_EVENTS = 3
-#: lift of an item without a category
+#: lift of a padding category, which is then never the largest
 _NO_LIFT = -8.0
-#: events whose features are computed at once, at most; and numbers in a table of theirs, about
+#: events whose features are computed at once, at most; and numbers in their largest table, about
 _EVENTS, _CELLS = 128, 1 << 24
-#: users whose profiles make the typical one, at most
+#: users in the typical profile, at most
 _TYPICAL = 1000
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the cloud ships to every device, counted over all users' positive events up to some time.
+    """Statistics that the cloud ships to every device, of all users' positive events up to some time.
 
     Attributes:
         item_share: (I,) share of the events. category_share: (G + 1,) the same by category, the last for padding.
         neighbours, similarity: (I, N) each item's nearest items by co-occurrence; similarity 0 for padding.
-        predecessors, transition_score: (I, Q) the items that usually precede each item, and how strongly; 0 for padding,
-            Q = 0 if order does not count.
-        mean: (I, F) mean feature of an item over the reference users. scale: (F,) standard deviation around the mean.
+        predecessors, transition_score: (I, Q) the items that usually precede each item, and their scores; 0 for
+            padding, Q = 0 if the order of events is ignored.
+        mean: (I, F) an item's mean features over the reference users. scale: (F,) standard deviation around the mean.
     """
 
     item_share: Float[Tensor, "I"]
@@ -94,20 +94,20 @@ class Statistics:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of the F features that a candidate has."""
+        """Names of a candidate's F features."""
         return FEATURES + (ORDER_FEATURES if self.predecessors.shape[1] else ())
 
     @property
     def profile_features(self) -> tuple[str, ...]:
-        """Names of the R features that a profile of recent events holds: all that differ between candidates."""
+        """Names of the R features in a profile of recent events: all that differ between candidates."""
         return self.features[1:]
 
     def columns(self, profile_window: int) -> tuple[str, ...]:
-        """Names of the F + R numbers of a candidate, where devices keep a profile of their last T = profile_window events."""
+        """Names of a candidate's F + R numbers, with a profile of the last T = profile_window events."""
         return self.features + (self.profile_features if profile_window else ())
 
     def order_columns(self, profile_window: int) -> list[int]:
-        """Which of the columns depend on the order of events."""
+        """Indices of the columns that depend on the order of events."""
         return [at for at, name in enumerate(self.columns(profile_window)) if name in ORDER_FEATURES]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -115,7 +115,7 @@ class Statistics:
 
     @property
     def bytes_per_candidate(self) -> int:
-        """What is sent to a device with a candidate: share, neighbours and preceding items (4 + 4 bytes each), means."""
+        """Bytes sent to a device with a candidate: share, neighbours and preceding items (4 + 4 bytes each), means."""
         return 4 + 8 * (self.neighbours.shape[1] + self.predecessors.shape[1]) + 4 * self.mean.shape[1]
 
 
@@ -123,10 +123,9 @@ class Memories:
     """Features of candidates from every device's memory, for whole batches of events.
 
     Args:
-        log: its histories are what the devices have seen. statistics: what the cloud ships to them.
-        size: M. profile_window: T; 0 keeps no profile of recent events.
-        counted: (N,) events that the statistics have counted; users without any get the typical profile. None: every
-            device keeps its own.
+        log: the devices' histories. size: M. profile_window: T; 0: no profile of recent events.
+        counted: (N,) events that the statistics count; users without any get the typical profile. None: all users get
+            their own.
     """
 
     def __init__(
@@ -154,13 +153,10 @@ class Memories:
 
     @torch.no_grad()
     def features(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C FR"]:
-        """Features of the candidates at each event, and the profile of recent events, which is the same for all of them.
+        """The candidates' features at each event, and the profile of recent events, from strictly earlier events only.
 
         Args:
-            events: (B,) row numbers. candidates: items; None is every item.
-
-        Returns:
-            F + R numbers for each candidate, from strictly earlier events only.
+            events: (B,) row numbers. candidates: items; None: all items.
         """
         own = features_of_events(self.log, events, candidates, self.statistics, self.size)
         if not self.profile_window:
@@ -170,7 +166,7 @@ class Memories:
 
     @cached_property
     def typical(self) -> Float[Tensor, "T1 R"]:
-        """Mean profile of counted users when their devices held 0, 1, … T events; the cloud ships it with the statistics."""
+        """Mean profile of counted users at 0, 1, … T events on the device; the cloud ships it with the statistics."""
         assert self._counted is not None
         counted = self._counted[self._rows]
         owners = self.log.user[self._rows]
@@ -185,12 +181,12 @@ class Memories:
         profiles = mean_profile(sums - sums[first] + kept[first], held)
         total = torch.zeros(self.profile_window + 1, kept.shape[1]).index_add_(0, held, profiles)
         users_of = torch.bincount(held, minlength=self.profile_window + 1)
-        most = int(held.max()) if len(at) else 0  # nobody had more
+        most = int(held.max()) if len(at) else 0  # no user has more events
         return (total / users_of.clamp(min=1).unsqueeze(1))[torch.arange(self.profile_window + 1).clamp(max=most)]
 
     @cached_property
     def _uncounted_users(self) -> npt.NDArray[np.bool_]:
-        """(U,) users without any event that the statistics have counted."""
+        """(U,) users without any event that the statistics count."""
         if self._counted is None:
             return np.zeros(self.log.n_users, dtype=bool)
         uncounted = np.ones(self.log.n_users, dtype=bool)
@@ -209,13 +205,13 @@ class Memories:
         return profile
 
     def _own_profile(self, events: Ints) -> Float[Tensor, "B R"]:
-        """The profile that each device has kept."""
+        """Each device's own profile."""
         log = self.log
         start, end = log.history_start[events], log.history_end[events]
         lengths = np.minimum(end - start, self.profile_window)
         asked = np.repeat(np.arange(len(events)), lengths)
         at = ranges(end - lengths, end)
-        # a device whose log begins later (see EventLog.truncate_history) kept other features of the same event
+        # with a truncated history (see EventLog.truncate_history) the features of the same event differ
         whole = start[asked] == self._starts[at]
         new = np.unique(at[whole])
         new = new[~self._known[new]]
@@ -228,7 +224,7 @@ class Memories:
         return mean_profile(sums, torch.from_numpy(lengths))
 
     def _kept_features(self, at: Ints, starts: Ints) -> Int[Tensor, "B R"]:
-        """Features that devices keep of some events of log.sequence; each device's log begins with the event in `starts`."""
+        """Kept features of some events of log.sequence, for devices whose logs begin with the events in `starts`."""
         rows = self._rows[at]
         view = replace(self.log, history_start=starts, history_end=self.log.history_end[rows])
         items = torch.from_numpy(self.log.item[rows]).unsqueeze(1)
@@ -236,12 +232,12 @@ class Memories:
 
 
 def in_bytes(found: Float[Tensor, "... F"]) -> Int[Tensor, "... R"]:
-    """The features of an event as a device keeps them, one byte each."""
+    """An event's features as a device keeps them, one byte each."""
     return (found[..., 1:] * _STEPS).round().clamp(-127, 127).to(torch.int8)
 
 
 def mean_profile(sums: Float[Tensor, "B R"], counts: Int[Tensor, "B"]) -> Float[Tensor, "B R"]:
-    """Mean of kept features, drawn towards 0 where a device has kept few."""
+    """Mean of kept features, shrunk towards 0 if there are few."""
     return sums / _STEPS / (counts.unsqueeze(1) + _PRIOR_EVENTS)
 
 
@@ -249,7 +245,7 @@ def mean_profile(sums: Float[Tensor, "B R"], counts: Int[Tensor, "B"]) -> Float[
 def features_of_events(
     log: EventLog, events: Ints, candidates: Int[Tensor, "B C"] | None, statistics: Statistics, size: int
 ) -> Float[Tensor, "B C F"]:
-    """Features of the candidates (None: of every item) at each event."""
+    """Features of the candidates (None: all items) at each event."""
     if candidates is None:
         candidates = torch.arange(log.n_items).expand(len(events), -1)
     parts = []
@@ -269,9 +265,9 @@ def features_of(
     item_categories: Int[Tensor, "I S"],
     statistics: Statistics,
 ) -> Float[Tensor, "B C F"]:
-    """Features from the items in memory, newest first; `mask` is 0 where there is none."""
+    """Features from the items in memory, newest first; `mask` is 0 for padding."""
     b, n_items = len(held), len(item_categories)
-    # tables over the items that somebody here holds, all others in one last column of zeros; as a whole where all are asked for
+    # for few candidates the tables have a column for each item held, and a last one of zeros for all other items
     place = None
     if candidates.shape[1] < n_items:
         some = torch.unique(held[mask > 0])
@@ -303,8 +299,8 @@ def features_of(
     if statistics.predecessors.shape[1]:
         newest = torch.zeros(b, n_items).scatter_reduce_(1, here, mask * _DECAY ** torch.arange(held.shape[1]), "amax")
         before = statistics.predecessors[candidates]
-        led = statistics.transition_score[candidates] * newest.gather(1, column(before).flatten(1)).view(before.shape)
-        columns += [torch.log1p(20 * led.sum(-1)), 10 * led.amax(-1)]
+        score = statistics.transition_score[candidates] * newest.gather(1, column(before).flatten(1)).view(before.shape)
+        columns += [torch.log1p(20 * score.sum(-1)), 10 * score.amax(-1)]
     return (torch.stack(columns, -1) - statistics.mean[candidates]) / statistics.scale
 
 

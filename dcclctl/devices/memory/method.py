@@ -1,9 +1,8 @@
-"""The device method `memory`: patches that are conditioned on what each device remembers.
+"""The device method `memory`: patches that are computed from each device's memory.
 
-What the cloud ships must be learned from events that the model beneath had not been trained on, with statistics that had
-not counted them (cross-fitting). A fresh cloud model has been trained on the newest events, so its lineage is walked:
-every further training on part of the block gives its parent, which had not seen that part. Served is the patch on the
-fresh model.
+The patch is learned from events that the cloud model was not trained on, with statistics that do not count them
+(cross-fitting). The newest cloud model was trained on the newest events, so for each part of the block the newest model
+of its lineage is used that was not trained on that part. The learned patch then serves on the newest model.
 """
 
 import math
@@ -31,42 +30,40 @@ from dcclctl.events.sampler import Sampler
 from dcclctl.events.sampling import Ints, log_uniform, permutation, stream, uniforms
 from dcclctl.models.kind import open_backbone
 from dcclctl.models.scoring import Backbone
+from dcclctl.models.training import snapshot
 from dcclctl.store.artifact import Artifact
 from dcclctl.store.lineage import ancestors
 
 PATCH_FILE = "memory_patch.safetensors"
 _BATCH = 512
-#: rows that are learned from at most (events with their negatives); more changes the third digit only
+#: rows (events with their negatives) to learn from, at most; more rows change the third digit only
 _ROWS = 1_500_000
-#: parts of the block that are learned from with models of their own, at most: the statistics are counted for each
+#: parts of the block, at most: statistics are counted for each
 _PARTS = 60
 
 
 class MemorySettings(Section):
-    """Settings of the memory patch."""
-
     hidden_size: Positive = Field(32, description="H: hidden units of the patch.")
     epochs: Positive = Field(8, description="Passes over the events that learn the patch.")
     learning_rate: Rate = rarely(0.003, "AdamW's step size.")
     weight_decay: Annotated[float, Field(ge=0.0)] = rarely(0.01, "AdamW's weight decay.")
     truncated_share: Fraction = rarely(
         0.5,
-        "Share of the events that the patch is learned from a second time, with the history cut to a few events, as a "
-        "new device has.",
+        "Share of the events that the patch is learned from a second time, with the history cut to a few events, as on "
+        "a new device.",
     )
     order: Literal["auto", "always", "never"] = Field(
-        "auto",
-        description="Does the patch use the order of events? auto: unless held-back events are predicted better without.",
+        "auto", description="Use the order of events; auto: unless held-back events are predicted better without."
     )
     min_history_quantile: Fraction = rarely(
         0.01,
-        "The cloud model serves users whose memory holds fewer events than this quantile of the memories that the patch "
-        "was learned from.",
+        "The cloud model serves users whose memory holds fewer events than this quantile of the memories that the "
+        "patch was learned from.",
     )
 
 
 def statistics_of(memory: Memory) -> Statistics:
-    """What the cloud ships beside the memories."""
+    """The statistics of a committed memory."""
     return Statistics(**memory.artifact.read_tensors(STATISTICS_FILE))
 
 
@@ -74,20 +71,20 @@ def unseen_model_per_block(cloud: CloudModel, block: Block) -> list[tuple[CloudM
     """For each part of the block the newest model of the lineage that was not trained on it.
 
     Args:
-        cloud: the model that will be served. block: what devices learn from.
+        cloud: the model to serve. block: the events to learn from.
 
     Returns:
-        (model, part of the block), oldest part first; the parts are the whole block. (cloud, block) if the cloud model
-        was not trained on the block at all.
+        (model, part), oldest part first; together the parts are the block. (cloud, block) if the cloud model was not
+        trained on the block at all.
 
     Raises:
-        UsageError: every model of the lineage was trained on some part, or the block is cut in too many ways.
+        UsageError: every model of the lineage was trained on some part, or there are too many parts.
     """
     lineage = [cloud]
     while (parent := lineage[0].parent) is not None:
         lineage.insert(0, parent)
     seen = [{other for other in learned_from(model.artifact) if other.overlaps(block)} for model in lineage]
-    # the model that is served has learned from all that its ancestors have
+    # the blocks of a model include those of its ancestors
     parts = math.lcm(block.parts, *(other.parts for other in seen[-1]))
     many = parts // block.parts
     if many > _PARTS:
@@ -108,7 +105,7 @@ def unseen_model_per_block(cloud: CloudModel, block: Block) -> list[tuple[CloudM
 
 
 def learned_from(artifact: Artifact) -> set[Block]:
-    """What a cloud model, and everything that it was made from, learned from or counted."""
+    """Blocks that an artifact or one of its ancestors learned from or counted."""
     found: set[Block] = set()
     for each in ancestors(artifact).values():
         if each.kind == "memory":
@@ -134,7 +131,7 @@ def _all_trained(cloud: CloudModel, root: CloudModel, part: Block) -> UsageError
 
 
 class _Run:
-    """One run: rows of all parts of the block, and what is learned from them."""
+    """Rows of all parts of the block, and patches learned from them."""
 
     def __init__(self, task: PatchTask[MemorySettings], memory: Memory) -> None:
         self.task, self.memory, self.settings, self.log = task, memory, task.settings, task.log
@@ -142,10 +139,10 @@ class _Run:
         self.statistics = statistics_of(memory)
 
     def rows(self) -> tuple[MemoryRows, MemoryRows]:
-        """All users' rows: the patch is learned from all users, whoever gets one.
+        """Rows of all users, also of those that get no patch.
 
         Returns:
-            A row for each event; and for some of the events another one, in which cloud model and memory see only the
+            A row for each event; and for some of the events a second one, in which cloud model and memory have only the
             newest few events of the history, as on a new device.
         """
         whole: list[MemoryRows] = []
@@ -166,7 +163,7 @@ class _Run:
         return MemoryRows.join(whole), MemoryRows.join(truncated)
 
     def _events_of(self, block: Block) -> Ints:
-        """What is learned from of a part of the block: all of it up to a limit, a sample beyond."""
+        """All events of a part of the block, or a sample if there are too many."""
         events = self.log.events_in(block)
         limit = _ROWS // (1 + self.task.config.negatives) // len(self.models)
         if len(events) <= limit:
@@ -174,7 +171,7 @@ class _Run:
         return np.sort(events[permutation(self.task.seed, "memory/sample", events)[:limit]])
 
     def _truncated(self, events: Ints) -> tuple[Ints, Ints]:
-        """Events that are learned from a second time, and the length of each history: 1 as often as 2-3 or 4-7."""
+        """Events to learn from a second time, and the length of each history (see `log_uniform`)."""
         seed = self.task.seed
         held = self.log.history_lengths(events, self.memory.size)
         chosen = (uniforms(seed, "memory/short", events) < self.settings.truncated_share) & (held > 0)
@@ -185,7 +182,7 @@ class _Run:
     def _rows_of(
         self, backbone: Backbone, sampler: Sampler, events: Ints, number: int, statistics: Statistics
     ) -> MemoryRows:
-        """Rows of some events of part `number` of the block, with histories as the backbone's log has them."""
+        """Rows of some events of part `number` of the block, with histories from the backbone's log."""
         memory, log, sampled = self.memory, backbone.log, sampler.draw(events, number)
         memories = Memories(log, statistics, memory.size, memory.profile_window)
         logits = torch.empty(sampled.candidates.shape)
@@ -203,32 +200,30 @@ class _Run:
         return MemoryRows(events, held, found, logits, sampled.labels, sampled.weights)
 
     def learn(self, rows: MemoryRows, what: str, order: bool = True) -> MemoryPatch:
-        """The patch, learned from the rows; without order it ignores the features that depend on the order of events."""
+        """A patch learned from the rows; without `order` it ignores the features that depend on the order of events."""
         settings, seed = self.settings, self.task.seed
         ignored = [] if order else self.statistics.order_columns(self.memory.profile_window)
         patch = new_patch(self.memory, settings.hidden_size, stream(seed, "memory/weights"))
         fit = MemoryFit(settings.epochs, settings.learning_rate, settings.weight_decay, _BATCH, seed)
-        progress = self.task.on_progress
-        learn(
-            patch,
-            rows.blank(ignored) if ignored else rows,
-            fit,
-            lambda epoch, loss: progress(what, epoch, settings.epochs, f"loss {loss:.4f}"),
-        )
+
+        def on_epoch(epoch: int, loss: float) -> None:
+            self.task.on_progress(what, epoch, settings.epochs, f"loss {loss:.4f}")
+
+        learn(patch, rows.blank(ignored) if ignored else rows, fit, on_epoch)
         patch.ignore(ignored)
         return patch
 
     def test(
         self, rows: MemoryRows, truncated: MemoryRows, order: bool
     ) -> tuple[Float[Tensor, "U two"], bool, dict[str, float]]:
-        """A patch learned without each user's newest events, tested on them.
+        """Learn a patch without each user's newest events, and test it on them.
 
         Args:
-            order: may the order of events be used?
+            order: whether the order of events may be used.
 
         Returns:
             Each user's mean loss without and with the patch, NaN without held-back events; whether the order of events
-            is used; and the losses with and without it, where both were tried.
+            is used; and the losses with and without it, if both were tried.
         """
         log, owners = self.log, self.log.user[rows.events]
         read = np.bincount(owners, minlength=log.n_users)
@@ -247,13 +242,13 @@ class _Run:
 
 
 def new_patch(memory: Memory, hidden_size: int, seed: int) -> MemoryPatch:
-    """A memory patch that gives the cloud model's logits until it is learned."""
+    """A memory patch before learning."""
     features, profile = len(memory.facts["features"]), len(memory.facts["profile_features"])
     return MemoryPatch(hidden_size, features, profile, torch.Generator().manual_seed(seed))
 
 
 def patch_of(patches: PatchSet) -> MemoryPatch:
-    """What the cloud ships of committed memory patches."""
+    """The patch's weights of committed memory patches."""
     assert patches.memory is not None
     patch = new_patch(patches.memory, patches.settings["hidden_size"], 0)
     patch.load_state_dict(patches.artifact.read_tensors(PATCH_FILE))
@@ -261,18 +256,16 @@ def patch_of(patches: PatchSet) -> MemoryPatch:
 
 
 class MemoryMethod(DeviceMethod[MemorySettings]):
-    """The method `memory`."""
-
     Settings = MemorySettings
     uses_memory = True
     learns_locally = False
 
     def learn(self, task: PatchTask[MemorySettings]) -> Learned:
-        """Learn what the cloud ships, from all users' events.
+        """Learn the patch's weights from all users' events.
 
         Raises:
             UsageError: every model of the lineage was trained on the block (see `unseen_model_per_block`); the order of
-                events is asked for and not known.
+                events is wanted, and the memory does not have it.
         """
         memory, settings, log = task.memory, task.settings, task.log
         assert memory is not None
@@ -287,16 +280,14 @@ class MemoryMethod(DeviceMethod[MemorySettings]):
         losses, order, tried = run.test(rows, truncated, knows_order and settings.order != "never")
         learned = MemoryRows.join([rows, truncated])
         patch = run.learn(learned, "learn", order)
-        task.work.write_tensors(
-            PATCH_FILE, {name: weight.detach().clone() for name, weight in patch.named_parameters()}
-        )
-        # what the patch makes of fewer events than it was learned from is not known: there the cloud model serves
+        task.work.write_tensors(PATCH_FILE, snapshot(patch))
+        # users with smaller memories than nearly all that the patch learned from are served by the cloud model
         sizes, quantile = np.maximum(learned.held, 1), settings.min_history_quantile
         smallest = int(np.quantile(sizes, quantile, method="lower")) if quantile else 1
         counts = np.bincount(log.user[log.events_in(task.block)], minlength=log.n_users)
         read = np.bincount(log.user[rows.events], minlength=log.n_users)
         chosen = torch.from_numpy(task.users)
-        lost = losses[chosen, 1] >= losses[chosen, 0]  # false for NaN: nothing was held back
+        lost = losses[chosen, 1] >= losses[chosen, 0]  # False for NaN: a user without held-back events gets the patch
         tensors = {
             "user_index": chosen,
             "events": torch.from_numpy(counts)[chosen],
@@ -315,10 +306,10 @@ class MemoryMethod(DeviceMethod[MemorySettings]):
         return Learned(table, 0, memory.facts["bytes_per_user_largest"], facts)
 
     def open(self, patches: PatchSet, backbone: Backbone, serving: Serving) -> Served:
-        """Serve users from their memories, which go on with every event of the log.
+        """Serve users with their memories, to which every event of the log is added.
 
-        The placebo `shuffled` gives every user the history of another one, as it was at the end of the period before;
-        `mean` has no θ̂ to average and changes nothing.
+        The placebo `shuffled` gives every user the history of another user at the end of the period before; `mean`
+        changes nothing, because there is no θ̂.
         """
         memory, log = patches.memory, backbone.log
         assert memory is not None
@@ -331,7 +322,7 @@ class MemoryMethod(DeviceMethod[MemorySettings]):
         shift = prior_shift(patches.cloud.negatives, int(patches.config["negatives"]))
 
         def head(events: Ints, candidates: Tensor | None, below: Tensor) -> Tensor:
-            # on the processor, where the memories are; an accelerator only computes what the cloud model does
+            # on the CPU, where the memories are; a GPU computes only the cloud model's logits
             cloud = backbone.head(events, candidates, below)
             logits = cloud.cpu()
             source = source_of(events)
@@ -346,7 +337,7 @@ class MemoryMethod(DeviceMethod[MemorySettings]):
 
 
 def _newest(owners: Ints, held: Ints) -> npt.NDArray[np.bool_]:
-    """Which of the rows are among their user's newest `held`; a user's rows are in order of time."""
+    """(B,) whether a row is among its user's newest `held` (U,) rows; a user's rows are in order of time."""
     order = np.argsort(owners, kind="stable")
     sorted_owners = owners[order]
     ends = np.searchsorted(sorted_owners, sorted_owners, side="right")

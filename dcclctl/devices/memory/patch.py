@@ -1,11 +1,11 @@
-"""The memory patch: a correction of the cloud model's logit that is conditioned on features of the candidate.
+"""The memory patch: a correction of the cloud model's logit, computed from features of the candidate.
 
-    φ = [tanh(A·[c, t, f(x)] + a), c]     c: F features of candidate x in the user's memory; t: profile of recent events
+    φ = [tanh(A·[c, t, f(x)] + a), c]     c: F features of candidate x from the memory; t: profile of recent events
     f^(m)(x) = f(x) + w·φ                  w, A, a: learned in the cloud, the same for all users
 
-So every user gets a patch from what the device remembers, also a user who never trained; without any event the cloud
-model serves. The weights are learned from events that the f beneath had not been trained on (as MetaPatch's Θ is). c has
-no parameter of f in it, so the patch can be put on a fresher f than it was learned with.
+So every user with a memory has a patch, without training on the device; a user without events is served by the cloud
+model. The weights are learned from events that f was not trained on (as MetaPatch's Θ is). c does not depend on f, so
+the patch can be applied to a fresher f than the one it was learned with.
 
 Shapes: B events, C candidates, F features, R of them in a profile, H hidden units, W = H + F.
 """
@@ -26,11 +26,10 @@ from dcclctl.events.sampling import Ints, permutation
 
 
 class MemoryPatch(nn.Module):
-    """All weights of the patch that the cloud ships; they leave f as it is until they are learned.
+    """The patch's weights, which the cloud ships to all devices; before learning the patch does not change f.
 
     Args:
-        hidden_size: H. n_features: F. n_profile: R, 0 without profiles of recent events.
-        generator: source of the initial weights.
+        hidden_size: H. n_features: F. n_profile: R, 0 without profiles of recent events. generator: of initial weights.
     """
 
     def __init__(self, hidden_size: int, n_features: int, n_profile: int, generator: torch.Generator) -> None:
@@ -43,7 +42,7 @@ class MemoryPatch(nn.Module):
 
     @torch.no_grad()
     def ignore(self, columns: list[int]) -> None:
-        """Set the weights of some of the F + R numbers of a candidate to 0."""
+        """Set the weights of some columns of the F + R features to 0."""
         self.inner[:, columns] = 0
         self.outer[[len(self.inner) + column for column in columns if column < self.n_features]] = 0
 
@@ -58,12 +57,12 @@ class MemoryPatch(nn.Module):
 
 @dataclass(frozen=True)
 class MemoryRows:
-    """Events with everything that the patch reads, computed once.
+    """Events with all inputs of the patch, computed once.
 
     Attributes:
-        events: (B,) rows of the log. held: (B,) how many events the memory holds. features: (B, C, F + R), see features.py.
-        logits, labels, weights: (B, C); logits are those of an f that has not been trained on these events, as if it had
-            been trained with as many negatives as there are here (see `prior_shift`).
+        events: (B,) rows of the log. held: (B,) events in the memory. features: (B, C, F + R), see features.py.
+        logits, labels, weights: (B, C); logits are those of an f that was not trained on these events, shifted to the
+            number of negatives of these rows (see `prior_shift`).
     """
 
     events: Ints
@@ -74,23 +73,23 @@ class MemoryRows:
     weights: Float[Tensor, "B C"]
 
     def pick(self, index: Tensor) -> "MemoryRows":
-        """Some of the events, in the order given."""
+        """The rows of some events, in the given order."""
         rows = index.numpy()
         return MemoryRows(self.events[rows], self.held[rows], *(getattr(self, name)[index] for name in _TENSORS))
 
     def blank(self, columns: list[int]) -> "MemoryRows":
-        """The same rows with 0 in some of the F + R numbers."""
+        """The same rows with 0 in some columns of the F + R features."""
         features = self.features.clone()
         features[..., columns] = 0
         return replace(self, features=features)
 
     def where(self, wanted: Bool[Tensor, "B"]) -> "MemoryRows":
-        """Those events for which `wanted` is true."""
+        """The rows for which `wanted` is true."""
         return self.pick(torch.nonzero(wanted).squeeze(1))
 
     @classmethod
     def join(cls, parts: list["MemoryRows"]) -> "MemoryRows":
-        """One after the other."""
+        """All parts, one after the other."""
         joined = (torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS)
         events, held = (np.concatenate([getattr(part, name) for part in parts]) for name in ("events", "held"))
         return cls(events, held, *joined)
@@ -101,8 +100,9 @@ _TENSORS = ("features", "logits", "labels", "weights")
 
 
 def prior_shift(trained: int, wanted: int) -> float:
-    """What is added to the logits of a model trained with so many negatives an event, so that they mean what those of a
-    model trained with `wanted` would: log(trained / wanted), the difference of the log odds of a click.
+    """The number to add to logits of a model trained with `trained` negatives, as if trained with `wanted` negatives.
+
+    It is log(trained / wanted), the difference of the log odds of a click.
 
     Source: King & Zeng, "Logistic regression in rare events data", Political Analysis 2001 (prior correction).
     """
@@ -111,7 +111,7 @@ def prior_shift(trained: int, wanted: int) -> float:
 
 @dataclass(frozen=True)
 class MemoryFit:
-    """How the patch is learned."""
+    """Settings for learning the patch."""
 
     epochs: int
     learning_rate: float
@@ -126,10 +126,7 @@ def learn(
     settings: MemoryFit,
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> list[float]:
-    """Learn everything that the cloud ships, from the devices' rows; `patch` is changed in place.
-
-    Args:
-        rows: events that the f behind `rows.logits` has not been trained on.
+    """Learn the patch's weights from all devices' rows; `patch` is changed in place.
 
     Returns:
         Mean cross-entropy of each epoch, nats per candidate.
@@ -164,9 +161,9 @@ def learn(
 def user_losses(
     patch: MemoryPatch, rows: MemoryRows, log: EventLog, tested: Bool[Tensor, "B"]
 ) -> Float[Tensor, "U two"]:
-    """Each user's mean cross-entropy over the tested events without and with the patch; NaN where there are none.
+    """Each user's mean cross-entropy over the tested events, without and with the patch; NaN for users without any.
 
-    As in serving, the cloud model decides where the memory is empty.
+    As in serving, the patch is not used if the memory is empty.
     """
     users = torch.from_numpy(log.user[rows.events])
     remembers = torch.from_numpy(rows.held > 0).unsqueeze(1)

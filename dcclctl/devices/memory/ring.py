@@ -12,10 +12,10 @@ from dcclctl.events.sampling import Ints
 
 
 class Ring:
-    """One device's memory: the newest M items, 4 bytes each, and the features of the newest T of them.
+    """One device's memory: the newest M items, 4 bytes each, and R features of the newest T of them, one byte each.
 
     Args:
-        size: M. items: those of the events so far, oldest first, without their features. profile_window: T. n_features: R.
+        size: M. items: of the events so far, oldest first, without their features. profile_window: T. n_features: R.
     """
 
     def __init__(self, size: int, items: Iterable[int] = (), profile_window: int = 0, n_features: int = 0) -> None:
@@ -26,11 +26,7 @@ class Ring:
             self.observe(item)
 
     def observe(self, item: int, found: Float[Tensor, "FR"] | None = None) -> None:
-        """Take in one event: it overwrites the oldest. Constant time.
-
-        Args:
-            item: of the event. found: its features before the event (see `features`), by the statistics that the device has now.
-        """
+        """Add one event in place of the oldest one; found: the item's features before the event (see `features`)."""
         self.items[self.seen % len(self.items)] = item
         if len(self.kept):
             own = 1 + self.kept.shape[1]
@@ -40,7 +36,7 @@ class Ring:
 
     @property
     def bytes(self) -> int:
-        """Bytes on the device: both rings as far as they are filled, and the counter."""
+        """Bytes on the device: the filled part of both rings, and the counter."""
         return 4 * min(self.seen, len(self.items)) + self.kept.shape[1] * min(self.seen, len(self.kept)) + 8
 
     def newest_first(self) -> Ints:
@@ -58,8 +54,7 @@ class Ring:
         """The candidates' features and the profile of recent events, as the device computes them.
 
         Args:
-            candidates: items. item_categories: of every item. statistics: what the cloud ships.
-            typical: typical profiles, for a user without counted events (see `Memories`).
+            candidates: items. typical: typical profiles, for a user without counted events (see `Memories`).
         """
         held = torch.from_numpy(self.newest_first())[None]
         mask = torch.ones(held.shape)

@@ -1,4 +1,4 @@
-"""What the cloud ships to every device: counts over everybody's positive events, and each item's related items.
+"""The statistics that the cloud ships to devices: counts of all users' positive events, and each item's related items.
 
 Shapes: I items, G categories, N neighbours, Q preceding items, F features of a candidate.
 """
@@ -19,16 +19,16 @@ from dcclctl.models.neighbours import co_occurrences
 
 #: pairs of events that are counted at once, about
 _PAIRS = 1 << 24
-#: events of other users whose memories are the reference
+#: events whose memories are the reference for a feature's mean and spread
 _REFERENCES = 300
 
 
 @dataclass(frozen=True)
 class StatisticsSettings:
-    """How all users' events are counted.
+    """Settings of the statistics.
 
     Attributes:
-        size: M, as it will be on the devices. neighbours: nearest items, and preceding items, kept for each item.
+        size: M, as on the devices. neighbours: nearest items, and preceding items, kept for each item.
         shrinkage: added to the denominators, so that one shared user does not make two rare items similar.
         transition_window: events before an item that count as preceding it; 0 ignores the order of events.
     """
@@ -47,15 +47,14 @@ class StatisticsSettings:
 def count_statistics(
     log: EventLog, before: npt.NDArray[np.bool_], settings: StatisticsSettings, seed: int
 ) -> Statistics:
-    """Count what the cloud ships to every device, from the positive events in `before`.
+    """Compute the statistics from the positive events in `before`.
+
+    Similarity of i and j: Σ_u w_u / (√(n_i·n_j) + shrinkage) over the users with both, w_u = 1 / log₂(2 + items of u).
+    Transition score of i to j: Σ 1/d / (√(m_i·m_j) + shrinkage) over the events of j whose history has i at place
+    d from its end; n: users of an item, m: events of an item.
 
     Args:
-        log: the log. before: (N,) which of its events may be counted. settings: how.
-        seed: of the choice of reference events.
-
-    Similarity of i and j: Σ_u w_u / (√(n_i·n_j) + shrinkage) over the users that have both, w_u = 1 / log₂(2 + items of u).
-    Transition score of i to j: Σ 1/d / (√(m_i·m_j) + shrinkage) over the events of j that have i as their d-th event before
-    (events of one time come after all earlier ones); m: events of an item.
+        before: (N,) the log's events that may be counted. seed: of the choice of reference events.
     """
     rows = np.flatnonzero(before & (log.label > 0))
     counts = np.bincount(log.item[rows], minlength=log.n_items)
@@ -80,13 +79,13 @@ def _neighbours(log: EventLog, rows: Ints, settings: StatisticsSettings) -> tupl
     count = min(settings.neighbours, max(log.n_items - 1, 1))
     near = torch.zeros(log.n_items, count, dtype=torch.int64)
     similarity = torch.zeros(log.n_items, count)
-    # an item without users has nothing to divide: by what does not matter, but it may not be 0
+    # 1 for an item without users, which has no pairs: the divisor may not be 0
     root = torch.from_numpy(np.sqrt(owners)).clamp(min=1)
     for first, shared in co_occurrences(users, items, log.n_items, 1 / np.log2(2 + degree)):
         here = torch.arange(len(shared))
         cosine = shared / (root[first : first + len(shared), None] * root + settings.shrinkage)
         cosine[here, here + first] = 0
-        # a stable order: equal similarities by item number
+        # stable: equal similarities are ordered by item number
         order = torch.argsort(cosine, dim=1, descending=True, stable=True)[:, :count]
         near[first : first + len(shared), : order.shape[1]] = order
         similarity[first : first + len(shared), : order.shape[1]] = cosine.gather(1, order).float()
@@ -94,7 +93,7 @@ def _neighbours(log: EventLog, rows: Ints, settings: StatisticsSettings) -> tupl
 
 
 def _predecessors(log: EventLog, rows: Ints, settings: StatisticsSettings) -> tuple[Tensor, Tensor]:
-    """Each item's preceding items with the largest transition scores, and the scores; equal ones by item number."""
+    """Each item's preceding items with the largest transition scores, and the scores; ties in order of item numbers."""
     window = settings.transition_window
     count = min(settings.neighbours, log.n_items) if window else 0
     best, scores = torch.zeros(log.n_items, count, dtype=torch.int64), torch.zeros(log.n_items, count)
@@ -104,15 +103,15 @@ def _predecessors(log: EventLog, rows: Ints, settings: StatisticsSettings) -> tu
     sequence, back = log.sequence.numpy(), np.arange(1, window + 1)
     first = 0
     while count and first < len(rows):
-        # some items at a time: all events of an item are in one part
+        # some items at a time, with all their events
         last = int(np.searchsorted(items, items[min(first + _PAIRS // window, len(rows) - 1)], "right"))
         part, targets = rows[first:last], items[first:last, None]
         at = log.history_end[part][:, None] - back
-        there = at >= log.history_start[part][:, None]
+        exists = at >= log.history_start[part][:, None]
         cells, weights = np.broadcast_to(targets * log.n_items, at.shape), np.broadcast_to(1 / back, at.shape)
-        pairs, inverse = np.unique(cells[there] + sequence[at[there]], return_inverse=True)
+        pairs, inverse = np.unique(cells[exists] + sequence[at[exists]], return_inverse=True)
         item, source = pairs // log.n_items, pairs % log.n_items
-        found = np.bincount(inverse, weights[there], len(pairs)) / (root[item] * root[source] + settings.shrinkage)
+        found = np.bincount(inverse, weights[exists], len(pairs)) / (root[item] * root[source] + settings.shrinkage)
         order = np.lexsort((source, -found, item))
         rank = np.arange(len(order)) - np.searchsorted(item[order], item[order])
         order, rank = order[rank < count], rank[rank < count]
@@ -123,7 +122,7 @@ def _predecessors(log: EventLog, rows: Ints, settings: StatisticsSettings) -> tu
 
 
 def _reference(log: EventLog, statistics: Statistics, rows: Ints, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Mean features of every item over the memories at some of the newest events, and the spread around them."""
+    """Mean features of every item over the memories at some of the newest events, and the standard deviation."""
     if not len(rows):
         return statistics.mean, statistics.scale
     newest = rows[np.lexsort((log.share[rows], log.period[rows]))[-max(len(rows) // 4, 1) :]]

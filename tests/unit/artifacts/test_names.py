@@ -110,7 +110,7 @@ def test_tables_and_the_page_show_names(shop: Path, tmp_path: Path) -> None:
     command = ("evaluate", "cloud@1", "patches@1", "--against=cloud@control", *EVALUATE)
     shown = dcclctl(*command, "--max-drop=all.gauc=90%", "--markdown", tmp_path / "summary.md", store=shop)
     assert shown.exit_code == 0, shown.stderr
-    for said in ("control", "devices (patches@1): users served"):
+    for said in ("control", "devices (patches@1): users served:"):
         assert said in shown.stdout, shown.stdout
     found = done(*command, store=shop)
     assert found["subjects"] == ["cloud@1", "patches@1"]  # references, for programs

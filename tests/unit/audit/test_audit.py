@@ -56,7 +56,7 @@ def test_a_clean_lineage_is_proven(world: World) -> None:
     for said in (
         "of the 5 artifacts of the lineage",
         f"learned from the {counts[CLOUD]} events of cloud",
-        f"(cloud, device: {counts[CLOUD] + counts[DEVICE]} events) is over: the last at {iso(last[DEVICE])}, "
+        f"learned from {counts[CLOUD] + counts[DEVICE]:,} events (cloud, device), the last at {iso(last[DEVICE])}, "
         f"before test begins at {iso(first[TEST])}",
         f"scored on the same {counts[TEST]} events of test",
         "each user has an item once",
@@ -117,7 +117,7 @@ def test_a_test_event_moved_into_training(shop: Path) -> None:
     assert name_of(store, event["user_index"], event["item_index"]) in said
     assert "an event of test" in said
     assert "kept as one of cloud" in said
-    assert texts(audit(dataset), "leak")[1].startswith(f"{dataset.ref}: an event learned from before device")
+    assert texts(audit(dataset), "leak")[1].startswith(f"{dataset.ref}: an event before device")
 
 
 def test_a_test_event_copied_into_training(shop: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_test_event_copied_into_training(shop: Path) -> None:
         return pl.concat([copied, events])
 
     _, dataset = rewritten_events(shop, copy)
-    assert any("stands in two periods" in text for text in texts(audit(dataset), "leak"))
+    assert any("is in two periods" in text for text in texts(audit(dataset), "leak"))
 
 
 def test_a_test_event_copied_into_training_under_an_earlier_time(shop: Path) -> None:

@@ -188,7 +188,7 @@ def test_every_setting_with_a_flag_is_in_the_help_once_with_its_default(name: st
         assert (setting.description or "").rstrip(".") in option.help
         default = setting.get_default(call_default_factory=True)
         if key not in spec.section.model_fields:
-            assert option.help.endswith(f"[default: set by --{spec.section.VARIANT}]")  # type: ignore[attr-defined]
+            assert option.help.endswith(f"[default: set by --{spec.choice}]")
         elif default not in ("", [], {}):
             assert f"[default: {shown_default(setting)}]" in option.help
         else:
@@ -233,7 +233,7 @@ def test_a_setting_without_a_flag_is_not_in_the_help_and_is_listed() -> None:
 def test_settings_lists_every_setting_once(name: str) -> None:
     spec = SETTINGS[name]
     for variant in ("", *spec.variants):
-        chosen = [f"--{spec.section.VARIANT}", variant] if variant else []  # type: ignore[attr-defined]
+        chosen = [f"--{spec.choice}", variant] if variant else []
         found = json.loads(dcclctl("settings", name, *chosen, "--json").stdout)
         assert list(found["variants"]) == list(spec.variants)
         keys = [f"{name}.{key}" for key in spec.section.model_fields if key != "settings"]

@@ -298,16 +298,12 @@ def learn(model, basis, log, epochs=2, learning_rate=0.01, prior=10.0, batch_siz
     events = log.events_in(DEVICE)
     users = np.unique(log.user[events], return_inverse=True)[1]
 
-    def draw(epoch):
-        samples = samples_of(log, DEVICE, epoch=epoch)
-        return samples.candidates, samples.labels, samples.weights
-
     def activations(rows, candidates):
         return model.first_layer_of_few(log, rows, candidates)
 
     return learn_basis(
         basis,
-        SharedEvents(events, users, draw),
+        SharedEvents(events, users, lambda epoch: samples_of(log, DEVICE, epoch=epoch)),
         frozen_head(Head.of(model), activations, events),
         JointFit(epochs, learning_rate, prior, seed, batch_size, on_epoch),
     )
@@ -358,7 +354,7 @@ def test_the_objective_of_the_basis_is_the_devices_own(model, basis, log, with_m
     # two steps: after the first, θ̂ is no longer zero
     ours, mean, table = learn_basis(
         basis,
-        SharedEvents(events, users, lambda epoch: (samples.candidates, samples.labels, samples.weights)),
+        SharedEvents(events, users, lambda epoch: samples),
         frozen_head(Head.of(model), lambda rows, candidates: model.first_layer_of_few(log, rows, candidates), events),
         JointFit(epochs=2, learning_rate=0.01, prior=10.0, seed=0, batch_size=10**6),
         with_mean=with_mean,

@@ -14,7 +14,8 @@ from dcclctl.devices.basis import JointFit, SharedEvents, learn_basis, new_basis
 from dcclctl.devices.state_patch import StateBasis, StatePatch, StateRows, StateShape
 from dcclctl.errors import DivergedError
 from dcclctl.events.log import EventLog
-from dcclctl.models.sequence import Gru4rec, Sasrec, SequenceBackbone, SequenceSizes
+from dcclctl.events.sampler import Samples
+from dcclctl.models.sequence import Gru4rec, Sasrec, SequenceBackbone, SequenceSettings
 from dcclctl.models.windows import Baskets
 
 U, N, C, D, R, K = 5, 7, 4, 6, 3, 4
@@ -52,12 +53,9 @@ def drawn_from(events: StateRows, users: np.ndarray | None = None) -> tuple[Shar
     """
     catalogue, biases = events.items.flatten(0, 2), events.bias.flatten()
     candidates = torch.arange(len(catalogue)).view(len(events.labels), -1)
-
-    def draw(epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return candidates, events.labels[:, 0], events.weights[:, 0]
-
     each = np.arange(len(candidates))
-    shared = SharedEvents(each, each if users is None else users, draw)
+    samples = Samples(each, candidates, events.labels[:, 0], events.weights[:, 0])
+    shared = SharedEvents(each, each if users is None else users, lambda epoch: samples)
     return shared, state_patch.frozen_states(events.states[:, 0], lambda wanted: (catalogue[wanted], biases[wanted]))
 
 
@@ -67,7 +65,7 @@ def test_what_a_basis_is_learned_from_is_the_patched_model():
     some = np.array([3, 0])
     index = torch.from_numpy(some)
     chosen = StatePatch(*(piece[index] for piece in vars(patch).values()))
-    found = logits(some, shared.draw(0)[0][index], chosen)
+    found = logits(some, shared.draw(0).candidates[index], chosen)
     torch.testing.assert_close(found, events.logits(patch)[index, 0])
     assert not torch.isclose(found, events.logits(basis_of().patch(torch.zeros(U, K)))[index, 0]).any()
 
@@ -93,8 +91,8 @@ def test_a_patch_is_the_formula_that_it_says():
 
 
 def backbone_of(log: EventLog, kind: type[Sasrec | Gru4rec]) -> SequenceBackbone:
-    sizes = SequenceSizes(log.n_items, log.n_categories, 6, item_size=6, category_size=4)
-    return SequenceBackbone(kind(sizes, log.item_categories, torch.Generator().manual_seed(0)), log, Baskets(log))
+    sizes = SequenceSettings(history=6, item_size=6, category_size=4)
+    return SequenceBackbone(kind(log, sizes, torch.Generator().manual_seed(0)), log, Baskets(log))
 
 
 @pytest.mark.parametrize("kind", [Sasrec, Gru4rec])
@@ -164,7 +162,7 @@ def test_what_has_no_weight_teaches_nothing():
     )
     fit = state_patch.fit_devices(basis, rows, local(5, 0.05, 0.3))
     assert torch.equal(state_patch.fit_devices(basis, other, local(5, 0.05, 0.3)), fit)
-    nothing = rows.with_weights(torch.zeros_like(rows.weights))
+    nothing = replace(rows, weights=torch.zeros_like(rows.weights))
     assert not state_patch.fit_devices(basis, nothing, local(5, 0.05, 0.3)).any()
     mean = torch.linspace(-0.5, 0.8, K)
     assert torch.equal(state_patch.fit_devices(basis, nothing, local(5, 0.05, 0.3), mean), mean.repeat(U, 1))

@@ -14,7 +14,9 @@ from dcclctl.config import DistillConfig
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.distillation.from_memory import FromMemory, FromMemorySettings, UnlabelledItems
 from dcclctl.distillation.method import DistillTask
+from dcclctl.errors import UsageError
 from dcclctl.events.log import DEVICE, VALID, Block, EventLog
+from dcclctl.stages.distill import distill
 from dcclctl.stages.memory import remember
 from dcclctl.stages.patch import patch
 from dcclctl.stages.train import train
@@ -171,6 +173,19 @@ def test_histories_stay_where_nobody_teaches_or_nothing_is_remembered(rememberin
     assert FromMemory().histories(task_of(remembering, Block(VALID))) is full
     plain = task_of(world.patches())  # patches without a memory
     assert FromMemory().histories(plain) is plain.log
+
+
+def test_truncated_share_is_refused_for_teachers_without_a_memory(remembering: PatchSet, world: World) -> None:
+    """Also through the stage, where the setting is resolved; the default is no error."""
+    without, method = world.patches(), FromMemory()
+    given = DistillConfig(method="from-memory", settings=FromMemorySettings(truncated_share=0.25))
+    with pytest.raises(UsageError, match=f"truncated_share: {without.ref} has no memory") as error:
+        method.check(without, DEVICE_BLOCK, given)
+    assert "--method memory" in error.value.remedy
+    method.check(remembering, DEVICE_BLOCK, given)
+    method.check(without, DEVICE_BLOCK, DistillConfig(method="from-memory", settings=FromMemorySettings(negatives=4)))
+    with pytest.raises(UsageError, match="has no memory"):
+        distill(without, {"method": "from-memory", "distill.from-memory.truncated_share": 0.0})
 
 
 def test_labels_of_truncated_events_are_not_taught_and_teachers_speak_in_the_students_odds(

@@ -56,7 +56,7 @@ def test_an_event_without_another_candidate_has_no_rank_and_no_auc(tmp_path: Pat
     assert made.facts["users_without_auc"] == table["user_index"].n_unique() and table["auc"].null_count() == len(table)
     assert table["events"].sum() == 2 * 30  # they are scored, and counted
     shown = " ".join(dcclctl(*command, store=store).stdout.split())
-    assert "30 events have no other candidate, so they have no rank and no AUC" in shown
+    assert "30 events have no other candidate, therefore no rank and no AUC" in shown
     # nothing can be said of a difference either
     compared = done(*command, "--against=cloud@1", store=store)["comparison"]
     ranked = [row for row in compared if row["metric"] != "log_loss"]
@@ -78,7 +78,7 @@ def test_a_few_candidates_are_counted_and_ranked_among(tmp_path: Path) -> None:
     assert table["auc"].null_count() == 0
     shown = " ".join(dcclctl(*command, store=store).stdout.split())
     assert f"{found['events'] - lucky} events have no other candidate" in shown
-    assert f"{lucky} events are ranked among fewer items than the largest cut-off 10" in shown
+    assert f"{lucky} events are ranked among fewer items than the largest k, 10" in shown
     # sampling ten of three gives three: the same ranks
     sampled = done("evaluate", "cloud@1", "cloud@2", "--candidates=10", "--k=5,10", "--threads=1", store=store)
     assert sampled["events_without_candidates"] == found["events_without_candidates"]

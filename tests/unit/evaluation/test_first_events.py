@@ -56,7 +56,7 @@ def test_made_new_users_have_nothing_before_test(tmp_path: Path, split: str) -> 
     drawn = new_users(list(now), 0.3, 3)
     assert {user for user, each in zip(now, drawn, strict=True) if each and groups[user] == "new"} >= set(made_new)
     counted = sum(each and groups[user] == "new" for user, each in zip(now, drawn, strict=True))
-    assert f"{counted} users drawn by --new-users 0.3 have nothing before test" in after["remarks"]
+    assert f"{counted} users drawn by --new-users 0.3 have no event before test" in after["remarks"]
     # the items of events that are gone are gone as well
     assert new.read_table("events.parquet")["item_index"].n_unique() == after["items"]
     texts = [f"{finding.kind}: {finding.text}" for finding in audit(new)]
@@ -83,7 +83,7 @@ def test_the_audit_finds_an_event_before_test_of_a_user_made_new(tmp_path: Path)
     # the seed decides who is new, so it stays; another setting makes it an artifact of its own
     forged = rewrite(store, dataset, seed=0, config={"max_reject": 0.5}, tables={"events.parquet": moved})
     leaks = [each.text for each in audit(forged) if each.kind == "leak"]
-    assert len(leaks) == 1 and "of a user that --new-users made new" in leaks[0]
+    assert len(leaks) == 1 and "a user that --new-users made new has an event before test" in leaks[0]
     assert repr(users["user_id"][made_new]) in leaks[0]
 
 
@@ -291,7 +291,7 @@ def test_the_table_has_k_down_and_models_across(shop: Path) -> None:
 
 def test_what_cannot_be_asked(shop: Path) -> None:
     gate = dcclctl("evaluate", "--first-events=1", "--max-drop=all.gauc=1%", "--against=cloud@1", store=shop)
-    assert gate.exit_code == 2 and "a gate judges one" in gate.stderr
+    assert gate.exit_code == 2 and "a gate reads one" in gate.stderr
     nobody = dcclctl("evaluate", "--first-events=1", "--targets-after=500", "--threads=1", store=shop)
     assert nobody.exit_code == 3 and "no new user with more than 500 events" in nobody.stderr
     assert "--new-users" in nobody.stderr

@@ -10,8 +10,8 @@ from dcclctl.devices.memory.features import Memories
 from dcclctl.devices.memory.ring import Ring
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.devices.serving import Subject
-from dcclctl.evaluation.moment import at_start_of_test
-from dcclctl.events.log import CLOUD, TEST, Block, EventLog
+from dcclctl.evaluation.lists import at_start_of_test
+from dcclctl.events.log import CLOUD, TEST, Block, EventColumns, EventLog
 from dcclctl.models.kind import MODELS
 from dcclctl.stages.score import recommend, score
 from dcclctl.store.store import Store
@@ -32,7 +32,7 @@ def random_log(seed: int, users: int = 40, items: int = 12) -> EventLog:
             ]
     user, item, time, label, period = np.array(columns).T
     categories, profile = torch.zeros(items, 1, dtype=torch.int64), torch.zeros(users, 1, dtype=torch.int64)
-    return EventLog.build(user, item, time, label, period, categories, 1, profile, (1,))
+    return EventLog.build(EventColumns(user, item, time, label, period), categories, 1, profile, (1,))
 
 
 def history(log: EventLog, row: int) -> list[int]:
@@ -80,7 +80,7 @@ def test_a_memory_at_the_moment_is_what_the_device_holds(times: list[int], teste
     item, time, period = [*item, 4, 3, 2, 1, 0], [*time, *range(5)], [*period, *[CLOUD] * 5]
     categories, profile = torch.zeros(6, 1, dtype=torch.int64), torch.zeros(2, 1, dtype=torch.int64)
     columns = (np.array(each) for each in (item, time, np.ones_like(item), period))
-    log = EventLog.build(user, *columns, categories, 1, profile, (1,))
+    log = EventLog.build(EventColumns(user, *columns), categories, 1, profile, (1,))
     statistics = count_statistics(log, log.up_to(Block(CLOUD)), StatisticsSettings(10, 4, 1.0, 3), 3)
     ring = Ring(10, profile_window=4, n_features=len(statistics.profile_features))
     for moment in np.unique(times):

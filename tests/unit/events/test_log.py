@@ -6,7 +6,7 @@ import torch
 from small_worlds import log_of, random_log
 
 from dcclctl.errors import UsageError
-from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, Block, EventLog
+from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, Block, EventColumns, EventLog
 from dcclctl.events.sampling import NO_ITEM, draw_negatives
 
 #: user 0 has two events in one moment, a negative, and more positives than a short history holds; user 1 is new
@@ -181,11 +181,13 @@ def test_profiles_and_categories_are_kept():
 def test_what_a_user_had_before_is_no_negative_unless_it_may_come_again(repeats: bool) -> None:
     # one user: items 0, 1 in cloud, 2 in device, 3 in test
     log = EventLog.build(
-        user=np.zeros(4, dtype=np.int64),
-        item=np.arange(4),
-        time=np.arange(4),
-        label=np.ones(4, dtype=np.int64),
-        period=np.array([CLOUD, CLOUD, DEVICE, TEST]),
+        EventColumns(
+            np.zeros(4, dtype=np.int64),
+            np.arange(4),
+            np.arange(4),
+            np.ones(4, dtype=np.int64),
+            np.array([CLOUD, CLOUD, DEVICE, TEST]),
+        ),
         item_categories=torch.zeros(4, 1, dtype=torch.int64),
         n_categories=1,
         profile=torch.zeros(1, 1, dtype=torch.int64),
@@ -206,11 +208,13 @@ def test_what_a_user_had_before_is_no_negative_unless_it_may_come_again(repeats:
 def test_with_repeats_only_the_rest_of_the_basket_is_no_negative() -> None:
     # two users; baskets {0, 1} and {1, 2} of the first, {3} of the second, whose negative event has no basket
     log = EventLog.build(
-        user=np.array([0, 0, 0, 0, 1, 1]),
-        item=np.array([0, 1, 1, 2, 3, 0]),
-        time=np.array([5, 5, 9, 9, 5, 7]),
-        label=np.array([1, 1, 1, 1, 1, 0]),
-        period=np.full(6, DEVICE),
+        EventColumns(
+            np.array([0, 0, 0, 0, 1, 1]),
+            np.array([0, 1, 1, 2, 3, 0]),
+            np.array([5, 5, 9, 9, 5, 7]),
+            np.array([1, 1, 1, 1, 1, 0]),
+            np.full(6, DEVICE),
+        ),
         item_categories=torch.zeros(4, 1, dtype=torch.int64),
         n_categories=1,
         profile=torch.zeros(2, 1, dtype=torch.int64),
@@ -218,7 +222,7 @@ def test_with_repeats_only_the_rest_of_the_basket_is_no_negative() -> None:
         repeats=True,
     )
     pairs = log.never_negative(DEVICE)
-    assert pairs.by_moment
+    assert pairs.by_basket
     every = np.arange(6)
     found = pairs.contains(log.owners(every, pairs)[:, None], np.arange(4)[None, :])
     baskets = [{0, 1}, {0, 1}, {1, 2}, {1, 2}, {3}, set()]

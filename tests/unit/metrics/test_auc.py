@@ -10,11 +10,7 @@ from sklearn.metrics import roc_auc_score
 from dcclctl.errors import DataError
 from dcclctl.metrics.auc import gauc, user_auc
 
-ROWS = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(0, 1), st.integers(-4, 4)),
-    min_size=1,
-    max_size=40,
-)
+ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), st.integers(-4, 4)), min_size=1, max_size=40)
 
 
 def columns(rows):

@@ -35,7 +35,7 @@ def textbook_interest(model, query, keys, mask):
 def world():
     log = random_log()
     model = din(log, scale=10)
-    d = model.sizes.embedding_size
+    d = model.embedding_size
     mask = torch.arange(6) < torch.tensor([6, 4, 1, 0])[:, None]
     return log, model, normal(4, 5, d), normal(4, 6, d, seed=1), mask
 
@@ -123,7 +123,7 @@ def test_a_log_without_categories_has_no_category_weights():
     log = log_of([(0, 0, 0, 1, 0), (0, 1, 1, 1, 0)], n_users=1, n_items=3)
     model = din(log)
     assert "category_table" not in dict(model.named_parameters())
-    assert model.sizes.embedding_size == model.sizes.item_size
+    assert model.embedding_size == model.sizes.item_size
     assert torch.equal(model.embed(torch.arange(3)), model.item_table)
 
 

@@ -9,7 +9,7 @@ from small_worlds import Row, log_of, random_log, scores
 from torch.nn import functional as F
 
 from dcclctl.events.log import EventLog
-from dcclctl.models.sequence import Gru4rec, Sasrec, SequenceBackbone, SequenceModel, SequenceSizes
+from dcclctl.models.sequence import Gru4rec, Sasrec, SequenceBackbone, SequenceModel, SequenceSettings
 from dcclctl.models.windows import Bags, Baskets
 
 WINDOW = 6
@@ -20,8 +20,7 @@ both = pytest.mark.parametrize("kind", sorted(KINDS))
 def model_of(log: EventLog, kind: str, window: int = WINDOW, seed: int = 0) -> SequenceModel:
     """A small model, with random biases and scales too, so that none of them can be forgotten unnoticed."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = SequenceSizes(log.n_items, log.n_categories, window, item_size=6, category_size=4)
-    model = KINDS[kind](sizes, log.item_categories, generator)
+    model = KINDS[kind](log, SequenceSettings(history=window, item_size=6, category_size=4), generator)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "table" in name:
@@ -75,7 +74,7 @@ def test_bags_are_the_baskets_of_a_plain_loop():
 
 def reference_states(model: SequenceModel, history: list[list[int]]) -> torch.Tensor:
     """States of one history from textbook parts: loops over positions, torch's own cells."""
-    size = model.sizes.state_size
+    size = model.embedding_size
     steps = [
         torch.stack([model.embed(torch.tensor(i)) for i in moment]).mean(0) * math.sqrt(size) for moment in history
     ]

@@ -9,7 +9,7 @@ from test_sequence import KINDS, backbone_of, both, model_of
 
 from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, EventLog
 from dcclctl.events.sampler import Sampler
-from dcclctl.models.sequence import SequenceBackbone, SequenceSizes, WindowPass
+from dcclctl.models.sequence import SequenceBackbone, SequenceSettings, WindowPass
 from dcclctl.models.training import restore, validate
 from dcclctl.models.windows import Baskets, batches, windows_of
 
@@ -123,7 +123,7 @@ def pairs_log(n_users: int = 80, n_pairs: int = 20, steps: int = 12) -> EventLog
 @both
 def test_a_world_in_which_the_last_item_tells_the_next(kind):
     log = pairs_log()
-    model = KINDS[kind](SequenceSizes(40, 0, 8, item_size=16), log.item_categories, torch.Generator().manual_seed(0))
+    model = KINDS[kind](log, SequenceSettings(history=8, item_size=16), torch.Generator().manual_seed(0))
     restore(model, trained(model, log, epochs=25, learning_rate=0.02, dropout=0.0, batch_size=128).best)
     seconds = log.events_in(TEST)[1::2]
 

@@ -110,10 +110,7 @@ def test_lazy_adam_is_torchs_adam_where_every_row_is_touched(log):
     ours = Adam(model, 0.01, weight_decay=0.1)
     weights = dict(reference.named_parameters())
     theirs = torch.optim.Adam(
-        [
-            {"params": [weights["item_table"]], "weight_decay": 0.1},
-            {"params": [weights[name] for name in ours.dense]},
-        ],
+        [{"params": [weights["item_table"]], "weight_decay": 0.1}, {"params": [weights[name] for name in ours.dense]}],
         lr=0.01,
     )
     everything = torch.arange(log.n_items)

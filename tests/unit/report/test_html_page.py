@@ -112,7 +112,7 @@ def test_who_gains_more_stands_beside_the_verdicts() -> None:
 
 
 def test_a_placebo_among_the_models_answers_the_note() -> None:
-    asked = "is personal only if it is gone with another user's patch or memory"
+    asked = "is personal only if it disappears with another user's patch or memory"
     assert asked in " ".join(notes(part()))
     for suffix in ("+mean", "+shuffled"):
         lent = replace(MODELS[1], name=f"{BETTER}{suffix}", ref=f"patches@1{suffix}", placebo=True)
@@ -129,8 +129,8 @@ def test_one_model_is_compared_with_nothing() -> None:
     ("changes", "said"),
     [
         ({}, "not the strong control"),
-        ({}, "is personal only if it is gone with another user's"),
-        ({}, "luck of training"),
+        ({}, "is personal only if it disappears with another user's"),
+        ({}, "randomness of training"),
         ({"candidates": 1000}, "1,000 sampled items"),
         ({"split": "per-user"}, "trends leak"),
         ({"users_without_auc": 7}, "7 users have events of one label only"),
@@ -157,7 +157,7 @@ def test_every_group_and_model_has_its_figures(tree: Tree) -> None:
 
 def test_harm_names_the_user_who_lost_most(tree: Tree) -> None:
     shown = "<script>alert(1)</script>=cmd|'/c calc'![/red]\\x1b[31m\\u202eevil\"'"
-    assert f"patches@1, hardest hit: {shown} (head, -50.00)" in tree.text.replace("\n", " ")
+    assert f"patches@1, largest losses: {shown} (head, -50.00)" in tree.text.replace("\n", " ")
     gains = np.array(part().gains[BETTER])
     assert f"{(gains < 0).mean():.0%}" in tree.text
 

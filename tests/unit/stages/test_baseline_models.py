@@ -177,9 +177,7 @@ def own_neighbours(artifact: Artifact) -> int:
     return int((source == tensors["target"]).sum())
 
 
-def test_an_item_is_not_its_own_neighbour_among_first_events(
-    baselines: tuple[Path, dict[str, dict[str, Any]]],
-) -> None:
+def test_an_item_is_not_its_own_neighbour_among_first_events(baselines: tuple[Path, dict[str, dict[str, Any]]]) -> None:
     assert own_neighbours(artifact_of(baselines, "item-knn")) == 0
 
 

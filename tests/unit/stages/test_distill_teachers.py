@@ -83,7 +83,7 @@ def test_a_student_of_other_layers_gets_no_basis(shop: Path) -> None:
     artifact = made(shop, *flags)
     assert "basis.safetensors" not in artifact.manifest["files"]
     assert (
-        "no Θ and no encoder U: Θ is for hidden layers of 16 and 8 units"
+        "Θ and encoder U were not trained: Θ is for hidden layers of 16 and 8 units"
         in dcclctl("distill", *flags, store=shop).stdout
     )
 
@@ -104,7 +104,7 @@ def test_patches_without_a_basis_teach_and_leave_none(shop: Path) -> None:
     assert not {"basis.safetensors", "encoder.safetensors"} & set(artifact.manifest["files"])
     assert artifact.facts["basis_losses"] == []
     shown = dcclctl("distill", *flags, store=shop).stdout
-    assert "no Θ and no encoder U: fine-tune patches have no basis Θ" in shown
+    assert "Θ and encoder U were not trained: fine-tune patches have no basis Θ" in shown
     losses = [epoch["train_loss"] for epoch in artifact.facts["epochs"]]
     assert losses[-1] < 0.8 * losses[0]
     cloud = CloudModel(artifact)
@@ -193,7 +193,7 @@ def test_who_has_counted_the_answers_is_asked_about_other_items(shop: Path, reme
     assert len(losses) == 3
     assert first_loss(made(shop, *flags, "--set=unlabelled=3")) not in losses
     shown = dcclctl("distill", *flags, "--set=distill.from-memory.unlabelled=3", store=shop).stdout
-    assert "about 3 unlabelled items per event" in shown
+    assert "and 3 unlabelled items per event" in shown
 
 
 def test_patches_without_a_memory_are_asked_about_the_events(shop: Path) -> None:

@@ -265,7 +265,7 @@ def test_plain_loop_of_other_readings(other_world: Path, candidates: str) -> Non
     ranks = table.filter(pl.col("user_index").is_in(list(unlucky)))
     assert ranks[next(name for name in table.columns if name.startswith("mrr"))].null_count() == len(ranks)
     shown = dcclctl("evaluate", "cloud@1", "patches@1", *EVALUATE, store=other_world).stdout
-    assert f"{len(alone)} users have rows of one label only and no AUC" in shown
+    assert f"{len(alone)} users have events of one label only, therefore no AUC" in shown
 
 
 def metric_values(store: Path, *flags: str) -> dict[tuple[str, str, str], float | None]:

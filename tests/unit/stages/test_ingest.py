@@ -176,9 +176,9 @@ def test_a_click_that_a_label_at_the_same_moment_hides_is_told(tmp_path: Path) -
     told = [run(tmp_path, log, map={"label": "label"}, label_conflicts=way).facts for way in ("last", "max")]
     assert [facts["positives"] for facts in told] == [17, 20]
     assert [facts["rows"]["warnings"]["label-conflicts"] for facts in told] == [5, 5]
-    (remark,) = [remark for remark in told[0]["remarks"] if "at one moment" in remark]
+    (remark,) = [remark for remark in told[0]["remarks"] if "at one time" in remark]
     assert remark.startswith("3 events had a positive and a negative label") and "--label-conflicts max" in remark
-    assert not [remark for remark in told[1]["remarks"] if "at one moment" in remark]
+    assert not [remark for remark in told[1]["remarks"] if "at one time" in remark]
 
 
 @pytest.mark.parametrize(("policy", "label"), [("last", 0), ("first", 0), ("max", 1)])

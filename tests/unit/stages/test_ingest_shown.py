@@ -35,7 +35,7 @@ def test_tables_for_a_person(log: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "normalised: 40 × ids with spaces around them trimmed" in shown
     assert "positive where rating>=4: 17 of 41" in shown
     assert "profiles (codes, missing included): sex (3)" in shown
-    assert "a model that learns up to test (2020-09-13T12:27:17Z) never sees 4 events and 1 users" in shown
+    assert "a model trained on what comes before test (2020-09-13T12:27:17Z) never sees 4 events and 1 users" in shown
     assert shown.splitlines()[-1].startswith("dataset@1  ")
     assert "rejected 1 × empty-user: the user id is empty, NULL or NA" in remarks
     assert "warning: 40 ×" in remarks
@@ -45,9 +45,9 @@ def test_leave_one_out_has_no_common_cut(log: Path, tmp_path: Path, capsys: pyte
     flags = ("--implicit", "--max-reject", "0.1", "--split", "leave-one-out", "--store", tmp_path / "store")
     assert call(log, *flags) == 0
     shown, remarks = capsys.readouterr()
-    assert "a model that learns up to test never sees 4 events" in shown
+    assert "a model trained on what comes before test never sees 4 events" in shown
     assert "note: column 'rating' is not used" in remarks
-    assert "note: a leave-one-out split leaks future trends" in remarks
+    assert "note: with a leave-one-out split models can learn trends of the test period" in remarks
 
 
 def test_json_and_configuration_file(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,16 +102,16 @@ def test_the_command_says_what_a_device_needs_and_finds_what_it_made(own: Path) 
     assert all(name in tree for name in ("memory@1", "cloud@3", "cloud@1", "dataset@1"))
     assert done("memory", *MEMORY, "--force", store=own)["id"] == again["id"]  # the same bits
     earlier = dcclctl("memory", *MEMORY, "--counted-through=cloud", store=own)
-    assert "up to cloud (dataset@1)" in earlier.stdout and "82 at most" in earlier.stdout
+    assert "to the end of cloud (dataset@1)" in earlier.stdout and "82 at most" in earlier.stdout
     assert Store(own).resolve("memory@latest").id != again["id"]
-    for period in ("valid", "test"):  # models are chosen on valid and judged on test
+    for period in ("valid", "test"):  # models are chosen on valid and scored on test
         result = dcclctl("memory", f"--counted-through={period}", store=own)
         assert result.exit_code == 2 and "--counted-through" in result.stderr
 
 
 def test_a_memory_goes_with_its_own_dataset_and_method_only(own: Path, tmp_path: Path) -> None:
     result = dcclctl("patch", "--memory=memory@1", *PATCH, store=own)
-    assert result.exit_code == 2 and "--method metapatch uses none" in result.stderr
+    assert result.exit_code == 2 and "--method metapatch uses no memory" in result.stderr
     ingest(tmp_path / "log", own, "--split=per-user")
     other = done("memory", "--dataset=dataset@2", *MEMORY, store=own)["ref"]
     result = dcclctl("patch", f"--memory={other}", *FRESH, store=own)
@@ -122,13 +122,13 @@ def test_a_memory_goes_with_its_own_dataset_and_method_only(own: Path, tmp_path:
 
 def test_a_memory_made_on_the_way_is_said(shop: Path) -> None:
     shown = dcclctl("patch", "--cloud=cloud@1", *PATCHED, store=shop).stdout
-    assert "memory@1 was made on the way" in shown
-    assert "made on the way" not in dcclctl("patch", "--cloud=cloud@1", "--users=tail", *PATCHED, store=shop).stdout
+    assert "memory@1 was made first" in shown
+    assert "was made first" not in dcclctl("patch", "--cloud=cloud@1", "--users=tail", *PATCHED, store=shop).stdout
 
 
 def test_a_block_without_events_teaches_nothing(own: Path) -> None:
     result = dcclctl("patch", "--on=device:2/100000", *FRESH, store=own)
-    assert result.exit_code == 3 and "nothing to learn from" in result.stderr and "device:2/100000" in result.stderr
+    assert result.exit_code == 3 and "has an event in" in result.stderr and "device:2/100000" in result.stderr
 
 
 def test_the_same_bits_twice(own: Path) -> None:
@@ -306,7 +306,7 @@ def test_the_order_of_events_counts_unless_held_back_events_say_otherwise(own: P
     assert alone.file_id("memory_patch.safetensors") == patches.file_id("memory_patch.safetensors")
     assert alone.read_table("users.parquet")["loss_after"].equals(losses)
     shown = dcclctl("patch", *FRESH, store=own).stdout
-    assert f"the order of events is {'used' if patches.facts['order'] else 'ignored'}" in shown
+    assert f"the patch {'uses' if patches.facts['order'] else 'ignores'} the order of events" in shown
 
 
 def test_a_patch_without_order_makes_nothing_of_it(own: Path) -> None:
@@ -374,9 +374,9 @@ def test_a_clean_chain_is_proven(remembering: Path) -> None:
     proven = "\n".join(f"{each.artifact}: {each.text}" for each in findings if each.kind == "proven")
     memory = store.resolve("memory@1").facts
     for said in (
-        f"memory@1: remembers and counts the {memory['events']:,} positive events of cloud, device: {memory['users']} devices",
-        "memory@1: all that it and its ancestors learned from (cloud, device:",
-        "patches@2: was learned from device with cloud@1, which had not been trained on any of it",
+        f"memory@1: holds and counts the {memory['events']:,} positive events of cloud, device, on {memory['users']} devices",
+        f"memory@1: it and what it was made from learned from {store.resolve('dataset@1').read_table('events.parquet').filter(pl.col('period') <= 1).height:,} events (cloud, device), the last at",
+        "patches@2: was learned from device with cloud@1, which was trained on none of those events",
     ):
         assert said in proven, said
     assert any(each.artifact == "memory@1" for each in audit(store.resolve("dataset@1")))
@@ -396,7 +396,7 @@ def remembered_until(root: Path, period: str) -> Artifact:
 def test_a_memory_that_knows_later_events_is_found(own: Path, period: str) -> None:
     memory = remembered_until(own, period)
     said = leak_of(memory.ref, own)
-    assert said.startswith(f"{memory.ref}: what the device of user ") and "newest 8 items of cloud, device" in said
+    assert said.startswith(f"{memory.ref}: the device of user ") and "newest 8 items of cloud, device" in said
     # an honest face: the configuration says what was done
     honest = rewrite(Store(own), memory, config={"counted_through": period})
     said = leak_of(honest.ref, own)
@@ -440,7 +440,7 @@ def test_memory_patches_that_learned_from_later_events_are_found(own: Path, peri
 def test_a_patch_learned_with_a_model_that_knew_the_answers_is_found(own: Path) -> None:
     store = Store(own)
     for name, said in (
-        ("cloud@3", "was learned from device with cloud@3, which had been trained on"),
+        ("cloud@3", "was learned from device with cloud@3, which was trained on"),
         ("cloud@2", "which is not in its lineage"),
     ):
         facts: dict[str, Any] = {"learned_with": [f"{store.resolve(name).id} on device"]}

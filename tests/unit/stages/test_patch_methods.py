@@ -149,7 +149,7 @@ def test_a_distilled_basis_stays_and_gets_a_mean_of_its_own(shop: Path) -> None:
 
 def test_a_distilled_basis_keeps_its_sizes(world: World) -> None:
     for name, value in (("patch_size", 8), ("bottleneck", 3)):
-        with pytest.raises(UsageError, match=f"brings a basis Θ with {name}"):
+        with pytest.raises(UsageError, match=f"has a basis Θ with {name}"):
             patch(world.cloud(2), {"method": "metapatch", name: value, "threads": 1})
 
 

@@ -111,7 +111,7 @@ def test_chosen_users_without_events_are_counted(shop: Path) -> None:
     made = done("patch", "--users=u1,n0,n1", "--cloud=cloud@1", *PATCH, store=shop)
     assert (made["users"], made["users_without_events"]) == (1, 2)
     shown = dcclctl("patch", "--users=u1,n0,n1", "--cloud=cloud@1", *PATCH, store=shop).stdout
-    assert "2 of the chosen users have no event there and get no patch" in shown
+    assert "2 of the chosen users have no event in device and get no patch" in shown
 
 
 def test_table_of_patched_users(world: World) -> None:
@@ -215,7 +215,7 @@ def test_without_a_memory_one_is_made_on_the_way(shop: Path, tmp_path: Path) -> 
     newest = patch(cloud, {"threads": 1, "users": "tail"}, RunOptions(config=file))
     assert newest.memory is not None and newest.memory.id == other.id
     for method in ("metapatch", "fine-tune"):
-        with pytest.raises(UsageError, match="uses none"):
+        with pytest.raises(UsageError, match="uses no memory"):
             patch(cloud, {"threads": 1, "method": method}, memory=other)
 
 

@@ -29,11 +29,13 @@ def make_dataset(store: Store, rows: int = 5, force: bool = False) -> Artifact:
             return work.reused
         work.write_table("events.parquet", events(rows))
         work.write_json("rejects.json", {"bad time": 2})
-        return work.commit({"events": rows, "rejects": {"bad time": 2}})
+        return work.commit({"users": rows, "items": rows, "events": rows, "rejects": {"bad time": 2}})
 
 
 def make_cloud(store: Store, dataset: Artifact, epochs: int = 1, force: bool = False) -> Artifact:
-    with store.begin("train", "cloud", {"epochs": epochs}, 0, {"dataset": dataset.as_input()}, force) as work:
+    with store.begin(
+        "train", "cloud", {"epochs": epochs, "model": "din", "on": ["cloud"]}, 0, {"dataset": dataset.as_input()}, force
+    ) as work:
         if work.reused:
             return work.reused
         work.record({"epoch": 0, "loss": 0.7, "seconds": 1.5})

@@ -47,8 +47,9 @@ def test_list(store: Store) -> None:
     store.tag(store.resolve("cloud@1"), "release")
     lines = run("list").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["reference", "dataset@1", "cloud@1", "cloud@2"]
-    for part in (store.resolve("cloud@1").id[:12], "release", "loss 0.5"):
+    for part in (store.resolve("cloud@1").id[:12], "release", "din trained on cloud"):
         assert part in lines[2]
+    assert "5 users, 5 items, 5 events" in lines[1]
     listed = run_json("list", "--kind", "cloud")["artifacts"]
     assert [(row["ref"], row["aliases"], row["facts"]) for row in listed] == [
         ("cloud@1", ["release"], {"loss": 0.5}),
@@ -81,7 +82,7 @@ def test_list_of_a_wrong_kind(store: Store) -> None:
 def test_show(store: Store) -> None:
     text = run("show", "cloud").stdout
     dataset, cloud = store.latest("dataset"), store.latest("cloud")
-    for part in (f"cloud@2\n  id       {cloud.id}\n", f"dataset  dataset@1 ({dataset.id[:12]})", "  epochs  2\n"):
+    for part in (f"cloud@2\n  id      {cloud.id}\n", f"dataset  dataset@1 ({dataset.id[:12]})", "  epochs  2\n"):
         assert part in text
     assert "events.parquet  " in run("show", "dataset@1").stdout
     assert ", 5 rows" in run("show", "dataset@1").stdout
@@ -101,6 +102,32 @@ def test_lineage(store: Store) -> None:
     assert document["inputs"][0]["inputs"][0]["id"] == "a" * 64
 
 
+def test_names_are_shown_where_a_reference_stands(store: Store) -> None:
+    dataset, cloud = store.latest("dataset"), store.latest("cloud")
+    store.tag(dataset, "clicks")
+    store.tag(cloud, "control")
+    lines = run("lineage", "cloud@2").stdout.splitlines()
+    assert lines[0] == f"control (cloud@2, {cloud.id[:12]})"
+    assert lines[1] == f"└─ dataset: clicks (dataset@1, {dataset.id[:12]})"
+    assert f"  dataset  clicks (dataset@1, {dataset.id[:12]})" in run("show", "cloud@2").stdout
+    assert run("diff", "cloud@1", "cloud@2").stdout.splitlines()[0].split() == [
+        "key",
+        "cloud@1",
+        "control",
+        "(cloud@2)",
+    ]
+
+
+def test_list_names_what_an_artifact_stands_on_also_where_it_is_gone(store: Store) -> None:
+    cloud = store.latest("cloud")
+    store.tag(cloud, "control")
+    with store.begin("patch", "patches", {"method": "memory", "guard": True}, 0, {"cloud": cloud.as_input()}) as work:
+        work.commit({})
+    assert "memory patches on control, guarded" in run("list").stdout
+    (cloud.path / "manifest.json").unlink()
+    assert f"memory patches on cloud {cloud.id[:12]}, guarded" in run("list").stdout
+
+
 def test_lineage_gives_the_inputs_of_an_artifact_once(store: Store) -> None:
     dataset, cloud = store.latest("dataset"), store.latest("cloud")
     with store.begin("patch", "patches", {}, 0, {"cloud": cloud.as_input(), "dataset": dataset.as_input()}) as work:
@@ -118,8 +145,8 @@ def test_lineage_gives_the_inputs_of_an_artifact_once(store: Store) -> None:
 
 def test_text_from_outside_cannot_act_on_the_terminal(store: Store) -> None:
     with store.begin("ingest", "dataset", {}, 0, {HOSTILE: Input("raw", "b" * 64)}) as work:
-        work.commit({"first \x1b[31m": "[red]\u202e"})
-    for command in ("list", "show dataset", "lineage dataset", "diff dataset@1 dataset@2"):
+        work.commit({"users": 1, "items": 1, "events": 1, "first \x1b[31m": "[red]\u202e"})
+    for command in ("show dataset", "lineage dataset", "diff dataset@1 dataset@2"):
         result = run(*command.split())
         assert result.exit_code == 0
         assert "\x1b" not in result.stdout

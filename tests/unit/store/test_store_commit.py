@@ -518,8 +518,7 @@ def free_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """What the disk says that it has left, in turn; the last value stays."""
     answers = [10**12]
     monkeypatch.setattr(
-        "dcclctl.store.disk.shutil.disk_usage",
-        lambda path: _Usage(answers.pop(0) if len(answers) > 1 else answers[0]),
+        "dcclctl.store.disk.shutil.disk_usage", lambda path: _Usage(answers.pop(0) if len(answers) > 1 else answers[0])
     )
     yield answers
 
