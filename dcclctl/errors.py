@@ -4,6 +4,7 @@ Each error says what is wrong, where, and the command or change that mends it; `
 """
 
 import difflib
+import math
 
 
 class DcclError(Exception):
@@ -53,6 +54,20 @@ class GateError(DcclError):
     """A quality gate that found a significant drop. Exit 4."""
 
     exit_code = 4
+
+
+def finite_loss(loss: float, what: str, lower: str) -> float:
+    """An epoch's mean loss, if it is a number.
+
+    Args:
+        what: the thing learned, as the message names it. lower: the setting to lower, e.g. patch.memory.learning_rate=0.001.
+
+    Raises:
+        DivergedError: the loss became infinite or NaN.
+    """
+    if not math.isfinite(loss):
+        raise DivergedError(f"the loss of {what} became {loss}", f"Lower it: --set {lower}")
+    return loss
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcclctl.devices.settings import LocalSettings
-from dcclctl.errors import DivergedError
+from dcclctl.errors import DivergedError, finite_loss
 from dcclctl.events.sampler import Samples
 from dcclctl.events.sampling import Ints, permutation
 
@@ -181,11 +181,7 @@ def learn_basis(
                 with torch.no_grad():
                     theta /= theta.norm(dim=0)
             total += float(data.detach())
-        average = total / float(samples.weights.sum())
-        if not math.isfinite(average):
-            raise DivergedError(
-                f"the loss of Θ became {average}", "Lower it: --set patch.metapatch.basis_learning_rate=0.003"
-            )
+        average = finite_loss(total / float(samples.weights.sum()), "Θ", "patch.metapatch.basis_learning_rate=0.003")
         if settings.on_epoch is not None:
             settings.on_epoch(epoch + 1, average)
     return replace(basis, theta=theta.detach()).to("cpu"), mean.detach().cpu(), (table + mean).detach().cpu()

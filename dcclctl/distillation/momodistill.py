@@ -6,7 +6,6 @@ Step 2, basis and encoder:   min over Θ, W_e of Σ_m Σ_i CE(y, f̂(x)) + β·K
 with f̂ = f with patch weights ϑ₀ + Θ·U(θ̂^(m), u^(m)).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -25,7 +24,7 @@ from dcclctl.devices.encoder import Encoder
 from dcclctl.devices.hidden_patch import Basis, Head, head_logits
 from dcclctl.distillation.method import DistillationMethod, DistillTask, TeachingSettings
 from dcclctl.distillation.teachers import TaughtObjective, bernoulli_kl, teacher_of, teacher_weight
-from dcclctl.errors import DivergedError, UsageError
+from dcclctl.errors import UsageError, finite_loss
 from dcclctl.events.log import Block, EventLog
 from dcclctl.events.sampler import Sampler, Samples
 from dcclctl.events.sampling import hashes, permutation, stream
@@ -159,11 +158,7 @@ class SecondStep:
                 with torch.no_grad():
                     theta /= theta.norm(dim=0)
                 total += float(loss.detach()) * len(rows)
-            mean = total / max(len(order), 1)
-            if not math.isfinite(mean):
-                raise DivergedError(
-                    f"the loss of Θ became {mean}", "Lower it: --set distill.momodistill.basis_learning_rate=0.003"
-                )
+            mean = finite_loss(total / max(len(order), 1), "Θ", "distill.momodistill.basis_learning_rate=0.003")
             losses.append(mean)
             on_epoch(epoch + 1, mean)
         return replace(basis, theta=theta.detach().cpu()), losses

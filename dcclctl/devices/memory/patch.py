@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcclctl.errors import DivergedError
+from dcclctl.errors import finite_loss
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, permutation
 
@@ -147,11 +147,7 @@ def learn(
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             total += float(loss.detach()) * len(some.events)
-        mean = total / max(len(order), 1)
-        if not math.isfinite(mean):
-            raise DivergedError(
-                f"the loss of the memory patch became {mean}", "Lower it: --set patch.memory.learning_rate=0.001"
-            )
+        mean = finite_loss(total / max(len(order), 1), "the memory patch", "patch.memory.learning_rate=0.001")
         losses.append(mean)
         on_epoch(epoch + 1, mean)
     return losses
