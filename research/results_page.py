@@ -95,9 +95,9 @@ class Across:
         found = self.by.get(log, {}).get((model, group, metric))
         return cell(found) if found else ""
 
-    def seeds(self, log: str) -> str:
-        """How a log is called in a table; says so if it has other than three seeds."""
-        seeds = {row["seeds"] for row in self.by[log].values() if "seeds" in row} - {3}
+    def seeds(self, log: str, usual: int = 3) -> str:
+        """How a log is called in a table; says so if it has another number of seeds than usual."""
+        seeds = {row["seeds"] for row in self.by[log].values() if "seeds" in row} - {usual}
         return LOGS[log] + "".join(f" ({count} seed{'s' * (count != 1)})" for count in seeds)
 
 
@@ -113,9 +113,14 @@ def gains(out: Path) -> Table:
 
 
 def front(out: Path) -> Table:
-    """The same for the front page: the whole logs, without the last column."""
-    title, rows = gains(out)
-    return title[:-1], [row[:-1] for row in rows if not row[0].startswith(LOGS["sample-repeats"])]
+    """The claim of the front page: the memory patch over the better of two controls, five seeds."""
+    best = Across(out, "headline.best")
+    shown = [("tail", "gauc"), ("tail", "hr@10"), ("all", "gauc")]
+    rows = [
+        [best.seeds(log, usual=5), *(best.cell(log, "memory patch", metric, group) for group, metric in shown)]
+        for log in best.by
+    ]
+    return ["log", "GAUC, tail", "HR@10 of 300 sampled, tail", "GAUC, all"], rows
 
 
 def taught(out: Path) -> Table:

@@ -183,6 +183,11 @@ class Study:
         }
         return self.evaluated("memory", models, "test")
 
+    def headline(self) -> pl.DataFrame:
+        """The claim of the front page alone: the memory patch and the two controls."""
+        models = {TWICE: self.incremental, ONCE: self.once, "memory patch": self.patched}
+        return self.evaluated("headline", models, "test")
+
     def harm(self) -> dict[str, pl.DataFrame]:
         """The same models on two blocks that share no event; neither was learned from, one chose the epochs."""
         models = {TWICE: self.incremental, ONCE: self.once, "memory patch": self.patched}
