@@ -49,10 +49,10 @@ def test_tables_over_logs_keep_the_rows_of_logs_without_new_figures(tmp_path: Pa
 def test_the_front_page_has_the_whole_logs_only(tmp_path: Path) -> None:
     found = [record("memory patch", group, metric, 2) for group in ("all", "tail") for metric in ("gauc", "hr@10")]
     for log in ("grocery", "sample-repeats"):
-        (tmp_path / f"{log}.memory.best.json").write_text(json.dumps(found))
+        (tmp_path / f"{log}.headline.best.json").write_text(json.dumps(found))
     title, rows = results_page.front(tmp_path)
     assert title == ["log", "GAUC, tail", "HR@10 of 300 sampled, tail", "GAUC, all"]
-    assert rows == [["Amazon Grocery", *["**+2.00** [+1.00, +3.00]"] * 3]]
+    assert rows == [["Amazon Grocery (3 seeds)", *["**+2.00** [+1.00, +3.00]"] * 3]]
     page = PAGE.format(name="front", body="| log | a | b | c |\n|---|---|---|---|\n| Amazon Beauty | b | b | b |\n")
     assert "| Amazon Beauty | b | b | b |" in results_page.fill(page, tmp_path)
 
