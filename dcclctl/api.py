@@ -19,6 +19,7 @@ from dcclctl import artifacts
 from dcclctl.artifacts import Dataset, Evaluation, Memory
 from dcclctl.artifacts.handle import Handle
 from dcclctl.audit.finding import Finding
+from dcclctl.compute import no_progress
 from dcclctl.devices.serving import Subject
 from dcclctl.errors import UsageError
 from dcclctl.stages.audit import audit
@@ -30,7 +31,7 @@ from dcclctl.stages.ingest import ingest as _ingest
 from dcclctl.stages.memory import remember
 from dcclctl.stages.patch import patch as _patch
 from dcclctl.stages.report import load_page
-from dcclctl.stages.run import RunOptions, no_progress
+from dcclctl.stages.run import RunOptions
 from dcclctl.stages.score import recommend as _recommend
 from dcclctl.stages.train import train as _train
 from dcclctl.store.store import Store

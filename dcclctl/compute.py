@@ -3,6 +3,7 @@
 # The command line calls own_process() before anything else, also for --help: nothing heavy is imported here.
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,44 @@ _CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 _owned = False
+
+
+def no_progress(what: str, done: float, total: float, note: str) -> None:
+    """Show nothing."""
+
+
+class Phase:
+    """A part of a stage whose amount of work is known: it tells `on_progress` how far it is and how fast.
+
+    Args:
+        what: the name that is shown. total: amount of work, in `unit`, e.g. events. done: work of an earlier run.
+        clock: seconds, ascending.
+    """
+
+    def __init__(
+        self,
+        on_progress: OnProgress,
+        what: str,
+        total: float,
+        unit: str,
+        done: float = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.done = done
+        self._on_progress, self._what, self._total, self._unit, self._clock = on_progress, what, total, unit, clock
+        self._first, self._started = done, clock()
+        on_progress(what, done, total, "")
+
+    def at(self, done: float, note: str = "") -> None:
+        """Say how much is done of the total."""
+        self.done = done
+        seconds = self._clock() - self._started
+        rate = f"{(done - self._first) / seconds:,.0f} {self._unit}/s" if seconds > 0 else ""
+        self._on_progress(self._what, done, self._total, "  ".join(filter(None, (note, rate))))
+
+    def add(self, count: float, note: str = "") -> None:
+        """Say how much has been done since the last call."""
+        self.at(self.done + count, note)
 
 
 def own_process() -> None:

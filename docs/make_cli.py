@@ -59,7 +59,7 @@ steps = 20
 ```
 
 Results go to stdout, progress and remarks to stderr. Exit codes: 0 done · 1 a bug · 2 usage or configuration · 3 bad data or artifact ·
-4 a gate failed or training diverged · 130 interrupted.
+4 a gate failed or training diverged · 5 stdout could not be written · 130 interrupted · 141 the reader of stdout went away · 143 terminated.
 
 ## Options of several commands
 

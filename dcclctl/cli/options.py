@@ -61,6 +61,11 @@ _SHARED: dict[str, tuple[Any, Any, Any]] = {
     "as_json": (bool, False, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")),
     "quiet": (bool, False, typer.Option("--quiet", "-q", help="Print the reference only: no progress, no tables.")),
     "force": (bool, False, typer.Option("--force", help="Compute again even if the store has the same artifact.")),
+    "plan": (
+        bool,
+        False,
+        typer.Option("--plan", help="Only say what would be reused and made, with estimated time and memory."),
+    ),
 }
 #: the shared options of a command that makes an artifact; that scores; and that only looks at artifacts
 MAKES, SCORES, LOOKS = tuple(_SHARED), ("set", "config", "store", "as_json", "quiet"), ("store", "as_json", "quiet")
@@ -74,7 +79,7 @@ class Call:
 
     Attributes:
         reporter: prints. root: folder of the store. settings: name → value, of the flags that were given and of --set.
-        config: TOML file. force, name: see RunOptions. log: trackers.
+        config: TOML file. force, name: see RunOptions. log: trackers. plan: only say what would be done.
     """
 
     reporter: Reporter
@@ -84,6 +89,7 @@ class Call:
     force: bool
     name: str
     log: list[str]
+    plan: bool = False
 
     @cached_property
     def store(self) -> "Store":
@@ -101,11 +107,18 @@ class Call:
     def run(self) -> Iterator["RunOptions"]:
         """Options for a stage, with a progress display for as long as it runs.
 
-        A tracker whose package is missing is refused before the stage starts.
+        A tracker whose package is missing is refused before the stage starts. With --plan the command ends here.
         """
         from dcclctl.stages.run import RunOptions
 
         _ = self._trackers
+        if self.plan:
+            from dcclctl.cli.plan import show_plan
+
+            with self.store.plan() as steps:
+                yield RunOptions(force=self.force, name=self.name, config=self.config)
+            show_plan(self.reporter, self.store, steps)
+            raise typer.Exit
         with self.reporter.progress() as progress:
             yield RunOptions(progress, self.force, self.name, self.config)
 
@@ -164,6 +177,7 @@ def command(
                 values["force"],
                 _checked_name(values["name"]),
                 values["log"] or [],
+                values["plan"],
             )
             function(call, **given)
 

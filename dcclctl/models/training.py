@@ -1,7 +1,6 @@
 """Training of any cloud model: sampled losses, early stopping that keeps the best weights, a checkpoint each epoch."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dcclctl.compute import OnProgress
+from dcclctl.compute import OnProgress, Phase, no_progress
 from dcclctl.errors import DataError, DivergedError
 from dcclctl.events.log import VALID, Block, EventLog
 from dcclctl.events.sampler import Sampler, Samples, valid_samples
@@ -196,28 +195,33 @@ class Trainer:
         Raises:
             DivergedError: the loss or a weight became infinite or NaN.
         """
+        settings, each = self.settings, len(self.events)
         state = FitState.resume(work)
         if state is None:
-            state = FitState.start(self.model, self.validate())
+            state = FitState.start(self.model, self.validate(on_progress))
+        phase = Phase(on_progress, what, settings.epochs * each, "events", state.epoch * each)
 
-        def on_step(number: int, done: int, loss: float, rate: float) -> None:
-            note = f"epoch {number}/{self.settings.epochs}  loss {loss:.4f}  {rate:,.0f} events/s"
-            on_progress(what, number - 1 + done / len(self.events), self.settings.epochs, note)
+        def on_step(number: int, done: int, loss: float) -> None:
+            phase.at((number - 1) * each + done, f"epoch {number}/{settings.epochs}  loss {loss:.4f}")
 
-        while not state.finished(self.settings):
-            state = self.epoch(state, on_step)
+        while not state.finished(settings):
+            state = self.epoch(state, on_step, on_progress)
             work.record({"stage": what, **state.history[-1]})
             state.save(work)
         restore(self.model, state.best)
         return state
 
     def epoch(
-        self, state: FitState, on_step: Callable[[int, int, float, float], None] = lambda *figures: None
+        self,
+        state: FitState,
+        on_step: Callable[[int, int, float], None] = lambda *figures: None,
+        on_progress: OnProgress = no_progress,
     ) -> FitState:
         """Train one epoch and validate; the model then has the epoch's weights.
 
         Args:
-            state: after the epoch before. on_step: gets the epoch, events done, mean loss, and events per second.
+            state: after the epoch before. on_step: gets the epoch, events done, and mean loss.
+            on_progress: of the validation.
 
         Raises:
             DivergedError: the loss or a weight became infinite or NaN.
@@ -228,7 +232,7 @@ class Trainer:
         samples = self.sampler.draw(self.events, state.epoch)
         generator = torch.Generator().manual_seed(stream(settings.seed, f"{settings.purpose}/dropout/{state.epoch}"))
         through = model.training_pass(self.log, self.events)
-        total, done, started = 0.0, 0, time.perf_counter()
+        total, done = 0.0, 0
         for positions in through.batches(settings, state.epoch):
             batch = pick(samples, positions)
             candidates = self.objective.candidates(batch.events, batch.candidates, state.epoch)
@@ -241,12 +245,12 @@ class Trainer:
                 raise DivergedError(f"the loss became {value} in epoch {state.epoch + 1} after {done} events", _LOWER)
             optimiser.step(found.items, found.leaf)
             total, done = total + value * len(positions), done + len(positions)
-            on_step(state.epoch + 1, done, total / done, done / (time.perf_counter() - started))
-        return state.after(model, optimiser, total / max(done, 1), self.validate())
+            on_step(state.epoch + 1, done, total / done)
+        return state.after(model, optimiser, total / max(done, 1), self.validate(on_progress))
 
-    def validate(self) -> Validation:
+    def validate(self, on_progress: OnProgress = no_progress) -> Validation:
         """Loss and AUC on the valid samples, with the histories that the served model reads."""
-        return validate(self.model, self.model.serving_pass(self.log, self.valid.events), self.valid)
+        return validate(self.model, self.model.serving_pass(self.log, self.valid.events), self.valid, on_progress)
 
     def facts(self, state: FitState) -> dict[str, object]:
         """Facts about the training, for the manifest."""
@@ -269,8 +273,9 @@ def pick(samples: Samples, positions: Ints) -> Samples:
 
 
 @torch.no_grad()
-def validate(model: Trainable, through: Pass, samples: Samples) -> Validation:
+def validate(model: Trainable, through: Pass, samples: Samples, on_progress: OnProgress = no_progress) -> Validation:
     """Mean loss and AUC of the samples (ties count half)."""
+    phase = Phase(on_progress, "validate", len(samples.events), "events")
     loss, count, wins, pairs = 0.0, 0.0, 0.0, 0.0
     for positions in through.validation_batches():
         batch = pick(samples, positions)
@@ -283,6 +288,7 @@ def validate(model: Trainable, through: Pass, samples: Samples) -> Validation:
         compared = (labels[:, :1] * weights[:, 1:]).double()
         wins += float((compared * ((own > others) + 0.5 * (own == others))).sum())
         pairs += float(compared.sum())
+        phase.add(len(positions))
     return Validation(loss / count if count else math.nan, wins / pairs if pairs else 0.5)
 
 

@@ -15,6 +15,7 @@ from dcclctl.models.kind import kind_of
 from dcclctl.models.settings import FitSettings
 from dcclctl.models.trained import TrainedKind
 from dcclctl.models.training import Trainer
+from dcclctl.stages.plan import events_of
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
 
@@ -52,9 +53,10 @@ def distill(
         "dataset": dataset.artifact.as_input(),
         "patches": patches.artifact.as_input(),
     }
+    amount = events_of(dataset, [block]) * own.epochs
     with (
         compute_settings(config) as config,
-        cloud.store.begin("distill", "cloud", config.recorded(), config.seed, inputs, run.force) as work,
+        cloud.store.begin("distill", "cloud", config.recorded(), config.seed, inputs, run.force, amount) as work,
     ):
         if work.reused is not None:
             return named(CloudModel(work.reused), run)

@@ -210,7 +210,7 @@ def environment_at_import_of_torch(code: str, **given: str) -> dict[str, str]:
 
 def test_threads_of_the_command_sleep_while_they_wait(world: World) -> None:
     command = (
-        "from dcclctl.cli.main import main\n"
+        "from dcclctl.__main__ import main\n"
         f"sys.argv = ['dcclctl', 'train', '--epochs=1', '--store', {str(world.root)!r}]\n"
         "main()\n"
     )

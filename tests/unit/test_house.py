@@ -27,7 +27,7 @@ def loaded_after(*words: str) -> set[str]:
     """Modules that a fresh interpreter has after `dcclctl WORDS`."""
     code = (
         "import sys\n"
-        "from dcclctl.cli.main import main\n"
+        "from dcclctl.__main__ import main\n"
         f"sys.argv = {['dcclctl', *words]!r}\n"
         "try:\n    main()\n"
         "except SystemExit as end:\n    assert not end.code, end.code\n"
