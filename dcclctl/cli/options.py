@@ -120,7 +120,7 @@ class Call:
             show_plan(self.reporter, self.store, steps)
             raise typer.Exit
         with self.reporter.progress() as progress:
-            yield RunOptions(progress, self.force, self.name, self.config)
+            yield RunOptions(progress, self.force, self.name, self.config, self.reporter.remark)
 
     def send(self, made: "Handle | Artifact") -> None:
         """Send an artifact to the trackers that --log names."""

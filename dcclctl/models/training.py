@@ -322,6 +322,14 @@ class Adam:
         self.weights = dict(model.named_parameters())
         self.state = state or new_adam_state(self.weights)
         self.dense = [name for name in self.weights if name != "item_table"]
+        self._adam = torch.optim.Adam([self.weights[name] for name in self.dense], lr=rate, fused=True)
+        for name in self.dense:  # it goes on from the state, and changes it in place
+            weight = self.weights[name]
+            self._adam.state[weight] = {
+                "step": torch.tensor(float(steps), device=weight.device),
+                "exp_avg": self.state[f"{name}.m"],
+                "exp_avg_sq": self.state[f"{name}.v"],
+            }
 
     def zero_grad(self) -> None:
         for weight in self.weights.values():
@@ -339,23 +347,11 @@ class Adam:
             gradient = gradient_of(self.weights[name])
             used = (gradient != 0).any(1, keepdim=True)
             gradient.add_(self.weights[name] * used, alpha=self.weight_decay)
-        state, names = self.state, self.dense
-        torch._fused_adam_(
-            [self.weights[n] for n in names],
-            [gradient_of(self.weights[n]) for n in names],
-            [state[f"{n}.m"] for n in names],
-            [state[f"{n}.v"] for n in names],
-            [],
-            [torch.tensor(float(self.steps), device=self.weights[n].device) for n in names],
-            lr=self.rate,
-            beta1=0.9,
-            beta2=0.999,
-            weight_decay=0.0,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
-        table, first, second = self.weights["item_table"], state["item_table.m"], state["item_table.v"]
+        for name in self.dense:
+            gradient_of(self.weights[name])  # torch would leave out a weight without one
+        self._adam.step()
+        state, table = self.state, self.weights["item_table"]
+        first, second = state["item_table.m"], state["item_table.v"]
         own = gradient_of(table)[items] if leaf is None else gradient_of(leaf)
         gradient = own + self.weight_decay * table[items]
         m = first[items].mul_(0.9).add_(gradient, alpha=0.1)

@@ -55,7 +55,7 @@ def distill(
     }
     amount = events_of(dataset, [block]) * own.epochs
     with (
-        compute_settings(config) as config,
+        compute_settings(config, run.remark) as config,
         cloud.store.begin("distill", "cloud", config.recorded(), config.seed, inputs, run.force, amount) as work,
     ):
         if work.reused is not None:

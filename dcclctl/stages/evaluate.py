@@ -124,7 +124,7 @@ def _evaluate(subjects: list[Subject], config: EvaluateConfig, run: RunOptions) 
     ranked = int(config.candidates) if config.candidates.isdecimal() else dataset.facts["items"]
     amount = events_of(dataset, [block]) * ranked * len(subjects)
     with (
-        compute_settings(config) as config,
+        compute_settings(config, run.remark) as config,
         dataset.store.begin(
             "evaluate", "evaluation", config.recorded(), config.seed, inputs, run.force, amount
         ) as work,

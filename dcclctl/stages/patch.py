@@ -58,7 +58,7 @@ def patch(
     _check_events(method, dataset, users, block, spec)
     own: Any = config.settings
     amount = events_of(dataset, [block]) * (getattr(own, "epochs", 0) or getattr(own, "steps", 1))
-    with compute_settings(config) as config:
+    with compute_settings(config, run.remark) as config:
         if memory is None and method.uses_memory:
             try:
                 memory = newest_memory(dataset) or remember(dataset, run=RunOptions(run.on_progress, config=run.config))

@@ -21,7 +21,7 @@ class RunOptions:
     """How to run a stage. Only `config` can change the result.
 
     Attributes:
-        on_progress: called with (what, done, total, note).
+        on_progress: called with (what, done, total, note). remark: called with a line about how the stage runs.
         force: compute even if the store has the same artifact.
         name: a name for the artifact, an alias of its kind; '' for none.
         config: TOML file with settings; what is given by name wins over it.
@@ -31,6 +31,7 @@ class RunOptions:
     force: bool = False
     name: str = ""
     config: Path | None = None
+    remark: Callable[[str], None] = lambda line: None
 
 
 #: nothing shown, nothing forced

@@ -38,7 +38,7 @@ def train(
     blocks = [Block.parse(text) for text in config.on]
     if any(block.period >= VALID for block in blocks):
         raise UsageError("--on: the cloud model trains on cloud and device only", "valid decides when to stop.")
-    with compute_settings(config) as config:
+    with compute_settings(config, run.remark) as config:
         recorded = config.recorded()
         amount = events_of(dataset, blocks) * getattr(config.settings, "epochs", 1)
         with dataset.store.begin("train", "cloud", recorded, config.seed, inputs, run.force, amount) as work:

@@ -210,7 +210,8 @@ class Store:
             The artifacts that they need, in order; filled while the body runs. The body ends where it needs an artifact
             that is not there.
         """
-        self._plan = steps = []
+        steps: list[Step] = []
+        self._plan = steps
         try:
             with suppress(NotMade):
                 yield steps

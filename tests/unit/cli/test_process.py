@@ -50,7 +50,7 @@ def test_the_work_is_finished_though_nobody_reads(shop: Path, tmp_path: Path) ->
     )
     reading, writing = os.pipe()
     os.close(reading)
-    with open(writing, "w") as broken:
+    with os.fdopen(writing, "w") as broken:
         ended = subprocess.run(
             [*COMMAND, *words, f"--store={shop}"],
             stdout=broken,
