@@ -139,7 +139,7 @@ def parameters(command: Any) -> str:
 def option_row(option: Any) -> tuple[str, str]:
     flags = [*option.opts, *option.secondary_opts] if option.param_type_name == "option" else []
     name = ", ".join(flags)
-    metavar = option.metavar or ""
+    metavar = (option.metavar or "") + ("..." if not flags and option.nargs != 1 else "")
     required = " Required." if option.required else ""
     return f"`{' '.join([name, metavar]).strip()}`", (option.help or "") + required
 

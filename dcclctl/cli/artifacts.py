@@ -187,7 +187,7 @@ def _called(store: "Store", kind: str, id: str) -> str:
 def verify(
     call: Call,
     reference: Annotated[
-        str | None, typer.Argument(metavar="[REF]", help="The artifact to check. [default: all of the store]")
+        str | None, typer.Argument(metavar="REF", help="The artifact to check. [default: all of the store]")
     ] = None,
 ) -> None:
     """Check every byte of one artifact, or of all.

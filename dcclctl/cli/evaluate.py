@@ -28,7 +28,7 @@ def evaluate(
     references: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[REF]...",
+            metavar="REF",
             help="Cloud models, patches, cloud@N+encoder (the encoder U patches every user), or the placebos patches@N+mean "
             "(all users get the mean patch) and patches@N+shuffled (each user gets the patch of another). "
             "[default: the newest patches, the cloud model under them, and the newest cloud model]",
@@ -59,7 +59,8 @@ def evaluate(
     """Score models side by side, for active and less active users.
 
     A metric is averaged over each user's events first, then over users. The artifact keeps the values of every user
-    (per_user.parquet) and the means of the groups head, tail, new, all and of 20 groups by activity (aggregate.parquet).
+    (per_user.parquet) and the means of the groups head (the most active 20 % of the users), tail (the other 80 %), new (no
+    event before the test period), all, and of 20 groups by activity (aggregate.parquet).
 
     With --against every other model is compared with that baseline, user by user: difference, 95 % interval, verdict, and
     which users are worse off. With --gate or --max-drop the command fails with exit code 4 if a metric dropped by more than

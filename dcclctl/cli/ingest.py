@@ -25,7 +25,7 @@ def ingest(
     logs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="LOG...", help="Files (also .gz, .zst), quoted globs, or a MovieLens or RecBole folder."
+            metavar="LOG", help="Files (also .gz, .zst), quoted globs, or a MovieLens or RecBole folder."
         ),
     ],
     users: Annotated[

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from dcclctl.cli.console import Reporter
 from dcclctl.config import CommandSection, ComputeSection
@@ -71,6 +72,30 @@ _SHARED: dict[str, tuple[Any, Any, Any]] = {
 MAKES, SCORES, LOOKS = tuple(_SHARED), ("set", "config", "store", "as_json", "quiet"), ("store", "as_json", "quiet")
 #: a longer list of names stands in the help text, not beside the flag
 _WIDEST_CHOICE = 40
+
+
+class PlainCommand(TyperCommand):
+    """A command whose arguments are plain words in its help: REF, REF... for several, in [ ] if they may be left out."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        arguments = [each for each in self.get_params(ctx) if each.param_type_name == "argument"]
+        return [self.options_metavar or "", *(_word(each) if each.required else f"[{_word(each)}]" for each in arguments)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        records = [(each, each.get_help_record(ctx)) for each in self.get_params(ctx)]
+        for title, kind in (("Arguments", "argument"), ("Options", "option")):
+            rows = [
+                (_word(each) if kind == "argument" else record[0], record[1])
+                for each, record in records
+                if record and each.param_type_name == kind
+            ]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def _word(argument: Any) -> str:
+    return f"{argument.metavar}{'...' if argument.nargs != 1 else ''}"
 
 
 @dataclass
@@ -189,7 +214,7 @@ def command(
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         called.__doc__, called.__name__ = function.__doc__, function.__name__
-        app.command(name)(called)
+        app.command(name, cls=PlainCommand)(called)
         return function
 
     return register

@@ -11,7 +11,7 @@ from dcclctl.distillation.method import DistillTask, default_method, method_of
 from dcclctl.distillation.teachers import TaughtObjective
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.events.log import Block
-from dcclctl.models.kind import kind_of
+from dcclctl.models.kind import MODELS, kind_of
 from dcclctl.models.settings import FitSettings
 from dcclctl.models.trained import TrainedKind
 from dcclctl.models.training import Trainer
@@ -89,9 +89,10 @@ def _check_student(student: CloudModel, patches: PatchSet) -> None:
             "Give patches and a cloud model of one dataset.",
         )
     if not kind_of(student.model).can_be_taught:
+        taught = [name for name in MODELS if kind_of(name).can_be_taught]
         raise UsageError(
-            f"{student.ref} is a {student.model} model, which cannot be taught",
-            "Name a DIN as the student: --cloud REF. The teachers may stay as they are.",
+            f"{student.ref} is a {student.model} model, which cannot be taught (it can be patched and evaluated)",
+            f"Name another model as the student: --cloud REF, of kind {' or '.join(taught)}. The teachers may stay.",
         )
 
 
