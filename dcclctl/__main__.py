@@ -1,5 +1,6 @@
 """The program `dcclctl`, also `python -m dcclctl`."""
 
+import os
 from typing import NoReturn
 
 from dcclctl.cli.process import run
@@ -12,6 +13,11 @@ def _program() -> int:
     from dcclctl.cli.main import app
 
     try:
+        if "_DCCLCTL_COMPLETE" in os.environ:
+            from dcclctl.cli.completion import whole_references
+
+            with whole_references():
+                app(prog_name="dcclctl")
         app(prog_name="dcclctl")
     except SystemExit as ended:
         return int(ended.code or 0)

@@ -123,8 +123,9 @@ def _check_outputs(config: Any, rules: "list[Rule]", junit: Path | None, markdow
             "Leave out --gate, --max-drop, --junit and --markdown.",
         )
     if (rules or junit or markdown) and not config.against:
+        what = "a gate" if rules or junit else "--markdown"
         raise UsageError(
-            "a gate compares with a baseline, and none is given", "Add --against REF, e.g. --against cloud@release"
+            f"{what} compares with a baseline, and none is given", "Add --against REF, e.g. --against cloud@release"
         )
     if junit and not rules:
         raise UsageError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
+from dcclctl.cli.completion import completer
 from dcclctl.cli.console import Reporter
 from dcclctl.config import CommandSection, ComputeSection
 from dcclctl.errors import UsageError
@@ -180,6 +181,10 @@ def command(
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        for parameter in own:
+            (info,) = parameter.annotation.__metadata__
+            if info.autocompletion is None:
+                info.autocompletion = completer(parameter.name.rstrip("_"), info.metavar or "")
         names = {parameter.name: parameter.name.rstrip("_") for parameter in own}
         fields: set[str] = set()
         settings: dict[str, tuple[Any, Any]] = {}
@@ -248,8 +253,9 @@ def _option(name: str, setting: "FieldInfo", default: str, variants: list[str]) 
         metavar, help_text = "NAME", f"{help_text.rstrip('.')}: {', '.join(variants)}."
     help_text += f" [default: {default}]" if default else ""
     flag = f"--{name.replace('_', '-')}"
+    offers = None if kind is bool else completer(name, metavar or "", variants)
     flags = [flag, "-k"] if name == "k" else [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
-    return kind | None, typer.Option(*flags, metavar=metavar, help=help_text, show_default=False)
+    return kind | None, typer.Option(*flags, metavar=metavar, help=help_text, show_default=False, autocompletion=offers)
 
 
 def _kind_of(field: "FieldInfo") -> tuple[Any, str | None]:

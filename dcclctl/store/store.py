@@ -79,7 +79,7 @@ class Store:
             if int(wanted.name) in self.numbers(wanted.kind):
                 return self.load(wanted.kind, int(wanted.name))
         elif wanted.by == "alias":
-            if wanted.name in self._alias_names(wanted.kind):
+            if wanted.name in self.alias_names(wanted.kind):
                 return self.find(wanted.kind, self._alias_target(wanted.kind, wanted.name))
         else:
             found = {id: number for number, id in self._ids(wanted.kind) if id.startswith(wanted.name)}
@@ -88,7 +88,7 @@ class Store:
                 raise UsageError(f"{reference} could be {which}", "Type more digits, or the number.")
             if found:
                 return self.load(wanted.kind, *found.values())
-        near = difflib.get_close_matches(wanted.name, [*self._alias_names(wanted.kind), "latest"], n=1)
+        near = difflib.get_close_matches(wanted.name, [*self.alias_names(wanted.kind), "latest"], n=1)
         hint = f"Did you mean {wanted.kind}@{near[0]}? " if near and wanted.by == "alias" else ""
         raise UsageError(f"there is no {reference} in the store {self.root}", hint + self._choices(wanted.kind))
 
@@ -192,9 +192,10 @@ class Store:
     def aliases(self, artifact: Artifact) -> list[str]:
         """Sorted aliases of an artifact."""
         kind = artifact.kind
-        return [name for name in self._alias_names(kind) if self._alias_target(kind, name) == artifact.id]
+        return [name for name in self.alias_names(kind) if self._alias_target(kind, name) == artifact.id]
 
-    def _alias_names(self, kind: str) -> list[str]:
+    def alias_names(self, kind: str) -> list[str]:
+        """Aliases of all artifacts of a kind."""
         return [name for name in self._disk.names(self._refs(kind)) if not name.startswith(".")]
 
     def _alias_target(self, kind: str, alias: str) -> str:
@@ -310,5 +311,5 @@ class Store:
         if not numbers:
             return f"There is no {kind} yet; run first: {KINDS[kind]}"
         shown = ", ".join(f"{kind}@{number}" for number in numbers[-5:])
-        aliases = "".join(f", {kind}@{name}" for name in self._alias_names(kind))
+        aliases = "".join(f", {kind}@{name}" for name in self.alias_names(kind))
         return f"Type one of: {'… ' if len(numbers) > 5 else ''}{shown}{aliases}"
