@@ -24,6 +24,7 @@ SHARED = (
     "--json",
     "--quiet",
     "--force",
+    "--plan",
     "--seed",
     "--device",
     "--threads",

@@ -80,7 +80,10 @@ class PlainCommand(TyperCommand):
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [each for each in self.get_params(ctx) if each.param_type_name == "argument"]
-        return [self.options_metavar or "", *(_word(each) if each.required else f"[{_word(each)}]" for each in arguments)]
+        return [
+            self.options_metavar or "",
+            *(_word(each) if each.required else f"[{_word(each)}]" for each in arguments),
+        ]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         records = [(each, each.get_help_record(ctx)) for each in self.get_params(ctx)]

@@ -44,8 +44,7 @@ def settings(
         ),
     ],
     model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="NAME", help="With train: the model.", autocompletion=_offer_models),
+        str | None, typer.Option("--model", metavar="NAME", help="With train: the model.", autocompletion=_offer_models)
     ] = None,
     method: Annotated[
         str | None,
