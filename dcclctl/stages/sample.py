@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import dcclctl
 from dcclctl.errors import UsageError
 
 #: what is written; the sizes and the licence are in the README
@@ -57,6 +56,6 @@ def write_sample(folder: Path) -> list[Path]:
 
 def _source() -> Path:
     """Where the sample is: inside an installed package, beside the package in a checkout."""
-    package = Path(dcclctl.__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "sample_data"
     return inside if inside.is_dir() else package.parent / "sample_data"
