@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dcclctl.config import ComputeSection
 
-#: on_progress(what, done, total, note)
+#: on_progress(what, done, total, note); a total of 0: it is not known
 OnProgress = Callable[[str, float, float, str], None]
 C = TypeVar("C", bound="ComputeSection")
 #: Variables that make OpenMP libraries (by the standard, GNU, Intel and LLVM) sleep while they wait.

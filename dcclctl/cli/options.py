@@ -61,7 +61,15 @@ _SHARED: dict[str, tuple[Any, Any, Any]] = {
         typer.Option("--store", envvar="DCCL_STORE", metavar="DIR", help="Folder where artifacts are kept."),
     ),
     "as_json": (bool, False, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")),
-    "quiet": (bool, False, typer.Option("--quiet", "-q", help="Print the references only, or nothing if there are none: no progress, remarks or tables.")),
+    "quiet": (
+        bool,
+        False,
+        typer.Option(
+            "--quiet",
+            "-q",
+            help="Print the references only, or nothing if there are none: no progress, remarks or tables.",
+        ),
+    ),
     "force": (bool, False, typer.Option("--force", help="Compute again even if the store has the same artifact.")),
     "plan": (
         bool,
