@@ -122,7 +122,7 @@ class Progress:
         self._phase: _Shown | None = None
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
-        self._ended = threading.Event()
+        self._entered, self._ended = False, threading.Event()
         if live:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
@@ -137,6 +137,9 @@ class Progress:
             )
 
     def __enter__(self) -> "Progress":
+        if self._entered:
+            return self
+        self._entered = True
         if self._bars is not None:
             self._bars.start()
         elif self._say is not None:
@@ -144,6 +147,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End the display, for good."""
         self._ended.set()
         if self._bars is not None:
             self._bars.stop()
@@ -151,6 +155,8 @@ class Progress:
     def __call__(self, what: str, done: float, total: float, note: str = "") -> None:
         now, phase = self._clock(), self._phase
         if phase is None or phase.what != what or done < phase.done:
+            if phase is not None and not phase.total and self._bars is not None:
+                self._bars.remove_task(self._tasks.pop(phase.what))  # its end is not known
             self._phase = phase = _Shown(what, done, total, note, done, now)
         phase.done, phase.total, phase.note = done, total, note
         if self._bars is not None:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from dcclctl.cli.completion import completer
-from dcclctl.cli.console import Reporter
+from dcclctl.cli.console import Progress, Reporter
 from dcclctl.config import CommandSection, ComputeSection
 from dcclctl.errors import UsageError
 
@@ -135,6 +135,11 @@ class Call:
         return Store(self.root, remark=self.reporter.remark)
 
     @cached_property
+    def progress(self) -> "Progress":
+        """The progress display."""
+        return self.reporter.progress()
+
+    @cached_property
     def _trackers(self) -> "list[Tracker]":
         from dcclctl.tracking import open_trackers
 
@@ -156,8 +161,8 @@ class Call:
                 yield RunOptions(force=self.force, name=self.name, config=self.config)
             show_plan(self.reporter, self.store, steps)
             raise typer.Exit
-        with self.reporter.progress() as progress:
-            yield RunOptions(progress, self.force, self.name, self.config, self.reporter.remark)
+        with self.progress:
+            yield RunOptions(self.progress, self.force, self.name, self.config, self.reporter.remark)
 
     def send(self, made: "Handle | Artifact") -> None:
         """Send an artifact to the trackers that --log names."""
@@ -220,7 +225,12 @@ def command(
                 values["log"] or [],
                 values["plan"],
             )
-            function(call, **given)
+            if call.plan or "plan" not in shared:
+                function(call, **given)
+                return
+            with call.progress:  # from here on, because importing torch alone may take seconds
+                call.progress("start", 0, 0)
+                function(call, **given)
 
         parameters = [
             *own,

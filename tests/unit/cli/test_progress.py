@@ -1,5 +1,6 @@
 """Progress: what is shown on a terminal and in a log file, at which times of an injected clock."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,30 @@ def test_the_time_left_counts_from_where_a_resumed_run_began() -> None:
     clock.now += 30
     progress("validate", 9, 10)
     assert said[1:] == ["validate: 90 %, 3 s left"]
+
+
+def test_the_display_may_be_entered_twice_and_ends_once() -> None:
+    """A command enters it before it imports anything, a stage's run again."""
+    said: list[str] = []
+    progress = Progress(live=False, say=said.append)
+    with progress:
+        threads = threading.active_count()
+        with progress:
+            assert threading.active_count() == threads
+        assert progress._ended.is_set()
+
+
+def test_a_phase_of_unknown_size_leaves_no_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
+    with Progress(live=True) as live:
+        live("start", 0, 0)
+        live("train", 1, 2)
+        assert [task.description for task in live._bars.tasks] == ["train"]
+        live("invert", 0, 0, "a matrix")
+        live("invert", 0, 0, "a matrix")
+    assert "train" in capsys.readouterr().err
 
 
 def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
