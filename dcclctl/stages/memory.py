@@ -5,6 +5,7 @@ import polars as pl
 
 from dcclctl.artifacts import Dataset, Memory
 from dcclctl.artifacts.memory import STATISTICS_FILE
+from dcclctl.compute import Phase
 from dcclctl.config import MemoryConfig
 from dcclctl.devices.memory.ring import Ring
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
@@ -47,10 +48,11 @@ def remember(dataset: Dataset, settings: Settings = NO_SETTINGS, run: RunOptions
         work.write_tensors(STATISTICS_FILE, statistics.tensors())
         kept = statistics.profile_features if config.profile_window else ()
         users, starts = np.unique(log.user[rows], return_index=True)
-        rings = [
-            Ring(config.size, items.tolist(), config.profile_window, len(kept))
-            for items in np.split(log.item[rows], starts[1:])
-        ]
+        rings, phase = [], Phase(run.on_progress, "fill memories", len(users), "users")
+        for number, items in enumerate(np.split(log.item[rows], starts[1:]), start=1):
+            rings.append(Ring(config.size, items.tolist(), config.profile_window, len(kept)))
+            if number % 256 == 0 or number == len(users):
+                phase.at(number)
         table = pl.DataFrame(
             {
                 "user_index": users.astype(np.int32),

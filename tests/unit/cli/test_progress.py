@@ -161,7 +161,7 @@ PHASES = {
     "ingest": ["hash", "read", "arrange"],
     "train": ["validate", "train", "validate"],
     "count": ["count pairs of items"],
-    "memory": ["count pairs of items", "count what precedes", "usual features"],
+    "memory": ["count pairs of items", "count what precedes", "usual features", "fill memories"],
     "patch": ["count pairs of items", "count what precedes", "usual features", "compute features", "learn (held back)"],
     "metapatch": ["learn Θ", "patch"],
     "distill": ["validate", "distill W", "validate", "distill Θ, U"],
