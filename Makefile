@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+# pip says what it fetches; on a terminal each download has a bar with rate and time left
+PIP_FLAGS := --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo test check bench clean
 .DEFAULT_GOAL := help
@@ -18,9 +20,12 @@ help:
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo 'dcclctl needs Python 3.11 or newer: PYTHON=python3.12 make ...' >&2; exit 1; }
-	@echo 'Setting up .venv, once; most of the time goes into fetching torch' >&2
+	@echo '1/3 making .venv, once' >&2
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo '2/3 fetching torch, the largest package' >&2
+	$(BIN)/python -m pip install $(PIP_FLAGS) torch
+	@echo '3/3 fetching the rest' >&2
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[dev]'
 	@touch $@
 
 demo: $(READY)

@@ -19,6 +19,7 @@ __all__ = [
     "patch",
     "train",
     "write_report",
+    "write_sample",
 ]
 
 

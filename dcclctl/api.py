@@ -19,6 +19,7 @@ from dcclctl import artifacts
 from dcclctl.artifacts import Dataset, Evaluation, Memory
 from dcclctl.artifacts.handle import Handle
 from dcclctl.audit.finding import Finding
+from dcclctl.compute import no_progress
 from dcclctl.devices.serving import Subject
 from dcclctl.errors import UsageError
 from dcclctl.stages.audit import audit
@@ -30,7 +31,8 @@ from dcclctl.stages.ingest import ingest as _ingest
 from dcclctl.stages.memory import remember
 from dcclctl.stages.patch import patch as _patch
 from dcclctl.stages.report import load_page
-from dcclctl.stages.run import RunOptions, no_progress
+from dcclctl.stages.run import RunOptions
+from dcclctl.stages.sample import write_sample as _write_sample
 from dcclctl.stages.score import recommend as _recommend
 from dcclctl.stages.train import train as _train
 from dcclctl.store.store import Store
@@ -171,6 +173,11 @@ def write_report(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
 
     Path(path).write_bytes(render(load_page(list(evaluations))).encode())
     return Path(path)
+
+
+def write_sample(folder: str | Path) -> list[Path]:
+    """Write the bundled log and its README into a folder, and return the files."""
+    return _write_sample(Path(folder))
 
 
 def find_leaks(made: Handle) -> list[Finding]:

@@ -3,6 +3,7 @@
 # The command line calls own_process() before anything else, also for --help: nothing heavy is imported here.
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from dcclctl.config import ComputeSection
 
-#: on_progress(what, done, total, note)
+#: on_progress(what, done, total, note); a total of 0: it is not known
 OnProgress = Callable[[str, float, float, str], None]
 C = TypeVar("C", bound="ComputeSection")
 #: Variables that make OpenMP libraries (by the standard, GNU, Intel and LLVM) sleep while they wait.
@@ -26,6 +27,44 @@ _CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 _owned = False
+
+
+def no_progress(what: str, done: float, total: float, note: str) -> None:
+    """Show nothing."""
+
+
+class Phase:
+    """A part of a stage whose amount of work is known: it tells `on_progress` how far it is and how fast.
+
+    Args:
+        what: the name that is shown. total: amount of work, in `unit`, e.g. events. done: work of an earlier run.
+        clock: seconds, ascending.
+    """
+
+    def __init__(
+        self,
+        on_progress: OnProgress,
+        what: str,
+        total: float,
+        unit: str,
+        done: float = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.done = done
+        self._on_progress, self._what, self._total, self._unit, self._clock = on_progress, what, total, unit, clock
+        self._first, self._started = done, clock()
+        on_progress(what, done, total, "")
+
+    def at(self, done: float, note: str = "") -> None:
+        """Say how much is done of the total."""
+        self.done = done
+        seconds = self._clock() - self._started
+        rate = f"{(done - self._first) / seconds:,.0f} {self._unit}/s" if seconds > 0 else ""
+        self._on_progress(self._what, done, self._total, "  ".join(filter(None, (note, rate))))
+
+    def add(self, count: float, note: str = "") -> None:
+        """Say how much has been done since the last call."""
+        self.at(self.done + count, note)
 
 
 def own_process() -> None:
@@ -43,13 +82,13 @@ def own_process() -> None:
 
 
 @contextmanager
-def compute_settings(config: C) -> Iterator[C]:
+def compute_settings(config: C, say: Callable[[str], None] = lambda line: None) -> Iterator[C]:
     """Configure torch for the body, and restore its settings afterwards.
 
     `keep_freed_memory` cannot be undone, so it is called only in a process of the command line.
 
     Args:
-        config: any section with a device and threads.
+        config: any section with a device and threads. say: called with one line about what was chosen by default.
 
     Yields:
         The section with the resolved device and threads, see `settled`.
@@ -59,7 +98,9 @@ def compute_settings(config: C) -> Iterator[C]:
     """
     import torch
 
-    config = settled(config)
+    asked, config = config, settled(config)
+    if chosen := in_words(asked, config):
+        say(chosen)
     threads, generator = torch.get_num_threads(), torch.get_rng_state()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -113,6 +154,18 @@ def settled(config: C) -> C:
     return config.model_copy(update={"device": device, "threads": config.threads or default_threads()})
 
 
+def in_words(asked: "ComputeSection", chosen: "ComputeSection") -> str:
+    """The device and threads that were chosen because nothing was asked for, e.g. '2 threads (2 cores; …)'; else ''."""
+    said = []
+    if asked.device == "auto" and chosen.device != "cpu":
+        said.append(f"computing on {chosen.device} (--device to change)")
+    if not asked.threads:
+        cores = usable_cores()
+        number = f"{chosen.threads} thread{'s' * (chosen.threads != 1)}"
+        said.append(f"{number} ({cores} core{'s' * (cores != 1)}; --threads to change)")
+    return ", ".join(said)
+
+
 def _set_up(config: "ComputeSection") -> None:
     import torch
 
@@ -140,6 +193,11 @@ def keep_freed_memory() -> bool:
     return bool(kept and large)
 
 
+def usable_cores() -> int:
+    """Processors that this process is bound to; all of the machine's where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_threads() -> int:
     """The default number of threads: one for each processor that this process may use.
 
@@ -148,7 +206,7 @@ def default_threads() -> int:
     so is part of an artifact's id; if it followed the load, the same command would make another artifact on a busy
     machine. A thread too many costs little there, because it sleeps while it waits (see `own_process`).
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # 4,2: four threads, each with two inner ones
     wanted = int(asked) if asked.isdecimal() and int(asked) else cores
     # Rounded down: a thread with a part of a processor would be paused in its work, and the others would wait for it.

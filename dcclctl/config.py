@@ -173,7 +173,9 @@ class IngestConfig(CommandSection):
         description="Share of users made new: their events before test are left out (per-user, leave-one-out: become test).",
     )
     head_fraction: Fraction = Field(
-        0.2, description="Share of users, the most active ones, that are called head; the rest are tail."
+        0.2,
+        description="Share of the users with an event before test, the most active ones, that are called head; the others "
+        "of them (80 %) are tail.",
     )
     max_reject: Fraction = Field(0.01, description="Fail if a larger share of the rows is rejected.")
 
@@ -220,7 +222,9 @@ class PatchConfig(VariantSection):
     VARIANT: ClassVar[str] = "method"
 
     users: str = Field(
-        "all", description="Who gets a patch: tail, head, all, new, @FILE with one id a line, or ID,ID,…"
+        "all",
+        description="Who gets a patch: all; head: the most active users (20 %, see ingest --head-fraction); tail: the others "
+        "with an event before test (80 %); new: those without; @FILE with one id a line; or ID,ID,…",
     )
     on: LearningBlock = Field(
         "device", description="Period (or part, e.g. device:2/3) whose events the patches learn from."

@@ -24,6 +24,7 @@ SHARED = (
     "--json",
     "--quiet",
     "--force",
+    "--plan",
     "--seed",
     "--device",
     "--threads",
@@ -59,7 +60,14 @@ steps = 20
 ```
 
 Results go to stdout, progress and remarks to stderr. Exit codes: 0 done · 1 a bug · 2 usage or configuration · 3 bad data or artifact ·
-4 a gate failed or training diverged · 130 interrupted.
+4 a gate failed or training diverged · 5 stdout could not be written · 130 interrupted · 141 the reader of stdout went away · 143 terminated.
+
+`--plan` on a command that makes an artifact says what would be reused and what made, with estimated time and memory, and does nothing. The
+estimates come from earlier runs in the store; without any, from general figures.
+
+`dcclctl --install-completion` teaches the shell's Tab key the commands, models, methods and devices, and the references and names in the store.
+
+A phase that lasts shows what is done, its fraction, rate and time left: as a bar on a terminal, elsewhere as a line on stderr every 30 seconds.
 
 ## Options of several commands
 
@@ -139,7 +147,7 @@ def parameters(command: Any) -> str:
 def option_row(option: Any) -> tuple[str, str]:
     flags = [*option.opts, *option.secondary_opts] if option.param_type_name == "option" else []
     name = ", ".join(flags)
-    metavar = option.metavar or ""
+    metavar = (option.metavar or "") + ("..." if not flags and option.nargs != 1 else "")
     required = " Required." if option.required else ""
     return f"`{' '.join([name, metavar]).strip()}`", (option.help or "") + required
 

@@ -151,7 +151,7 @@ def first_loss(trainer: Trainer) -> float:
     """The loss that the first batch reports: that of the weights as they are."""
     told: list[float] = []
     start = FitState.start(trainer.model, Validation(1.0, 0.5))
-    trainer.epoch(start, lambda epoch, done, loss, rate: told.append(loss))
+    trainer.epoch(start, lambda epoch, done, loss: told.append(loss))
     return told[0]
 
 

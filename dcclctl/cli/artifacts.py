@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcclctl.cli.console import print_json, table_of
+from dcclctl.cli.console import print_json, size, table_of
 from dcclctl.cli.options import LOOKS, Call, command
 from dcclctl.errors import ArtifactError, UsageError
 
@@ -66,7 +66,7 @@ def list_artifacts(
                 row["id"][:SHORT_ID],
                 " ".join(row["aliases"]),
                 str(row["made"] or "")[:16].replace("T", " "),
-                _size(row["bytes"]),
+                size(row["bytes"]),
                 "DAMAGED: run dcclctl artifacts verify" if row["problem"] else row["about"],
             )
             for row in rows
@@ -123,7 +123,7 @@ def show(call: Call, reference: Reference) -> None:
         "made from": {node.role: _node_text(call.store, node) for node in lineage(artifact).inputs},
         "configuration": dotted(artifact.config),
         "facts": dotted(artifact.facts),
-        "files": {name: _size(file["bytes"]) + rows.get(name, "") for name, file in manifest["files"].items()},
+        "files": {name: size(file["bytes"]) + rows.get(name, "") for name, file in manifest["files"].items()},
         "run (not part of the id)": run,
         "packages": manifest["packages"],
     }
@@ -187,7 +187,7 @@ def _called(store: "Store", kind: str, id: str) -> str:
 def verify(
     call: Call,
     reference: Annotated[
-        str | None, typer.Argument(metavar="[REF]", help="The artifact to check. [default: all of the store]")
+        str | None, typer.Argument(metavar="REF", help="The artifact to check. [default: all of the store]")
     ] = None,
 ) -> None:
     """Check every byte of one artifact, or of all.
@@ -301,10 +301,3 @@ def _value(value: Any) -> str:
     if value is None:
         return "–"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _size(size_bytes: int) -> str:
-    size, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"

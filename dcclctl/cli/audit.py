@@ -16,7 +16,7 @@ def audit(
     reference: Annotated[
         str | None,
         typer.Argument(
-            metavar="[REF]",
+            metavar="REF",
             help="Any artifact; of a dataset, everything made from it is audited too. [default: the newest evaluation]",
         ),
     ] = None,

@@ -6,9 +6,10 @@ and is given to rich as `Text`, never as markup.
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dcclctl.errors import DcclError
@@ -95,46 +96,117 @@ class Reporter:
             seconds = time.monotonic() - self.started
             print(f"{ref}  {id[:12]}  ({'reused' if reused else f'{seconds:.1f} s'})")
 
-    def progress(self) -> "closing[Progress]":
-        """A progress display on stderr; silent with --quiet or when stderr is no terminal."""
-        return closing(Progress(live=not self.quiet and sys.stderr.isatty()))
+    def progress(self) -> "Progress":
+        """A progress display on stderr: a bar on a terminal, else a line every 30 seconds; nothing with --quiet."""
+        live = not self.quiet and sys.stderr.isatty()
+        return Progress(live, None if live or self.quiet else self.remark)
+
+
+#: seconds between two lines where stderr is no terminal, and between two looks at the clock
+LINE_EVERY, LOOK_EVERY = 30.0, 1.0
 
 
 class Progress:
-    """Callable handed to stages: `on_progress(what, done, total, note)`.
+    """Callable handed to stages: `on_progress(what, done, total, note)`. A context manager that shows it meanwhile.
 
-    On a terminal one line is redrawn with a bar, the note and the time left; otherwise nothing is drawn.
+    Args:
+        live: redraw a bar on the terminal. say: else, called with a line every 30 seconds; None: nothing is shown.
+        clock: seconds, ascending.
     """
 
-    def __init__(self, live: bool) -> None:
-        self._live: Any = None
+    def __init__(
+        self, live: bool, say: Callable[[str], None] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._say, self._clock = say, clock
+        self._said = clock()
+        self._phase: _Shown | None = None
+        self._bars: Any = None
         self._tasks: dict[str, Any] = {}
+        self._entered, self._ended = False, threading.Event()
         if live:
             from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as RichProgress
 
-            self._live = RichProgress(
+            self._bars = RichProgress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.percentage:>3.0f} %"),
-                TextColumn("{task.fields[note]}", markup=False),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[shown]}", markup=False),
                 console=Console(file=sys.stderr),
                 transient=True,
             )
-            self._live.start()
+
+    def __enter__(self) -> "Progress":
+        if self._entered:
+            return self
+        self._entered = True
+        if self._bars is not None:
+            self._bars.start()
+        elif self._say is not None:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the display, for good."""
+        self._ended.set()
+        if self._bars is not None:
+            self._bars.stop()
 
     def __call__(self, what: str, done: float, total: float, note: str = "") -> None:
-        if self._live is None:
-            return
-        if what not in self._tasks:
-            self._tasks[what] = self._live.add_task(what, total=total, note=note)
-        self._live.update(self._tasks[what], completed=done, total=total, note=note)
+        now, phase = self._clock(), self._phase
+        if phase is None or phase.what != what or done < phase.done:
+            if phase is not None and not phase.total and self._bars is not None:
+                self._bars.remove_task(self._tasks.pop(phase.what))  # its end is not known
+            self._phase = phase = _Shown(what, done, total, note, done, now)
+        phase.done, phase.total, phase.note = done, total, note
+        if self._bars is not None:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, shown="")
+            self._bars.update(self._tasks[what], completed=done, total=total or None, shown=phase.text(now))
+        self.look()
 
-    def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
+    def look(self) -> None:
+        """Say how far the work is, if the last line is 30 seconds old."""
+        now, phase = self._clock(), self._phase
+        if self._say is not None and phase is not None and now - self._said >= LINE_EVERY:
+            self._said = now
+            self._say(f"{phase.what}: {phase.text(now)}")
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LOOK_EVERY):
+            self.look()
+
+
+@dataclass
+class _Shown:
+    """A phase as it is shown; `first` of `total` was done when it began at `started`. A total of 0 is not known."""
+
+    what: str
+    done: float
+    total: float
+    note: str
+    first: float
+    started: float
+
+    def text(self, now: float) -> str:
+        """Fraction, note and time left, e.g. '42 %, loss 0.3512  1,200 events/s, 3 min left'."""
+        passed = now - self.started
+        if not self.total:
+            parts = [self.note, f"{duration(passed)} so far"]
+        else:
+            parts = [f"{self.done / self.total:.0%}".replace("%", " %"), self.note]
+            if self.first < self.done < self.total:
+                left = passed * (self.total - self.done) / (self.done - self.first)
+                parts.append(f"{duration(left)} left")
+        return ", ".join(part for part in parts if part)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 40 s, 3 min, 2 h 5 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def kept_epoch(facts: Mapping[str, Any]) -> str:
@@ -146,3 +218,11 @@ def kept_epoch(facts: Mapping[str, Any]) -> str:
     best, epochs = facts["best_epoch"], len(facts["epochs"])
     none = "" if best else "  (no epoch was better than the start)"
     return f"best valid AUC {facts['best_valid_auc']:.4f} after epoch {best} of {epochs}{none}"
+
+
+def size(size_bytes: int) -> str:
+    """A number of bytes for people."""
+    number, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while number >= 1024 and len(units) > 1:
+        number, units = number / 1024, units[1:]
+    return f"{number:.0f} B" if units[0] == "B" else f"{number:.1f} {units[0]}"

@@ -28,7 +28,7 @@ def evaluate(
     references: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[REF]...",
+            metavar="REF",
             help="Cloud models, patches, cloud@N+encoder (the encoder U patches every user), or the placebos patches@N+mean "
             "(all users get the mean patch) and patches@N+shuffled (each user gets the patch of another). "
             "[default: the newest patches, the cloud model under them, and the newest cloud model]",
@@ -59,7 +59,8 @@ def evaluate(
     """Score models side by side, for active and less active users.
 
     A metric is averaged over each user's events first, then over users. The artifact keeps the values of every user
-    (per_user.parquet) and the means of the groups head, tail, new, all and of 20 groups by activity (aggregate.parquet).
+    (per_user.parquet) and the means of the groups head (the most active 20 % of the users), tail (the other 80 %), new (no
+    event before the test period), all, and of 20 groups by activity (aggregate.parquet).
 
     With --against every other model is compared with that baseline, user by user: difference, 95 % interval, verdict, and
     which users are worse off. With --gate or --max-drop the command fails with exit code 4 if a metric dropped by more than
@@ -122,8 +123,9 @@ def _check_outputs(config: Any, rules: "list[Rule]", junit: Path | None, markdow
             "Leave out --gate, --max-drop, --junit and --markdown.",
         )
     if (rules or junit or markdown) and not config.against:
+        what = "a gate" if rules or junit else "--markdown"
         raise UsageError(
-            "a gate compares with a baseline, and none is given", "Add --against REF, e.g. --against cloud@release"
+            f"{what} compares with a baseline, and none is given", "Add --against REF, e.g. --against cloud@release"
         )
     if junit and not rules:
         raise UsageError(

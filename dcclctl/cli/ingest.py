@@ -24,9 +24,7 @@ def ingest(
     call: Call,
     logs: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="LOG...", help="Files (also .gz, .zst), quoted globs, or a MovieLens or RecBole folder."
-        ),
+        typer.Argument(metavar="LOG", help="Files (also .gz, .zst), quoted globs, or a MovieLens or RecBole folder."),
     ],
     users: Annotated[
         Path | None, typer.Option("--users", metavar="FILE", help="Table of users: its columns become profiles.")

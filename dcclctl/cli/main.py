@@ -1,18 +1,17 @@
 """The `dcclctl` command. Each subcommand's file is imported only when it is called, so that --help stays quick."""
 
 import importlib
-import io
-import sys
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dcclctl.compute import own_process
+from dcclctl.cli.process import say_stopped
 from dcclctl.errors import DcclError
 
 #: command → one line for the list; the code is in dcclctl/cli/<command>.py, attribute `app`.
 COMMANDS = {
+    "sample": "Write a small real log to try the commands on.",
     "ingest": "Read recommendation logs into a dataset.",
     "train": "Train a cloud model on the events of all users.",
     "memory": "Make every device's memory: its user's newest events.",
@@ -58,9 +57,8 @@ class LazyGroup(TyperGroup):
 
             print_error(error)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            print("\ninterrupted: the same command continues where it stopped", file=sys.stderr)
-            ctx.exit(130)
+        except KeyboardInterrupt as stopped:
+            ctx.exit(say_stopped(stopped))
 
 
 def _print_version(value: bool) -> None:
@@ -97,17 +95,3 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.callback()(_root)
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    own_process()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # what a terminal's encoding does not have (θ, an id in another script) is escaped, not a traceback
-            stream.reconfigure(errors="backslashreplace")
-    app(prog_name="dcclctl")
-
-
-if __name__ == "__main__":
-    main()

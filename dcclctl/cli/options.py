@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
 
-from dcclctl.cli.console import Reporter
+from dcclctl.cli.completion import completer
+from dcclctl.cli.console import Progress, Reporter
 from dcclctl.config import CommandSection, ComputeSection
 from dcclctl.errors import UsageError
 
@@ -59,13 +61,53 @@ _SHARED: dict[str, tuple[Any, Any, Any]] = {
         typer.Option("--store", envvar="DCCL_STORE", metavar="DIR", help="Folder where artifacts are kept."),
     ),
     "as_json": (bool, False, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")),
-    "quiet": (bool, False, typer.Option("--quiet", "-q", help="Print the reference only: no progress, no tables.")),
+    "quiet": (
+        bool,
+        False,
+        typer.Option(
+            "--quiet",
+            "-q",
+            help="Print the references only, or nothing if there are none: no progress, remarks or tables.",
+        ),
+    ),
     "force": (bool, False, typer.Option("--force", help="Compute again even if the store has the same artifact.")),
+    "plan": (
+        bool,
+        False,
+        typer.Option("--plan", help="Only say what would be reused and made, with estimated time and memory."),
+    ),
 }
 #: the shared options of a command that makes an artifact; that scores; and that only looks at artifacts
 MAKES, SCORES, LOOKS = tuple(_SHARED), ("set", "config", "store", "as_json", "quiet"), ("store", "as_json", "quiet")
 #: a longer list of names stands in the help text, not beside the flag
 _WIDEST_CHOICE = 40
+
+
+class PlainCommand(TyperCommand):
+    """A command whose arguments are plain words in its help: REF, REF... for several, in [ ] if they may be left out."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        arguments = [each for each in self.get_params(ctx) if each.param_type_name == "argument"]
+        return [
+            self.options_metavar or "",
+            *(_word(each) if each.required else f"[{_word(each)}]" for each in arguments),
+        ]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        records = [(each, each.get_help_record(ctx)) for each in self.get_params(ctx)]
+        for title, kind in (("Arguments", "argument"), ("Options", "option")):
+            rows = [
+                (_word(each) if kind == "argument" else record[0], record[1])
+                for each, record in records
+                if record and each.param_type_name == kind
+            ]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def _word(argument: Any) -> str:
+    return f"{argument.metavar}{'...' if argument.nargs != 1 else ''}"
 
 
 @dataclass
@@ -74,7 +116,7 @@ class Call:
 
     Attributes:
         reporter: prints. root: folder of the store. settings: name → value, of the flags that were given and of --set.
-        config: TOML file. force, name: see RunOptions. log: trackers.
+        config: TOML file. force, name: see RunOptions. log: trackers. plan: only say what would be done.
     """
 
     reporter: Reporter
@@ -84,12 +126,18 @@ class Call:
     force: bool
     name: str
     log: list[str]
+    plan: bool = False
 
     @cached_property
     def store(self) -> "Store":
         from dcclctl.store.store import Store
 
         return Store(self.root, remark=self.reporter.remark)
+
+    @cached_property
+    def progress(self) -> "Progress":
+        """The progress display."""
+        return self.reporter.progress()
 
     @cached_property
     def _trackers(self) -> "list[Tracker]":
@@ -101,13 +149,20 @@ class Call:
     def run(self) -> Iterator["RunOptions"]:
         """Options for a stage, with a progress display for as long as it runs.
 
-        A tracker whose package is missing is refused before the stage starts.
+        A tracker whose package is missing is refused before the stage starts. With --plan the command ends here.
         """
         from dcclctl.stages.run import RunOptions
 
         _ = self._trackers
-        with self.reporter.progress() as progress:
-            yield RunOptions(progress, self.force, self.name, self.config)
+        if self.plan:
+            from dcclctl.cli.plan import show_plan
+
+            with self.store.plan() as steps:
+                yield RunOptions(force=self.force, name=self.name, config=self.config)
+            show_plan(self.reporter, self.store, steps)
+            raise typer.Exit
+        with self.progress:
+            yield RunOptions(self.progress, self.force, self.name, self.config, self.reporter.remark)
 
     def send(self, made: "Handle | Artifact") -> None:
         """Send an artifact to the trackers that --log names."""
@@ -142,6 +197,10 @@ def command(
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        for parameter in own:
+            (info,) = parameter.annotation.__metadata__
+            if info.autocompletion is None:
+                info.autocompletion = completer(parameter.name.rstrip("_"), info.metavar or "")
         names = {parameter.name: parameter.name.rstrip("_") for parameter in own}
         fields: set[str] = set()
         settings: dict[str, tuple[Any, Any]] = {}
@@ -164,8 +223,14 @@ def command(
                 values["force"],
                 _checked_name(values["name"]),
                 values["log"] or [],
+                values["plan"],
             )
-            function(call, **given)
+            if call.plan or "plan" not in shared:
+                function(call, **given)
+                return
+            with call.progress:  # from here on, because importing torch alone may take seconds
+                call.progress("start", 0, 0)
+                function(call, **given)
 
         parameters = [
             *own,
@@ -175,7 +240,7 @@ def command(
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         called.__doc__, called.__name__ = function.__doc__, function.__name__
-        app.command(name)(called)
+        app.command(name, cls=PlainCommand)(called)
         return function
 
     return register
@@ -209,8 +274,9 @@ def _option(name: str, setting: "FieldInfo", default: str, variants: list[str]) 
         metavar, help_text = "NAME", f"{help_text.rstrip('.')}: {', '.join(variants)}."
     help_text += f" [default: {default}]" if default else ""
     flag = f"--{name.replace('_', '-')}"
+    offers = None if kind is bool else completer(name, metavar or "", variants)
     flags = [flag, "-k"] if name == "k" else [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
-    return kind | None, typer.Option(*flags, metavar=metavar, help=help_text, show_default=False)
+    return kind | None, typer.Option(*flags, metavar=metavar, help=help_text, show_default=False, autocompletion=offers)
 
 
 def _kind_of(field: "FieldInfo") -> tuple[Any, str | None]:

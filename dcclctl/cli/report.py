@@ -15,8 +15,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def report(
     call: Call,
     evaluations: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[EVALUATION]...", help="What to report. [default: the newest evaluation]"),
+        list[str] | None, typer.Argument(metavar="EVALUATION", help="What to report. [default: the newest evaluation]")
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE.html", help="The page; a file of that name is overwritten.")

@@ -13,15 +13,44 @@ from dcclctl.errors import UsageError
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
+def _offer_commands(incomplete: str) -> list[str]:
+    from dcclctl.stages.settings import COMMANDS
+
+    return list(COMMANDS)
+
+
+def _offer_models(incomplete: str) -> list[str]:
+    return _variants("model")
+
+
+def _offer_methods(incomplete: str) -> list[str]:
+    return _variants("method")
+
+
+def _variants(choice: str) -> list[str]:
+    """All models, or all methods."""
+    from dcclctl.stages.settings import COMMANDS
+
+    return list(dict.fromkeys(name for spec in COMMANDS.values() if spec.choice == choice for name in spec.variants))
+
+
 @register(app, "settings", shared=("as_json",))
 def settings(
     call: Call,
     command: Annotated[
-        str, typer.Argument(metavar="COMMAND", help="ingest, train, memory, patch, distill or evaluate.")
+        str,
+        typer.Argument(
+            metavar="COMMAND", help="ingest, train, memory, patch, distill or evaluate.", autocompletion=_offer_commands
+        ),
     ],
-    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="With train: the model.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="With train: the model.", autocompletion=_offer_models)
+    ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", metavar="NAME", help="With patch and distill: the method.")
+        str | None,
+        typer.Option(
+            "--method", metavar="NAME", help="With patch and distill: the method.", autocompletion=_offer_methods
+        ),
     ] = None,
 ) -> None:
     """List all settings of a command, a model or a method.

@@ -117,7 +117,7 @@ class JointFit:
 
     Attributes:
         prior: λ. seed: of the order of events. batch_size: events of a step.
-        on_epoch: called with the number of every epoch and its mean loss.
+        on_epoch: called with the number of every epoch and its mean loss. on_step: called with a batch's number of events.
     """
 
     epochs: int
@@ -126,6 +126,7 @@ class JointFit:
     seed: int
     batch_size: int = 1024
     on_epoch: Callable[[int, float], None] | None = None
+    on_step: Callable[[int], None] = lambda count: None
 
 
 def learn_basis(
@@ -181,6 +182,7 @@ def learn_basis(
                 with torch.no_grad():
                     theta /= theta.norm(dim=0)
             total += float(data.detach())
+            settings.on_step(len(rows))
         average = finite_loss(total / float(samples.weights.sum()), "Θ", "patch.metapatch.basis_learning_rate=0.003")
         if settings.on_epoch is not None:
             settings.on_epoch(epoch + 1, average)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dcclctl.artifacts.dataset import Dataset
 from dcclctl.artifacts.patches import PatchSet, shard_name
+from dcclctl.compute import Phase
 from dcclctl.devices.basis import JointFit, SharedEvents
 from dcclctl.devices.method import DeviceMethod, Learned, PatchTask, Served, Serving
 from dcclctl.devices.placebos import mean_code, shuffled_codes
@@ -66,16 +67,16 @@ class Learner(ABC, Generic[SettingsT, RowsT]):
         users = np.unique(self.log.user[events], return_inverse=True)[1]
         return SharedEvents(events, users, lambda epoch: sampler.draw(events, epoch))
 
-    def joint_fit(self, what: str, epochs: int, learning_rate: float) -> JointFit:
-        """Settings for learning from all users' events; `what` names the phase in the progress line."""
+    def joint_fit(self, what: str, epochs: int, learning_rate: float, n_events: int) -> JointFit:
+        """Settings for learning from all users' `n_events` events; `what` names the phase in the progress line."""
         task = self.task
 
         def on_epoch(epoch: int, loss: float) -> None:
             task.work.record({"stage": "basis", "epoch": epoch, "loss": loss})
-            task.on_progress(what, epoch, epochs, f"loss {loss:.4f}")
 
-        task.on_progress(what, 0, epochs, "")
-        return JointFit(epochs, learning_rate, self.settings.prior, task.seed, on_epoch=on_epoch)
+        phase = Phase(task.on_progress, what, epochs * n_events, "events")
+        prior = self.settings.prior
+        return JointFit(epochs, learning_rate, prior, task.seed, on_epoch=on_epoch, on_step=phase.add)
 
 
 class CodeMethod(DeviceMethod[SettingsT]):
@@ -98,14 +99,14 @@ class CodeMethod(DeviceMethod[SettingsT]):
         active = np.unique(log.user[mine])
         size = task.settings.shard_users
         n_shards = math.ceil(len(active) / size)
-        started, computed = time.perf_counter(), 0
-        for shard in range(n_shards):
-            members = active[shard * size : (shard + 1) * size]
-            if not work.finished(shard_name(shard)):
-                work.write_tensors(shard_name(shard), fit_shard(learner, members, mine))
-                computed += len(members)
-            rate = computed / max(time.perf_counter() - started, 1e-9)
-            task.on_progress("patch", min((shard + 1) * size, len(active)), len(active), f"{rate:,.0f} users/s")
+        started = time.perf_counter()
+        parts = {shard: active[shard * size : (shard + 1) * size] for shard in range(n_shards)}
+        left = {shard: members for shard, members in parts.items() if not work.finished(shard_name(shard))}
+        computed = sum(map(len, left.values()))
+        phase = Phase(task.on_progress, "patch", len(active), "users", len(active) - computed)
+        for shard, members in left.items():
+            work.write_tensors(shard_name(shard), fit_shard(learner, members, mine))
+            phase.add(len(members))
         if computed:
             seconds = time.perf_counter() - started
             work.note_run(users_per_second=computed / seconds, fit_seconds=seconds)

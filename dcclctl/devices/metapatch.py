@@ -65,7 +65,7 @@ class _Shared:
             mean = torch.zeros(settings.patch_size)
             if given is None or learns_mean:
                 what = "learn μ" if given else "learn Θ"
-                fit = learner.joint_fit(what, settings.basis_epochs, settings.basis_learning_rate)
+                fit = learner.joint_fit(what, settings.basis_epochs, settings.basis_learning_rate, len(events))
                 shared = learner.shared_events(events)
                 basis, mean, _ = learn_basis(
                     basis.to(task.device), shared, logits, fit, with_mean=learns_mean, fixed=given is not None

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from dcclctl.artifacts import PatchSet
 from dcclctl.artifacts.cloud import BASIS_FILE
+from dcclctl.compute import Phase
 from dcclctl.config import Count, DistillConfig, Positive, Rate, rarely
 from dcclctl.devices.basis_files import encoder_of, read_basis, write_basis, write_encoder
 from dcclctl.devices.encoder import Encoder
@@ -74,7 +75,6 @@ class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
 
         def on_epoch(epoch: int, loss: float) -> None:
             task.work.record({"stage": "distill basis", "epoch": epoch, "loss": loss})
-            task.on_progress("distill Θ, U", epoch, settings.basis_epochs, f"loss {loss:.4f}")
 
         basis = read_basis(patches.artifact)
         # an encoder makes codes for its own cloud model's Θ only
@@ -84,7 +84,10 @@ class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
             encoder = Encoder(basis.size, settings.encoder_size, log.profile_sizes, generator)
         encoder.to(task.device)
         second = SecondStep(cast(Din, model), log, patches.codes()[0], cast(TaughtObjective, objective), settings)
-        basis, losses = second.distill(basis, encoder, lambda epoch: sampler.draw(events, epoch), task.seed, on_epoch)
+        phase = Phase(task.on_progress, "distill Θ, U", settings.basis_epochs * len(events), "events")
+        basis, losses = second.distill(
+            basis, encoder, lambda epoch: sampler.draw(events, epoch), task.seed, on_epoch, phase.add
+        )
         write_basis(task.work, basis)
         write_encoder(task.work, encoder)
         return {"basis_losses": losses, "no_basis": ""}
@@ -123,11 +126,13 @@ class SecondStep:
         draw: Callable[[int], Samples],
         seed: int,
         on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+        on_step: Callable[[int, str], None] = lambda count, note: None,
     ) -> tuple[Basis, list[float]]:
         """Learn both; the encoder is changed in place.
 
         Args:
             basis: start of Θ; ϑ₀ stays. draw: epoch → the events with their negatives of that epoch.
+            on_epoch: called with an epoch's number and mean loss. on_step: with a batch's number of events and a note.
 
         Returns:
             The new basis, and the mean loss of each epoch (nats per candidate, CE + β·KL).
@@ -157,7 +162,9 @@ class SecondStep:
                 optimiser.step()
                 with torch.no_grad():
                     theta /= theta.norm(dim=0)
-                total += float(loss.detach()) * len(rows)
+                value = float(loss.detach())
+                total += value * len(rows)
+                on_step(len(rows), f"loss {value:.4f}")
             mean = finite_loss(total / max(len(order), 1), "Θ", "distill.momodistill.basis_learning_rate=0.003")
             losses.append(mean)
             on_epoch(epoch + 1, mean)

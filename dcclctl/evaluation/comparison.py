@@ -9,6 +9,7 @@ from typing import Final
 import polars as pl
 
 from dcclctl.artifacts import Evaluation
+from dcclctl.compute import OnProgress, Phase, no_progress
 from dcclctl.errors import UsageError
 from dcclctl.metrics.groups import members, metric_columns, paired_differences
 from dcclctl.metrics.harm import harm, worst_users
@@ -33,7 +34,15 @@ class Comparison:
         UsageError: the table does not hold the baseline.
     """
 
-    def __init__(self, per_user: pl.DataFrame, against: str, seed: int, resamples: int = RESAMPLES) -> None:
+    def __init__(
+        self,
+        per_user: pl.DataFrame,
+        against: str,
+        seed: int,
+        resamples: int = RESAMPLES,
+        on_progress: OnProgress = no_progress,
+    ) -> None:
+        self._on_progress = on_progress
         self.per_user, self.against, self.seed = per_user.rename(MEAN_NAMES, strict=False), against, seed
         self.metrics = metric_columns(self.per_user)
         # a p-value is at least 2 / (resamples + 1), and Holm multiplies it by the number of metrics: with many cut-offs
@@ -58,9 +67,9 @@ class Comparison:
         Args:
             groups: names from `tables.GROUP_NAMES`.
         """
-        tables = []
+        tables, phase = [], self._phase("compare")
         for subject, differences in self.paired:
-            facts = compare(differences, groups, self.seed, self.resamples)
+            facts = compare(differences, groups, self.seed, self.resamples, on_resamples=phase.add)
             settled = {(group, metric): users for group, metric, users in _settling(differences, groups)}
             means = _paired_means(self.per_user, subject, self.against, groups)
             open_cases = pl.Series(
@@ -77,8 +86,9 @@ class Comparison:
 
     def tail_minus_head(self) -> pl.DataFrame:
         """Does each subject gain more for tail users than for head users? A TAIL_MINUS_HEAD table, see tables.py."""
+        phase = self._phase("compare tail and head")
         return pl.concat(
-            contrast(differences, "tail", "head", self.seed, self.resamples).select(
+            contrast(differences, "tail", "head", self.seed, self.resamples, on_resamples=phase.add).select(
                 pl.lit(subject).alias("subject"), pl.all(), self._verdict("tail", "head").alias("verdict")
             )
             for subject, differences in self.paired
@@ -100,6 +110,9 @@ class Comparison:
             for subject, differences in self.paired
             for metric in metric_columns(differences)
         )
+
+    def _phase(self, what: str) -> Phase:
+        return Phase(self._on_progress, what, len(self.paired) * self.resamples, "resamples")
 
     def _verdict(self, above: str, below: str) -> pl.Expr:
         """What a difference is called where it is real: `above` if it is a gain, whichever way the metric points."""

@@ -80,7 +80,7 @@ def read_gate(path: Path) -> list[Rule]:
         UsageError: no such file, not TOML, no rule, an unknown key (with the nearest known one), or a bad value.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read the gate {path}: {error.strerror}", "Check the path after --gate.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

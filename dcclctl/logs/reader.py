@@ -131,6 +131,7 @@ class LogReader:
             DataError: a file cannot be read, or one file has times and another one order numbers.
         """
         total, done = sum(source.bytes for source, _ in logs), 0
+        self._on_progress("read", 0, total, "")
         units: dict[str, str] = {}
         read: dict[str, int] = {}
         for source, layout in logs:
@@ -162,7 +163,7 @@ class LogReader:
         for batch, position in batches(source, layout, list(dict.fromkeys(needed))):
             rows += batch.read
             self._take(source.name, layout.roles, rule, times, batch)
-            self._on_progress("reading", done + position, total, source.name)
+            self._on_progress("read", done + position, total, source.name)
         return rows
 
     def _take(

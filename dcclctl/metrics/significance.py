@@ -4,6 +4,7 @@ Users are drawn with replacement. All metrics of both models are drawn with the 
 """
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
@@ -21,10 +22,18 @@ CONFIDENCE = 0.95
 MIN_USERS = 20
 _BLOCK_CELLS = 4_000_000
 _MOST_USERS = 10**9
+#: called with the number of resamples that have just been drawn
+OnResamples = Callable[[int], None]
 _FIGURES = ("difference", "low", "high", "p_value", "p_holm")
 
 
-def bootstrap_means(values: Floats, masks: NDArray[np.bool_], seed: int = 0, resamples: int = RESAMPLES) -> Floats:
+def bootstrap_means(
+    values: Floats,
+    masks: NDArray[np.bool_],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    on_resamples: OnResamples = lambda count: None,
+) -> Floats:
     """Means over users in every resample, for all groups and metrics from the same draws.
 
     A resample draws as many users as there are, with replacement; a group's mean is over its members that were drawn and
@@ -34,6 +43,7 @@ def bootstrap_means(values: Floats, masks: NDArray[np.bool_], seed: int = 0, res
         values: (users, metrics) one figure per user, e.g. a difference; NaN: the user has none.
         masks: (groups, users) membership.
         seed: of the draws. resamples: number of resamples.
+        on_resamples: called with the number of resamples that have just been drawn.
 
     Returns:
         (resamples, groups, metrics) means; NaN where no user with a value was drawn.
@@ -57,6 +67,7 @@ def bootstrap_means(values: Floats, masks: NDArray[np.bool_], seed: int = 0, res
         times = torch.from_numpy(np.stack(counts).astype(np.float64)).T
         sums, numbers = (summed @ times).T.numpy(), (counted @ times).T.numpy()
         np.divide(sums, numbers, out=means[start : start + rows], where=numbers > 0)
+        on_resamples(rows)
     return means.reshape(resamples, groups, metrics)
 
 
@@ -104,6 +115,7 @@ def compare(
     seed: int = 0,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
+    on_resamples: OnResamples = lambda count: None,
 ) -> pl.DataFrame:
     """Compare two models, paired by user, for every group and metric.
 
@@ -118,7 +130,7 @@ def compare(
         (over the metrics of the group), and users_to_settle Int64 where the interval holds 0. Interval and p-values are
         null for fewer than `MIN_USERS` users. The interval is for this comparison alone; p_holm is for all metrics.
     """
-    metrics, values, masks, means = _resampled(differences, groups, seed, resamples)
+    metrics, values, masks, means = _resampled(differences, groups, seed, resamples, on_resamples)
 
     rows: list[tuple[object, ...]] = []
     for g, group in enumerate(groups):
@@ -152,6 +164,7 @@ def contrast(
     seed: int = 0,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
+    on_resamples: OnResamples = lambda count: None,
 ) -> pl.DataFrame:
     """Compare what a change does for two groups: the mean difference of `one` minus that of `other`.
 
@@ -168,7 +181,7 @@ def contrast(
         no user), low, high, p_value and p_holm (over the metrics), which are null if a group has fewer than `MIN_USERS`
         users.
     """
-    metrics, values, masks, means = _resampled(differences, (one, other), seed, resamples)
+    metrics, values, masks, means = _resampled(differences, (one, other), seed, resamples, on_resamples)
     facts = []
     for m in range(len(metrics)):
         mine, theirs = (values[mask & ~np.isnan(values[:, m]), m] for mask in masks)
@@ -185,7 +198,7 @@ def contrast(
 
 
 def _resampled(
-    differences: pl.DataFrame, groups: tuple[str, ...], seed: int, resamples: int
+    differences: pl.DataFrame, groups: tuple[str, ...], seed: int, resamples: int, on_resamples: OnResamples
 ) -> tuple[list[str], Floats, NDArray[np.bool_], Floats]:
     """Names of the metrics, (users, metrics) differences, (groups, users) membership, and resampled means."""
     metrics = metric_columns(differences)
@@ -193,7 +206,7 @@ def _resampled(
     values = table.select(metrics).to_numpy().astype(np.float64).reshape(len(table), len(metrics))
     membership = members(table)
     masks = np.stack([membership[group] for group in groups])
-    return metrics, values, masks, bootstrap_means(values, masks, seed, resamples)
+    return metrics, values, masks, bootstrap_means(values, masks, seed, resamples, on_resamples)
 
 
 def _spread(drawn: Floats, users: int, confidence: float) -> tuple[float, float, float]:

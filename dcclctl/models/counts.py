@@ -50,7 +50,7 @@ class CountedKind(CloudModelKind[SettingsT]):
     Settings: ClassVar[type[Section]] = ModelSettings
 
     @abstractmethod
-    def tensors(self, log: EventLog, counted: Ints, settings: SettingsT) -> dict[str, Tensor]:
+    def tensors(self, task: FitTask[SettingsT], counted: Ints) -> dict[str, Tensor]:
         """The model's tensors, from the positive events (N,) in `counted`."""
 
     def select(self, task: FitTask[SettingsT], events: Ints) -> Ints:
@@ -77,9 +77,7 @@ class CountedKind(CloudModelKind[SettingsT]):
                 f"{task.dataset.ref} has no positive events in {','.join(map(str, task.blocks))}",
                 "Choose other periods with --on, or ingest with other --periods or another --label.",
             )
-        task.on_progress("train", 0, 1, "")
-        tensors = self.tensors(log, counted, task.settings)
-        task.on_progress("train", 1, 1, "")
+        tensors = self.tensors(task, counted)
         task.work.write_tensors("model.safetensors", tensors)
         return {
             "parameters": sum(tensor.numel() for tensor in tensors.values()),
@@ -95,8 +93,8 @@ class CountedKind(CloudModelKind[SettingsT]):
 
 
 class PopularityKind(CountedKind[SettingsT]):
-    def tensors(self, log: EventLog, counted: Ints, settings: SettingsT) -> dict[str, Tensor]:
-        return {"logits": log_odds(item_counts(log, counted), settings.negatives)}
+    def tensors(self, task: FitTask[SettingsT], counted: Ints) -> dict[str, Tensor]:
+        return {"logits": log_odds(item_counts(task.dataset.log, counted), task.settings.negatives)}
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
         return PopularityBackbone(cloud.artifact.read_tensors("model.safetensors")["logits"].to(device), log)
@@ -114,8 +112,8 @@ class RecentKind(PopularityKind[RecentSettings]):
 
 
 class GpTopfreqKind(CountedKind[ModelSettings]):
-    def tensors(self, log: EventLog, counted: Ints, settings: ModelSettings) -> dict[str, Tensor]:
-        return _popularity(log, counted)
+    def tensors(self, task: FitTask[ModelSettings], counted: Ints) -> dict[str, Tensor]:
+        return _popularity(task.dataset.log, counted)
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
         popularity = cloud.artifact.read_tensors("model.safetensors")["popularity"]
@@ -125,9 +123,10 @@ class GpTopfreqKind(CountedKind[ModelSettings]):
 class ItemKnnKind(CountedKind[ItemKnnSettings]):
     Settings = ItemKnnSettings
 
-    def tensors(self, log: EventLog, counted: Ints, settings: ItemKnnSettings) -> dict[str, Tensor]:
+    def tensors(self, task: FitTask[ItemKnnSettings], counted: Ints) -> dict[str, Tensor]:
+        log, own = task.dataset.log, task.settings
         pairs = _pairs(log, counted)
-        near = item_knn(*pairs, log.n_items, settings.neighbours, settings.shrinkage, itself=log.repeats)
+        near = item_knn(*pairs, log.n_items, own.neighbours, own.shrinkage, log.repeats, task.on_progress)
         return {"start": near.start, "target": near.target, "value": near.value, **_popularity(log, counted)}
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
@@ -153,8 +152,9 @@ class EaseKind(CountedKind[EaseSettings]):
             )
         return events
 
-    def tensors(self, log: EventLog, counted: Ints, settings: EaseSettings) -> dict[str, Tensor]:
-        weights = ease(*_pairs(log, counted), log.n_items, settings.ridge).weights
+    def tensors(self, task: FitTask[EaseSettings], counted: Ints) -> dict[str, Tensor]:
+        log = task.dataset.log
+        weights = ease(*_pairs(log, counted), log.n_items, task.settings.ridge, task.on_progress).weights
         return {"weights": weights, **_popularity(log, counted)}
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from dcclctl.compute import OnProgress, Phase, no_progress
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.models.scoring import Backbone
@@ -28,7 +29,11 @@ _TIE = 1e-6
 
 
 def co_occurrences(
-    users: Ints, items: Ints, n_items: int, weights: npt.NDArray[np.float64] | None = None
+    users: Ints,
+    items: Ints,
+    n_items: int,
+    weights: npt.NDArray[np.float64] | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Iterator[tuple[int, Float[Tensor, "R I"]]]:
     """Rows of XᵀX, block by block: how many users have both items.
 
@@ -42,6 +47,7 @@ def co_occurrences(
     items_of_user, sorted_users = items[by_user], users[by_user]
     owners, sorted_items = users[by_item], items[by_item]
     step = max(1, _BLOCK // max(n_items, 1))
+    phase = Phase(on_progress, "count pairs of items", n_items, "items")
     for first in range(0, n_items, step):
         last = min(first + step, n_items)
         part = slice(*np.searchsorted(sorted_items, [first, last]))
@@ -51,6 +57,7 @@ def co_occurrences(
         weight = None if weights is None else np.repeat(weights[owners[part]], ends - begins)
         counts = np.bincount(cells, weight, minlength=(last - first) * n_items).reshape(-1, n_items)
         yield first, torch.from_numpy(counts).float()
+        phase.at(last)
 
 
 def ranges(begins: Ints, ends: Ints) -> Ints:
@@ -99,7 +106,15 @@ class Neighbours:
         return torch.from_numpy(sums).view(n_bags, n_items).float()
 
 
-def item_knn(users: Ints, items: Ints, n_items: int, neighbours: int, shrinkage: float, itself: bool) -> Neighbours:
+def item_knn(
+    users: Ints,
+    items: Ints,
+    n_items: int,
+    neighbours: int,
+    shrinkage: float,
+    itself: bool,
+    on_progress: OnProgress = no_progress,
+) -> Neighbours:
     """Each item's nearest items by shrunk cosine: s_ij = n_ij / (√(n_i n_j) + shrinkage).
 
     Source: Deshpande & Karypis, "Item-based top-N recommendation algorithms", TOIS 2004; the shrinkage as in
@@ -112,7 +127,7 @@ def item_knn(users: Ints, items: Ints, n_items: int, neighbours: int, shrinkage:
     # 1 for an item without users, which has no pairs: the divisor may not be 0
     roots = torch.from_numpy(np.bincount(items, minlength=n_items)).float().sqrt().clamp(min=1)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for first, counts in co_occurrences(users, items, n_items):
+    for first, counts in co_occurrences(users, items, n_items, on_progress=on_progress):
         rows = torch.arange(first, first + len(counts))
         similarity = counts.div_(torch.outer(roots[rows], roots).add_(shrinkage))
         if not itself:
@@ -145,7 +160,7 @@ class ItemWeights:
         return F.embedding_bag(torch.from_numpy(items).to(device), self.weights, offsets.to(device), mode="sum")
 
 
-def ease(users: Ints, items: Ints, n_items: int, ridge: float) -> ItemWeights:
+def ease(users: Ints, items: Ints, n_items: int, ridge: float, on_progress: OnProgress = no_progress) -> ItemWeights:
     """The B that minimises ‖X − XB‖² + λ‖B‖² with diag(B) = 0: B_ij = −P_ij / P_jj with P = (XᵀX + λI)⁻¹.
 
     Source: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019 (arXiv 1905.03375), eq. 8.
@@ -154,9 +169,10 @@ def ease(users: Ints, items: Ints, n_items: int, ridge: float) -> ItemWeights:
         users, items: (P,) distinct pairs, the ones of X. ridge: λ.
     """
     gram = torch.empty(n_items, n_items, dtype=torch.float64)
-    for first, counts in co_occurrences(users, items, n_items):
+    for first, counts in co_occurrences(users, items, n_items, on_progress=on_progress):
         gram[first : first + len(counts)] = counts
     gram.diagonal().add_(ridge)
+    on_progress("invert", 0, 0, f"a matrix of {n_items:,} × {n_items:,}")
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     weights = inverse.div_(-inverse.diagonal().clone()).float()
     weights.fill_diagonal_(0.0)

@@ -1,7 +1,6 @@
 """Training of any cloud model: sampled losses, early stopping that keeps the best weights, a checkpoint each epoch."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dcclctl.compute import OnProgress
+from dcclctl.compute import OnProgress, Phase, no_progress
 from dcclctl.errors import DataError, DivergedError
 from dcclctl.events.log import VALID, Block, EventLog
 from dcclctl.events.sampler import Sampler, Samples, valid_samples
@@ -196,28 +195,33 @@ class Trainer:
         Raises:
             DivergedError: the loss or a weight became infinite or NaN.
         """
+        settings, each = self.settings, len(self.events)
         state = FitState.resume(work)
         if state is None:
-            state = FitState.start(self.model, self.validate())
+            state = FitState.start(self.model, self.validate(on_progress))
+        phase = Phase(on_progress, what, settings.epochs * each, "events", state.epoch * each)
 
-        def on_step(number: int, done: int, loss: float, rate: float) -> None:
-            note = f"epoch {number}/{self.settings.epochs}  loss {loss:.4f}  {rate:,.0f} events/s"
-            on_progress(what, number - 1 + done / len(self.events), self.settings.epochs, note)
+        def on_step(number: int, done: int, loss: float) -> None:
+            phase.at((number - 1) * each + done, f"epoch {number}/{settings.epochs}  loss {loss:.4f}")
 
-        while not state.finished(self.settings):
-            state = self.epoch(state, on_step)
+        while not state.finished(settings):
+            state = self.epoch(state, on_step, on_progress)
             work.record({"stage": what, **state.history[-1]})
             state.save(work)
         restore(self.model, state.best)
         return state
 
     def epoch(
-        self, state: FitState, on_step: Callable[[int, int, float, float], None] = lambda *figures: None
+        self,
+        state: FitState,
+        on_step: Callable[[int, int, float], None] = lambda *figures: None,
+        on_progress: OnProgress = no_progress,
     ) -> FitState:
         """Train one epoch and validate; the model then has the epoch's weights.
 
         Args:
-            state: after the epoch before. on_step: gets the epoch, events done, mean loss, and events per second.
+            state: after the epoch before. on_step: gets the epoch, events done, and mean loss.
+            on_progress: of the validation.
 
         Raises:
             DivergedError: the loss or a weight became infinite or NaN.
@@ -228,7 +232,7 @@ class Trainer:
         samples = self.sampler.draw(self.events, state.epoch)
         generator = torch.Generator().manual_seed(stream(settings.seed, f"{settings.purpose}/dropout/{state.epoch}"))
         through = model.training_pass(self.log, self.events)
-        total, done, started = 0.0, 0, time.perf_counter()
+        total, done = 0.0, 0
         for positions in through.batches(settings, state.epoch):
             batch = pick(samples, positions)
             candidates = self.objective.candidates(batch.events, batch.candidates, state.epoch)
@@ -241,12 +245,12 @@ class Trainer:
                 raise DivergedError(f"the loss became {value} in epoch {state.epoch + 1} after {done} events", _LOWER)
             optimiser.step(found.items, found.leaf)
             total, done = total + value * len(positions), done + len(positions)
-            on_step(state.epoch + 1, done, total / done, done / (time.perf_counter() - started))
-        return state.after(model, optimiser, total / max(done, 1), self.validate())
+            on_step(state.epoch + 1, done, total / done)
+        return state.after(model, optimiser, total / max(done, 1), self.validate(on_progress))
 
-    def validate(self) -> Validation:
+    def validate(self, on_progress: OnProgress = no_progress) -> Validation:
         """Loss and AUC on the valid samples, with the histories that the served model reads."""
-        return validate(self.model, self.model.serving_pass(self.log, self.valid.events), self.valid)
+        return validate(self.model, self.model.serving_pass(self.log, self.valid.events), self.valid, on_progress)
 
     def facts(self, state: FitState) -> dict[str, object]:
         """Facts about the training, for the manifest."""
@@ -269,8 +273,9 @@ def pick(samples: Samples, positions: Ints) -> Samples:
 
 
 @torch.no_grad()
-def validate(model: Trainable, through: Pass, samples: Samples) -> Validation:
+def validate(model: Trainable, through: Pass, samples: Samples, on_progress: OnProgress = no_progress) -> Validation:
     """Mean loss and AUC of the samples (ties count half)."""
+    phase = Phase(on_progress, "validate", len(samples.events), "events")
     loss, count, wins, pairs = 0.0, 0.0, 0.0, 0.0
     for positions in through.validation_batches():
         batch = pick(samples, positions)
@@ -283,6 +288,7 @@ def validate(model: Trainable, through: Pass, samples: Samples) -> Validation:
         compared = (labels[:, :1] * weights[:, 1:]).double()
         wins += float((compared * ((own > others) + 0.5 * (own == others))).sum())
         pairs += float(compared.sum())
+        phase.add(len(positions))
     return Validation(loss / count if count else math.nan, wins / pairs if pairs else 0.5)
 
 
@@ -316,6 +322,14 @@ class Adam:
         self.weights = dict(model.named_parameters())
         self.state = state or new_adam_state(self.weights)
         self.dense = [name for name in self.weights if name != "item_table"]
+        self._adam = torch.optim.Adam([self.weights[name] for name in self.dense], lr=rate, fused=True)
+        for name in self.dense:  # it goes on from the state, and changes it in place
+            weight = self.weights[name]
+            self._adam.state[weight] = {
+                "step": torch.tensor(float(steps), device=weight.device),
+                "exp_avg": self.state[f"{name}.m"],
+                "exp_avg_sq": self.state[f"{name}.v"],
+            }
 
     def zero_grad(self) -> None:
         for weight in self.weights.values():
@@ -333,23 +347,11 @@ class Adam:
             gradient = gradient_of(self.weights[name])
             used = (gradient != 0).any(1, keepdim=True)
             gradient.add_(self.weights[name] * used, alpha=self.weight_decay)
-        state, names = self.state, self.dense
-        torch._fused_adam_(
-            [self.weights[n] for n in names],
-            [gradient_of(self.weights[n]) for n in names],
-            [state[f"{n}.m"] for n in names],
-            [state[f"{n}.v"] for n in names],
-            [],
-            [torch.tensor(float(self.steps), device=self.weights[n].device) for n in names],
-            lr=self.rate,
-            beta1=0.9,
-            beta2=0.999,
-            weight_decay=0.0,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
-        table, first, second = self.weights["item_table"], state["item_table.m"], state["item_table.v"]
+        for name in self.dense:
+            gradient_of(self.weights[name])  # torch would leave out a weight without one
+        self._adam.step()
+        state, table = self.state, self.weights["item_table"]
+        first, second = state["item_table.m"], state["item_table.v"]
         own = gradient_of(table)[items] if leaf is None else gradient_of(leaf)
         gradient = own + self.weight_decay * table[items]
         m = first[items].mul_(0.9).add_(gradient, alpha=0.1)

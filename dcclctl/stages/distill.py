@@ -11,10 +11,11 @@ from dcclctl.distillation.method import DistillTask, default_method, method_of
 from dcclctl.distillation.teachers import TaughtObjective
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.events.log import Block
-from dcclctl.models.kind import kind_of
+from dcclctl.models.kind import MODELS, kind_of
 from dcclctl.models.settings import FitSettings
 from dcclctl.models.trained import TrainedKind
 from dcclctl.models.training import Trainer
+from dcclctl.stages.plan import events_of
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
 
@@ -52,9 +53,10 @@ def distill(
         "dataset": dataset.artifact.as_input(),
         "patches": patches.artifact.as_input(),
     }
+    amount = events_of(dataset, [block]) * own.epochs
     with (
-        compute_settings(config) as config,
-        cloud.store.begin("distill", "cloud", config.recorded(), config.seed, inputs, run.force) as work,
+        compute_settings(config, run.remark) as config,
+        cloud.store.begin("distill", "cloud", config.recorded(), config.seed, inputs, run.force, amount) as work,
     ):
         if work.reused is not None:
             return named(CloudModel(work.reused), run)
@@ -87,9 +89,10 @@ def _check_student(student: CloudModel, patches: PatchSet) -> None:
             "Give patches and a cloud model of one dataset.",
         )
     if not kind_of(student.model).can_be_taught:
+        taught = [name for name in MODELS if kind_of(name).can_be_taught]
         raise UsageError(
-            f"{student.ref} is a {student.model} model, which cannot be taught",
-            "Name a DIN as the student: --cloud REF. The teachers may stay as they are.",
+            f"{student.ref} is a {student.model} model, which cannot be taught (it can be patched and evaluated)",
+            f"Name another model as the student: --cloud REF, of kind {' or '.join(taught)}. The teachers may stay.",
         )
 
 

@@ -1,13 +1,14 @@
 """`evaluate`: cloud models and patches, side by side on the same users → metrics per user and per group."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from dcclctl.artifacts import Evaluation
-from dcclctl.compute import compute_settings, torch_device
+from dcclctl.compute import Phase, compute_settings, torch_device
 from dcclctl.config import EvaluateConfig
 from dcclctl.devices.serving import ENCODER, Subject, check_encoder, serve
 from dcclctl.errors import ArtifactError, DataError, UsageError
@@ -21,7 +22,8 @@ from dcclctl.metrics.groups import aggregate
 from dcclctl.metrics.metric import MEAN_NAMES
 from dcclctl.models.kind import open_backbone
 from dcclctl.models.scoring import score
-from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
+from dcclctl.stages.plan import events_of
+from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, each_of, named
 from dcclctl.stages.settings import resolve
 from dcclctl.store.lineage import SUBJECT_ROLE
 from dcclctl.store.store import Store
@@ -54,7 +56,7 @@ def evaluate_first_events(
     dataset = subjects[0].cloud.dataset
     for each in one_each(config):
         scored_events(dataset, dataset.log.events_in(Block.parse(each.on)), each)
-    return [_evaluate(subjects, each, run) for each in one_each(config)]
+    return each_of(partial(_evaluate, subjects, each, run) for each in one_each(config))
 
 
 def open_subjects(references: Sequence[str], store: Store, against: str = "") -> list[Subject]:
@@ -119,9 +121,13 @@ def _evaluate(subjects: list[Subject], config: EvaluateConfig, run: RunOptions) 
     inputs |= {
         f"{SUBJECT_ROLE}{at:02d}:{subject.name}": subject.artifact.as_input() for at, subject in enumerate(subjects)
     }
+    ranked = int(config.candidates) if config.candidates.isdecimal() else dataset.facts["items"]
+    amount = events_of(dataset, [block]) * ranked * len(subjects)
     with (
-        compute_settings(config) as config,
-        dataset.store.begin("evaluate", "evaluation", config.recorded(), config.seed, inputs, run.force) as work,
+        compute_settings(config, run.remark) as config,
+        dataset.store.begin(
+            "evaluate", "evaluation", config.recorded(), config.seed, inputs, run.force, amount
+        ) as work,
     ):
         if work.reused is not None:
             return named(Evaluation(work.reused), run)
@@ -137,7 +143,7 @@ def _evaluate(subjects: list[Subject], config: EvaluateConfig, run: RunOptions) 
         work.write_table("aggregate.parquet", aggregate(per_user.rename(MEAN_NAMES)))
         work.write_table("reliability.parquet", pl.concat(bins))
         if config.against:
-            compared = Comparison(per_user, config.against, config.seed)
+            compared = Comparison(per_user, config.against, config.seed, on_progress=run.on_progress)
             work.write_table("comparison.parquet", compared.table())
             work.write_table("tail_minus_head.parquet", compared.tail_minus_head())
             work.write_table("harm.parquet", compared.harm())
@@ -175,7 +181,7 @@ def _score_all(
     scores = {subject.name: Scores(candidates) for subject in subjects}
     served: dict[str, npt.NDArray[np.str_]] = {}
     clouds = list(dict.fromkeys(subject.cloud.id for subject in subjects))
-    total, before = len(clouds) * len(candidates.events), 0
+    phase = Phase(run.on_progress, "evaluate", len(clouds) * len(candidates.events), "events")
     for cloud_id in clouds:
         group = [subject for subject in subjects if subject.cloud.id == cloud_id]
         backbone = open_backbone(group[0].cloud, torch_device(config), candidates.seen)
@@ -187,6 +193,5 @@ def _score_all(
         ):
             for subject, values in zip(group, logits, strict=True):
                 scores[subject.name].add(batch, values.numpy())
-            before += len(batch.events)
-            run.on_progress("evaluate", before, total, group[0].cloud.ref)
+            phase.add(len(batch.events), group[0].cloud.ref)
     return scores, served

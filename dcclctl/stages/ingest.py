@@ -72,14 +72,18 @@ def ingest(
     beside = [side_files(path) for path in paths]
     users = sides.users or next((found for found, _ in beside if found is not None), None)
     items = sides.items or next((found for _, found in beside if found is not None), None)
-    run.on_progress("hashing", 0, len(paths), "")
-    sources = [identify(path) for path in paths]
+    sources = []
+    for done, path in enumerate(paths):
+        run.on_progress("hash", done, len(paths), path.name)
+        sources.append(identify(path))
+    run.on_progress("hash", len(paths), len(paths), "")
     check_distinct(sources)
     side_sources = {
         role: identify(_existing(path)) for role, path in (("users", users), ("items", items)) if path is not None
     }
     inputs = _inputs([*(("log", source) for source in sources), *side_sources.items()])
-    with store.begin("ingest", "dataset", config.recorded(), config.seed, inputs, run.force) as work:
+    amount = sum(source.bytes for source in sources)
+    with store.begin("ingest", "dataset", config.recorded(), config.seed, inputs, run.force, amount) as work:
         if work.reused is not None:
             return named(Dataset.of(work.reused), run)
         read = _Read.of(sources, side_sources, config, run.on_progress)
@@ -236,15 +240,16 @@ class _Read:
 def _write(work: Work, read: _Read, on_progress: OnProgress) -> dict[str, Any]:
     """Select, split and group the events, write the five tables, and state the facts."""
     log, config = read.log, read.config
-    on_progress("sorting", 0, 3, "")
+    # shares of the time, measured on 3 million rows
+    on_progress("arrange", 0, 1, "sorting")
     events = select_events(log, config)
-    on_progress("splitting", 1, 3, "")
+    on_progress("arrange", 0.7, 1, "splitting")
     periods, cuts = split(events.users, events.times, log.time_kind, config)
     chosen = new_users(events.user_ids, config.new_users, config.seed)
     periods, keep = make_new(events.users, periods, chosen, cuts is not None)
     if not keep.all():
         events, periods = without(events, keep, "new-users"), periods[keep]
-    on_progress("writing", 2, 3, "")
+    on_progress("arrange", 0.75, 1, "writing")
     table = pl.DataFrame(
         {
             "user_index": events.users,
@@ -264,10 +269,12 @@ def _write(work: Work, read: _Read, on_progress: OnProgress) -> dict[str, Any]:
         )
         written.result()
     vocabulary = pl.concat([category_rows, profile_rows])
+    on_progress("arrange", 0.93, 1, "writing")
     work.write_table("users.parquet", _indexed("user", events.user_ids).hstack(groups).hstack(profile))
     work.write_table("items.parquet", _indexed("item", events.item_ids).hstack(items))
     work.write_table("vocabulary.parquet", vocabulary)
     work.write_table("rejects.parquet", read.quarantine.table())
+    on_progress("arrange", 1, 1, "")
     rule = label_rule(config, read.layouts[0][1])
     profile_columns = [name.removeprefix("profile_") for name in profile.columns]
     return {

@@ -5,11 +5,13 @@ import polars as pl
 
 from dcclctl.artifacts import Dataset, Memory
 from dcclctl.artifacts.memory import STATISTICS_FILE
+from dcclctl.compute import Phase
 from dcclctl.config import MemoryConfig
 from dcclctl.devices.memory.ring import Ring
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.errors import DataError, UsageError
 from dcclctl.events.log import VALID, Block
+from dcclctl.stages.plan import events_of
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
 
@@ -31,7 +33,8 @@ def remember(dataset: Dataset, settings: Settings = NO_SETTINGS, run: RunOptions
             "Models are chosen on valid and scored on test.",
         )
     inputs = {"dataset": dataset.artifact.as_input()}
-    with dataset.store.begin("memory", "memory", config.recorded(), config.seed, inputs, run.force) as work:
+    amount = events_of(dataset, [Block(period) for period in range(block.period + 1)])
+    with dataset.store.begin("memory", "memory", config.recorded(), config.seed, inputs, run.force, amount) as work:
         if work.reused is not None:
             return named(Memory(work.reused), run)
         before = log.up_to(block)
@@ -40,14 +43,16 @@ def remember(dataset: Dataset, settings: Settings = NO_SETTINGS, run: RunOptions
             raise DataError(
                 f"{dataset.ref} has no positive events up to {config.counted_through}", "Ingest with other --periods."
             )
-        statistics = count_statistics(log, before, StatisticsSettings.of(config.recorded()), config.seed)
+        how = StatisticsSettings.of(config.recorded())
+        statistics = count_statistics(log, before, how, config.seed, run.on_progress)
         work.write_tensors(STATISTICS_FILE, statistics.tensors())
         kept = statistics.profile_features if config.profile_window else ()
         users, starts = np.unique(log.user[rows], return_index=True)
-        rings = [
-            Ring(config.size, items.tolist(), config.profile_window, len(kept))
-            for items in np.split(log.item[rows], starts[1:])
-        ]
+        rings, phase = [], Phase(run.on_progress, "fill memories", len(users), "users")
+        for number, items in enumerate(np.split(log.item[rows], starts[1:]), start=1):
+            rings.append(Ring(config.size, items.tolist(), config.profile_window, len(kept)))
+            if number % 256 == 0 or number == len(users):
+                phase.at(number)
         table = pl.DataFrame(
             {
                 "user_index": users.astype(np.int32),

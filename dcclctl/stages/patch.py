@@ -15,9 +15,10 @@ from dcclctl.errors import ArtifactError, DataError, UsageError
 from dcclctl.events.log import Block
 from dcclctl.events.sampling import Ints
 from dcclctl.stages.memory import remember
+from dcclctl.stages.plan import events_of
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
-from dcclctl.store.store import Input
+from dcclctl.store.store import Input, NotMade, Step
 from dcclctl.tables import GROUPS
 
 
@@ -55,15 +56,21 @@ def patch(
     )
     block = Block.parse(config.on)
     _check_events(method, dataset, users, block, spec)
-    with compute_settings(config) as config:
+    own: Any = config.settings
+    amount = events_of(dataset, [block]) * (getattr(own, "epochs", 0) or getattr(own, "steps", 1))
+    with compute_settings(config, run.remark) as config:
         if memory is None and method.uses_memory:
-            memory = newest_memory(dataset) or remember(dataset, run=RunOptions(run.on_progress, config=run.config))
+            try:
+                memory = newest_memory(dataset) or remember(dataset, run=RunOptions(run.on_progress, config=run.config))
+            except NotMade:
+                cloud.store.plan_also(Step("patch", "patches", config.recorded(), amount))
+                raise
         inputs = {"cloud": cloud.artifact.as_input(), "dataset": dataset.artifact.as_input()}
         if spec.startswith("@sha256:"):
             inputs["users"] = Input("raw", spec.removeprefix("@sha256:"))
         if memory is not None:
             inputs["memory"] = memory.artifact.as_input()
-        with cloud.store.begin("patch", "patches", config.recorded(), config.seed, inputs, run.force) as work:
+        with cloud.store.begin("patch", "patches", config.recorded(), config.seed, inputs, run.force, amount) as work:
             if work.reused is not None:
                 return named(PatchSet(work.reused), run)
             task: PatchTask[Any] = PatchTask(

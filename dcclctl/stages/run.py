@@ -1,13 +1,14 @@
 """Options of every stage beside its inputs and settings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from dcclctl.artifacts.handle import Handle
-from dcclctl.compute import OnProgress
+from dcclctl.compute import OnProgress, no_progress
+from dcclctl.store.store import NotMade
 
 HandleT = TypeVar("HandleT", bound=Handle)
 #: name → value, see stages/settings.py
@@ -15,16 +16,12 @@ Settings = Mapping[str, Any]
 NO_SETTINGS: Settings = MappingProxyType({})
 
 
-def no_progress(what: str, done: float, total: float, note: str) -> None:
-    """Show nothing."""
-
-
 @dataclass(frozen=True)
 class RunOptions:
     """How to run a stage. Only `config` can change the result.
 
     Attributes:
-        on_progress: called with (what, done, total, note).
+        on_progress: called with (what, done, total, note). remark: called with a line about how the stage runs.
         force: compute even if the store has the same artifact.
         name: a name for the artifact, an alias of its kind; '' for none.
         config: TOML file with settings; what is given by name wins over it.
@@ -34,6 +31,7 @@ class RunOptions:
     force: bool = False
     name: str = ""
     config: Path | None = None
+    remark: Callable[[str], None] = lambda line: None
 
 
 #: nothing shown, nothing forced
@@ -44,4 +42,21 @@ def named(made: HandleT, run: RunOptions) -> HandleT:
     """Give the artifact the name of the options, if they have one."""
     if run.name:
         made.store.tag(made.artifact, run.name)
+    return made
+
+
+def each_of(calls: Iterable[Callable[[], HandleT]]) -> list[HandleT]:
+    """The results of several calls of a stage; a plan also goes on after one whose artifact is not there.
+
+    Raises:
+        NotMade: the store plans, and an artifact is not there.
+    """
+    made, missing = [], None
+    for call in calls:
+        try:
+            made.append(call())
+        except NotMade as error:
+            missing = error
+    if missing is not None:
+        raise missing
     return made

@@ -8,6 +8,7 @@ from dcclctl.config import TrainConfig
 from dcclctl.errors import UsageError
 from dcclctl.events.log import VALID, Block
 from dcclctl.models.kind import FitTask, kind_of, size_fields
+from dcclctl.stages.plan import events_of
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
 
@@ -37,9 +38,10 @@ def train(
     blocks = [Block.parse(text) for text in config.on]
     if any(block.period >= VALID for block in blocks):
         raise UsageError("--on: the cloud model trains on cloud and device only", "valid decides when to stop.")
-    with compute_settings(config) as config:
+    with compute_settings(config, run.remark) as config:
         recorded = config.recorded()
-        with dataset.store.begin("train", "cloud", recorded, config.seed, inputs, run.force) as work:
+        amount = events_of(dataset, blocks) * getattr(config.settings, "epochs", 1)
+        with dataset.store.begin("train", "cloud", recorded, config.seed, inputs, run.force, amount) as work:
             if work.reused is not None:
                 return named(CloudModel(work.reused), run)
             task: FitTask[Any] = FitTask(

@@ -6,8 +6,8 @@ Layout: `STORE/<kind>/v/000007/` committed, `STORE/<kind>/work/<key>/` in the ma
 import difflib
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,27 @@ from dcclctl.store.manifest import KINDS, Input, inputs_document, read_manifest,
 from dcclctl.store.references import NUMBER_DIGITS, check_alias, parse_reference
 from dcclctl.store.work import Work
 
-__all__ = ["Artifact", "Input", "Store", "Work"]
+__all__ = ["Artifact", "Input", "NotMade", "Step", "Store", "Work"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """An artifact that a planned command needs.
+
+    Attributes:
+        stage, kind, config: of the artifact. amount: of work, in the stage's own unit.
+        found: the artifact, if the store has it; None: it is to be made.
+    """
+
+    stage: str
+    kind: str
+    config: dict[str, Any]
+    amount: float
+    found: Artifact | None = None
+
+
+class NotMade(Exception):
+    """A plan has come to an artifact that is not there, so that nothing can be computed from it."""
 
 
 class Store:
@@ -35,6 +55,7 @@ class Store:
         self.root = Path(root)
         self._disk = disk or LocalDisk()
         self._remark = remark
+        self._plan: list[Step] | None = None
 
     # -- finding
 
@@ -58,7 +79,7 @@ class Store:
             if int(wanted.name) in self.numbers(wanted.kind):
                 return self.load(wanted.kind, int(wanted.name))
         elif wanted.by == "alias":
-            if wanted.name in self._alias_names(wanted.kind):
+            if wanted.name in self.alias_names(wanted.kind):
                 return self.find(wanted.kind, self._alias_target(wanted.kind, wanted.name))
         else:
             found = {id: number for number, id in self._ids(wanted.kind) if id.startswith(wanted.name)}
@@ -67,7 +88,7 @@ class Store:
                 raise UsageError(f"{reference} could be {which}", "Type more digits, or the number.")
             if found:
                 return self.load(wanted.kind, *found.values())
-        near = difflib.get_close_matches(wanted.name, [*self._alias_names(wanted.kind), "latest"], n=1)
+        near = difflib.get_close_matches(wanted.name, [*self.alias_names(wanted.kind), "latest"], n=1)
         hint = f"Did you mean {wanted.kind}@{near[0]}? " if near and wanted.by == "alias" else ""
         raise UsageError(f"there is no {reference} in the store {self.root}", hint + self._choices(wanted.kind))
 
@@ -161,6 +182,8 @@ class Store:
             UsageError: the alias looks like a number, an id or 'latest', or has other characters than an alias may have.
         """
         check_alias(alias)
+        if self._plan is not None:
+            return
         refs = self._refs(artifact.kind)
         self._disk.make_folder(refs)
         self._disk.write(refs / alias, f"{artifact.id}\n".encode())
@@ -169,9 +192,10 @@ class Store:
     def aliases(self, artifact: Artifact) -> list[str]:
         """Sorted aliases of an artifact."""
         kind = artifact.kind
-        return [name for name in self._alias_names(kind) if self._alias_target(kind, name) == artifact.id]
+        return [name for name in self.alias_names(kind) if self._alias_target(kind, name) == artifact.id]
 
-    def _alias_names(self, kind: str) -> list[str]:
+    def alias_names(self, kind: str) -> list[str]:
+        """Aliases of all artifacts of a kind."""
         return [name for name in self._disk.names(self._refs(kind)) if not name.startswith(".")]
 
     def _alias_target(self, kind: str, alias: str) -> str:
@@ -180,8 +204,36 @@ class Store:
     # -- making
 
     @contextmanager
+    def plan(self) -> Iterator[list[Step]]:
+        """Plan the commands of the body: nothing is made, written or waited for.
+
+        Yields:
+            The artifacts that they need, in order; filled while the body runs. The body ends where it needs an artifact
+            that is not there.
+        """
+        steps: list[Step] = []
+        self._plan = steps
+        try:
+            with suppress(NotMade):
+                yield steps
+        finally:
+            self._plan = None
+
+    def plan_also(self, step: Step) -> None:
+        """Add what is made from an artifact that is not there; only while `plan` runs."""
+        if self._plan is not None:
+            self._plan.append(step)
+
+    @contextmanager
     def begin(
-        self, stage: str, kind: str, config: dict[str, Any], seed: int, inputs: dict[str, Input], force: bool = False
+        self,
+        stage: str,
+        kind: str,
+        config: dict[str, Any],
+        seed: int,
+        inputs: dict[str, Input],
+        force: bool = False,
+        amount: float = 0,
     ) -> Iterator[Work]:
         """Make one artifact, or find it if it exists. Of two equal calls at the same time, one computes and both get it.
 
@@ -193,13 +245,24 @@ class Store:
             seed: seed of every random draw.
             inputs: role ('dataset', 'cloud', 'log:events.csv') → what it is made from.
             force: compute even if it exists, and delete what a killed run has left.
+            amount: of work, in any unit of the stage's own; later plans compare with it.
 
         Yields:
             The work; if `reused` is set, the body returns that artifact and writes nothing.
+
+        Raises:
+            NotMade: the store plans, and the artifact is not there.
         """
         head = {"stage": stage, "kind": kind, "config": config, "seed": seed, "inputs": inputs_document(inputs)}
         key = work_key(head)
         folder = self.root / kind / "work" / key
+        if self._plan is not None:
+            found = None if force else self._committed(kind, key)
+            self._plan.append(Step(stage, kind, config, amount, found))
+            if found is None:
+                raise NotMade(f"{stage} is to be done")
+            yield Work(self, self._disk, folder, head, key, replace(found, reused=True))
+            return
         self._disk.make_folder(folder.parent)
         self._disk.make_folder(self._versions(kind))
 
@@ -213,6 +276,7 @@ class Store:
                 work.clear()
             if not work.reused:
                 work.open()
+                work.note_run(amount=amount)
             yield work
 
     def _committed(self, kind: str, key: str) -> Artifact | None:
@@ -226,8 +290,9 @@ class Store:
                 continue
             problems = artifact.verify()
             if not problems:
-                # The process that made it may have died before it reached the disk.
-                self._disk.sync(self._versions(kind))
+                if self._plan is None:
+                    # The process that made it may have died before it reached the disk.
+                    self._disk.sync(self._versions(kind))
                 return artifact
             name, problem = next(iter(problems.items()))
             self._remark(f"{artifact.ref} is damaged ({name} {problem}): making it again")
@@ -246,5 +311,5 @@ class Store:
         if not numbers:
             return f"There is no {kind} yet; run first: {KINDS[kind]}"
         shown = ", ".join(f"{kind}@{number}" for number in numbers[-5:])
-        aliases = "".join(f", {kind}@{name}" for name in self._alias_names(kind))
+        aliases = "".join(f", {kind}@{name}" for name in self.alias_names(kind))
         return f"Type one of: {'… ' if len(numbers) > 5 else ''}{shown}{aliases}"

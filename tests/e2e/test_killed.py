@@ -11,7 +11,7 @@ from world import PATCH, TRAIN, World, dcclctl, done
 #: Sends itself a signal right after the method named in argv[2] has run for the argv[3]-th time.
 STOP_AFTER = """
 import os, signal, sys
-from dcclctl.cli.main import main
+from dcclctl.__main__ import main
 from dcclctl.store.work import Work
 
 number, name, times = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])

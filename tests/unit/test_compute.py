@@ -42,6 +42,34 @@ def test_auto_is_replaced_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> N
     assert settle(TrainConfig()).device == "cuda"
 
 
+@pytest.mark.parametrize(
+    ("cores", "variable", "said"),
+    [
+        (2, "", "2 threads (2 cores; --threads to change)"),
+        (8, "3", "3 threads (8 cores; --threads to change)"),
+        (1, "", "1 thread (1 core; --threads to change)"),
+    ],
+)
+def test_the_number_of_threads_is_said(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, cores: int, variable: str, said: str
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(compute, "cpu_quota", lambda: math.inf)
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    shown = dcclctl("train", "--model=popularity", store=shop)
+    assert shown.stderr.splitlines() == [said]
+    assert said not in shown.stdout
+    for silent in (["--quiet"], ["--threads=1"], ["--set=train.threads=1"]):
+        assert dcclctl("train", "--model=popularity", *silent, store=shop).stderr == ""
+
+
+def test_a_gpu_that_is_chosen_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    auto = TrainConfig(threads=1)
+    assert compute.in_words(auto, settled(auto)) == "computing on cuda (--device to change)"
+    assert compute.in_words(TrainConfig(device="cpu", threads=1), settled(TrainConfig(device="cpu", threads=1))) == ""
+
+
 def test_what_is_asked_for_stays() -> None:
     settled = settle(TrainConfig(device="cpu", threads=1, seed=3))
     assert settled == TrainConfig(device="cpu", threads=1, seed=3)
@@ -210,7 +238,7 @@ def environment_at_import_of_torch(code: str, **given: str) -> dict[str, str]:
 
 def test_threads_of_the_command_sleep_while_they_wait(world: World) -> None:
     command = (
-        "from dcclctl.cli.main import main\n"
+        "from dcclctl.__main__ import main\n"
         f"sys.argv = ['dcclctl', 'train', '--epochs=1', '--store', {str(world.root)!r}]\n"
         "main()\n"
     )

@@ -73,7 +73,7 @@ def parameters(words: list[str]) -> tuple[Any, list[str]] | None:
 
 def unknown_parts(words: list[str]) -> list[str]:
     """What does not exist of one command line: a command, flag, setting, model or method."""
-    if words[0] in ("--help", "-h", "--version"):
+    if words[0] in ("--help", "-h", "--version", "--install-completion"):
         return []
     found = parameters(words)
     if found is None:
@@ -131,7 +131,7 @@ def test_the_check_of_commands_can_fail() -> None:
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if "research" not in path.parts], ids=name_of)
 def test_flags_that_stand_alone_exist(path: Path) -> None:
-    known = {"--help", "--version"}
+    known = {"--help", "--version", "--install-completion"}
     for name in COMMANDS:
         found = parameters([name])
         assert found is not None

@@ -27,7 +27,7 @@ def loaded_after(*words: str) -> set[str]:
     """Modules that a fresh interpreter has after `dcclctl WORDS`."""
     code = (
         "import sys\n"
-        "from dcclctl.cli.main import main\n"
+        "from dcclctl.__main__ import main\n"
         f"sys.argv = {['dcclctl', *words]!r}\n"
         "try:\n    main()\n"
         "except SystemExit as end:\n    assert not end.code, end.code\n"
@@ -133,7 +133,7 @@ def unknown_parts(words: list[str]) -> list[str]:
     """Commands, flags and settings of one command line that do not exist."""
     name, *rest = words
     if name.startswith("-"):
-        return [word for word in words if word not in ("--help", "-h", "--version")]
+        return [word for word in words if word not in ("--help", "-h", "--version", "--install-completion")]
     if name not in COMMANDS:
         return [name]
     command = command_of(name)
@@ -180,7 +180,7 @@ def test_the_check_of_documents_can_fail() -> None:
 
 
 def all_flags() -> set[str]:
-    known = {"--help", "--version"}
+    known = {"--help", "--version", "--install-completion"}
     for name in COMMANDS:
         command = command_of(name)
         for each in getattr(command, "commands", {name: command}).values():

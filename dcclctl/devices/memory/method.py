@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dcclctl.artifacts import CloudModel, Memory, PatchSet
 from dcclctl.artifacts.memory import STATISTICS_FILE
+from dcclctl.compute import Phase
 from dcclctl.config import Fraction, Positive, Rate, Section, rarely
 from dcclctl.devices.learner import held_back_of, shard_table, with_ids
 from dcclctl.devices.memory.features import Memories, Statistics
@@ -148,16 +149,19 @@ class _Run:
         whole: list[MemoryRows] = []
         truncated: list[MemoryRows] = []
         log, negatives = self.log, self.task.config.negatives
-        how = StatisticsSettings.of(self.memory.config)
+        how, on_progress = StatisticsSettings.of(self.memory.config), self.task.on_progress
+        events_of = [self._events_of(block) for _, block in self.models]
+        shorter = [self._truncated(events) for events in events_of]
+        n_rows = sum(len(events) + len(some) for events, (some, _) in zip(events_of, shorter, strict=True))
+        phase = Phase(on_progress, "compute features", n_rows, "events")
         for number, (model, block) in enumerate(self.models):
-            statistics = count_statistics(log, log.before(block), how, self.task.seed)
+            statistics = count_statistics(log, log.before(block), how, self.task.seed, on_progress)
             backbone, shift = open_backbone(model, self.task.device), prior_shift(model.negatives, negatives)
             sampler = Sampler(log, [block], negatives, self.task.seed, f"memory/negatives/{self.task.config.on}")
-            events = self._events_of(block)
-            some, lengths = self._truncated(events)
+            events, (some, lengths) = events_of[number], shorter[number]
             cut = backbone.with_log(log.truncate_history(some, lengths))
             for parts, chosen, reader in ((whole, events, backbone), (truncated, some, cut)):
-                found = self._rows_of(reader, sampler, chosen, number, statistics)
+                found = self._rows_of(reader, sampler, chosen, number, statistics, phase)
                 found.logits.add_(shift)
                 parts.append(found)
         return MemoryRows.join(whole), MemoryRows.join(truncated)
@@ -180,7 +184,7 @@ class _Run:
 
     @torch.no_grad()
     def _rows_of(
-        self, backbone: Backbone, sampler: Sampler, events: Ints, number: int, statistics: Statistics
+        self, backbone: Backbone, sampler: Sampler, events: Ints, number: int, statistics: Statistics, phase: Phase
     ) -> MemoryRows:
         """Rows of some events of part `number` of the block, with histories from the backbone's log."""
         memory, log, sampled = self.memory, backbone.log, sampler.draw(events, number)
@@ -195,7 +199,7 @@ class _Run:
             below = backbone.activations(events[some], candidates)
             logits[index] = backbone.head(events[some], candidates, below).cpu()
             found[index] = memories.features(events[some], candidates)
-            self.task.on_progress("compute features", min(at + _BATCH, len(order)), len(order), "")
+            phase.add(len(some))
         held = log.history_lengths(events, memory.size)
         return MemoryRows(events, held, found, logits, sampled.labels, sampled.weights)
 
@@ -206,10 +210,8 @@ class _Run:
         patch = new_patch(self.memory, settings.hidden_size, stream(seed, "memory/weights"))
         fit = MemoryFit(settings.epochs, settings.learning_rate, settings.weight_decay, _BATCH, seed)
 
-        def on_epoch(epoch: int, loss: float) -> None:
-            self.task.on_progress(what, epoch, settings.epochs, f"loss {loss:.4f}")
-
-        learn(patch, rows.blank(ignored) if ignored else rows, fit, on_epoch)
+        phase = Phase(self.task.on_progress, what, settings.epochs * len(rows.events), "events")
+        learn(patch, rows.blank(ignored) if ignored else rows, fit, phase.add)
         patch.ignore(ignored)
         return patch
 

@@ -124,9 +124,12 @@ def learn(
     patch: MemoryPatch,
     rows: MemoryRows,
     settings: MemoryFit,
-    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+    on_step: Callable[[int, str], None] = lambda count, note: None,
 ) -> list[float]:
     """Learn the patch's weights from all devices' rows; `patch` is changed in place.
+
+    Args:
+        on_step: called with every batch's number of events and its loss in words.
 
     Returns:
         Mean cross-entropy of each epoch, nats per candidate.
@@ -146,10 +149,11 @@ def learn(
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            total += float(loss.detach()) * len(some.events)
+            value = float(loss.detach())
+            total += value * len(some.events)
+            on_step(len(some.events), f"loss {value:.4f}")
         mean = finite_loss(total / max(len(order), 1), "the memory patch", "patch.memory.learning_rate=0.001")
         losses.append(mean)
-        on_epoch(epoch + 1, mean)
     return losses
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dcclctl.compute import OnProgress, Phase, no_progress
 from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, Statistics, features_of_events
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, hashes
@@ -45,7 +46,11 @@ class StatisticsSettings:
 
 
 def count_statistics(
-    log: EventLog, before: npt.NDArray[np.bool_], settings: StatisticsSettings, seed: int
+    log: EventLog,
+    before: npt.NDArray[np.bool_],
+    settings: StatisticsSettings,
+    seed: int,
+    on_progress: OnProgress = no_progress,
 ) -> Statistics:
     """Compute the statistics from the positive events in `before`.
 
@@ -55,6 +60,7 @@ def count_statistics(
 
     Args:
         before: (N,) the log's events that may be counted. seed: of the choice of reference events.
+        on_progress: see compute.OnProgress.
     """
     rows = np.flatnonzero(before & (log.label > 0))
     counts = np.bincount(log.item[rows], minlength=log.n_items)
@@ -62,16 +68,18 @@ def count_statistics(
     categories = log.item_categories
     by_category = torch.zeros(log.n_categories + 1)
     by_category.scatter_add_(0, categories.flatten(), share[:, None].expand_as(categories).flatten())
-    near, similarity = _neighbours(log, rows, settings)
-    predecessors, scores = _predecessors(log, rows, settings)
+    near, similarity = _neighbours(log, rows, settings, on_progress)
+    predecessors, scores = _predecessors(log, rows, settings, on_progress)
     width = len(FEATURES) + (len(ORDER_FEATURES) if settings.transition_window else 0)
     nothing, one = torch.zeros(log.n_items, width), torch.ones(width)
     plain = Statistics(share, by_category, near, similarity, predecessors, scores, nothing, one)
-    mean, scale = _reference(log, plain, np.flatnonzero(before), settings.size, seed)
+    mean, scale = _reference(log, plain, np.flatnonzero(before), settings.size, seed, on_progress)
     return replace(plain, mean=mean, scale=scale)
 
 
-def _neighbours(log: EventLog, rows: Ints, settings: StatisticsSettings) -> tuple[Tensor, Tensor]:
+def _neighbours(
+    log: EventLog, rows: Ints, settings: StatisticsSettings, on_progress: OnProgress
+) -> tuple[Tensor, Tensor]:
     pairs = np.unique(log.user[rows] * log.n_items + log.item[rows])
     users, items = pairs // max(log.n_items, 1), pairs % max(log.n_items, 1)
     degree = np.bincount(users, minlength=log.n_users)
@@ -81,7 +89,7 @@ def _neighbours(log: EventLog, rows: Ints, settings: StatisticsSettings) -> tupl
     similarity = torch.zeros(log.n_items, count)
     # 1 for an item without users, which has no pairs: the divisor may not be 0
     root = torch.from_numpy(np.sqrt(owners)).clamp(min=1)
-    for first, shared in co_occurrences(users, items, log.n_items, 1 / np.log2(2 + degree)):
+    for first, shared in co_occurrences(users, items, log.n_items, 1 / np.log2(2 + degree), on_progress):
         here = torch.arange(len(shared))
         cosine = shared / (root[first : first + len(shared), None] * root + settings.shrinkage)
         cosine[here, here + first] = 0
@@ -92,7 +100,9 @@ def _neighbours(log: EventLog, rows: Ints, settings: StatisticsSettings) -> tupl
     return near, similarity
 
 
-def _predecessors(log: EventLog, rows: Ints, settings: StatisticsSettings) -> tuple[Tensor, Tensor]:
+def _predecessors(
+    log: EventLog, rows: Ints, settings: StatisticsSettings, on_progress: OnProgress
+) -> tuple[Tensor, Tensor]:
     """Each item's preceding items with the largest transition scores, and the scores; ties in order of item numbers."""
     window = settings.transition_window
     count = min(settings.neighbours, log.n_items) if window else 0
@@ -101,7 +111,7 @@ def _predecessors(log: EventLog, rows: Ints, settings: StatisticsSettings) -> tu
     items = log.item[rows]
     root = np.sqrt(np.bincount(items, minlength=log.n_items))
     sequence, back = log.sequence.numpy(), np.arange(1, window + 1)
-    first = 0
+    first, phase = 0, Phase(on_progress, "count what precedes", len(rows), "events")
     while count and first < len(rows):
         # some items at a time, with all their events
         last = int(np.searchsorted(items, items[min(first + _PAIRS // window, len(rows) - 1)], "right"))
@@ -118,20 +128,25 @@ def _predecessors(log: EventLog, rows: Ints, settings: StatisticsSettings) -> tu
         best[item[order], rank] = torch.from_numpy(source[order])
         scores[item[order], rank] = torch.from_numpy(found[order]).float()
         first = last
+        phase.at(last)
     return best, scores
 
 
-def _reference(log: EventLog, statistics: Statistics, rows: Ints, size: int, seed: int) -> tuple[Tensor, Tensor]:
+def _reference(
+    log: EventLog, statistics: Statistics, rows: Ints, size: int, seed: int, on_progress: OnProgress
+) -> tuple[Tensor, Tensor]:
     """Mean features of every item over the memories at some of the newest events, and the standard deviation."""
     if not len(rows):
         return statistics.mean, statistics.scale
     newest = rows[np.lexsort((log.share[rows], log.period[rows]))[-max(len(rows) // 4, 1) :]]
     chosen = newest[np.argsort(hashes(seed, "memory/reference", newest), kind="stable")[:_REFERENCES]]
     total, squares = (torch.zeros(statistics.mean.shape, dtype=torch.float64) for _ in range(2))
+    phase = Phase(on_progress, "usual features", len(chosen), "events")
     for at in range(0, len(chosen), 8):
         found = features_of_events(log, chosen[at : at + 8], None, statistics, size).double()
         total += found.sum(0)
         squares += found.square().sum(0)
+        phase.at(min(at + 8, len(chosen)))
     mean = total / len(chosen)
     spread = (squares / len(chosen) - mean.square()).clamp(min=0).mean(0).sqrt()
     mean[:, 0], spread[0] = 0, 1  # the size of the memory does not depend on the item

@@ -126,10 +126,9 @@ def test_progress_is_drawn_on_a_terminal_only(
         silent("train", 1, 2, "a note")
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
-    live = Progress(live=True)
-    live("train", 1, 2, "[bold]a note[/bold]")
-    live("train", 2, 2, "done")
-    live.close()
+    with Progress(live=True) as live:
+        live("train", 1, 2, "a note")
+        live("train", 2, 2, "[bold]a note[/bold]")
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "train" in captured.err and "[bold]a note[/bold]" in captured.err

@@ -49,6 +49,8 @@ BAD = [
     (["evaluate", "--candidates=some"], 2, ["--candidates", "all, auto, or a number"]),
     (["evaluate", "--candidates=0"], 2, ["--candidates", "all, auto, or a number"]),
     (["evaluate", "--candidates=-5"], 2, ["--candidates", "all, auto, or a number"]),
+    (["evaluate", "--markdown=s.md"], 2, ["--markdown compares with a baseline, and none is given", "--against"]),
+    (["evaluate", "--max-drop=tail.ndcg@10=1%"], 2, ["a gate compares with a baseline, and none is given"]),
     # --set
     (["train", "--set=epochs"], 2, ["'epochs' is not KEY=VALUE", "--set train.din.item_size=64"]),
     (["train", "--set==3"], 2, ["'=3' is not KEY=VALUE"]),
@@ -205,7 +207,7 @@ def test_the_order_of_the_help(name: str) -> None:
     order = [parameter.name.rstrip("_") for parameter in EVERY[name].params]
     places = {
         **dict.fromkeys(("seed", "device", "threads"), 3),
-        **dict.fromkeys(("set", "config", "name", "log", "store", "as_json", "quiet", "force"), 4),
+        **dict.fromkeys(("set", "config", "name", "log", "store", "as_json", "quiet", "force", "plan"), 4),
     }
     settings = {key: 1 if key in spec.section.model_fields else 2 for key in spec.flags()} | places
     ranks = [settings.get(key, 0) for key in order if (name, key) != ("distill", "method")]
@@ -301,3 +303,23 @@ def test_root_help_and_version() -> None:
 
     assert dcclctl("--version").stdout == f"dcclctl {__version__}\n"
     assert dcclctl("-h").stdout == shown.stdout
+
+
+def test_files_of_an_editor_that_writes_a_byte_order_mark(shop: Path, tmp_path: Path) -> None:
+    config, gate = tmp_path / "dccl.toml", tmp_path / "gate.toml"
+    config.write_text("[train]\nthreads = 1\n", encoding="utf-8-sig")
+    gate.write_text('[[rule]]\ngroup = "all"\nmetric = "gauc"\nmax_drop = "100%"\n', encoding="utf-8-sig")
+    assert dcclctl("train", "--model=popularity", "--config", config, store=shop).exit_code == 0
+    command = ("evaluate", "cloud@2", "--against=cloud@1", "--gate", gate, "--k=3", "--threads=1")
+    assert dcclctl(*command, store=shop).exit_code == 0
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_arguments_are_plain_words_in_the_help(name: str) -> None:
+    """Not '[[REF]...]...' or 'LOG... <list[Path]>': a word in capitals, REF... for several, in [ ] if it may be left out."""
+    shown = dcclctl(*name.split(), "--help").stdout
+    usage = shown.splitlines()[0].removeprefix(f"Usage: dcclctl {name} [OPTIONS]")
+    assert all(re.fullmatch(r"[A-Z]+(\.\.\.)?|\[[A-Z]+(\.\.\.)?\]", word) for word in usage.split()), usage
+    assert not re.search(r"<\w+|list\[", shown)
+    described = shown.partition("Arguments:")[2].partition("Options:")[0]
+    assert re.findall(r"^  ([A-Z]+(?:\.\.\.)?)  ", described, re.M) == [word.strip("[]") for word in usage.split()]

@@ -330,10 +330,14 @@ def test_progress_is_reported_and_every_epoch_is_recorded(log, tmp_path):
     fit = trainer(din(log), log, epochs=2)
     with Store(tmp_path).begin("train", "cloud", {}, 0, {}) as work:
         state = fit.fit(work, lambda *figures: told.append(figures), "learn")
-    assert {what for what, *_ in told} == {"learn"} and {total for _, _, total, _ in told} == {2}
-    done = [done for _, done, _, _ in told]
-    assert done == sorted(done) and 1.0 in done and done[-1] == 2.0
-    assert told[0][3].startswith("epoch 1/2  loss") and told[-1][3].startswith("epoch 2/2  loss")
+    assert [what for what in dict.fromkeys(what for what, *_ in told)] == ["validate", "learn"]
+    learned, each = [call for call in told if call[0] == "learn"], len(log.events_in(CLOUD))
+    assert {total for _, _, total, _ in learned} == {2 * each}
+    done = [done for _, done, _, _ in learned]
+    assert done == sorted(done) and {0, each} < set(done) and done[-1] == 2 * each
+    assert learned[1][3].startswith("epoch 1/2  loss") and learned[-1][3].startswith("epoch 2/2  loss")
+    validated = [done for what, done, _, _ in told if what == "validate"]
+    assert validated.count(0) == 3  # before the first epoch, and after each
     facts = fit.facts(state)
     assert facts["epochs"] == state.history and [record["epoch"] for record in state.history] == [1, 2]
     assert facts["trained_on_events"] == len(log.events_in(CLOUD))

@@ -1,0 +1,104 @@
+"""This process: its signals and standard streams. Prepared before anything is imported that takes time."""
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+#: exit codes beside those of errors.py: a shell's own convention for a signal is 128 + its number
+INTERRUPTED, BROKEN_PIPE, TERMINATED, UNWRITTEN = 130, 141, 143, 5
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM: stop as after Ctrl-C."""
+
+
+class Output(io.FileIO):
+    """A standard stream. Once it cannot be written, it takes the rest in silence, so that the work is not lost.
+
+    Attributes:
+        failed: why it cannot be written; None as long as it can. lost: the newest bytes that could not be written.
+    """
+
+    failed: OSError | None = None
+    lost = b""
+
+    def write(self, data: Any, /) -> int:
+        if self.failed is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.failed = error
+        self.lost = bytes(data)
+        return len(self.lost)
+
+
+def say_stopped(stopped: KeyboardInterrupt) -> int:
+    """Say on stderr what stopped the program, and return the exit code."""
+    terminated = isinstance(stopped, Stopped)
+    why = "terminated" if terminated else "interrupted"
+    print(f"\n{why}: the same command continues where it stopped", file=sys.stderr)
+    return TERMINATED if terminated else INTERRUPTED
+
+
+def run(program: Callable[[], int]) -> NoReturn:
+    """Run a program to its exit code, and end the process as a Unix tool does.
+
+    After Ctrl-C or SIGTERM one line says so. If the reader of stdout goes away (| head) the work is still finished. If
+    stdout cannot be written (a full disk), that is said. A stream that the caller has closed is /dev/null.
+
+    Args:
+        program: imports what it needs by itself, and returns its exit code.
+    """
+    try:
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # not if the caller ignores it
+            signal.signal(signal.SIGTERM, _stop)
+        _open_closed_streams()
+        output, _ = _take_over("stdout"), _take_over("stderr")
+        code = program()
+        sys.stdout.flush()
+    except KeyboardInterrupt as stopped:
+        sys.exit(say_stopped(stopped))
+    if code == 0 and output is not None and output.failed is not None:
+        code = BROKEN_PIPE
+        if not isinstance(output.failed, BrokenPipeError):
+            code = UNWRITTEN
+            print(f"error: stdout cannot be written: {output.failed.strerror}", file=sys.stderr)
+            *_, last = output.lost.decode("utf-8", "replace").splitlines() or [""]
+            print(f"  All else is done. The last line would have been: {last}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise Stopped
+
+
+def _open_closed_streams() -> None:
+    """Give a standard stream that the caller has closed to /dev/null: the next file opened would take its number."""
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _take_over(name: str) -> Output | None:
+    """Replace a standard stream by one that outlives its reader, and that escapes what its encoding does not have."""
+    stream = getattr(sys, name)
+    if not isinstance(stream, io.TextIOWrapper):  # a test's own
+        return None
+    stream.flush()
+    raw = Output(stream.fileno(), "w", closefd=False)
+    text = io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        # θ, or an id in another script
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering or name == "stderr",
+    )
+    setattr(sys, name, text)
+    return raw
