@@ -13,12 +13,15 @@ from typing import Any
 
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, Artifact, damaged
-from dcclctl.store.disk import LocalDisk
-from dcclctl.store.manifest import KINDS, Input, inputs_document, read_manifest, work_key
-from dcclctl.store.references import NUMBER_DIGITS, check_alias, parse_reference
+from dcclctl.store.disk import NUMBER_DIGITS, LocalDisk, is_number
+from dcclctl.store.manifest import KINDS, MAX_BYTES, Input, inputs_document, read_manifest, work_key
+from dcclctl.store.references import check_alias, is_alias, parse_reference
 from dcclctl.store.work import Work
 
 __all__ = ["Artifact", "Input", "Store", "Work"]
+
+#: The largest file that holds an id or a name.
+_SMALL = 4096
 
 
 class Store:
@@ -112,7 +115,7 @@ class Store:
     def numbers(self, kind: str) -> list[int]:
         """Version numbers of a kind, ascending, including those of damaged artifacts."""
         names = self._disk.names(self._versions(kind))
-        return sorted(int(name) for name in names if name.isdigit() and len(name) == NUMBER_DIGITS)
+        return sorted(int(name) for name in names if is_number(name))
 
     def folder(self, kind: str, number: int) -> Path:
         """The folder of a version, which need not exist."""
@@ -126,10 +129,12 @@ class Store:
         """
         path = self.folder(kind, number)
         try:
-            data = self._disk.read(path / MANIFEST)
+            data = self._disk.read(path / MANIFEST, MAX_BYTES)
             id = self._recorded_id(kind, number)
         except FileNotFoundError as error:
             raise damaged(kind, number, f"{Path(error.filename).name} is missing", path) from error
+        except ArtifactError as error:
+            raise damaged(kind, number, error.what, path) from error
         if hashlib.sha256(data).hexdigest() != id:
             raise damaged(kind, number, f"{MANIFEST} does not have the SHA-256 in {MANIFEST_HASH}", path)
         return Artifact(kind, number, path, id, read_manifest(data, kind, f"{kind}@{number}"), self)
@@ -142,14 +147,18 @@ class Store:
             return {MANIFEST: f"cannot be trusted: {error.what}"}
 
     def _recorded_id(self, kind: str, number: int) -> str:
-        return self._disk.read(self.folder(kind, number) / MANIFEST_HASH)[:64].decode("ascii", "replace")
+        text = self._disk.read(self.folder(kind, number) / MANIFEST_HASH, _SMALL).decode("ascii", "replace")
+        id, name = text[:64], text[64:]
+        if name != f"  {MANIFEST}\n":
+            raise damaged(kind, number, f"{MANIFEST_HASH} is not a hash of {MANIFEST}", self.folder(kind, number))
+        return id
 
     def _ids(self, kind: str) -> Iterator[tuple[int, str]]:
         """(number, recorded id) of every version, ascending."""
         for number in self.numbers(kind):
             try:
                 yield number, self._recorded_id(kind, number)
-            except FileNotFoundError:
+            except (FileNotFoundError, ArtifactError):
                 continue
 
     # -- aliases
@@ -172,10 +181,10 @@ class Store:
         return [name for name in self._alias_names(kind) if self._alias_target(kind, name) == artifact.id]
 
     def _alias_names(self, kind: str) -> list[str]:
-        return [name for name in self._disk.names(self._refs(kind)) if not name.startswith(".")]
+        return [name for name in self._disk.names(self._refs(kind)) if is_alias(name)]
 
     def _alias_target(self, kind: str, alias: str) -> str:
-        return self._disk.read(self._refs(kind) / alias).decode("ascii", "replace").strip()
+        return self._disk.read(self._refs(kind) / alias, _SMALL).decode("ascii", "replace").strip()
 
     # -- making
 

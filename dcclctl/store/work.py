@@ -3,8 +3,6 @@
 import hashlib
 import json
 import platform
-import re
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ from dcclctl.store import contents
 from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, METRICS, RUN, Artifact, Home
 from dcclctl.store.canonical import canonical
 from dcclctl.store.disk import LocalDisk
-from dcclctl.store.manifest import FORMAT, package_versions
+from dcclctl.store.manifest import FILE_NAME, FORMAT, package_versions
 from dcclctl.tables import check_table
 
 if TYPE_CHECKING:
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PACKAGES = "packages.json"
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)*")
 
 
 class Work(contents.Files):
@@ -100,7 +96,7 @@ class Work(contents.Files):
             name: lower-case name, with '/' for folders; rows and schema of '.parquet' files are recorded.
             expected_bytes: its size if known, else 0.
         """
-        if not _NAME.fullmatch(name):
+        if not FILE_NAME.fullmatch(name):
             raise ValueError(f"not a file name for an artifact: {name!r}")
         path = self._folder / name
         self._disk.make_folder(path.parent)
@@ -108,7 +104,7 @@ class Work(contents.Files):
         self._disk.remove(self._record_path(name))
         with self._disk.create(path, expected_bytes) as temporary:
             yield temporary
-        record: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": contents.file_sha256(path)}
+        record: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         if path.suffix == ".parquet":
             record["table"] = contents.describe_table(path)
         self._disk.write(self._record_path(name), canonical(record))
@@ -149,17 +145,18 @@ class Work(contents.Files):
             except (FileNotFoundError, ValueError):
                 return False
         record, path = self._files[name], self._folder / name
-        if path.is_file() and path.stat().st_size == record["bytes"] and contents.file_sha256(path) == record["sha256"]:
+        if path.is_file() and path.stat().st_size == record["bytes"] and _sha256(path) == record["sha256"]:
             return True
         del self._files[name]
         return False
 
-    def file(self, name: str) -> Path:
+    def read(self, name: str) -> bytes:
         if not self.finished(name):
-            raise ArtifactError(
-                f"{self._folder / name} is missing or damaged", "Start this step anew: the same command with --force"
-            )
-        return self._folder / name
+            raise self.unreadable(name, "is missing or damaged")
+        return (self._folder / name).read_bytes()
+
+    def unreadable(self, name: str, problem: str) -> ArtifactError:
+        return ArtifactError(f"{self._folder / name} {problem}", "Start this step anew: the same command with --force")
 
     def _record_path(self, name: str) -> Path:
         return self._state / "files" / f"{name.replace('/', '+')}.json"
@@ -228,16 +225,30 @@ class Work(contents.Files):
         return Artifact(kind, number, versions / f"{number:06d}", id, json.loads(manifest), self._home)
 
     def _run(self) -> dict[str, Any]:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "started": self._started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._clock, 3),
-            "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+            **_peak_memory(),
             "host": platform.node(),
             "resumed": self._resumed,
             **self._notes,
         }
+
+
+def _peak_memory() -> dict[str, int]:
+    """The largest memory that this process had; {} on Windows, whose Python does not know it."""
+    if sys.platform == "win32":
+        return {}
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return contents.file_sha256(file)
 
 
 def _check_suffix(name: str, suffix: str) -> None:
