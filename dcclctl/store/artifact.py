@@ -24,7 +24,7 @@ OWN_FILES = frozenset((MANIFEST, MANIFEST_HASH, RUN, METRICS))
 
 
 class Home(Protocol):
-    """The store of an artifact, with the methods that an artifact needs."""
+    """The store of an artifact, or its picture at one moment, with the methods that an artifact needs."""
 
     def find(self, kind: str, id: str) -> "Artifact": ...
 

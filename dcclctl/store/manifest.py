@@ -110,8 +110,12 @@ def read_manifest(data: bytes, kind: str, name: str) -> dict[str, Any]:
     Raises:
         ArtifactError: a format version that this program does not read, missing or unknown fields, or another kind.
     """
+
     def refused(problem: str) -> ArtifactError:
-        return ArtifactError(f"{name} is damaged: its manifest {problem}", "dcclctl did not write it. Remove it: dcclctl artifacts rm " + name)
+        return ArtifactError(
+            f"{name} is damaged: its manifest {problem}",
+            "dcclctl did not write it. Remove it: dcclctl artifacts rm " + name,
+        )
 
     try:
         manifest = json.loads(data, parse_constant=_no_number)

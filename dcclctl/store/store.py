@@ -5,15 +5,18 @@ Layout: `STORE/<kind>/v/000007/` committed, `STORE/<kind>/work/<key>/` in the ma
 
 import difflib
 import hashlib
+import os
+import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dcclctl.errors import ArtifactError, UsageError
-from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, Artifact, damaged
+from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, Artifact, damaged, remake
 from dcclctl.store.disk import NUMBER_DIGITS, LocalDisk, is_number
+from dcclctl.store.leases import Leases
 from dcclctl.store.manifest import KINDS, MAX_BYTES, Input, inputs_document, read_manifest, work_key
 from dcclctl.store.references import check_alias, is_alias, parse_reference
 from dcclctl.store.work import Work
@@ -38,6 +41,8 @@ class Store:
         self.root = Path(root)
         self._disk = disk or LocalDisk()
         self._remark = remark
+        #: what this object keeps other processes from deleting
+        self.leases = Leases(self.root, self._disk)
 
     # -- finding
 
@@ -55,21 +60,30 @@ class Store:
         wanted = parse_reference(reference)
         if kind is not None and wanted.kind != kind:
             raise UsageError(f"{reference} is of kind {wanted.kind}, but {kind} is needed here", self._choices(kind))
+        return self._in_use(self.load(wanted.kind, self.number_of(reference)))
+
+    def number_of(self, reference: str) -> int:
+        """The number of the version that a reference means, which may be damaged.
+
+        Raises:
+            UsageError: not a reference, or no such artifact; the message says which ones there are.
+        """
+        wanted = parse_reference(reference)
         if wanted.by == "latest":
-            return self.latest(wanted.kind)
+            return self._latest_number(wanted.kind)
         if wanted.by == "number":
             if int(wanted.name) in self.numbers(wanted.kind):
-                return self.load(wanted.kind, int(wanted.name))
+                return int(wanted.name)
         elif wanted.by == "alias":
             if wanted.name in self._alias_names(wanted.kind):
-                return self.find(wanted.kind, self._alias_target(wanted.kind, wanted.name))
+                return self._number_with(wanted.kind, self._alias_target(wanted.kind, wanted.name))
         else:
             found = {id: number for number, id in self._ids(wanted.kind) if id.startswith(wanted.name)}
             if len(found) > 1:
                 which = ", ".join(f"{wanted.kind}@{number} ({id[:12]})" for id, number in found.items())
                 raise UsageError(f"{reference} could be {which}", "Type more digits, or the number.")
             if found:
-                return self.load(wanted.kind, *found.values())
+                return next(iter(found.values()))
         near = difflib.get_close_matches(wanted.name, [*self._alias_names(wanted.kind), "latest"], n=1)
         hint = f"Did you mean {wanted.kind}@{near[0]}? " if near and wanted.by == "alias" else ""
         raise UsageError(f"there is no {reference} in the store {self.root}", hint + self._choices(wanted.kind))
@@ -81,13 +95,16 @@ class Store:
             UsageError: there is none yet; the remedy is the command that makes one.
             ArtifactError: it is damaged; an older one is never returned instead.
         """
+        return self._in_use(self.load(kind, self._latest_number(kind)))
+
+    def _latest_number(self, kind: str) -> int:
         numbers = self.numbers(kind)
         if not numbers:
             raise UsageError(
                 f"there is no {kind} in the store {self.root} yet",
                 f"Run first: {KINDS[kind]}   (or name another store with --store DIR)",
             )
-        return self.load(kind, numbers[-1])
+        return numbers[-1]
 
     def find(self, kind: str, id: str) -> Artifact:
         """The newest version with this full id.
@@ -95,13 +112,22 @@ class Store:
         Raises:
             ArtifactError: gone, or damaged.
         """
+        return self._in_use(self.load(kind, self._number_with(kind, id)))
+
+    def _number_with(self, kind: str, id: str) -> int:
         numbers = [number for number, found in self._ids(kind) if found == id]
         if not numbers:
             raise ArtifactError(
                 f"the {kind} with the id {id[:12]}… is not in the store {self.root}",
                 f"See what is damaged with 'dcclctl artifacts verify', or make it again: {KINDS[kind]}",
             )
-        return self.load(kind, numbers[-1])
+        return numbers[-1]
+
+    def _in_use(self, artifact: Artifact) -> Artifact:
+        """The artifact, which from now on is not deleted while this store object lives."""
+        if not self.leases.add(artifact.id, (artifact.path / MANIFEST).exists):
+            raise ArtifactError(f"{artifact.ref} has just been deleted by another command", "Name another one.")
+        return artifact
 
     def artifacts(self, kind: str | None = None) -> list[Artifact]:
         """All artifacts of a kind, or of all kinds if None, oldest first.
@@ -132,6 +158,8 @@ class Store:
             data = self._disk.read(path / MANIFEST, MAX_BYTES)
             id = self._recorded_id(kind, number)
         except FileNotFoundError as error:
+            if not os.path.lexists(path):
+                raise ArtifactError(f"{kind}@{number} is not in the store {self.root}", self._choices(kind)) from error
             raise damaged(kind, number, f"{Path(error.filename).name} is missing", path) from error
         except ArtifactError as error:
             raise damaged(kind, number, error.what, path) from error
@@ -145,6 +173,13 @@ class Store:
             return self.load(kind, number).verify()
         except ArtifactError as error:
             return {MANIFEST: f"cannot be trusted: {error.what}"}
+
+    def remake(self, kind: str, number: int) -> str:
+        """The command that makes a version again: as its manifest says, or the kind's where the manifest is damaged."""
+        try:
+            return remake(self.load(kind, number).manifest)
+        except ArtifactError:
+            return KINDS[kind]
 
     def _recorded_id(self, kind: str, number: int) -> str:
         text = self._disk.read(self.folder(kind, number) / MANIFEST_HASH, _SMALL).decode("ascii", "replace")
@@ -177,8 +212,20 @@ class Store:
 
     def aliases(self, artifact: Artifact) -> list[str]:
         """Sorted aliases of an artifact."""
-        kind = artifact.kind
-        return [name for name in self._alias_names(kind) if self._alias_target(kind, name) == artifact.id]
+        return self.names(artifact.kind).get(artifact.id, [])
+
+    def names(self, kind: str) -> dict[str, list[str]]:
+        """Id → its sorted aliases. A file that holds no id is left out."""
+        found: dict[str, list[str]] = {}
+        for name in self._alias_names(kind):
+            with suppress(FileNotFoundError, ArtifactError):
+                found.setdefault(self._alias_target(kind, name), []).append(name)
+        return found
+
+    def untag(self, kind: str, alias: str) -> None:
+        """Delete an alias."""
+        self._disk.remove(self._refs(kind) / alias)
+        self._disk.sync(self._refs(kind))
 
     def _alias_names(self, kind: str) -> list[str]:
         return [name for name in self._disk.names(self._refs(kind)) if is_alias(name)]
@@ -233,6 +280,8 @@ class Store:
                 continue
             if key != work_key(artifact.manifest):
                 continue
+            if not self.leases.add(artifact.id, (artifact.path / MANIFEST).exists):
+                continue
             problems = artifact.verify()
             if not problems:
                 # The process that made it may have died before it reached the disk.
@@ -241,6 +290,49 @@ class Store:
             name, problem = next(iter(problems.items()))
             self._remark(f"{artifact.ref} is damaged ({name} {problem}): making it again")
         return None
+
+    # -- deleting, see hygiene.py
+
+    def trash(self, kind: str, number: int) -> Path:
+        """Move a version to the trash in one step; its number is never given again."""
+        folder, trash = self.folder(kind, number), self.root / "trash"
+        self._disk.make_folder(trash)
+        self._disk.give(folder.parent.parent / "last", max(self.numbers(kind)))
+        target = trash / f"{kind}-{number}-{secrets.token_hex(4)}"
+        self._disk.rename(folder, target)
+        self._disk.sync(folder.parent)
+        return target
+
+    def in_trash(self) -> list[Path]:
+        """What lies in the trash: it is left of a deletion that was killed."""
+        return [self.root / "trash" / name for name in self._disk.names(self.root / "trash")]
+
+    def empty_trash(self, folders: list[Path]) -> None:
+        """Delete folders of the trash; one that another process deletes at the same time is no error."""
+        for folder in folders:
+            self._disk.remove(folder)
+
+    def dead_work(self, remove: bool) -> tuple[list[Path], int]:
+        """Folders and files that dead runs left, and their size in bytes; deleted if `remove`."""
+        found, size = [], 0
+        for kind in KINDS:
+            work = self.root / kind / "work"
+            names = self._disk.names(work)
+            for key in sorted({name.partition(".")[0] for name in names}):
+                held = self._disk.try_lock(work / f"{key}.lock")
+                if held is None:
+                    continue
+                with held:
+                    left = [work / name for name in names if name in (key, f"{key}.state")]
+                    found += left
+                    size += sum(map(self.size_of, left))
+                    for path in reversed(left) if remove else ():
+                        self._disk.remove(path)
+        return found, size
+
+    def size_of(self, folder: Path) -> int:
+        """Bytes of all files below a folder."""
+        return sum((folder / name).lstat().st_size for name in self._disk.files(folder))
 
     # -- places and hints
 

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dcclctl.errors import ArtifactError
 from dcclctl.store import contents
 from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, METRICS, RUN, Artifact, Home
 from dcclctl.store.canonical import canonical
 from dcclctl.store.disk import LocalDisk
+from dcclctl.store.leases import Leases
 from dcclctl.store.manifest import FILE_NAME, FORMAT, package_versions
 from dcclctl.tables import check_table
 
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PACKAGES = "packages.json"
+
+
+class Maker(Home, Protocol):
+    """The store in which an artifact is made."""
+
+    @property
+    def leases(self) -> Leases: ...
 
 
 class Work(contents.Files):
@@ -38,7 +46,7 @@ class Work(contents.Files):
     """
 
     def __init__(
-        self, home: Home, disk: LocalDisk, folder: Path, head: dict[str, Any], key: str, reused: Artifact | None
+        self, home: Maker, disk: LocalDisk, folder: Path, head: dict[str, Any], key: str, reused: Artifact | None
     ) -> None:
         self.key = key
         self.reused = reused
@@ -217,6 +225,8 @@ class Work(contents.Files):
         id = hashlib.sha256(manifest).hexdigest()
         self._disk.write(self._folder / MANIFEST_HASH, f"{id}  {MANIFEST}\n".encode())
         self._disk.write(self._folder / MANIFEST, manifest)
+        # Before it is there, so that no other process collects it before this one has used it.
+        self._home.leases.add(id, lambda: True)
         self._disk.freeze(self._folder)
         versions = self._folder.parent.parent / "v"
         number = self._disk.publish(self._folder, versions)

@@ -52,7 +52,7 @@ MANIFESTS: dict[str, Callable[[Artifact], bytes]] = {
     "deep facts": lambda artifact: canonical(artifact.manifest).replace(
         b'"facts":{', b'"facts":{"a":' + b'{"a":' * 60 + b"1" + b"}" * 60 + b","
     ),
-    "NaN": lambda artifact: canonical(artifact.manifest).replace(b'"rows":5', b'"rows":NaN'),
+    "NaN": lambda artifact: canonical(artifact.manifest).replace(b'"seed":7', b'"seed":NaN'),
     "seed of text": lambda artifact: changed(artifact, seed="7"),
     "inputs of a list": lambda artifact: changed(artifact, inputs=[]),
     "input of no kind": lambda artifact: changed(artifact, inputs={"x": {"kind": "x", "id": "a" * 64}}),
