@@ -5,6 +5,7 @@ import shutil
 import sys
 import textwrap
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -80,7 +81,7 @@ def list_artifacts(
 #: What JSON says of a version that is damaged.
 _NOTHING: dict[str, Any] = {
     **dict.fromkeys(("id", "label", "name", "model", "method", "stands_on", "data", "about", "made"), ""),
-    **{"aliases": [], "bytes": 0, "seed": None, "used_by": 0, "facts": {}, "problem": ""},
+    "aliases": [], "bytes": 0, "seed": None, "used_by": 0, "facts": {}, "problem": "",
 }
 
 
@@ -395,6 +396,61 @@ def rm(
     from dcclctl.store.hygiene import remove
 
     _show_deleted(call, remove(call.store, references, force), "deleted")
+
+
+@command(app, "export", shared=LOOKS)
+def export(
+    call: Call,
+    references: Annotated[list[str], typer.Argument(metavar="REF...", help="What to hand on, e.g. cloud@release.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write, e.g. model.tar.")],
+) -> None:
+    """Write artifacts and all that they were made from into one file.
+
+    For a colleague or a CI cache. Names go along. Equal artifacts give equal bytes.
+
+    \b
+    Example:
+      dcclctl artifacts export cloud@release -o release.tar
+    """
+    from dcclctl.artifacts.names import label
+    from dcclctl.store.archive import export_archive
+
+    found = export_archive(call.store, references, output)
+    size = output.stat().st_size
+    if call.reporter.as_json:
+        print_json({"file": str(output), "bytes": size, "artifacts": [artifact.ref for artifact in found]})
+        return
+    for artifact in found:
+        call.reporter.line(label(artifact))
+    call.reporter.line(f"{len(found)} artifacts in {output}, {_size(size)}")
+
+
+@command(app, "import", shared=LOOKS)
+def import_(
+    call: Call, archive: Annotated[Path, typer.Argument(metavar="FILE", help="What artifacts export wrote.")]
+) -> None:
+    """Add the artifacts of a file that artifacts export wrote.
+
+    Every byte is compared with the id first. What the store has already is left alone; names are given where they are free.
+
+    \b
+    Example:
+      dcclctl artifacts import release.tar
+    """
+    from dcclctl.artifacts.names import label
+    from dcclctl.store.archive import import_archive
+
+    done = import_archive(call.store, archive)
+    if call.reporter.as_json:
+        new, present = ([artifact.ref for artifact in found] for found in (done.new, done.present))
+        print_json({"new": new, "present": present, "names": done.names, "names_taken": done.names_taken})
+        return
+    for artifact in done.new:
+        call.reporter.line(f"new: {label(artifact)}")
+    for artifact in done.present:
+        call.reporter.line(f"here already: {label(artifact)}")
+    for name in done.names_taken:
+        call.reporter.remark(f"{name} means another artifact here and stays so; dcclctl artifacts tag moves it")
 
 
 def _show_deleted(call: Call, done: "Deleted", verb: str) -> None:

@@ -83,7 +83,7 @@ def patch(
 
 
 def chosen_users(dataset: Dataset, users: str) -> tuple[Ints, str]:
-    """Dense numbers of the users that a `--users` value means, ascending, and that value without any path.
+    """Dense numbers of the users that a `--users` value means, ascending, and that value without any path or id.
 
     Raises:
         UsageError: an unreadable file, or an id that the dataset does not know.
@@ -102,9 +102,10 @@ def chosen_users(dataset: Dataset, users: str) -> tuple[Ints, str]:
                 f"--users {users}: cannot read {users[1:]} ({error})", "Give a text file with one user id a line."
             ) from error
         wanted = [line.strip() for line in text.splitlines() if line.strip()]
-        spec = f"@sha256:{hashlib.sha256(chr(10).join(wanted).encode()).hexdigest()}"
     else:
-        wanted, spec = [part.strip() for part in users.split(",") if part.strip()], users
+        wanted = [part.strip() for part in users.split(",") if part.strip()]
+    # A manifest holds no user's id: it is handed on, and it must not need to be rewritten when a user is forgotten.
+    spec = f"@sha256:{hashlib.sha256(chr(10).join(wanted).encode()).hexdigest()}"
     found = table.filter(pl.col("user_id").is_in(wanted))
     missing = sorted(set(wanted) - set(found["user_id"]))
     if missing or not wanted:

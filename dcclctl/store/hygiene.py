@@ -1,6 +1,5 @@
 """Deletes from a store what nobody needs (`collect`) or what is named (`remove`), never what a running process uses."""
 
-import secrets
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path

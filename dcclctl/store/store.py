@@ -19,7 +19,7 @@ from dcclctl.store.disk import NUMBER_DIGITS, LocalDisk, is_number
 from dcclctl.store.leases import Leases
 from dcclctl.store.manifest import KINDS, MAX_BYTES, Input, inputs_document, read_manifest, work_key
 from dcclctl.store.references import check_alias, is_alias, parse_reference
-from dcclctl.store.work import Work
+from dcclctl.store.work import Incoming, Work
 
 __all__ = ["Artifact", "Input", "Store", "Work"]
 
@@ -290,6 +290,29 @@ class Store:
             name, problem = next(iter(problems.items()))
             self._remark(f"{artifact.ref} is damaged ({name} {problem}): making it again")
         return None
+
+    @contextmanager
+    def adding(self, kind: str, id: str) -> Iterator[Incoming]:
+        """Take in an artifact from an archive; what is not committed in the body is removed.
+
+        Args:
+            kind: one of KINDS. id: full id, which the caller has checked.
+        """
+        folder = self.root / kind / "work" / f"import-{id}"
+        self._disk.make_folder(folder.parent)
+        self._disk.make_folder(self._versions(kind))
+        with self._disk.lock(folder.with_name(f"{folder.name}.lock"), lambda: None):
+            there = None
+            with suppress(ArtifactError):
+                found = self.find(kind, id)
+                there = None if found.verify() else found
+            self._disk.remove(folder)
+            if there is None:
+                self._disk.make_folder(folder)
+            try:
+                yield Incoming(self, self._disk, folder, there)
+            finally:
+                self._disk.remove(folder)
 
     # -- deleting, see hygiene.py
 

@@ -1,6 +1,7 @@
 """An artifact in the making. Its folder survives an exception or a kill, so that the same command continues."""
 
 import hashlib
+import io
 import json
 import platform
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from dcclctl.errors import ArtifactError
 from dcclctl.store import contents
@@ -221,18 +222,9 @@ class Work(contents.Files):
                 self._disk.remove(self._folder / name)
         with suppress(FileNotFoundError):
             self._disk.write(self._folder / METRICS, self._disk.read(self._state / METRICS))
-        self._disk.write(self._folder / RUN, canonical(self._run(), "run"))
-        id = hashlib.sha256(manifest).hexdigest()
-        self._disk.write(self._folder / MANIFEST_HASH, f"{id}  {MANIFEST}\n".encode())
-        self._disk.write(self._folder / MANIFEST, manifest)
-        # Before it is there, so that no other process collects it before this one has used it.
-        self._home.leases.add(id, lambda: True)
-        self._disk.freeze(self._folder)
-        versions = self._folder.parent.parent / "v"
-        number = self._disk.publish(self._folder, versions)
+        made = commit(self._home, self._disk, self._folder, manifest, self._run())
         self._disk.remove(self._state)
-        kind = self._head["kind"]
-        return Artifact(kind, number, versions / f"{number:06d}", id, json.loads(manifest), self._home)
+        return made
 
     def _run(self) -> dict[str, Any]:
         return {
@@ -244,6 +236,49 @@ class Work(contents.Files):
             "resumed": self._resumed,
             **self._notes,
         }
+
+
+class Incoming:
+    """An artifact that comes from an archive; created by `Store.adding`.
+
+    Args:
+        home: the store. disk: its file system. folder: where it is put together.
+        there: the same artifact, if the store has it whole; then nothing is written.
+    """
+
+    def __init__(self, home: Maker, disk: LocalDisk, folder: Path, there: Artifact | None) -> None:
+        self._home, self._disk, self._folder = home, disk, folder
+        self.there = there
+
+    @contextmanager
+    def new_file(self, name: str, size: int) -> Iterator[IO[bytes]]:
+        """Write one file whole or not at all; `name` is that of a checked manifest."""
+        if self.there is not None:
+            yield io.BytesIO()
+            return
+        path = self._folder / name
+        self._disk.make_folder(path.parent)
+        with self._disk.create(path, size) as temporary, temporary.open("wb") as file:
+            yield file
+            file.flush()
+
+    def commit(self, manifest: bytes, run: dict[str, Any]) -> Artifact:
+        """Commit it; `manifest` is checked, and all its files are written."""
+        return commit(self._home, self._disk, self._folder, manifest, run)
+
+
+def commit(home: Maker, disk: LocalDisk, folder: Path, manifest: bytes, run: dict[str, Any]) -> Artifact:
+    """Commit a folder that holds all files of a manifest; the rename at its end is the only commit point."""
+    disk.write(folder / RUN, canonical(run, "run"))
+    id, document = hashlib.sha256(manifest).hexdigest(), json.loads(manifest)
+    disk.write(folder / MANIFEST_HASH, f"{id}  {MANIFEST}\n".encode())
+    disk.write(folder / MANIFEST, manifest)
+    # Before it is there, so that no other process collects it before this one has used it.
+    home.leases.add(id, lambda: True)
+    disk.freeze(folder)
+    versions = folder.parent.parent / "v"
+    number = disk.publish(folder, versions)
+    return Artifact(document["kind"], number, versions / f"{number:06d}", id, document, home)
 
 
 def _peak_memory() -> dict[str, int]:
