@@ -81,7 +81,12 @@ def list_artifacts(
 #: What JSON says of a version that is damaged.
 _NOTHING: dict[str, Any] = {
     **dict.fromkeys(("id", "label", "name", "model", "method", "stands_on", "data", "about", "made"), ""),
-    "aliases": [], "bytes": 0, "seed": None, "used_by": 0, "facts": {}, "problem": "",
+    "aliases": [],
+    "bytes": 0,
+    "seed": None,
+    "used_by": 0,
+    "facts": {},
+    "problem": "",
 }
 
 

@@ -45,7 +45,8 @@ def patch(
             f"{memory.ref} is of {memory.dataset.ref}, but {cloud.ref} of {dataset.ref}",
             "Use a memory of the same dataset, or leave --memory out.",
         )
-    users, spec = chosen_users(dataset, config.users)
+    asked = config.users
+    users, spec = chosen_users(dataset, asked)
     config = config.model_copy(
         update={
             "users": spec,
@@ -54,7 +55,7 @@ def patch(
         }
     )
     block = Block.parse(config.on)
-    _check_events(method, dataset, users, block, spec)
+    _check_events(method, dataset, users, block, asked)
     with compute_settings(config) as config:
         if memory is None and method.uses_memory:
             memory = newest_memory(dataset) or remember(dataset, run=RunOptions(run.on_progress, config=run.config))
@@ -105,7 +106,8 @@ def chosen_users(dataset: Dataset, users: str) -> tuple[Ints, str]:
     else:
         wanted = [part.strip() for part in users.split(",") if part.strip()]
     # A manifest holds no user's id: it is handed on, and it must not need to be rewritten when a user is forgotten.
-    spec = f"@sha256:{hashlib.sha256(chr(10).join(wanted).encode()).hexdigest()}"
+    # Sorted, so that the same users in another order, or in a file, are the same work.
+    spec = f"@sha256:{hashlib.sha256(chr(10).join(sorted(set(wanted))).encode()).hexdigest()}"
     found = table.filter(pl.col("user_id").is_in(wanted))
     missing = sorted(set(wanted) - set(found["user_id"]))
     if missing or not wanted:
@@ -124,14 +126,14 @@ def newest_memory(dataset: Dataset) -> Memory | None:
     return next((Memory(each) for each in found if each.inputs["dataset"].id == dataset.id), None)
 
 
-def _check_events(method: DeviceMethod[Any], dataset: Dataset, users: Ints, block: Block, spec: str) -> None:
+def _check_events(method: DeviceMethod[Any], dataset: Dataset, users: Ints, block: Block, asked: str) -> None:
     """Refuse users and a period without an event to learn from."""
     log = dataset.log
     events = log.events_in(block)
     enough = np.isin(log.user[events], users).any() if method.learns_locally else len(users) and len(events)
     if not enough:
         raise DataError(
-            f"--users {spec}: none of the {len(users)} users has an event in {block} to learn from",
+            f"--users {asked}: none of the {len(users)} users has an event in {block} to learn from",
             "Choose other --users or another --on. Users without a patch are served by the cloud model, or after distill "
             "by the encoder (evaluate --unpatched encoder).",
         )

@@ -34,6 +34,11 @@ class Snapshot:
             for id in sorted({given.id for given in artifact.inputs.values() if given.kind != "raw"}):
                 self.used_by[id].append(artifact)
 
+    @property
+    def ids(self) -> set[tuple[str, str]]:
+        """(kind, id) of everything that can be found."""
+        return set(self._newest)
+
     def find(self, kind: str, id: str) -> Artifact:
         """The newest version with this full id.
 
