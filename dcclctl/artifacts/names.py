@@ -1,19 +1,88 @@
-"""What an artifact is called, for people: the name that it was given, or what it is."""
+"""What an artifact is called, for people: the name that it was given, and what it is."""
+
+from typing import Any
 
 from dcclctl.errors import ArtifactError
 from dcclctl.store.artifact import Artifact
 
+#: prefix of the roles of the files that a dataset was made from
+_LOG_ROLE = "log:"
+
 
 def label(artifact: Artifact, suffix: str = "") -> str:
-    """Name and reference: 'control (cloud@2)', or the reference alone where there is no name."""
-    called, ref = short_label(artifact, suffix), artifact.ref
-    return called if called.startswith(ref) else f"{called} ({ref})"
+    """Name, or what it is, and the reference: 'control (cloud@2)', 'din (cloud@2)', 'memory on fresh (patches@1)'."""
+    return f"{_name(artifact) or what(artifact)}{suffix and f'+{suffix}'} ({artifact.ref})"
 
 
 def short_label(artifact: Artifact, suffix: str = "") -> str:
-    """The name alone, or the reference where there is none."""
-    called = next(iter(artifact.home.aliases(artifact)), artifact.ref)
-    return f"{called}+{suffix}" if suffix else called
+    """The name alone, or the label where there is none."""
+    name = _name(artifact)
+    return f"{name}{suffix and f'+{suffix}'}" if name else label(artifact, suffix)
+
+
+def what(artifact: Artifact) -> str:
+    """What an artifact is, in as few words as can be: 'din', 'din round 1', 'memory on fresh', 'clicks.csv'."""
+    config, facts, inputs = artifact.config, artifact.facts, artifact.inputs
+    if artifact.kind == "cloud":
+        model = model_of(artifact) or "cloud model"
+        if "patches" in inputs:
+            return f"{model} round {facts.get('round', '?')}"
+        return f"{model} continued" if "cloud" in inputs else model
+    if artifact.kind == "patches":
+        return f"{config.get('method', 'patches')} on {_input(artifact, 'cloud')}"
+    if artifact.kind == "dataset":
+        logs = sorted(_printable(role.removeprefix(_LOG_ROLE)) for role in inputs if role.startswith(_LOG_ROLE))
+        return (logs[0] if logs else "log") + (f" and {len(logs) - 1} more" if len(logs) > 1 else "")
+    on = _input(artifact, "dataset") if "dataset" in inputs else ""
+    return f"{artifact.kind} of {on}" if on else artifact.kind
+
+
+def model_of(artifact: Artifact) -> str:
+    """The model of a cloud model or of the one that an artifact stands on, e.g. 'din'; '' if none can be found."""
+    seen: set[str] = set()
+    while artifact.id not in seen:
+        seen.add(artifact.id)
+        if artifact.kind == "cloud" and "model" in artifact.config:
+            return str(artifact.config["model"])
+        if "cloud" not in artifact.inputs:
+            break
+        try:
+            artifact = artifact.input("cloud")
+        except ArtifactError:
+            break
+    return ""
+
+
+def identity(artifact: Artifact, suffix: str = "") -> dict[str, Any]:
+    """What JSON says of an artifact wherever one stands.
+
+    Returns:
+        ref, label, name ('' without one), kind, model, method, stands_on (label of the cloud model or dataset that it was
+        made from), data (label of the dataset).
+    """
+    below = next((role for role in ("cloud", "dataset") if role in artifact.inputs), "")
+    return {
+        "ref": artifact.ref + (suffix and f"+{suffix}"),
+        "label": label(artifact, suffix),
+        "name": _name(artifact),
+        "kind": artifact.kind,
+        "model": model_of(artifact),
+        "method": str(artifact.config.get("method", "")),
+        "stands_on": _labelled(artifact, below) if below else "",
+        "data": data_of(artifact),
+    }
+
+
+def data_of(artifact: Artifact) -> str:
+    """Label of the dataset that an artifact was made from; '' for a dataset."""
+    while "dataset" not in artifact.inputs:
+        if "cloud" not in artifact.inputs:
+            return ""
+        try:
+            artifact = artifact.input("cloud")
+        except ArtifactError:
+            return _labelled(artifact, "cloud")
+    return _labelled(artifact, "dataset")
 
 
 def describe(artifact: Artifact) -> str:
@@ -21,7 +90,8 @@ def describe(artifact: Artifact) -> str:
     config, facts = artifact.config, artifact.facts
     if artifact.kind == "cloud":
         if "patches" in artifact.inputs:
-            return f"distilled from {_input(artifact, 'patches')} ({config['method']}), round {facts['round']}"
+            model = model_of(artifact) or "model"
+            return f"{model} distilled from {_input(artifact, 'patches')} ({config['method']}), round {facts['round']}"
         on = "+".join(config["on"])
         if "cloud" in artifact.inputs:
             return f"{_input(artifact, 'cloud')} trained further on {on}"
@@ -36,9 +106,32 @@ def describe(artifact: Artifact) -> str:
     return f"{facts['users']:,} users, {facts['items']:,} items, {facts['events']:,} events"
 
 
+def _printable(text: str) -> str:
+    """A file's name without characters that act on a terminal: labels stand in tables, pages and charts."""
+    return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode("ascii") for ch in text)
+
+
+def _name(artifact: Artifact) -> str:
+    return next(iter(artifact.home.aliases(artifact)), "")
+
+
 def _input(artifact: Artifact, role: str) -> str:
-    """The name of an input, or the start of its id where it is gone or damaged."""
+    """The name of an input or what it is, or the start of its id where it is gone or damaged."""
     try:
-        return short_label(artifact.input(role))
+        given = artifact.input(role)
+        return _name(given) or what(given)
     except ArtifactError:
-        return f"{artifact.inputs[role].kind} {artifact.inputs[role].id[:12]}"
+        return _gone(artifact, role)
+    except KeyError:
+        return "?"
+
+
+def _labelled(artifact: Artifact, role: str) -> str:
+    try:
+        return label(artifact.input(role))
+    except ArtifactError:
+        return _gone(artifact, role)
+
+
+def _gone(artifact: Artifact, role: str) -> str:
+    return f"{artifact.inputs[role].kind} {artifact.inputs[role].id[:12]}"

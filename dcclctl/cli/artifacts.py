@@ -1,18 +1,24 @@
-"""`dcclctl artifacts`: what the stages made. Looks, compares and names; only `tag` writes."""
+"""`dcclctl artifacts`: what the stages made. Looks, compares, names, deletes, and takes to another store."""
 
 import json
+import shutil
+import sys
+import textwrap
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcclctl.cli.console import print_json, size, table_of
+from dcclctl.cli.console import plain, print_json, size, table_of
 from dcclctl.cli.options import LOOKS, Call, command
 from dcclctl.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
+    from dcclctl.store.hygiene import Deleted
     from dcclctl.store.lineage import Node
-    from dcclctl.store.store import Store
+    from dcclctl.store.snapshot import Snapshot
+    from dcclctl.store.store import Artifact, Store
 
 SHORT_ID = 12
 
@@ -21,7 +27,7 @@ Reference = Annotated[
 ]
 
 app = typer.Typer(
-    help="List, show, verify, compare and name what the commands made.\n\n"
+    help="List, show, verify, compare, name, delete and hand on what the commands made.\n\n"
     "An artifact is named by kind and number (cloud@7), by the first digits of its id (cloud@3fa9c2d1), "
     "as the newest of its kind (cloud@latest, or just cloud), or by an alias (cloud@my-alias).",
     rich_markup_mode=None,
@@ -37,22 +43,30 @@ def list_artifacts(
         str | None, typer.Option("--kind", metavar="KIND", help="Only dataset, cloud, memory, patches or evaluation.")
     ] = None,
 ) -> None:
-    """List what is in the store: names, size and what each artifact is.
+    """List what is in the store: what each artifact is, what it stands on, and what stands on it.
 
-    Oldest first within each kind. With --quiet only the references, one a line.
+    Oldest first within each kind. "used by" counts the artifacts that were made from it. With --quiet only the references,
+    one a line.
 
     \b
     Example:
       dcclctl artifacts list --kind cloud
     """
     from dcclctl.store.manifest import KINDS
+    from dcclctl.store.snapshot import Snapshot
 
     if kind is not None and kind not in KINDS:
         raise UsageError(f"there is no kind {kind!r}", f"Type --kind with one of {', '.join(KINDS)}.")
     reporter = call.reporter
-    rows = [_row(call.store, each, at) for each in ([kind] if kind else KINDS) for at in call.store.numbers(each)]
+    snapshot = Snapshot(call.store)
+    rows = [_row(snapshot, artifact) for artifact in snapshot.artifacts(kind)]
+    for (each, number), error in snapshot.damaged.items():
+        if kind in (None, each):
+            rows.append({"ref": f"{each}@{number}", "kind": each, "number": number, "problem": error.what})
+    order = list(KINDS)
+    rows.sort(key=lambda row: (order.index(row["kind"]), row["number"]))
     if reporter.as_json:
-        print_json({"store": str(call.root), "artifacts": rows})
+        print_json({"store": str(call.root), "artifacts": [_NOTHING | row for row in rows]})
     elif reporter.quiet:
         for row in rows:
             print(row["ref"])
@@ -60,39 +74,73 @@ def list_artifacts(
         what = kind or "artifact"
         reporter.remark(f"no {what} in the store {call.root} yet; run first: {KINDS[kind or 'dataset']}")
     else:
-        cells = (
-            (
-                row["ref"],
-                row["id"][:SHORT_ID],
-                " ".join(row["aliases"]),
-                str(row["made"] or "")[:16].replace("T", " "),
-                size(row["bytes"]),
-                "DAMAGED: run dcclctl artifacts verify" if row["problem"] else row["about"],
-            )
-            for row in rows
-        )
-        reporter.table(table_of(("reference", "id", "names", "made (UTC)", "size", "what it is"), cells))
+        for line in _listed(rows):
+            reporter.line(line)
 
 
-def _row(store: "Store", kind: str, number: int) -> dict[str, Any]:
-    """What `list` says of one version, damaged or not."""
-    from dcclctl.artifacts.names import describe
+#: What JSON says of a version that is damaged.
+_NOTHING: dict[str, Any] = {
+    **dict.fromkeys(("id", "label", "name", "model", "method", "stands_on", "data", "about", "made"), ""),
+    "aliases": [],
+    "bytes": 0,
+    "seed": None,
+    "used_by": 0,
+    "facts": {},
+    "problem": "",
+}
 
+
+def _row(snapshot: "Snapshot", artifact: "Artifact") -> dict[str, Any]:
+    """What `list` says of one version."""
+    from dcclctl.artifacts.names import describe, identity
+
+    run, problem, about = artifact.run, "", ""
+    known: dict[str, Any] = {"ref": artifact.ref, "kind": artifact.kind}
     try:
-        artifact = store.load(kind, number)
+        known, about = identity(artifact), describe(artifact)
     except ArtifactError as error:
-        nothing: dict[str, Any] = {"id": "", "aliases": [], "made": None, "bytes": 0, "about": "", "facts": {}}
-        return {"ref": f"{kind}@{number}", **nothing, "problem": error.what}
+        problem = error.what
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        problem = f"{artifact.ref} is damaged: its facts or configuration are not those of a {artifact.kind}: {error}"
     return {
-        "ref": artifact.ref,
+        **known,
         "id": artifact.id,
-        "aliases": store.aliases(artifact),
-        "made": artifact.run.get("finished"),
+        "number": artifact.number,
+        "aliases": snapshot.aliases(artifact),
+        "about": about,
+        "made": run.get("finished") or run.get("imported") or "",
         "bytes": artifact.size_bytes,
-        "about": describe(artifact),
-        "facts": artifact.facts,
-        "problem": "",
+        "seed": artifact.seed,
+        "used_by": len(snapshot.used_by[artifact.id]),
+        "facts": dict(artifact.facts),
+        "problem": problem,
     }
+
+
+def _listed(rows: list[dict[str, Any]]) -> list[str]:
+    """A table whose last column goes on below itself on a terminal, and stays on one line in a pipe."""
+    head = ("reference", "made (UTC)", "size", "seed", "used by", "what it is")
+    cells = [head]
+    for row in rows:
+        if row["problem"]:
+            cells.append((row["ref"], "", "", "", "", "DAMAGED: run dcclctl artifacts verify"))
+            continue
+        names, data = " ".join(row["aliases"]), row["data"]
+        about = (f"{names}: " if names else "") + row["about"] + (f"; data: {data}" if data else "")
+        if row["kind"] == "dataset":
+            about = row["label"].removesuffix(f" ({row['ref']})") + f": {row['about']}"
+        made = row["made"][:16].replace("T", " ")
+        cells.append((row["ref"], made, size(row["bytes"]), str(row["seed"]), str(row["used_by"]), plain(about)))
+    widths = [max(len(row[at]) for row in cells) for at in range(len(head) - 1)]
+    indent = sum(widths) + 2 * len(widths)
+    room = max(20, shutil.get_terminal_size().columns - indent) if sys.stdout.isatty() else 100_000
+    lines = []
+    for cell_row in cells:
+        sides = zip(cell_row[:-1], widths, (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust), strict=True)
+        start = "".join(f"{put(cell, width)}  " for cell, width, put in sides)
+        first, *more = textwrap.wrap(cell_row[-1], room, break_long_words=False) or [""]
+        lines += [start + first, *(" " * indent + line for line in more)]
+    return lines
 
 
 @command(app, "show", shared=LOOKS)
@@ -150,7 +198,7 @@ def show_lineage(call: Call, reference: Reference) -> None:
 
     top = lineage(call.store.resolve(reference))
     if call.reporter.as_json:
-        print_json(asdict(top))
+        print_json(_node_json(call.store, top))
     else:
         for line in (_node_text(call.store, top), *_tree_lines(call.store, top)):
             call.reporter.line(line)
@@ -166,6 +214,12 @@ def _tree_lines(store: "Store", node: "Node", indent: str = "") -> list[str]:
     return lines
 
 
+def _node_json(store: "Store", node: "Node") -> dict[str, Any]:
+    """A node as fields, with its label as the tree shows it."""
+    inputs = [_node_json(store, child) for child in node.inputs]
+    return asdict(node) | {"label": _node_text(store, node), "inputs": inputs}
+
+
 def _node_text(store: "Store", node: "Node") -> str:
     if node.kind == "raw":
         return f"sha256 {node.id}"
@@ -174,13 +228,13 @@ def _node_text(store: "Store", node: "Node") -> str:
 
 
 def _called(store: "Store", kind: str, id: str) -> str:
-    """'control (cloud@7, 3fa9…)', 'cloud@7 (3fa9…)' without a name, 'cloud 3fa9…' if it is not in the store."""
+    """'control (cloud@7, 3fa9…)', 'din (cloud@7, 3fa9…)' without a name, 'cloud 3fa9…' if it is not in the store."""
+    from dcclctl.artifacts.names import label
+
     try:
-        artifact = store.find(kind, id)
+        return label(store.find(kind, id)).removesuffix(")") + f", {id[:SHORT_ID]})"
     except ArtifactError:
         return f"{kind} {id[:SHORT_ID]}"
-    name = next(iter(store.aliases(artifact)), "")
-    return f"{name} ({artifact.ref}, {id[:SHORT_ID]})" if name else f"{artifact.ref} ({id[:SHORT_ID]})"
 
 
 @command(app, "verify", shared=LOOKS)
@@ -217,7 +271,8 @@ def verify(
             reporter.line(f"{ref}  DAMAGED  {file} {problem}")
         if found:
             folder = store.folder(kind, number)
-            remedies.append(f"{ref}: restore {folder}, or run {KINDS[kind]} --force and delete that folder.")
+            remedies.append(f"{ref}: restore {folder}, or run {store.remake(kind, number)} --force, and then")
+            remedies.append(f"  dcclctl artifacts rm {ref}")
         else:
             reporter.line(f"{ref}  whole")
     if reporter.as_json:
@@ -225,7 +280,7 @@ def verify(
     if damage:
         first = damage[0]
         raise ArtifactError(
-            f"{len(remedies)} of {len(versions)} artifacts are damaged, "
+            f"{len({each['ref'] for each in damage})} of {len(versions)} artifacts are damaged, "
             f"e.g. {first['ref']}: {first['file']} {first['problem']}",
             "\n".join(remedies),
         )
@@ -295,6 +350,131 @@ def tag(
         print_json({"ref": artifact.ref, "id": artifact.id, "alias": name})
     else:
         call.reporter.line(f"{name} is now {artifact.ref} ({artifact.id[:SHORT_ID]})")
+
+
+@command(app, "gc", shared=LOOKS)
+def gc(
+    call: Call,
+    keep: Annotated[
+        int, typer.Option("--keep", metavar="K", min=0, help="Newest artifacts of each kind that stay.")
+    ] = 3,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Delete. Without it, only show what would be deleted.")
+    ] = False,
+) -> None:
+    """Delete what nobody needs any more; without --apply only show it.
+
+    What stays: artifacts with a name, the newest K of each kind, what running commands use, everything that these were made
+    from, and damaged ones. What goes: all others, and what killed runs left (their command would continue with it).
+
+    \b
+    Example:
+      dcclctl artifacts gc
+      dcclctl artifacts gc --keep 1 --apply
+    """
+    from dcclctl.store.hygiene import collect
+
+    done = collect(call.store, keep, apply)
+    _show_deleted(call, done, "deleted" if apply else "would delete")
+    if not apply and (done.versions or done.work or done.trash):
+        call.reporter.remark("nothing is deleted yet; to delete: dcclctl artifacts gc --apply")
+
+
+@command(app, "rm", shared=LOOKS)
+def rm(
+    call: Call,
+    references: Annotated[list[str], typer.Argument(metavar="REF...", help="What to delete, e.g. cloud@7.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Also delete everything that was made from it, and its names.")
+    ] = False,
+) -> None:
+    """Delete artifacts, also damaged ones.
+
+    Refused as long as another artifact was made from it, or it has a name; --force deletes these too. What a running command
+    uses is never deleted. A number is never given again.
+
+    \b
+    Example:
+      dcclctl artifacts rm evaluation@3
+      dcclctl artifacts rm cloud@7 --force
+    """
+    from dcclctl.store.hygiene import remove
+
+    _show_deleted(call, remove(call.store, references, force), "deleted")
+
+
+@command(app, "export", shared=LOOKS)
+def export(
+    call: Call,
+    references: Annotated[list[str], typer.Argument(metavar="REF...", help="What to hand on, e.g. cloud@release.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write, e.g. model.tar.")],
+) -> None:
+    """Write artifacts and all that they were made from into one file.
+
+    For a colleague or a CI cache. Names go along. Equal artifacts give equal bytes.
+
+    \b
+    Example:
+      dcclctl artifacts export cloud@release -o release.tar
+    """
+    from dcclctl.artifacts.names import label
+    from dcclctl.store.archive import export_archive
+
+    found = export_archive(call.store, references, output)
+    written = output.stat().st_size
+    if call.reporter.as_json:
+        print_json({"file": str(output), "bytes": written, "artifacts": [artifact.ref for artifact in found]})
+        return
+    for artifact in found:
+        call.reporter.line(label(artifact))
+    call.reporter.line(f"{len(found)} artifacts in {output}, {size(written)}")
+
+
+@command(app, "import", shared=LOOKS)
+def import_(
+    call: Call, archive: Annotated[Path, typer.Argument(metavar="FILE", help="What artifacts export wrote.")]
+) -> None:
+    """Add the artifacts of a file that artifacts export wrote.
+
+    Every byte is compared with the id first. What the store has already is left alone; names are given where they are free.
+
+    \b
+    Example:
+      dcclctl artifacts import release.tar
+    """
+    from dcclctl.artifacts.names import label
+    from dcclctl.store.archive import import_archive
+
+    done = import_archive(call.store, archive)
+    if call.reporter.as_json:
+        new, present = ([artifact.ref for artifact in found] for found in (done.new, done.present))
+        print_json({"new": new, "present": present, "names": done.names, "names_taken": done.names_taken})
+        return
+    for artifact in done.new:
+        call.reporter.line(f"new: {label(artifact)}")
+    for artifact in done.present:
+        call.reporter.line(f"here already: {label(artifact)}")
+    for name in done.names_taken:
+        call.reporter.remark(f"{name} means another artifact here and stays so; dcclctl artifacts tag moves it")
+
+
+def _show_deleted(call: Call, done: "Deleted", verb: str) -> None:
+    from dcclctl.artifacts.names import label
+
+    refs = [artifact.ref for artifact in done.versions] + done.damaged
+    left = [str(path) for path in done.work + done.trash]
+    if call.reporter.as_json:
+        in_use = [artifact.ref for artifact in done.in_use]
+        facts = {"names": done.names, "left_by_killed_runs": left, "in_use": in_use, "bytes": done.size_bytes}
+        print_json({"deleted": verb == "deleted", "artifacts": refs, **facts})
+        return
+    for artifact in done.versions:
+        call.reporter.line(f"{verb} {label(artifact)}, {size(artifact.size_bytes)}")
+    for what in [*done.damaged, *done.names, *left]:
+        call.reporter.line(f"{verb} {what}")
+    for artifact in done.in_use:
+        call.reporter.line(f"stays, because a running command uses it: {label(artifact)}")
+    call.reporter.line(f"{verb} {len(refs)} artifacts and {len(left)} remains of killed runs, {size(done.size_bytes)}")
 
 
 def _value(value: Any) -> str:

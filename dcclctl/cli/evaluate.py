@@ -77,6 +77,7 @@ def evaluate(
       dcclctl evaluate cloud@1 cloud@2 patches@1 --targets explore
       dcclctl evaluate cloud --against cloud@release --max-drop tail.ndcg@10=1% --junit gate.xml
     """
+    from dcclctl.artifacts.names import identity
     from dcclctl.config import EvaluateConfig
     from dcclctl.evaluation.gate import gate_rules
     from dcclctl.stages.evaluate import default_references, evaluate_first_events, open_subjects
@@ -104,6 +105,7 @@ def evaluate(
         **{name: evaluation.facts[name] for name in KEY_FACTS},
         subjects=list(refs.values()),
         names={refs[name]: label for name, label in evaluation.labels.items()},
+        models=[identity(*scored) for scored in evaluation.scored().values()],
         metrics=[row for row in _rows(evaluation.aggregate, refs) if not row["group"].startswith("activity-")],
         **compared,
     )
@@ -139,12 +141,14 @@ def _check_outputs(config: Any, rules: "list[Rule]", junit: Path | None, markdow
 
 def _scored_in_words(evaluation: "Evaluation", events: str) -> str:
     """What was scored: 'test of dataset@1: 1,000 events of 100 users, each ranked among all items'."""
+    from dcclctl.artifacts.names import label
     from dcclctl.evaluation.targets import targets_in_words
 
     facts = evaluation.facts
     among = "all items" if facts["candidates"] == "all" else f"{facts['candidates']:,} sampled items"
     targets = targets_in_words(evaluation.config)
-    return f"{facts['on']} of {evaluation.artifact.input('dataset').ref}: {events}{targets}, each ranked among {among}"
+    data = label(evaluation.artifact.input("dataset"))
+    return f"{facts['on']} of {data}: {events}{targets}, each ranked among {among}"
 
 
 def _show(call: Call, evaluation: "Evaluation") -> None:

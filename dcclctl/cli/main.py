@@ -22,7 +22,8 @@ COMMANDS = {
     "score": "Show one user's recommendations with and without the patch.",
     "settings": "List all settings of a command, a model or a method.",
     "audit": "Check that no model was trained on the events it is scored on.",
-    "artifacts": "List, show, verify, compare and name what the commands made.",
+    "artifacts": "List, show, verify, compare, name, delete and hand on what the commands made.",
+    "doctor": "Check the installation, this machine and the store.",
 }
 
 

@@ -36,14 +36,17 @@ def score(
       dcclctl score patches@1 --user 196
       dcclctl score patches --user 196 --top 20 --json
     """
+    from dcclctl.artifacts.names import identity, label
     from dcclctl.devices.serving import Subject
     from dcclctl.stages.score import score as run
 
     subject = Subject.of(reference, call.store)
     found = run(subject, user, top, call.settings, call.config)
-    _show(call.reporter, found)
+    called = label(subject.artifact, subject.suffix)
+    _show(call.reporter, found, {"cloud": label(subject.cloud.artifact)}, called)
     call.finish(
         subject.artifact,
+        model=identity(subject.artifact, subject.suffix),
         user=found.user_id,
         group=found.group,
         events=found.events,
@@ -58,7 +61,7 @@ def _title(item: dict[str, Any]) -> str:
     return plain(item["item_id"] if item["name"] is None else f"{item['name']} ({item['item_id']})")
 
 
-def _show(reporter: Reporter, found: "Explanation") -> None:
+def _show(reporter: Reporter, found: "Explanation", labels: dict[str, str], called: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -69,7 +72,7 @@ def _show(reporter: Reporter, found: "Explanation") -> None:
     table = Table()
     table.add_column("rank", justify="right")
     for name in found.rankings:
-        heading = "cloud model" if name == "cloud" else f"served by {found.served_by[name]}"
+        heading = plain(labels.get(name) or f"{called}, served by {found.served_by[name]}")
         table.add_column(heading, overflow="fold")
     for place in range(found.rankings["cloud"].height):
         cells = []

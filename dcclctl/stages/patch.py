@@ -46,7 +46,8 @@ def patch(
             f"{memory.ref} is of {memory.dataset.ref}, but {cloud.ref} of {dataset.ref}",
             "Use a memory of the same dataset, or leave --memory out.",
         )
-    users, spec = chosen_users(dataset, config.users)
+    asked = config.users
+    users, spec = chosen_users(dataset, asked)
     config = config.model_copy(
         update={
             "users": spec,
@@ -55,7 +56,7 @@ def patch(
         }
     )
     block = Block.parse(config.on)
-    _check_events(method, dataset, users, block, spec)
+    _check_events(method, dataset, users, block, asked)
     own: Any = config.settings
     amount = events_of(dataset, [block]) * (getattr(own, "epochs", 0) or getattr(own, "steps", 1))
     with compute_settings(config, run.remark) as config:
@@ -90,7 +91,7 @@ def patch(
 
 
 def chosen_users(dataset: Dataset, users: str) -> tuple[Ints, str]:
-    """Dense numbers of the users that a `--users` value means, ascending, and that value without any path.
+    """Dense numbers of the users that a `--users` value means, ascending, and that value without any path or id.
 
     Raises:
         UsageError: an unreadable file, or an id that the dataset does not know.
@@ -109,9 +110,11 @@ def chosen_users(dataset: Dataset, users: str) -> tuple[Ints, str]:
                 f"--users {users}: cannot read {users[1:]} ({error})", "Give a text file with one user id a line."
             ) from error
         wanted = [line.strip() for line in text.splitlines() if line.strip()]
-        spec = f"@sha256:{hashlib.sha256(chr(10).join(wanted).encode()).hexdigest()}"
     else:
-        wanted, spec = [part.strip() for part in users.split(",") if part.strip()], users
+        wanted = [part.strip() for part in users.split(",") if part.strip()]
+    # A manifest holds no user's id: it is handed on, and it must not need to be rewritten when a user is forgotten.
+    # Sorted, so that the same users in another order, or in a file, are the same work.
+    spec = f"@sha256:{hashlib.sha256(chr(10).join(sorted(set(wanted))).encode()).hexdigest()}"
     found = table.filter(pl.col("user_id").is_in(wanted))
     missing = sorted(set(wanted) - set(found["user_id"]))
     if missing or not wanted:
@@ -130,14 +133,14 @@ def newest_memory(dataset: Dataset) -> Memory | None:
     return next((Memory(each) for each in found if each.inputs["dataset"].id == dataset.id), None)
 
 
-def _check_events(method: DeviceMethod[Any], dataset: Dataset, users: Ints, block: Block, spec: str) -> None:
+def _check_events(method: DeviceMethod[Any], dataset: Dataset, users: Ints, block: Block, asked: str) -> None:
     """Refuse users and a period without an event to learn from."""
     log = dataset.log
     events = log.events_in(block)
     enough = np.isin(log.user[events], users).any() if method.learns_locally else len(users) and len(events)
     if not enough:
         raise DataError(
-            f"--users {spec}: none of the {len(users)} users has an event in {block} to learn from",
+            f"--users {asked}: none of the {len(users)} users has an event in {block} to learn from",
             "Choose other --users or another --on. Users without a patch are served by the cloud model, or after distill "
             "by the encoder (evaluate --unpatched encoder).",
         )

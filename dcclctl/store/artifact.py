@@ -1,6 +1,9 @@
 """A committed artifact: read-only, and every file checked against the manifest before it is parsed."""
 
+import hashlib
 import json
+import os
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,25 +11,53 @@ from typing import Any, Protocol
 
 from dcclctl.errors import ArtifactError
 from dcclctl.store.contents import Files, file_sha256
-from dcclctl.store.manifest import KINDS, Input
+from dcclctl.store.disk import LocalDisk, open_inside
+from dcclctl.store.manifest import INPUT_FLAGS, KINDS, Input
 
 MANIFEST = "manifest.json"
 #: The id, in the form that `sha256sum -c` reads. Without it, damage to the manifest would look like another id.
 MANIFEST_HASH = "manifest.sha256"
 RUN = "run.json"
 METRICS = "metrics.jsonl"
-#: Files that the manifest does not list. The last two are not part of the id, because they hold clock times.
+#: Files that the manifest does not list. The last two are outside the hash and trusted by nothing: they hold clock times.
 OWN_FILES = frozenset((MANIFEST, MANIFEST_HASH, RUN, METRICS))
 
 
 class Home(Protocol):
-    """The store of an artifact, with the methods that an artifact needs."""
+    """The store of an artifact, or its picture at one moment, with the methods that an artifact needs."""
 
     def find(self, kind: str, id: str) -> "Artifact": ...
 
     def artifacts(self, kind: str | None = None) -> "list[Artifact]": ...
 
     def aliases(self, artifact: "Artifact") -> list[str]: ...
+
+
+#: The largest run.json that is read.
+_RUN_BYTES = 2**20
+
+
+#: What must be text in run.json, and what must be a figure.
+_RUN_TEXTS = ("started", "finished", "imported", "host")
+_RUN_FIGURES = ("seconds", "fit_seconds", "peak_memory_bytes", "users_per_second", "amount")
+
+
+class Recorded(dict[str, Any]):
+    """Configuration or facts of an artifact. A key that is missing is an error that names the artifact, not a traceback.
+
+    Args:
+        values: the keys and values. ref: of the artifact. what: the field of the manifest.
+    """
+
+    def __init__(self, values: dict[str, Any], ref: str, what: str) -> None:
+        super().__init__(values)
+        self._ref, self._what = ref, what
+
+    def __missing__(self, key: str) -> Any:
+        raise ArtifactError(
+            f"{self._ref} is damaged: {key!r} is missing in the {self._what} of its manifest",
+            "dcclctl did not write it; make it again, or remove it with dcclctl artifacts rm.",
+        )
 
 
 @dataclass(frozen=True)
@@ -56,12 +87,12 @@ class Artifact(Files):
     @property
     def config(self) -> dict[str, Any]:
         """The stage's resolved configuration."""
-        return dict(self.manifest["config"])
+        return Recorded(self.manifest["config"], self.ref, "configuration")
 
     @property
     def facts(self) -> dict[str, Any]:
         """Counts and metrics that the stage recorded at its end."""
-        return dict(self.manifest["facts"])
+        return Recorded(self.manifest["facts"], self.ref, "facts")
 
     @property
     def seed(self) -> int:
@@ -89,11 +120,15 @@ class Artifact(Files):
 
     @property
     def run(self) -> dict[str, Any]:
-        """Time, duration and memory of the run that made it (not part of the id); {} if missing or damaged."""
+        """Time, duration and memory of the run that made it (not part of the id); what is no figure or text is left out."""
         try:
-            return dict(json.loads((self.path / RUN).read_bytes()))
-        except (OSError, ValueError):
+            run = json.loads(LocalDisk().read(self.path / RUN, _RUN_BYTES))
+        except (OSError, ValueError, RecursionError, ArtifactError):
             return {}
+        if not isinstance(run, dict):
+            return {}
+        types = dict.fromkeys(_RUN_TEXTS, str) | dict.fromkeys(_RUN_FIGURES, int | float)
+        return {name: value for name, value in run.items() if isinstance(value, types.get(name, str | int | float))}
 
     @property
     def size_bytes(self) -> int:
@@ -106,41 +141,74 @@ class Artifact(Files):
 
     def damage(self, name: str) -> str:
         """What is wrong with one of its files, all of which is read; '' if nothing is wrong."""
+        return self._checked(name)[0]
+
+    def _checked(self, name: str, keep: bool = False) -> tuple[str, bytes]:
+        """What is wrong with a file ('' if nothing is), and its bytes if they are to be kept."""
         listed = self.manifest["files"].get(name)
         if listed is None:
-            return "is not in the manifest"
-        path = self.path / name
+            return "is not in the manifest", b""
         try:
-            size = path.stat().st_size
-            if size != listed["bytes"]:
-                return f"has {size} bytes instead of {listed['bytes']}"
-            if file_sha256(path) != listed["sha256"]:
-                return "does not have the SHA-256 that was recorded for it"
+            with open_inside(self.path, name) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != listed["bytes"]:
+                    return f"has {size} bytes instead of {listed['bytes']}", b""
+                data = file.read() if keep else b""
+                found = hashlib.sha256(data).hexdigest() if keep else file_sha256(file)
+                if found != listed["sha256"]:
+                    return "does not have the SHA-256 that was recorded for it", b""
         except FileNotFoundError:
-            return "is missing"
+            return "is missing", b""
         except OSError as error:
-            return f"cannot be read: {error.strerror}"
-        return ""
+            return f"cannot be read: {error.strerror}", b""
+        return "", data
 
     def verify(self) -> dict[str, str]:
         """Damaged, missing or unknown file → what is wrong with it; {} if the artifact is whole."""
         found = {name: self.damage(name) for name in self.manifest["files"]}
-        for path in self.path.rglob("*"):
-            name = path.relative_to(self.path).as_posix()
-            if not path.is_dir() and name not in OWN_FILES and name not in found:
+        for name in LocalDisk().files(self.path):
+            if name not in OWN_FILES and name not in found:
                 found[name] = "is not in the manifest"
         return {name: problem for name, problem in sorted(found.items()) if problem}
 
+    def read(self, name: str) -> bytes:
+        problem, data = self._checked(name, keep=True)
+        if problem:
+            raise self.unreadable(name, problem)
+        return data
+
     def file(self, name: str) -> Path:
+        """Path of a file, after checking its bytes; `read` gives the bytes that were checked."""
         problem = self.damage(name)
         if problem:
-            raise damaged(self.kind, self.number, f"{name} {problem}", self.path)
+            raise self.unreadable(name, problem)
         return self.path / name
 
+    def unreadable(self, name: str, problem: str) -> ArtifactError:
+        return damaged(self.kind, self.number, f"{name} {problem}", self.path, remake(self.manifest))
 
-def damaged(kind: str, number: int, problem: str, path: Path) -> ArtifactError:
-    """The error for an artifact that differs from what was committed."""
+
+def damaged(kind: str, number: int, problem: str, path: Path, command: str = "") -> ArtifactError:
+    """The error for an artifact that differs from what was committed.
+
+    Args:
+        command: that made it, if its manifest says so.
+    """
     return ArtifactError(
         f"{kind}@{number} is damaged: {problem} (in {path})",
-        f"Restore that folder from a backup, or make the artifact again: {KINDS[kind]} --force",
+        f"Restore that folder from a backup, or make the artifact again: {command or KINDS[kind]} --force",
     )
+
+
+def remake(manifest: dict[str, Any]) -> str:
+    """The command that made an artifact, with its inputs; its settings are in `dcclctl artifacts show`."""
+    stage, inputs = manifest["stage"], manifest["inputs"]
+    flags = INPUT_FLAGS.get(stage, {})
+    words = [f"{flags[role]} {given['kind']}@{given['id'][:12]}" for role, given in inputs.items() if role in flags]
+    if stage == "distill" and "patches" in inputs:
+        words = [word for word in words if not word.startswith("--cloud")]
+    if stage == "evaluate":
+        words = [f"{given['kind']}@{given['id'][:12]}" for role, given in inputs.items() if role.startswith("subject-")]
+    if stage == "ingest":
+        words = [shlex.quote(role.removeprefix("log:")) for role in inputs if role.startswith("log:")]
+    return " ".join(["dcclctl", stage, *words])

@@ -5,11 +5,16 @@ Equal content gives equal bytes. Files are read only after their hash has been c
 
 import hashlib
 import json
+import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from dcclctl.errors import ArtifactError
 from dcclctl.store.canonical import canonical
 
 if TYPE_CHECKING:
@@ -25,14 +30,13 @@ _SETTLED_NANOSECONDS = 100_000_000
 _hashes: dict[tuple[int, int, int, int], str] = {}
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file; remembered in this process by device, inode, size and time of change."""
-    with path.open("rb") as file:
-        before = path.stat()
-        key = (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns)
-        if key in _hashes:
-            return _hashes[key]
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+def file_sha256(file: BufferedReader) -> str:
+    """SHA-256 of an open file; remembered in this process by device, inode, size and time of change."""
+    before = os.fstat(file.fileno())
+    key = (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns)
+    if key in _hashes:
+        return _hashes[key]
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
     if time.time_ns() - before.st_mtime_ns > _SETTLED_NANOSECONDS:
         _hashes[key] = digest
     return digest
@@ -47,8 +51,10 @@ def describe_table(path: Path) -> dict[str, Any]:
     """Rows and columns of a Parquet file, from its footer: {'rows': 3, 'schema': {'user_index': 'Int32'}}."""
     import polars as pl
 
-    rows = pl.scan_parquet(path).select(pl.len()).collect().item()
-    return {"rows": rows, "schema": {name: str(type_) for name, type_ in pl.read_parquet_schema(path).items()}}
+    # Without glob, polars would take 's[1]' in the store's path for a pattern, and read the file in 's1'.
+    frame = pl.scan_parquet(path, glob=False)
+    rows = frame.select(pl.len()).collect().item()
+    return {"rows": rows, "schema": {name: str(type_) for name, type_ in frame.collect_schema().items()}}
 
 
 def plain_tensors(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
@@ -64,38 +70,65 @@ def write_tensors(path: Path, tensors: dict[str, "Tensor"], metadata: dict[str, 
 
 
 class Files(ABC):
-    """The files of an artifact that is committed or being made; each is checked against its hash before it is read."""
+    """The files of an artifact that is committed or being made.
+
+    A file is read once; its bytes are compared with its hash and then parsed, so that nothing can change in between.
+    """
 
     @abstractmethod
-    def file(self, name: str) -> Path:
-        """Path of a file, after checking its bytes.
+    def read(self, name: str) -> bytes:
+        """The bytes of a file, checked against its hash.
 
         Raises:
             ArtifactError: missing or damaged.
         """
 
+    @abstractmethod
+    def unreadable(self, name: str, problem: str) -> ArtifactError:
+        """The error for a file that has the right hash and cannot be parsed."""
+
+    @contextmanager
+    def _parsing(self, name: str) -> Iterator[bytes]:
+        """The checked bytes of a file; whatever a parser raises on them becomes an error with the artifact's name."""
+        data = self.read(name)
+        try:
+            yield data
+        except BaseException as error:
+            # polars' panics are no Exception
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                said = str(error).partition("\n")[0] or type(error).__name__
+                raise self.unreadable(name, f"cannot be parsed: {said}") from error
+            raise
+
     def read_table(self, name: str) -> "pl.DataFrame":
         """Read a Parquet file."""
         import polars as pl
 
-        return pl.read_parquet(self.file(name))
+        with self._parsing(name) as data:
+            return pl.read_parquet(data)
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file."""
-        return json.loads(self.file(name).read_bytes())
+        with self._parsing(name) as data:
+            return json.loads(data)
 
     def read_tensors(self, name: str) -> dict[str, "Tensor"]:
         """Read every tensor of a safetensors file onto the CPU."""
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
-        return dict(load_file(self.file(name)))
+        with self._parsing(name) as data:
+            return dict(load(data))
 
     def tensor_metadata(self, name: str) -> dict[str, Any]:
         """Read the metadata that `write_tensors` was given."""
-        from safetensors import safe_open
+        with self._parsing(name) as data:
+            return _metadata(data)
 
-        with safe_open(self.file(name), framework="pt") as file:
-            return dict(json.loads(file.metadata()["meta"]))
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    """The metadata in the header of safetensors."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return dict(json.loads(header["__metadata__"]["meta"]))
 
 
 def pack_tensors(tensors: dict[str, "Tensor"], metadata: dict[str, Any]) -> bytes:
@@ -113,5 +146,4 @@ def unpack_tensors(data: bytes) -> tuple[dict[str, "Tensor"], dict[str, Any]] | 
     digest, body = data[:32], data[32:]
     if hashlib.sha256(body).digest() != digest:
         return None
-    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-    return dict(load(body)), dict(json.loads(header["__metadata__"]["meta"]))
+    return dict(load(body)), _metadata(body)

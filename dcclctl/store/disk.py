@@ -5,34 +5,79 @@ An object store would be a second class with these methods. It cannot rename, so
 """
 
 import errno
-import fcntl
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 
 from dcclctl.errors import ArtifactError
 
 #: Nothing is written when fewer bytes are free, so that there is room to stop in good order.
 RESERVE_BYTES = 16 * 2**20
+#: Digits in the folder name of a version.
+NUMBER_DIGITS = 6
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+#: Can files be opened relative to an open folder? Windows cannot.
+_RELATIVE = os.open in os.supports_dir_fd
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_FOLDER = os.O_RDONLY | _NO_LINK | getattr(os, "O_DIRECTORY", 0)
+#: Without waiting, because opening a FIFO waits for somebody who writes into it.
+_FILE = os.O_RDONLY | _NO_LINK | getattr(os, "O_NONBLOCK", 0)
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Path, verb: str = "write") -> Iterator[None]:
     """Turn an error of the operating system into one with a remedy."""
     try:
         yield
     except OSError as error:
-        remedy = ""
+        remedy = "Check the disk, or name another store with --store DIR."
         if error.errno in _FORBIDDEN:
             remedy = "Choose a store that you may write to with --store DIR, or mend its permissions."
-        elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        elif error.errno in _NO_FOLDER:
             remedy = "Something there is not a folder; name another store with --store DIR."
-        raise ArtifactError(f"cannot write {path}: {error.strerror or error}", remedy) from error
+        raise ArtifactError(f"cannot {verb} {path}: {error.strerror or error}", remedy) from error
+
+
+def open_inside(folder: Path, name: str) -> BufferedReader:
+    """Open a file for reading, only if it is a regular file that lies in the folder itself.
+
+    Args:
+        name: relative, with '/' between folders; no part may be a link, so that the file cannot lie elsewhere.
+
+    Raises:
+        FileNotFoundError: there is no such file. OSError: a link, a FIFO, a device, a folder, or unreadable.
+    """
+    if not _RELATIVE:
+        inside = folder / name
+        if any(place.is_symlink() for place in (inside, *inside.parents[: name.count("/") + 1])):
+            raise OSError(errno.ELOOP, "it is a link", str(inside))
+        return _regular(os.open(inside, _FILE), inside)
+    *folders, last = name.split("/")
+    place = os.open(folder, _FOLDER)
+    try:
+        for part in folders:
+            inner = os.open(part, _FOLDER, dir_fd=place)
+            os.close(place)
+            place = inner
+        return _regular(os.open(last, _FILE, dir_fd=place), folder / name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, error.strerror, str(folder / name)) from error
+    finally:
+        os.close(place)
+
+
+def _regular(descriptor: int, path: Path) -> BufferedReader:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 class LocalDisk:
@@ -40,28 +85,40 @@ class LocalDisk:
 
     def names(self, folder: Path) -> list[str]:
         """Sorted names in a folder; [] if there is no such folder."""
-        try:
-            return sorted(entry.name for entry in folder.iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        with _explained(folder, "read"):
+            try:
+                return sorted(entry.name for entry in folder.iterdir())
+            except (FileNotFoundError, NotADirectoryError):
+                return []
 
     def files(self, folder: Path) -> list[str]:
-        """Sorted names, relative and with '/', of all files below a folder."""
-        return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+        """Sorted names, relative and with '/', of everything below a folder that is not a folder; links are not followed."""
+        found = []
+        for place, folders, names in os.walk(folder):
+            names += [name for name in folders if (Path(place) / name).is_symlink()]
+            found += [(Path(place) / name).relative_to(folder).as_posix() for name in names]
+        return sorted(found)
 
-    def read(self, path: Path) -> bytes:
-        """The bytes of a file.
+    def read(self, path: Path, limit: int | None = None) -> bytes:
+        """The bytes of a regular file; a link is not followed.
+
+        Args:
+            limit: the largest size that is read.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ArtifactError: it cannot be read.
+            ArtifactError: it cannot be read, is no regular file, or is larger than the limit.
         """
         try:
-            return path.read_bytes()
+            with open_inside(path.parent, path.name) as file:
+                data = file.read() if limit is None else file.read(limit + 1)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise ArtifactError(f"cannot read {path}: {error.strerror}", "Mend its permissions or the disk.") from error
+        if limit is not None and len(data) > limit:
+            raise ArtifactError(f"{path} is larger than {limit:,} bytes", "dcclctl did not write it; remove it.")
+        return data
 
     def make_folder(self, folder: Path) -> None:
         """Create a folder and its parents and wait until they are on the disk."""
@@ -115,7 +172,9 @@ class LocalDisk:
 
     def sync(self, path: Path) -> None:
         """Wait until a file's bytes, or a folder's names, are on the disk."""
-        descriptor = os.open(path, os.O_RDONLY)
+        if os.name == "nt" and path.is_dir():
+            return  # Windows keeps the names of a folder by its own journal and cannot be asked to
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -125,6 +184,9 @@ class LocalDisk:
         """Remove a file or a whole folder if it exists."""
         with _explained(path):
             if path.is_dir() and not path.is_symlink():
+                if os.name == "nt":  # where a read-only file cannot be deleted
+                    for name in self.files(path):
+                        (path / name).chmod(0o666)
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
@@ -138,8 +200,11 @@ class LocalDisk:
                 self.sync(Path(place))
 
     def publish(self, work: Path, versions: Path) -> int:
-        """Commit a finished work folder: rename it to the next free number and return that number."""
-        number = max((int(name) for name in self.names(versions) if name.isdigit()), default=0) + 1
+        """Commit a finished work folder: rename it to the next number that was never given, and return that number."""
+        given = versions.parent / "last"
+        number = max((int(name) for name in self.names(versions) if is_number(name)), default=0)
+        self.give(given, number)
+        number = max((int(name) for name in self.names(given) if is_number(name)), default=number) + 1
         with _explained(versions):
             while True:
                 try:
@@ -152,7 +217,24 @@ class LocalDisk:
                     number += 1
             self.sync(versions)
             self.sync(work.parent)
+        self.give(given, number)
         return number
+
+    def give(self, given: Path, number: int) -> None:
+        """Remember that a number was given, so that it is never given again, also after its version was deleted.
+
+        The folder holds an empty file for it. Older ones are removed afterwards: however many processes do this at the same
+        time, the file of the highest number stays.
+        """
+        if not number or f"{number:06d}" in self.names(given):
+            return
+        self.make_folder(given)
+        with _explained(given):
+            (given / f"{number:06d}").touch()
+            self.sync(given)
+            for name in self.names(given):
+                if is_number(name) and int(name) < number:
+                    (given / name).unlink(missing_ok=True)
 
     @contextmanager
     def lock(self, path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
@@ -162,25 +244,72 @@ class LocalDisk:
             path: the lock file; it is removed at the end.
             on_wait: called before waiting for another process that holds the lock.
         """
-        while True:
-            with _explained(path):
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        held = None
+        # The process before us removes the file that we waited for: another one may hold a newer file.
+        while held is None:
+            held = self.try_lock(path, on_wait)
+        with held:
+            yield
+
+    def try_lock(self, path: Path, on_wait: Callable[[], None] | None = None) -> "Held | None":
+        """Take a lock; None if another process holds it, or if its file was removed meanwhile.
+
+        Args:
+            path: the lock file. on_wait: called before waiting for the process that holds it; None: do not wait.
+        """
+        from filelock import lock_descriptor
+
+        with _explained(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o644)
             try:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
+                locked = lock_descriptor(descriptor, blocking=False)
+                if not locked and on_wait is not None:
                     on_wait()
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
-                # The process before us has removed the file that we waited for: another one may hold a newer file.
-                if not _same_file(descriptor, path):
-                    continue
-                try:
-                    yield
-                    return
-                finally:
-                    path.unlink(missing_ok=True)
-            finally:
+                    locked = lock_descriptor(descriptor)
+                if locked and _same_file(descriptor, path):
+                    return Held(path, descriptor)
+            except BaseException:
                 os.close(descriptor)
+                raise
+            os.close(descriptor)
+        return None
+
+
+class Held:
+    """A lock that this process holds until `release`, or until the last reference to it is gone.
+
+    Args:
+        path: the lock file. descriptor: open on it.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Give the lock back and remove its file."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0:
+            return
+        if os.name == "nt":  # where an open file cannot be removed
+            os.close(descriptor)
+            with suppress(OSError):
+                self.path.unlink()
+            return
+        with suppress(OSError):
+            self.path.unlink()
+        os.close(descriptor)
+
+    def __enter__(self) -> "Held":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def is_number(name: str) -> bool:
+    """Is it the folder name of a version, e.g. 000007?"""
+    return len(name) == NUMBER_DIGITS and name.isascii() and name.isdigit() and int(name) > 0
 
 
 def _full(path: Path, free: int) -> ArtifactError:

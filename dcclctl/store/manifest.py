@@ -9,7 +9,9 @@ import platform
 import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from dcclctl.errors import ArtifactError
 from dcclctl.store.canonical import canonical
@@ -25,6 +27,13 @@ KINDS: Final = {
     "patches": "dcclctl patch",
     "evaluation": "dcclctl evaluate",
 }
+#: stage → role of an input → the flag that names it; what is not here is found from the others.
+INPUT_FLAGS: Final = {
+    "train": {"dataset": "--dataset", "cloud": "--continue"},
+    "memory": {"dataset": "--dataset"},
+    "patch": {"cloud": "--cloud", "memory": "--memory"},
+    "distill": {"patches": "--patches", "cloud": "--cloud"},
+}
 #: Fields that are known before the work starts.
 HEAD: Final = ("stage", "kind", "config", "seed", "inputs")
 #: The keys that every manifest has; it has no others.
@@ -33,6 +42,11 @@ FIELDS: Final = frozenset(("format", *HEAD, "facts", "files", "tables", "package
 PACKAGES: Final = ("numpy", "polars", "pyarrow", "safetensors", "torch")
 
 _ID = re.compile(r"[0-9a-f]{64}")
+#: A name cannot lead out of the artifact's folder: no part of it begins with a dot, and none is empty.
+FILE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)*")
+#: The largest manifest that is read, and how deep its settings and facts may be nested.
+MAX_BYTES: Final = 64 * 2**20
+_MAX_DEPTH = 40
 
 
 @dataclass(frozen=True)
@@ -96,16 +110,97 @@ def read_manifest(data: bytes, kind: str, name: str) -> dict[str, Any]:
     Raises:
         ArtifactError: a format version that this program does not read, missing or unknown fields, or another kind.
     """
-    manifest = json.loads(data)
+
+    def refused(problem: str) -> ArtifactError:
+        return ArtifactError(
+            f"{name} is damaged: its manifest {problem}",
+            "dcclctl did not write it. Remove it: dcclctl artifacts rm " + name,
+        )
+
+    try:
+        manifest = json.loads(data, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise refused(f"is not JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise refused("is not a JSON object")
     found = manifest.get("format")
     if found != FORMAT:
         raise ArtifactError(
-            f"{name} has format version {found}; this dcclctl {__version__} reads version {FORMAT}",
-            f"Use a dcclctl that reads format version {found}, or make the artifact again with this one.",
+            f"{name} has format version {found!r:.40}; this dcclctl {__version__} reads version {FORMAT}",
+            f"Use a dcclctl that reads format version {found!r:.40}, or make the artifact again with this one.",
         )
     if set(manifest) != FIELDS:
         odd = ", ".join(sorted(set(manifest) ^ FIELDS))
-        raise ArtifactError(f"{name}: missing or unknown fields in its manifest: {odd}", "dcclctl did not write it.")
+        raise refused(f"has missing or unknown fields: {odd}")
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise refused(f"says what it cannot, at {where or 'its top'}: {first['msg']}") from error
     if manifest["kind"] != kind:
         raise ArtifactError(f"{name} says that it is of kind {manifest['kind']}", "Its folder was moved; move it back.")
-    return dict(manifest)
+    return manifest
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is not a number")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+_Sha256 = Annotated[str, StringConstraints(pattern=rf"^{_ID.pattern}$")]
+_FileName = Annotated[str, StringConstraints(pattern=rf"^{FILE_NAME.pattern}$", max_length=240)]
+
+
+class _File(_Strict):
+    bytes: int = Field(ge=0)
+    sha256: _Sha256
+
+
+class _Table(_Strict):
+    rows: int = Field(ge=0)
+    schema_: dict[str, str] = Field(alias="schema")
+
+
+class _Given(_Strict):
+    kind: str
+    id: _Sha256
+
+    @model_validator(mode="after")
+    def _known(self) -> "_Given":
+        Input(self.kind, self.id)
+        return self
+
+
+class _Manifest(_Strict):
+    """What a manifest may hold. Nothing in it is trusted before it was compared with this."""
+
+    format: int
+    stage: str = Field(pattern=r"^[a-z]{1,40}$")
+    kind: str
+    config: dict[str, Any]
+    seed: int
+    inputs: dict[str, _Given]
+    facts: dict[str, Any]
+    files: dict[_FileName, _File]
+    tables: dict[str, _Table]
+    packages: dict[str, str]
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "_Manifest":
+        reserved = {"manifest.json", "manifest.sha256", "run.json", "metrics.jsonl"} & set(self.files)
+        if reserved or not set(self.tables) <= set(self.files):
+            raise ValueError("files that it cannot have, or tables without a file")
+        for document in (self.config, self.facts):
+            _check_depth(document, _MAX_DEPTH)
+        return self
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if not left:
+        raise ValueError("settings or facts are nested too deeply")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, left - 1)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dcclctl.errors import UsageError
+from dcclctl.store.disk import NUMBER_DIGITS
 from dcclctl.store.manifest import KINDS
 
-#: A name of at most so many decimal digits is a version number; a longer one is the start of an id.
-NUMBER_DIGITS = 6
 MIN_ID_PREFIX = 4
 
 _HEX = re.compile(rf"[0-9a-f]{{{MIN_ID_PREFIX},64}}")
@@ -60,6 +59,11 @@ def parse_reference(text: str) -> Reference:
         "'latest', or an alias",
         f"Type e.g. {kind}@1 or {kind}@latest. To see what there is: dcclctl artifacts list",
     )
+
+
+def is_alias(name: str) -> bool:
+    """Could `tag` have written it?"""
+    return bool(_ALIAS.fullmatch(name)) and not _HEX.fullmatch(name)
 
 
 def check_alias(alias: str) -> None:

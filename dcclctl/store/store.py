@@ -5,6 +5,8 @@ Layout: `STORE/<kind>/v/000007/` committed, `STORE/<kind>/work/<key>/` in the ma
 
 import difflib
 import hashlib
+import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -12,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from dcclctl.errors import ArtifactError, UsageError
-from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, Artifact, damaged
-from dcclctl.store.disk import LocalDisk
-from dcclctl.store.manifest import KINDS, Input, inputs_document, read_manifest, work_key
-from dcclctl.store.references import NUMBER_DIGITS, check_alias, parse_reference
-from dcclctl.store.work import Work
+from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, Artifact, damaged, remake
+from dcclctl.store.disk import NUMBER_DIGITS, LocalDisk, is_number
+from dcclctl.store.leases import Leases
+from dcclctl.store.manifest import KINDS, MAX_BYTES, Input, inputs_document, read_manifest, work_key
+from dcclctl.store.references import check_alias, is_alias, parse_reference
+from dcclctl.store.work import Incoming, Work
 
 __all__ = ["Artifact", "Input", "NotMade", "Step", "Store", "Work"]
 
@@ -41,6 +44,10 @@ class NotMade(Exception):
     """A plan has come to an artifact that is not there, so that nothing can be computed from it."""
 
 
+#: The largest file that holds an id or a name.
+_SMALL = 4096
+
+
 class Store:
     """A directory of artifacts.
 
@@ -56,6 +63,8 @@ class Store:
         self._disk = disk or LocalDisk()
         self._remark = remark
         self._plan: list[Step] | None = None
+        #: what this object keeps other processes from deleting
+        self.leases = Leases(self.root, self._disk)
 
     # -- finding
 
@@ -73,21 +82,30 @@ class Store:
         wanted = parse_reference(reference)
         if kind is not None and wanted.kind != kind:
             raise UsageError(f"{reference} is of kind {wanted.kind}, but {kind} is needed here", self._choices(kind))
+        return self._in_use(self.load(wanted.kind, self.number_of(reference)))
+
+    def number_of(self, reference: str) -> int:
+        """The number of the version that a reference means, which may be damaged.
+
+        Raises:
+            UsageError: not a reference, or no such artifact; the message says which ones there are.
+        """
+        wanted = parse_reference(reference)
         if wanted.by == "latest":
-            return self.latest(wanted.kind)
+            return self._latest_number(wanted.kind)
         if wanted.by == "number":
             if int(wanted.name) in self.numbers(wanted.kind):
-                return self.load(wanted.kind, int(wanted.name))
+                return int(wanted.name)
         elif wanted.by == "alias":
             if wanted.name in self.alias_names(wanted.kind):
-                return self.find(wanted.kind, self._alias_target(wanted.kind, wanted.name))
+                return self._number_with(wanted.kind, self._alias_target(wanted.kind, wanted.name))
         else:
             found = {id: number for number, id in self._ids(wanted.kind) if id.startswith(wanted.name)}
             if len(found) > 1:
                 which = ", ".join(f"{wanted.kind}@{number} ({id[:12]})" for id, number in found.items())
                 raise UsageError(f"{reference} could be {which}", "Type more digits, or the number.")
             if found:
-                return self.load(wanted.kind, *found.values())
+                return next(iter(found.values()))
         near = difflib.get_close_matches(wanted.name, [*self.alias_names(wanted.kind), "latest"], n=1)
         hint = f"Did you mean {wanted.kind}@{near[0]}? " if near and wanted.by == "alias" else ""
         raise UsageError(f"there is no {reference} in the store {self.root}", hint + self._choices(wanted.kind))
@@ -99,13 +117,16 @@ class Store:
             UsageError: there is none yet; the remedy is the command that makes one.
             ArtifactError: it is damaged; an older one is never returned instead.
         """
+        return self._in_use(self.load(kind, self._latest_number(kind)))
+
+    def _latest_number(self, kind: str) -> int:
         numbers = self.numbers(kind)
         if not numbers:
             raise UsageError(
                 f"there is no {kind} in the store {self.root} yet",
                 f"Run first: {KINDS[kind]}   (or name another store with --store DIR)",
             )
-        return self.load(kind, numbers[-1])
+        return numbers[-1]
 
     def find(self, kind: str, id: str) -> Artifact:
         """The newest version with this full id.
@@ -113,13 +134,22 @@ class Store:
         Raises:
             ArtifactError: gone, or damaged.
         """
+        return self._in_use(self.load(kind, self._number_with(kind, id)))
+
+    def _number_with(self, kind: str, id: str) -> int:
         numbers = [number for number, found in self._ids(kind) if found == id]
         if not numbers:
             raise ArtifactError(
                 f"the {kind} with the id {id[:12]}… is not in the store {self.root}",
                 f"See what is damaged with 'dcclctl artifacts verify', or make it again: {KINDS[kind]}",
             )
-        return self.load(kind, numbers[-1])
+        return numbers[-1]
+
+    def _in_use(self, artifact: Artifact) -> Artifact:
+        """The artifact, which from now on is not deleted while this store object lives."""
+        if not self.leases.add(artifact.id, (artifact.path / MANIFEST).exists):
+            raise ArtifactError(f"{artifact.ref} has just been deleted by another command", "Name another one.")
+        return artifact
 
     def artifacts(self, kind: str | None = None) -> list[Artifact]:
         """All artifacts of a kind, or of all kinds if None, oldest first.
@@ -133,7 +163,7 @@ class Store:
     def numbers(self, kind: str) -> list[int]:
         """Version numbers of a kind, ascending, including those of damaged artifacts."""
         names = self._disk.names(self._versions(kind))
-        return sorted(int(name) for name in names if name.isdigit() and len(name) == NUMBER_DIGITS)
+        return sorted(int(name) for name in names if is_number(name))
 
     def folder(self, kind: str, number: int) -> Path:
         """The folder of a version, which need not exist."""
@@ -147,10 +177,14 @@ class Store:
         """
         path = self.folder(kind, number)
         try:
-            data = self._disk.read(path / MANIFEST)
+            data = self._disk.read(path / MANIFEST, MAX_BYTES)
             id = self._recorded_id(kind, number)
         except FileNotFoundError as error:
+            if not os.path.lexists(path):
+                raise ArtifactError(f"{kind}@{number} is not in the store {self.root}", self._choices(kind)) from error
             raise damaged(kind, number, f"{Path(error.filename).name} is missing", path) from error
+        except ArtifactError as error:
+            raise damaged(kind, number, error.what, path) from error
         if hashlib.sha256(data).hexdigest() != id:
             raise damaged(kind, number, f"{MANIFEST} does not have the SHA-256 in {MANIFEST_HASH}", path)
         return Artifact(kind, number, path, id, read_manifest(data, kind, f"{kind}@{number}"), self)
@@ -162,15 +196,26 @@ class Store:
         except ArtifactError as error:
             return {MANIFEST: f"cannot be trusted: {error.what}"}
 
+    def remake(self, kind: str, number: int) -> str:
+        """The command that makes a version again: as its manifest says, or the kind's where the manifest is damaged."""
+        try:
+            return remake(self.load(kind, number).manifest)
+        except ArtifactError:
+            return KINDS[kind]
+
     def _recorded_id(self, kind: str, number: int) -> str:
-        return self._disk.read(self.folder(kind, number) / MANIFEST_HASH)[:64].decode("ascii", "replace")
+        text = self._disk.read(self.folder(kind, number) / MANIFEST_HASH, _SMALL).decode("ascii", "replace")
+        id, name = text[:64], text[64:]
+        if name != f"  {MANIFEST}\n":
+            raise damaged(kind, number, f"{MANIFEST_HASH} is not a hash of {MANIFEST}", self.folder(kind, number))
+        return id
 
     def _ids(self, kind: str) -> Iterator[tuple[int, str]]:
         """(number, recorded id) of every version, ascending."""
         for number in self.numbers(kind):
             try:
                 yield number, self._recorded_id(kind, number)
-            except FileNotFoundError:
+            except (FileNotFoundError, ArtifactError):
                 continue
 
     # -- aliases
@@ -191,15 +236,27 @@ class Store:
 
     def aliases(self, artifact: Artifact) -> list[str]:
         """Sorted aliases of an artifact."""
-        kind = artifact.kind
-        return [name for name in self.alias_names(kind) if self._alias_target(kind, name) == artifact.id]
+        return self.names(artifact.kind).get(artifact.id, [])
+
+    def names(self, kind: str) -> dict[str, list[str]]:
+        """Id → its sorted aliases. A file that holds no id is left out."""
+        found: dict[str, list[str]] = {}
+        for name in self.alias_names(kind):
+            with suppress(FileNotFoundError, ArtifactError):
+                found.setdefault(self._alias_target(kind, name), []).append(name)
+        return found
+
+    def untag(self, kind: str, alias: str) -> None:
+        """Delete an alias."""
+        self._disk.remove(self._refs(kind) / alias)
+        self._disk.sync(self._refs(kind))
 
     def alias_names(self, kind: str) -> list[str]:
         """Aliases of all artifacts of a kind."""
-        return [name for name in self._disk.names(self._refs(kind)) if not name.startswith(".")]
+        return [name for name in self._disk.names(self._refs(kind)) if is_alias(name)]
 
     def _alias_target(self, kind: str, alias: str) -> str:
-        return self._disk.read(self._refs(kind) / alias).decode("ascii", "replace").strip()
+        return self._disk.read(self._refs(kind) / alias, _SMALL).decode("ascii", "replace").strip()
 
     # -- making
 
@@ -288,6 +345,8 @@ class Store:
                 continue
             if key != work_key(artifact.manifest):
                 continue
+            if not self.leases.add(artifact.id, (artifact.path / MANIFEST).exists):
+                continue
             problems = artifact.verify()
             if not problems:
                 if self._plan is None:
@@ -297,6 +356,72 @@ class Store:
             name, problem = next(iter(problems.items()))
             self._remark(f"{artifact.ref} is damaged ({name} {problem}): making it again")
         return None
+
+    @contextmanager
+    def adding(self, kind: str, id: str) -> Iterator[Incoming]:
+        """Take in an artifact from an archive; what is not committed in the body is removed.
+
+        Args:
+            kind: one of KINDS. id: full id, which the caller has checked.
+        """
+        folder = self.root / kind / "work" / f"import-{id}"
+        self._disk.make_folder(folder.parent)
+        self._disk.make_folder(self._versions(kind))
+        with self._disk.lock(folder.with_name(f"{folder.name}.lock"), lambda: None):
+            there = None
+            with suppress(ArtifactError):
+                found = self.find(kind, id)
+                there = None if found.verify() else found
+            self._disk.remove(folder)
+            if there is None:
+                self._disk.make_folder(folder)
+            try:
+                yield Incoming(self, self._disk, folder, there)
+            finally:
+                self._disk.remove(folder)
+
+    # -- deleting, see hygiene.py
+
+    def trash(self, kind: str, number: int) -> Path:
+        """Move a version to the trash in one step; its number is never given again."""
+        folder, trash = self.folder(kind, number), self.root / "trash"
+        self._disk.make_folder(trash)
+        self._disk.give(folder.parent.parent / "last", max(self.numbers(kind)))
+        target = trash / f"{kind}-{number}-{secrets.token_hex(4)}"
+        self._disk.rename(folder, target)
+        self._disk.sync(folder.parent)
+        return target
+
+    def in_trash(self) -> list[Path]:
+        """What lies in the trash: it is left of a deletion that was killed."""
+        return [self.root / "trash" / name for name in self._disk.names(self.root / "trash")]
+
+    def empty_trash(self, folders: list[Path]) -> None:
+        """Delete folders of the trash; one that another process deletes at the same time is no error."""
+        for folder in folders:
+            self._disk.remove(folder)
+
+    def dead_work(self, remove: bool) -> tuple[list[Path], int]:
+        """Folders and files that dead runs left, and their size in bytes; deleted if `remove`."""
+        found, size = [], 0
+        for kind in KINDS:
+            work = self.root / kind / "work"
+            names = self._disk.names(work)
+            for key in sorted({name.partition(".")[0] for name in names}):
+                held = self._disk.try_lock(work / f"{key}.lock")
+                if held is None:
+                    continue
+                with held:
+                    left = [work / name for name in names if name in (key, f"{key}.state")]
+                    found += left
+                    size += sum(map(self.size_of, left))
+                    for path in reversed(left) if remove else ():
+                        self._disk.remove(path)
+        return found, size
+
+    def size_of(self, folder: Path) -> int:
+        """Bytes of all files below a folder."""
+        return sum((folder / name).lstat().st_size for name in self._disk.files(folder))
 
     # -- places and hints
 

@@ -1,24 +1,24 @@
 """An artifact in the making. Its folder survives an exception or a kill, so that the same command continues."""
 
 import hashlib
+import io
 import json
 import platform
-import re
-import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from dcclctl.errors import ArtifactError
 from dcclctl.store import contents
 from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, METRICS, RUN, Artifact, Home
 from dcclctl.store.canonical import canonical
 from dcclctl.store.disk import LocalDisk
-from dcclctl.store.manifest import FORMAT, package_versions
+from dcclctl.store.leases import Leases
+from dcclctl.store.manifest import FILE_NAME, FORMAT, package_versions
 from dcclctl.tables import check_table
 
 if TYPE_CHECKING:
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 PACKAGES = "packages.json"
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)*")
+
+class Maker(Home, Protocol):
+    """The store in which an artifact is made."""
+
+    @property
+    def leases(self) -> Leases: ...
 
 
 class Work(contents.Files):
@@ -42,7 +47,7 @@ class Work(contents.Files):
     """
 
     def __init__(
-        self, home: Home, disk: LocalDisk, folder: Path, head: dict[str, Any], key: str, reused: Artifact | None
+        self, home: Maker, disk: LocalDisk, folder: Path, head: dict[str, Any], key: str, reused: Artifact | None
     ) -> None:
         self.key = key
         self.reused = reused
@@ -100,7 +105,7 @@ class Work(contents.Files):
             name: lower-case name, with '/' for folders; rows and schema of '.parquet' files are recorded.
             expected_bytes: its size if known, else 0.
         """
-        if not _NAME.fullmatch(name):
+        if not FILE_NAME.fullmatch(name):
             raise ValueError(f"not a file name for an artifact: {name!r}")
         path = self._folder / name
         self._disk.make_folder(path.parent)
@@ -108,7 +113,7 @@ class Work(contents.Files):
         self._disk.remove(self._record_path(name))
         with self._disk.create(path, expected_bytes) as temporary:
             yield temporary
-        record: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": contents.file_sha256(path)}
+        record: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         if path.suffix == ".parquet":
             record["table"] = contents.describe_table(path)
         self._disk.write(self._record_path(name), canonical(record))
@@ -149,17 +154,18 @@ class Work(contents.Files):
             except (FileNotFoundError, ValueError):
                 return False
         record, path = self._files[name], self._folder / name
-        if path.is_file() and path.stat().st_size == record["bytes"] and contents.file_sha256(path) == record["sha256"]:
+        if path.is_file() and path.stat().st_size == record["bytes"] and _sha256(path) == record["sha256"]:
             return True
         del self._files[name]
         return False
 
-    def file(self, name: str) -> Path:
+    def read(self, name: str) -> bytes:
         if not self.finished(name):
-            raise ArtifactError(
-                f"{self._folder / name} is missing or damaged", "Start this step anew: the same command with --force"
-            )
-        return self._folder / name
+            raise self.unreadable(name, "is missing or damaged")
+        return (self._folder / name).read_bytes()
+
+    def unreadable(self, name: str, problem: str) -> ArtifactError:
+        return ArtifactError(f"{self._folder / name} {problem}", "Start this step anew: the same command with --force")
 
     def _record_path(self, name: str) -> Path:
         return self._state / "files" / f"{name.replace('/', '+')}.json"
@@ -216,28 +222,78 @@ class Work(contents.Files):
                 self._disk.remove(self._folder / name)
         with suppress(FileNotFoundError):
             self._disk.write(self._folder / METRICS, self._disk.read(self._state / METRICS))
-        self._disk.write(self._folder / RUN, canonical(self._run(), "run"))
-        id = hashlib.sha256(manifest).hexdigest()
-        self._disk.write(self._folder / MANIFEST_HASH, f"{id}  {MANIFEST}\n".encode())
-        self._disk.write(self._folder / MANIFEST, manifest)
-        self._disk.freeze(self._folder)
-        versions = self._folder.parent.parent / "v"
-        number = self._disk.publish(self._folder, versions)
+        made = commit(self._home, self._disk, self._folder, manifest, self._run())
         self._disk.remove(self._state)
-        kind = self._head["kind"]
-        return Artifact(kind, number, versions / f"{number:06d}", id, json.loads(manifest), self._home)
+        return made
 
     def _run(self) -> dict[str, Any]:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "started": self._started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._clock, 3),
-            "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+            **_peak_memory(),
             "host": platform.node(),
             "resumed": self._resumed,
             **self._notes,
         }
+
+
+class Incoming:
+    """An artifact that comes from an archive; created by `Store.adding`.
+
+    Args:
+        home: the store. disk: its file system. folder: where it is put together.
+        there: the same artifact, if the store has it whole; then nothing is written.
+    """
+
+    def __init__(self, home: Maker, disk: LocalDisk, folder: Path, there: Artifact | None) -> None:
+        self._home, self._disk, self._folder = home, disk, folder
+        self.there = there
+
+    @contextmanager
+    def new_file(self, name: str, size: int) -> Iterator[IO[bytes]]:
+        """Write one file whole or not at all; `name` is that of a checked manifest."""
+        if self.there is not None:
+            yield io.BytesIO()
+            return
+        path = self._folder / name
+        self._disk.make_folder(path.parent)
+        with self._disk.create(path, size) as temporary, temporary.open("wb") as file:
+            yield file
+            file.flush()
+
+    def commit(self, manifest: bytes, run: dict[str, Any]) -> Artifact:
+        """Commit it; `manifest` is checked, and all its files are written."""
+        return commit(self._home, self._disk, self._folder, manifest, run)
+
+
+def commit(home: Maker, disk: LocalDisk, folder: Path, manifest: bytes, run: dict[str, Any]) -> Artifact:
+    """Commit a folder that holds all files of a manifest; the rename at its end is the only commit point."""
+    disk.write(folder / RUN, canonical(run, "run"))
+    id, document = hashlib.sha256(manifest).hexdigest(), json.loads(manifest)
+    disk.write(folder / MANIFEST_HASH, f"{id}  {MANIFEST}\n".encode())
+    disk.write(folder / MANIFEST, manifest)
+    # Before it is there, so that no other process collects it before this one has used it.
+    home.leases.add(id, lambda: True)
+    disk.freeze(folder)
+    versions = folder.parent.parent / "v"
+    number = disk.publish(folder, versions)
+    return Artifact(document["kind"], number, versions / f"{number:06d}", id, document, home)
+
+
+def _peak_memory() -> dict[str, int]:
+    """The largest memory that this process had; {} on Windows, whose Python does not know it."""
+    if sys.platform == "win32":
+        return {}
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return contents.file_sha256(file)
 
 
 def _check_suffix(name: str, suffix: str) -> None:

@@ -1,5 +1,6 @@
 """patch: who gets one, what it is made of, and what it does not depend on."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,18 @@ def test_the_same_list_in_another_file_is_the_same_artifact(shop: Path, tmp_path
         (tmp_path / name).write_text("u1\nu2\n")
         made.append(done("patch", f"--users=@{tmp_path / name}", "--cloud=cloud@1", *PATCH, store=shop))
     assert made[0]["id"] == made[1]["id"] and made[1]["reused"]
+
+
+def test_named_users_are_not_in_the_manifest_and_their_order_does_not_matter(shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.txt").write_text("u1\nu2\n")
+    given = ("u1,u2", "u2, u1,u1", f"@{tmp_path / 'two.txt'}")
+    made = [done("patch", f"--users={users}", "--cloud=cloud@1", *PATCH, store=shop) for users in given]
+    assert len({each["id"] for each in made}) == 1
+    manifest = Store(shop).resolve(made[0]["ref"]).manifest
+    assert manifest["config"]["users"].startswith("@sha256:")
+    assert '"u1' not in json.dumps(manifest) and "u1," not in json.dumps(manifest)
+    other = done("patch", "--users=u1,u3", "--cloud=cloud@1", *PATCH, store=shop)
+    assert other["id"] != made[0]["id"]
 
 
 @pytest.mark.parametrize(

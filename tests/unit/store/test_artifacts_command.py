@@ -1,6 +1,8 @@
 """`dcclctl artifacts …` as a person or a script sees it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from store_worlds import flip_bit, make_cloud, make_dataset
 from typer.testing import CliRunner, Result
 
 from dcclctl.cli.main import app
+from dcclctl.store.disk import LocalDisk
 from dcclctl.store.store import Input, Store
 
 HOSTILE = "log:ev\x1b[31m[red]\u202eents.csv"
@@ -47,15 +50,71 @@ def test_list(store: Store) -> None:
     store.tag(store.resolve("cloud@1"), "release")
     lines = run("list").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["reference", "dataset@1", "cloud@1", "cloud@2"]
-    for part in (store.resolve("cloud@1").id[:12], "release", "din trained on cloud"):
+    made = store.resolve("cloud@1").run["finished"][:16].replace("T", " ")
+    for part in (made, "release: din trained on cloud; data: events.csv (dataset@1)"):
         assert part in lines[2]
-    assert "5 users, 5 items, 5 events" in lines[1]
+    assert "events.csv: 5 users, 5 items, 5 events" in lines[1]
+    assert lines[1].split()[-9:-6] == ["7", "2", "events.csv:"], "seed, and how many artifacts stand on it"
     listed = run_json("list", "--kind", "cloud")["artifacts"]
     assert [(row["ref"], row["aliases"], row["facts"]) for row in listed] == [
         ("cloud@1", ["release"], {"loss": 0.5}),
         ("cloud@2", [], {"loss": 0.25}),
     ]
+    shown = {key: listed[0][key] for key in ("label", "name", "kind", "model", "stands_on", "data", "seed", "used_by")}
+    data = "events.csv (dataset@1)"
+    assert shown == {
+        "label": "release (cloud@1)",
+        "name": "release",
+        "kind": "cloud",
+        "model": "din",
+        "stands_on": data,
+        "data": data,
+        "seed": 0,
+        "used_by": 0,
+    }
+    assert (listed[1]["label"], listed[1]["name"]) == ("din (cloud@2)", "")
     assert run("list", "--quiet").stdout.split() == ["dataset@1", "cloud@1", "cloud@2"]
+
+
+def test_list_on_a_terminal_of_80_columns_keeps_dates_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dcclctl.cli import artifacts
+
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = run_json("list")["artifacts"]
+    monkeypatch.setattr(artifacts.sys.stdout, "isatty", lambda: True, raising=False)
+    lines = artifacts._listed(rows)
+    assert max(map(len, lines)) <= 80
+    for row in rows:
+        (line,) = [line for line in lines if line.startswith(row["ref"])]
+        assert row["made"][:16].replace("T", " ") in line
+
+
+def test_list_loads_nothing_heavy(store: Store) -> None:
+    code = (
+        "import sys\n"
+        "from dcclctl.cli.main import main\n"
+        "sys.argv = ['dcclctl', 'artifacts', 'list']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('\\n'.join(sys.modules), file=sys.stderr)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "cloud@2" in ran.stdout
+    assert set(ran.stderr.split()) & {"torch", "polars", "pyarrow", "numpy", "rich.console", "rich.table"} == set()
+
+
+def test_list_reads_each_manifest_and_each_name_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2):
+        store.tag(store.resolve(f"cloud@{number}"), f"name-{number}")
+    read: list[str] = []
+    plain_read = LocalDisk.read
+
+    def counting(disk: LocalDisk, path: Path, limit: int | None = None) -> bytes:
+        read.append(str(path))
+        return plain_read(disk, path, limit)
+
+    monkeypatch.setattr(LocalDisk, "read", counting)
+    run("list")
+    assert len(read) == len(set(read)) == 3 * 3 + 2
 
 
 def test_list_of_an_empty_store_says_what_to_run(tmp_path: Path) -> None:
@@ -82,7 +141,11 @@ def test_list_of_a_wrong_kind(store: Store) -> None:
 def test_show(store: Store) -> None:
     text = run("show", "cloud").stdout
     dataset, cloud = store.latest("dataset"), store.latest("cloud")
-    for part in (f"cloud@2\n  id      {cloud.id}\n", f"dataset  dataset@1 ({dataset.id[:12]})", "  epochs  2\n"):
+    for part in (
+        f"cloud@2\n  id      {cloud.id}\n",
+        f"dataset  events.csv (dataset@1, {dataset.id[:12]})",
+        "  epochs  2\n",
+    ):
         assert part in text
     assert "events.parquet  " in run("show", "dataset@1").stdout
     assert ", 5 rows" in run("show", "dataset@1").stdout
@@ -94,11 +157,12 @@ def test_lineage(store: Store) -> None:
     lines = run("lineage", "cloud@2").stdout.splitlines()
     dataset, cloud = store.latest("dataset"), store.latest("cloud")
     assert lines == [
-        f"cloud@2 ({cloud.id[:12]})",
-        f"└─ dataset: dataset@1 ({dataset.id[:12]})",
+        f"din (cloud@2, {cloud.id[:12]})",
+        f"└─ dataset: events.csv (dataset@1, {dataset.id[:12]})",
         f"   └─ log:events.csv: sha256 {'a' * 64}",
     ]
     document = run_json("lineage", "cloud@2")
+    assert document["label"] == lines[0]
     assert document["inputs"][0]["inputs"][0]["id"] == "a" * 64
 
 
@@ -112,7 +176,8 @@ def test_names_are_shown_where_a_reference_stands(store: Store) -> None:
     assert f"  dataset  clicks (dataset@1, {dataset.id[:12]})" in run("show", "cloud@2").stdout
     assert run("diff", "cloud@1", "cloud@2").stdout.splitlines()[0].split() == [
         "key",
-        "cloud@1",
+        "din",
+        "(cloud@1)",
         "control",
         "(cloud@2)",
     ]
@@ -130,14 +195,15 @@ def test_list_names_what_an_artifact_stands_on_also_where_it_is_gone(store: Stor
 
 def test_lineage_gives_the_inputs_of_an_artifact_once(store: Store) -> None:
     dataset, cloud = store.latest("dataset"), store.latest("cloud")
-    with store.begin("patch", "patches", {}, 0, {"cloud": cloud.as_input(), "dataset": dataset.as_input()}) as work:
+    inputs = {"cloud": cloud.as_input(), "dataset": dataset.as_input()}
+    with store.begin("patch", "patches", {"method": "memory"}, 0, inputs) as work:
         patches = work.commit({})
     assert run("lineage", "patches@1").stdout.splitlines() == [
-        f"patches@1 ({patches.id[:12]})",
-        f"├─ cloud: cloud@2 ({cloud.id[:12]})",
-        f"│  └─ dataset: dataset@1 ({dataset.id[:12]})",
+        f"memory on din (patches@1, {patches.id[:12]})",
+        f"├─ cloud: din (cloud@2, {cloud.id[:12]})",
+        f"│  └─ dataset: events.csv (dataset@1, {dataset.id[:12]})",
         f"│     └─ log:events.csv: sha256 {'a' * 64}",
-        f"└─ dataset: dataset@1 ({dataset.id[:12]}), as above",
+        f"└─ dataset: events.csv (dataset@1, {dataset.id[:12]}), as above",
     ]
     over, again = run_json("lineage", "patches@1")["inputs"]
     assert (over["shown"], over["inputs"][0]["shown"], again["shown"], again["inputs"]) == (False, False, True, [])
@@ -174,7 +240,9 @@ def test_verify_names_the_damage_and_exits_3(store: Store, file: str) -> None:
         assert result.exit_code == 3
         assert "cloud@1" in result.stderr
         assert file in result.stderr
-        assert "dcclctl train --force" in result.stderr
+        assert "dcclctl train" in result.stderr
+        if arguments[-1] != "cloud@1":
+            assert "--force, and then\n    dcclctl artifacts rm cloud@1" in result.stderr
     (damage,) = run_json("verify")["damage"]
     assert (damage["ref"], damage["file"]) == ("cloud@1", file)
     assert run("verify", "cloud@2").exit_code == 0
@@ -182,7 +250,11 @@ def test_verify_names_the_damage_and_exits_3(store: Store, file: str) -> None:
 
 def test_diff(store: Store) -> None:
     lines = [line.split() for line in run("diff", "cloud@1", "cloud@2").stdout.splitlines()]
-    assert lines == [["key", "cloud@1", "cloud@2"], ["config", "epochs", "1", "2"], ["facts", "loss", "0.5", "0.25"]]
+    assert lines == [
+        ["key", "din", "(cloud@1)", "din", "(cloud@2)"],
+        ["config", "epochs", "1", "2"],
+        ["facts", "loss", "0.5", "0.25"],
+    ]
     assert run_json("diff", "cloud@1", "cloud@2") == {
         "a": "cloud@1",
         "b": "cloud@2",
@@ -199,7 +271,7 @@ def test_diff_shows_inputs_as_references(store: Store) -> None:
     make_cloud(store, other, 2)
     gone = store.latest("dataset").path / "manifest.json"
     text = run("diff", "cloud@2", "cloud@3").stdout
-    assert f"dataset@2 ({other.id[:12]})" in text
+    assert f"events.csv (dataset@2, {other.id[:12]})" in text
     gone.unlink()
     assert f"dataset {other.id[:12]}" in run("diff", "cloud@2", "cloud@3").stdout
 
