@@ -55,8 +55,10 @@ def tune(
 
     Every model or method has the same number of trials: the first with the settings as they are, the others chosen by Optuna
     (TPE). A trial is the artifact that the command itself makes, scored by evaluate --on valid; the test period is never
-    looked at. Trials are reused: the same command again costs nothing, and one that was stopped continues. The values that
-    are tried for a setting are shown by dcclctl settings, and changed with --space. Needs pip install 'dcclctl[tune]'.
+    looked at. Trials are reused: the same command again costs nothing, and one that was stopped continues. Which values
+    are tried stand beside each setting (dcclctl settings train --model NAME); --space changes them.
+
+    Optuna is an extra package: pip install 'dcclctl[tune]'
 
     \b
     Examples:
