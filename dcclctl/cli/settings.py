@@ -27,7 +27,7 @@ def settings(
     """List all settings of a command, a model or a method.
 
     Each line shows a setting's full name, its default and the values that it takes; the next line says what it means, and
-    which values dcclctl tune tries. The
+    which values are tried in tuning. The
     settings of one model or method are shown with --model or --method. Change a setting with --set NAME=VALUE, or in the
     file of --config.
 
