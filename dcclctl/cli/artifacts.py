@@ -34,7 +34,8 @@ app = typer.Typer(
 def list_artifacts(
     call: Call,
     kind: Annotated[
-        str | None, typer.Option("--kind", metavar="KIND", help="Only dataset, cloud, memory, patches, evaluation or tuning.")
+        str | None,
+        typer.Option("--kind", metavar="KIND", help="Only dataset, cloud, memory, patches, evaluation or tuning."),
     ] = None,
 ) -> None:
     """List what is in the store: names, size and what each artifact is.

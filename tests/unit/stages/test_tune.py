@@ -15,6 +15,7 @@ from dcclctl.models.din import DinSettings
 from dcclctl.models.factors import BprSettings
 from dcclctl.stages.settings import COMMANDS, variant_section
 from dcclctl.stages.space import changed_space, own_space, parse_values
+from dcclctl.stages.track import record_of
 from dcclctl.store.store import Store
 from tests.world import PATCH, SMALL, dcclctl, done, ingest, sets
 
@@ -227,6 +228,12 @@ def test_what_is_printed(store, tuned):
     assert dcclctl("artifacts", "show", tuned.ref, store=store).exit_code == 0
     assert dcclctl("audit", tuned.ref, store=store).exit_code == 0
     assert "Tried by tune: 3e-4..2e-2" in dcclctl("settings", "train", "--model=din").stdout
+
+
+def test_a_tracker_gets_every_trial(tuned):
+    figures = record_of(tuned.artifact).figures
+    values = {at: own["din/all.ndcg@10"] for at, own in figures}
+    assert values == dict(tuned.trials.filter(state="done").select("trial", "value").iter_rows())
 
 
 def test_tune_from_python(store):
