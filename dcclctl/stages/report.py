@@ -80,7 +80,7 @@ def _model(name: str, artifact: Artifact, about: dict[str, Any], evaluation: Eva
     suffix = split_suffix(name)[1]
     called, ref = short_label(artifact, suffix), artifact.ref + (f"+{suffix}" if suffix else "")
     if evaluation.seeds and evaluation.subjects[name] != ref:  # another training under each seed
-        called = evaluation.labels[name]
+        called = ref = evaluation.labels[name]
     patches = artifact.kind == "patches"
     cloud = artifact.input("cloud") if patches else artifact
     role = {

@@ -274,3 +274,13 @@ def test_the_python_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.Monk
     space: dict[str, Any] = {}
     exec(compile(text, "README.md", "exec"), space)
     assert space["found"].comparison.height
+
+
+def test_the_python_of_the_page_on_tuning_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_log(tmp_path / "log").rename(tmp_path / "events.csv")
+    ((_, text),) = blocks(ROOT / "docs" / "tuning.md", "python")
+    space: dict[str, Any] = {}
+    exec(compile(text, "tuning.md", "exec"), space)
+    assert set(space["found"].per_seed["seed"]) == {0, 1, 2}
+    assert tomllib.loads(space["best"].toml())["train"]["model"] == "item-knn"
