@@ -11,6 +11,7 @@ __all__ = [
     "Memory",
     "PatchSet",
     "Store",
+    "Tuning",
     "distill",
     "evaluate",
     "find_leaks",
@@ -18,6 +19,7 @@ __all__ = [
     "memory",
     "patch",
     "train",
+    "tune",
     "write_report",
     "write_sample",
 ]

@@ -11,12 +11,13 @@ Every function takes the settings of its command as keyword arguments, in the sh
 Importing or calling it changes nothing global: the number of torch's threads and its modes are put back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dcclctl import artifacts
-from dcclctl.artifacts import Dataset, Evaluation, Memory
+from dcclctl.artifacts import Dataset, Evaluation, Memory, Tuning
 from dcclctl.artifacts.handle import Handle
 from dcclctl.audit.finding import Finding
 from dcclctl.compute import no_progress
@@ -34,7 +35,11 @@ from dcclctl.stages.report import load_page
 from dcclctl.stages.run import RunOptions
 from dcclctl.stages.sample import write_sample as _write_sample
 from dcclctl.stages.score import recommend as _recommend
+from dcclctl.stages.seeds import evaluate_seeds as _evaluate_seeds
+from dcclctl.stages.seeds import seeded
 from dcclctl.stages.train import train as _train
+from dcclctl.stages.tune import TUNED, Search
+from dcclctl.stages.tune import tune as _tune
 from dcclctl.store.store import Store
 
 if TYPE_CHECKING:
@@ -143,28 +148,61 @@ def distill(patches: artifacts.PatchSet, *, student: artifacts.CloudModel | None
     return CloudModel(_distill(patches, settings, _run(settings), student).artifact)
 
 
+#: a model, its reference, or its trainings
+_Model = artifacts.CloudModel | artifacts.PatchSet | str | Sequence[artifacts.CloudModel | artifacts.PatchSet]
+
+
 def evaluate(
-    models: "Sequence[artifacts.CloudModel | artifacts.PatchSet | str]",
-    *,
-    against: "artifacts.CloudModel | artifacts.PatchSet | str | None" = None,
-    **settings: Any,
+    models: Sequence[_Model], *, against: _Model | None = None, seeds: Sequence[int] = (), **settings: Any
 ) -> Evaluation:
     """Score models side by side on the same users.
 
     Args:
         models: handles, or references in the same store such as "patches@1+mean"; at least one handle.
         against: the baseline that every other model is compared with.
+        seeds: that the models were trained with, at least two. A model is then the handles of its trainings in the order of
+            the seeds, a reference such as "cloud@base" (base-0, base-1, …), or one handle that stands for all seeds.
         settings: of `dcclctl evaluate`, e.g. on="valid", candidates="all", k=[10].
 
     Raises:
         UsageError: a model named twice, or a setting out of its range. ArtifactError: two datasets.
     """
-    store = _store_of([*models, against])
+    flat = [
+        each for model in (*models, against) for each in ([model] if not isinstance(model, list | tuple) else model)
+    ]
+    store = _store_of(flat)
+    if seeds:
+        groups = [_group(model, seeds, store) for model in models]
+        baseline_group = None if against is None else _group(against, seeds, store)
+        return _evaluate_seeds(groups, seeds, settings, _run(settings), baseline_group)
     subjects = [_subject(model, store) for model in models]
     if against is not None:
         baseline = _subject(against, store)
         subjects, settings["against"] = with_baseline(subjects, baseline), baseline.name
     return _evaluate(subjects, settings, _run(settings))
+
+
+def tune(
+    of: artifacts.Dataset | artifacts.CloudModel | artifacts.PatchSet,
+    *,
+    variants: Sequence[str] = (),
+    space: Mapping[str, str] = MappingProxyType({}),
+    given: Mapping[str, Any] = MappingProxyType({}),
+    **settings: Any,
+) -> Tuning:
+    """Find the best settings on valid, of train for a dataset, of patch for a cloud model, of distill for patches.
+
+    Args:
+        of: the command's input. variants: models or methods, each with all trials. given: settings that stay as they are.
+        space: setting → values to try, e.g. {"train.din.item_size": "16,32", "learning_rate": "1e-4..1e-2"}.
+        settings: of `dcclctl tune`, e.g. trials=20, metric="tail.ndcg@10".
+
+    Raises:
+        UsageError: Optuna is missing, or an unknown variant, metric or setting.
+    """
+    command = next(name for name, kind in TUNED.items() if kind == of.artifact.kind)
+    search = Search(command, variants, given, [f"{key}={values}" for key, values in space.items()])
+    return _tune(of, search, settings, _run(settings))
 
 
 def write_report(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
@@ -201,6 +239,13 @@ def _store_of(models: Sequence[Any]) -> Store:
     if store is None:
         raise UsageError("no model is a handle", "Give at least one model that train, patch or distill returned.")
     return store
+
+
+def _group(model: Any, seeds: Sequence[int], store: Store) -> list[Subject]:
+    """What to score under each seed."""
+    if isinstance(model, str):
+        return [Subject.of(reference, store) for reference in seeded(model, seeds, store)]
+    return [_subject(each, store) for each in (model if isinstance(model, list | tuple) else [model] * len(seeds))]
 
 
 def _subject(model: Any, store: Store) -> Subject:

@@ -23,14 +23,23 @@ LearningBlock = Annotated[str, Field(pattern=r"^(cloud|device|valid)(:[1-9][0-9]
 PERIODS = ("cloud", "device", "valid", "test")
 
 
-def size(default: Any, description: str) -> Any:
-    """A setting that fixes the shape of the weights; further training keeps it."""
-    return Field(default, description=description, json_schema_extra={"size": True})
+def size(default: Any, description: str, search: str = "") -> Any:
+    """A setting that fixes the shape of the weights; further training keeps it. `search`: see `searched`."""
+    return Field(default, description=description, json_schema_extra={"size": True} | searched(search))
 
 
-def rarely(default: Any, description: str) -> Any:
-    """A setting without a flag of its own: `--set` and the TOML file change it."""
-    return Field(default, description=description, json_schema_extra={"flag": False})
+def rarely(default: Any, description: str, search: str = "") -> Any:
+    """A setting without a flag of its own: `--set` and the TOML file change it. `search`: see `searched`."""
+    return Field(default, description=description, json_schema_extra={"flag": False} | searched(search))
+
+
+def searched(values: str) -> dict[str, Any]:
+    """What `dcclctl tune` tries for a setting, for its `json_schema_extra`; '' for one that it leaves alone.
+
+    Args:
+        values: a range such as '1e-4..1e-2', or choices such as '16,32,64'; see stages/space.py.
+    """
+    return {"search": values} if values else {}
 
 
 def has_flag(setting: FieldInfo) -> bool:
@@ -257,6 +266,22 @@ class DistillConfig(VariantSection):
         description="The teacher on a user's events: the model with the user's patch; the cloud model without it "
         "(unpatched); the model with another user's patch (shuffled, a placebo); or the patched model where it lowers the "
         "loss on held-back events, and the labels alone elsewhere (guarded).",
+    )
+
+
+class TuneConfig(ComputeSection):
+    """`dcclctl tune`: a dataset or a model → the best settings found on valid."""
+
+    trials: Positive = Field(20, description="Settings tried for each model or method; the first are the defaults.")
+    metric: str = Field(
+        "all.ndcg@10", description="GROUP.METRIC on valid that the best trial has the best value of, e.g. tail.hr@20."
+    )
+    candidates: str = Field(
+        "auto", description="Items ranked for each event of valid, as in evaluate; the same for all trials."
+    )
+    prune: bool = Field(
+        True,
+        description="Stop a training early whose valid AUC is below the median of earlier trials at the same epoch.",
     )
 
 

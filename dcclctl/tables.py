@@ -196,6 +196,21 @@ AGGREGATE: Final = Table(
     }
 )
 
+#: One row per (subject, group, metric, seed) of an evaluation over several seeds.
+PER_SEED: Final = Table(
+    {
+        "subject": _SUBJECT,
+        "group": _MAIN_GROUP,
+        "metric": _METRIC,
+        "seed": Column("Int64", "seed that the subject was trained with; a subject without seeds stands in every row"),
+        "artifact": Column("String", "name of the artifact that was scored, e.g. patches@3fa9c2d1"),
+        "value": _float("mean over the group's users"),
+        "difference": _float(
+            "value − baseline of the same seed, over the users whom both serve; null without a baseline"
+        ),
+    }
+)
+
 #: One row per (subject except the baseline, group, metric): the comparison paired by user. A positive difference is a
 #: gain, except of log_loss, where lower is better.
 COMPARISON: Final = Table(
@@ -324,6 +339,22 @@ RELIABILITY: Final = Table(
     }
 )
 
+#: One row per trial of a tuning, in the order in which they were made.
+TRIALS: Final = Table(
+    {
+        "variant": Column("String", "model or method"),
+        "trial": Column("Int32", "number within the variant, from 0"),
+        "state": Column(
+            "String", "pruned: stopped early; diverged: a loss became NaN", values=("done", "pruned", "diverged")
+        ),
+        "value": _float("the metric on valid; null unless done"),
+        "epochs": Column("Int32", "epochs trained; null where nothing is trained in epochs", nulls=True),
+        "settings": Column("String", "the values that were tried, as JSON"),
+        "artifact": Column("String", "what the trial made, e.g. cloud@3fa9c2d1; empty unless done"),
+        "evaluation": Column("String", "its evaluation on valid; empty unless done"),
+    }
+)
+
 #: (kind of artifact, name of the file) → its table. The store refuses every other table.
 TABLES: Final[Mapping[tuple[str, str], Table]] = {
     ("dataset", "events.parquet"): EVENTS,
@@ -340,6 +371,8 @@ TABLES: Final[Mapping[tuple[str, str], Table]] = {
     ("evaluation", "tail_minus_head.parquet"): TAIL_MINUS_HEAD,
     ("evaluation", "harm.parquet"): HARM,
     ("evaluation", "worst_users.parquet"): WORST_USERS,
+    ("evaluation", "per_seed.parquet"): PER_SEED,
+    ("tuning", "trials.parquet"): TRIALS,
 }
 
 

@@ -2,8 +2,8 @@
 # A quality gate as a continuous-integration job runs it: train a candidate on the same log as the release, score both on
 # the same users, and stop if a group of users is really worse off. Exit code 4 means: do not release.
 #
-#   pipelines/ci-gate.sh                                  # bundled log; a candidate that passes
-#   CANDIDATE_FLAGS="--epochs 1 --learning-rate 0.00001" pipelines/ci-gate.sh     # a broken one: exit 4
+#   pipelines/ci-gate.sh                                  # bundled log; a candidate that differs in the seed alone
+#   CANDIDATE_FLAGS="--epochs 1 --learning-rate 0.00001" pipelines/ci-gate.sh     # one that has learned hardly anything
 #   GATE=gate.toml pipelines/ci-gate.sh                   # your own rules
 #
 # Writes gate.xml (JUnit) and gate.md (for a pull request or a step summary) to $OUT, the current folder by default.
@@ -40,7 +40,8 @@ candidate=$(ref train --dataset "$dataset" "${candidate_flags[@]}" --name candid
 # 4. Nothing of it may have seen the test period; exit code 3 if it has.
 dcclctl audit "$candidate" --quiet >/dev/null
 
-# 5. The gate. Without a file: rules that another seed of the same training keeps on this log, see docs/ci.md.
+# 5. The gate. Without a file: rules that are wider than the differences between four seeds were on this log, see docs/ci.md.
+#    Both models are of one seed: the intervals cover the choice of users only.
 rules=(--max-drop "tail.gauc=2%" --max-drop "all.gauc=2%" --max-drop "tail.ndcg@10=25%")
 if [ -n "${GATE:-}" ]; then rules=(--gate "$GATE"); fi
 verdict=0

@@ -34,10 +34,11 @@ dcclctl distill --patches patches@memory --epochs 2 --name taught
 step "6. the paper's own patch: each household learns 16 numbers on its own purchases, on the model of step 2"
 dcclctl patch --method metapatch --cloud cloud@frozen --set patch.metapatch.basis_epochs=8 --name metapatch
 
-step "7. evaluate: who gained, by activity?"
+step "7. evaluate: who gained, by activity? (one seed: another seed or processor may turn a verdict)"
 dcclctl evaluate cloud@control patches@memory cloud@taught cloud@frozen patches@metapatch \
   --against cloud@control --candidates 100 --name demo
 
 step "8. report"
 dcclctl report evaluation@demo -o "$report"
 echo "Open $report"
+echo "This is one seed. For a claim give train, patch, distill and evaluate --seeds 0..4, see docs/tuning.md."

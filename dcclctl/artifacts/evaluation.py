@@ -4,10 +4,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dcclctl.artifacts.handle import Handle
-from dcclctl.artifacts.names import label
+from dcclctl.artifacts.names import group_reference, label
 from dcclctl.errors import UsageError
 from dcclctl.store.artifact import Artifact
 from dcclctl.store.lineage import SUBJECT_ROLE
+
+#: role of one seed's evaluation as an input of an evaluation over several: seed-0, seed-1, …
+SEED_ROLE = "seed-"
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,12 +27,22 @@ class Evaluation(Handle):
     @property
     def subjects(self) -> dict[str, str]:
         """The scored models: name in the tables → reference in this store, in the order they were given."""
-        return {name: artifact.ref + (suffix and f"+{suffix}") for name, (artifact, suffix) in self.scored().items()}
+        return {
+            name: group_reference(self.trainings(name), suffix)
+            if name in self._groups
+            else artifact.ref + (suffix and f"+{suffix}")
+            for name, (artifact, suffix) in self.scored().items()
+        }
 
     @property
     def labels(self) -> dict[str, str]:
         """The scored models: name in the tables → name and reference for people, see names.label."""
-        return {name: label(artifact, suffix) for name, (artifact, suffix) in self.scored().items()}
+        return {
+            name: f"{self.subjects[name].removeprefix(f'{artifact.kind}@')} ({len(self.seeds)} seeds)"
+            if name in self._groups
+            else label(artifact, suffix)
+            for name, (artifact, suffix) in self.scored().items()
+        }
 
     def scored(self) -> dict[str, tuple[Artifact, str]]:
         """Name in the tables → artifact, and the suffix of its reference ('mean' or '')."""
@@ -38,8 +51,53 @@ class Evaluation(Handle):
 
     @cached_property
     def per_user(self) -> "pl.DataFrame":
-        """A PER_USER table."""
+        """A PER_USER table; over several seeds it holds each user's mean."""
         return self.artifact.read_table("per_user.parquet")
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the trainings that were scored, at least two; [] for an evaluation of one seed."""
+        return list(self.config.get("seeds", []))
+
+    @property
+    def intervals_over(self) -> str:
+        """What the intervals cover: 'users, one seed' or '5 seeds and users'."""
+        return f"{len(self.seeds)} seeds and users" if self.seeds else "users, one seed"
+
+    @property
+    def per_seed(self) -> "pl.DataFrame":
+        """A PER_SEED table.
+
+        Raises:
+            UsageError: the evaluation is of one seed.
+        """
+        if not self.seeds:
+            raise UsageError(f"{self.ref} is of one seed", "Evaluate several: dcclctl evaluate REF --seeds 0..4")
+        return self.artifact.read_table("per_seed.parquet")
+
+    def trainings(self, name: str) -> dict[int, Artifact]:
+        """Seed → the artifact that was scored as this subject."""
+        at = list(self.scored()).index(name)
+        return {seed: list(each.scored().values())[at][0] for seed, each in self._of_seeds()}
+
+    def per_user_by_seed(self) -> "list[tuple[int, pl.DataFrame]]":
+        """(seed, PER_USER table with this evaluation's names of the subjects); [] for one seed."""
+        names = list(self.scored())
+        return [
+            (seed, each.per_user.with_columns(each.per_user["subject"].replace(list(each.scored()), names)))
+            for seed, each in self._of_seeds()
+        ]
+
+    def _of_seeds(self) -> "list[tuple[int, Evaluation]]":
+        return [(seed, Evaluation(self.artifact.input(f"{SEED_ROLE}{seed}"))) for seed in self.seeds]
+
+    @cached_property
+    def _groups(self) -> set[str]:
+        """The subjects that are another artifact under each seed."""
+        if not self.seeds:
+            return set()
+        names = zip(*(each.scored() for _, each in self._of_seeds()), strict=True)
+        return {own for own, others in zip(self.scored(), names, strict=True) if len(set(others)) > 1}
 
     @cached_property
     def aggregate(self) -> "pl.DataFrame":

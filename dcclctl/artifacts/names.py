@@ -1,5 +1,6 @@
 """What an artifact is called, for people: the name that it was given, and what it is."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from dcclctl.errors import ArtifactError
@@ -85,6 +86,22 @@ def data_of(artifact: Artifact) -> str:
     return _labelled(artifact, "dataset")
 
 
+def group_reference(artifacts: Mapping[int, Artifact], suffix: str = "") -> str:
+    """The reference of one model's trainings with several seeds: 'cloud@base' for base-0, base-1, …, else all of them.
+
+    Args:
+        artifacts: seed → artifact, of one kind.
+    """
+    stems = [
+        {name.removesuffix(f"-{seed}") for name in artifact.home.aliases(artifact) if name.endswith(f"-{seed}")}
+        for seed, artifact in artifacts.items()
+    ]
+    common, end = sorted(set.intersection(*stems)), suffix and f"+{suffix}"
+    if common:
+        return f"{next(iter(artifacts.values())).kind}@{common[0]}{end}"
+    return ",".join(artifact.ref + end for artifact in artifacts.values())
+
+
 def describe(artifact: Artifact) -> str:
     """What an artifact is and what it stands on, in a few words: 'memory patches on control'."""
     config, facts = artifact.config, artifact.facts
@@ -100,7 +117,12 @@ def describe(artifact: Artifact) -> str:
         guarded = ", guarded" if config["guard"] else ""
         return f"{config['method']} patches on {_input(artifact, 'cloud')}{guarded}"
     if artifact.kind == "evaluation":
-        return f"{len(facts['subjects'])} models on {facts['on']}"
+        seeds = f", {len(config['seeds'])} seeds" if "seeds" in config else ""
+        several = "s" if len(facts["subjects"]) > 1 else ""
+        return f"{len(facts['subjects'])} model{several} on {facts['on']}{seeds}"
+    if artifact.kind == "tuning":
+        best = ", ".join(f"{name} {found['value']:.4f}" for name, found in facts["best"].items())
+        return f"{config['trials']} trials of {config['command']} by {facts['group']}.{facts['metric']}: {best}"
     if artifact.kind == "memory":
         return f"memories of {facts['users']:,} users up to {config['counted_through']}"
     return f"{facts['users']:,} users, {facts['items']:,} items, {facts['events']:,} events"

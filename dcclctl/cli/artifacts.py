@@ -40,7 +40,8 @@ app = typer.Typer(
 def list_artifacts(
     call: Call,
     kind: Annotated[
-        str | None, typer.Option("--kind", metavar="KIND", help="Only dataset, cloud, memory, patches or evaluation.")
+        str | None,
+        typer.Option("--kind", metavar="KIND", help="Only dataset, cloud, memory, patches, evaluation or tuning."),
     ] = None,
 ) -> None:
     """List what is in the store: what each artifact is, what it stands on, and what stands on it.

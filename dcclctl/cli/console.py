@@ -63,6 +63,13 @@ class Reporter:
         self.as_json = as_json
         self.quiet = quiet
         self.started = time.monotonic()
+        self._collected: list[dict[str, Any]] | None = None
+
+    def part(self, collected: list[dict[str, Any]]) -> "Reporter":
+        """A reporter for one of several runs of a command, which adds its JSON object to a list."""
+        own = Reporter(self.as_json, self.quiet)
+        own._collected = collected
+        return own
 
     def remark(self, text: str) -> None:
         """Print one line on stderr, unless --quiet."""
@@ -88,6 +95,10 @@ class Reporter:
 
         With --quiet the bare reference is still printed, so that a script can catch it.
         """
+        if self._collected is not None:
+            self._collected.append({"ref": ref, "id": id, "reused": reused, **facts})
+            if self.as_json or self.quiet:
+                return
         if self.as_json:
             print_json({"ref": ref, "id": id, "reused": reused, **facts})
         elif self.quiet:
@@ -95,6 +106,15 @@ class Reporter:
         else:
             seconds = time.monotonic() - self.started
             print(f"{ref}  {id[:12]}  ({'reused' if reused else f'{seconds:.1f} s'})")
+
+    def finish_group(self, ref: str, seeds: Sequence[int], made: Sequence[Mapping[str, Any]]) -> None:
+        """Close a command that ran once for each seed; `ref` means the artifacts of all of them."""
+        if self.as_json:
+            print_json({"ref": ref, "seeds": [{"seed": seed, **each} for seed, each in zip(seeds, made, strict=True)]})
+        elif self.quiet:
+            print(ref)
+        else:
+            self.line(f"{ref} is {', '.join(each['ref'] for each in made)}")
 
     def progress(self) -> "Progress":
         """A progress display on stderr: a bar on a terminal, else a line every 30 seconds; nothing with --quiet."""

@@ -11,7 +11,7 @@ from dcclctl.distillation.method import METHODS
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@command(app, "distill")
+@command(app, "distill", seeded={"patches": True, "cloud": False})
 def distill(
     call: Call,
     patches: Annotated[
@@ -47,6 +47,7 @@ def distill(
       dcclctl distill
       dcclctl distill --patches patches@1 --method momodistill --beta 0.5 --epochs 3
       dcclctl distill --patches patches@2 --cloud cloud@1 --teachers guarded
+      dcclctl distill --patches patches@mine --seeds 0..4 --name taught
     """
     from dcclctl.artifacts import CloudModel, PatchSet
     from dcclctl.stages.distill import distill as run

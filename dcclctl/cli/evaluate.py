@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from dcclctl.artifacts import Evaluation
+    from dcclctl.devices.serving import Subject
     from dcclctl.evaluation.gate import Rule
 
 #: facts that --json shows beside ref, id and reused
@@ -22,7 +23,7 @@ WORST_SHOWN = 5
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@command(app, "evaluate")
+@command(app, "evaluate", seeded={})
 def evaluate(
     call: Call,
     references: Annotated[
@@ -66,6 +67,9 @@ def evaluate(
     which users are worse off. With --gate or --max-drop the command fails with exit code 4 if a metric dropped by more than
     the rule allows and the interval of the drop lies above zero. An inconclusive rule does not fail.
 
+    With --seeds every model is scored once for each seed it was trained with: tables show the mean and its spread, and
+    intervals are over seeds and users. Without, they are of one seed, and another seed may turn a verdict.
+
     \b
     Examples:
       dcclctl evaluate
@@ -76,20 +80,28 @@ def evaluate(
       dcclctl evaluate cloud@2 patches@2 --against cloud@2 --first-events 0,1,3 --targets-after next
       dcclctl evaluate cloud@1 cloud@2 patches@1 --targets explore
       dcclctl evaluate cloud --against cloud@release --max-drop tail.ndcg@10=1% --junit gate.xml
+      dcclctl evaluate cloud@base patches@mine --seeds 0..4 --against cloud@base
     """
     from dcclctl.artifacts.names import identity
     from dcclctl.config import EvaluateConfig
     from dcclctl.evaluation.gate import gate_rules
     from dcclctl.stages.evaluate import default_references, evaluate_first_events, open_subjects
     from dcclctl.stages.evaluate import evaluate as run
+    from dcclctl.stages.seeds import evaluate_seeds
     from dcclctl.stages.settings import resolve
 
     config = resolve(EvaluateConfig, call.settings, call.config)
     rules = gate_rules(gate, max_drop or [], config.k, call.store)
     _check_outputs(config, rules, junit, markdown)
-    subjects = open_subjects(references or default_references(call.store), call.store, config.against)
+    if call.seeds:
+        subjects = []
+        models = _groups(call, references, config.against)
+    else:
+        subjects = open_subjects(references or default_references(call.store), call.store, config.against)
     with call.run() as options:
-        if config.first_events:
+        if call.seeds:
+            made = [evaluate_seeds(models[:-1], call.seeds, call.settings, options, models[-1] or None)]
+        elif config.first_events:
             made = evaluate_first_events(subjects, call.settings, options)
         else:
             made = [run(subjects, call.settings, options)]
@@ -107,6 +119,8 @@ def evaluate(
         names={refs[name]: label for name, label in evaluation.labels.items()},
         models=[identity(*scored) for scored in evaluation.scored().values()],
         metrics=[row for row in _rows(evaluation.aggregate, refs) if not row["group"].startswith("activity-")],
+        seeds=evaluation.seeds,
+        per_seed=_per_seed(evaluation),
         **compared,
     )
     if failed:
@@ -115,6 +129,18 @@ def evaluate(
             f"allowed, and real",
             f"All metrics are in {evaluation.ref}. What else changed: dcclctl artifacts diff A B.",
         )
+
+
+def _groups(call: Call, references: list[str] | None, against: str) -> "list[list[Subject]]":
+    """For each model, and last for the baseline ([] without one), what to score under each seed."""
+    from dcclctl.devices.serving import Subject
+    from dcclctl.stages.seeds import seeded
+
+    if not references:
+        raise UsageError("--seeds: name the models", "E.g. dcclctl evaluate cloud@base patches@mine --seeds 0..4")
+    groups = [seeded(reference, call.seeds, call.store) for reference in references]
+    groups += [seeded(against, call.seeds, call.store)] if against else [[]]
+    return [[Subject.of(each, call.store) for each in group] for group in groups]
 
 
 def _check_outputs(config: Any, rules: "list[Rule]", junit: Path | None, markdown: Path | None) -> None:
@@ -153,6 +179,8 @@ def _scored_in_words(evaluation: "Evaluation", events: str) -> str:
 
 def _show(call: Call, evaluation: "Evaluation") -> None:
     """Print the table by group, the picture by activity, and remarks."""
+    from dcclctl.evaluation.comparison import main_metrics
+    from dcclctl.report.seeds import seeds_table
     from dcclctl.report.terminal import activity_sparklines, group_table, plain_sentence
 
     facts, labels, line = evaluation.facts, evaluation.labels, call.reporter.line
@@ -160,7 +188,11 @@ def _show(call: Call, evaluation: "Evaluation") -> None:
     sentence = plain_sentence(evaluation.aggregate, labels, evaluation.against)
     if sentence:
         line(sentence)
+    line("Means over users" + (f" and {len(evaluation.seeds)} seeds" if evaluation.seeds else ", one seed"))
     call.reporter.table(group_table(evaluation.aggregate, labels))
+    if evaluation.seeds:
+        measured = evaluation.aggregate["metric"].unique(maintain_order=True).to_list()
+        call.reporter.table(seeds_table(evaluation.per_seed, labels, main_metrics(measured)))
     call.reporter.table(activity_sparklines(evaluation.aggregate, labels))
     for name, label in labels.items():
         about = facts["subjects"][name]
@@ -234,7 +266,7 @@ def _compare(
     reporter = call.reporter
     if against in comparison["subject"]:
         reporter.line(f"{labels[against]}, the only model, is compared with itself")
-    reporter.table(comparison_table(comparison, labels, against, shown))
+    reporter.table(comparison_table(comparison, labels, against, shown, evaluation.intervals_over))
     for (subject,), rows in evaluation.tail_minus_head.group_by("subject", maintain_order=True):
         said = tail_minus_head_line(rows.to_dicts(), labels[str(subject)], shown)
         if said:
@@ -245,7 +277,7 @@ def _compare(
         reporter.line(f"{labels[str(subject)]}, worst off: {', '.join(users[:WORST_SHOWN])}")
     verdicts = verdicts_of(evaluation, rules)
     if rules:
-        reporter.table(gate_table(verdicts, labels, against))
+        reporter.table(gate_table(verdicts, labels, against, evaluation.intervals_over))
         if any("/" in metric for metric in verdicts["metric"]):
             reporter.line("the gate compares sampled metrics: all models were ranked among the same sampled items")
     if junit:
@@ -254,6 +286,7 @@ def _compare(
         facts = evaluation.facts
         heading = f"{evaluation.ref}: "
         heading += _scored_in_words(evaluation, f"{facts['events']:,} events of {facts['users']:,} users")
+        heading += f"; intervals over {evaluation.intervals_over}"
         text = ci.markdown(comparison, harm, worst, verdicts, labels, against, shown, harmed_by, heading)
         markdown.write_text(text, encoding="utf-8")
     said_of_it = {
@@ -265,6 +298,18 @@ def _compare(
         "gate": _rows(verdicts, refs),
     }
     return said_of_it, verdicts["verdict"].to_list().count("fail")
+
+
+def _per_seed(evaluation: "Evaluation") -> list[dict[str, Any]]:
+    """The rows of the per-seed table for --json, with this store's references of what was scored; [] for one seed."""
+    if not evaluation.seeds:
+        return []
+    refs, table = evaluation.subjects, evaluation.per_seed
+    scored = {(name, seed): artifact.ref for name in refs for seed, artifact in evaluation.trainings(name).items()}
+    return [
+        {**row, "subject": refs[row["subject"]], "artifact": scored[row["subject"], row["seed"]]}
+        for row in table.to_dicts()
+    ]
 
 
 def _rows(table: "pl.DataFrame", refs: dict[str, str]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ COMMANDS = {
     "memory": "Make every device's memory: its user's newest events.",
     "patch": "Learn one small patch per user, from the user's own events.",
     "distill": "Distil the patched models into a better cloud model.",
+    "tune": "Find the best settings of train, patch or distill on valid.",
     "evaluate": "Score models side by side, for active and less active users.",
     "report": "Write evaluations as one HTML page that works offline.",
     "score": "Show one user's recommendations with and without the patch.",

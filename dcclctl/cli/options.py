@@ -1,9 +1,9 @@
 """Options of commands: generated from the sections, and those that all commands share."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
@@ -77,6 +77,13 @@ _SHARED: dict[str, tuple[Any, Any, Any]] = {
         typer.Option("--plan", help="Only say what would be reused and made, with estimated time and memory."),
     ),
 }
+#: of the commands that train with several seeds
+_SEEDS = typer.Option(
+    "--seeds",
+    metavar="N..M",
+    help="Run once for each seed, e.g. 0..4 or 0,1,7. With --name base the artifacts are base-0, base-1, …; @base then "
+    "means those of the same seeds wherever --seeds is given.",
+)
 #: the shared options of a command that makes an artifact; that scores; and that only looks at artifacts
 MAKES, SCORES, LOOKS = tuple(_SHARED), ("set", "config", "store", "as_json", "quiet"), ("store", "as_json", "quiet")
 #: a longer list of names stands in the help text, not beside the flag
@@ -116,7 +123,7 @@ class Call:
 
     Attributes:
         reporter: prints. root: folder of the store. settings: name → value, of the flags that were given and of --set.
-        config: TOML file. force, name: see RunOptions. log: trackers. plan: only say what would be done.
+        config: TOML file. force, name: see RunOptions. log: trackers. plan: only say what would be done. seeds: of --seeds.
     """
 
     reporter: Reporter
@@ -127,6 +134,7 @@ class Call:
     name: str
     log: list[str]
     plan: bool = False
+    seeds: list[int] = field(default_factory=list)
 
     @cached_property
     def store(self) -> "Store":
@@ -184,7 +192,11 @@ class Call:
 
 
 def command(
-    app: typer.Typer, name: str, section: type[CommandSection] | None = None, shared: tuple[str, ...] = MAKES
+    app: typer.Typer,
+    name: str,
+    section: type[CommandSection] | None = None,
+    shared: tuple[str, ...] = MAKES,
+    seeded: Mapping[str, bool] | None = None,
 ) -> Callable[[Any], Any]:
     """Register a command of the form function(call, …its own options…).
 
@@ -193,6 +205,8 @@ def command(
 
     Args:
         section: settings that are not in stages/settings.py under the command's name. shared: names of shared options.
+        seeded: its parameters that hold a reference → whether --seeds needs it; the function is then called for each seed,
+            with that seed's references. {}: it has --seeds and reads `call.seeds` itself.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -225,6 +239,14 @@ def command(
                 values["log"] or [],
                 values["plan"],
             )
+            text = given.pop("seeds", None)
+            if text is not None:
+                from dcclctl.stages.seeds import parse_seeds
+
+                call.seeds = parse_seeds(text)
+            if call.seeds and seeded:
+                _for_each_seed(function, call, given, seeded)
+                return
             if call.plan or "plan" not in shared:
                 function(call, **given)
                 return
@@ -234,6 +256,7 @@ def command(
 
         parameters = [
             *own,
+            *([] if seeded is None else [_parameter("seeds", str | None, None, _SEEDS)]),
             *(_parameter(key, kind, None, option) for key, (kind, option) in settings.items()),
             *(_parameter(key, kind, default, option) for key, (kind, default, option) in common.items()),
         ]
@@ -244,6 +267,42 @@ def command(
         return function
 
     return register
+
+
+def _for_each_seed(
+    function: Callable[..., None], call: Call, given: dict[str, Any], seeded: Mapping[str, bool]
+) -> None:
+    """Call a command's function once for each seed; prints all results as one."""
+    from dcclctl.stages.seeds import seeded as of_seeds
+
+    if "seed" in call.settings:
+        raise UsageError("--seed and --seeds are the same setting", "Give one of them.")
+    if not call.name:
+        raise UsageError(
+            "--seeds makes several artifacts, which need a common name", "Add e.g. --name base: base-0, base-1, …"
+        )
+    for key, needed in seeded.items():
+        if needed and given[key] is None:
+            raise UsageError(
+                f"--seeds: say what each seed starts from with --{key.rstrip('_')}",
+                f"E.g. --{key.rstrip('_')} {'patches' if key == 'patches' else 'cloud'}@base, a group made with --seeds.",
+            )
+    references = {key: of_seeds(given[key], call.seeds, call.store) for key in seeded if given[key] is not None}
+    made: list[dict[str, Any]] = []
+    for at, seed in enumerate(call.seeds):
+        own = replace(
+            call,
+            reporter=call.reporter.part(made),
+            settings={**call.settings, "seed": seed},
+            name=_checked_name(f"{call.name}-{seed}"),
+        )
+        call.reporter.line(f"seed {seed}")
+        with suppress(typer.Exit) if call.plan else nullcontext():  # a plan ends its command
+            function(own, **{**given, **{key: each[at] for key, each in references.items()}})
+    if call.plan:
+        return
+    group = f"{made[0]['ref'].partition('@')[0]}@{call.name}"
+    call.reporter.finish_group(group, call.seeds, made)
 
 
 def _settings(spec: "Command", taken: Collection[str]) -> dict[str, tuple[Any, Any]]:

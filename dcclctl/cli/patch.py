@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@command(app, "patch")
+@command(app, "patch", seeded={"cloud": True, "memory": False})
 def patch(
     call: Call,
     cloud: Annotated[
@@ -38,6 +38,7 @@ def patch(
     Examples:
       dcclctl patch --users tail
       dcclctl patch --cloud cloud@2 --method metapatch --users @users.txt --guard
+      dcclctl patch --cloud cloud@base --seeds 0..4 --name mine
     """
     from dcclctl.artifacts import CloudModel, Memory
     from dcclctl.stages.patch import newest_memory

@@ -40,7 +40,9 @@ def settings(
     command: Annotated[
         str,
         typer.Argument(
-            metavar="COMMAND", help="ingest, train, memory, patch, distill or evaluate.", autocompletion=_offer_commands
+            metavar="COMMAND",
+            help="ingest, train, memory, patch, distill, tune or evaluate.",
+            autocompletion=_offer_commands,
         ),
     ],
     model: Annotated[
@@ -55,7 +57,8 @@ def settings(
 ) -> None:
     """List all settings of a command, a model or a method.
 
-    Each line shows a setting's full name, its default and the values that it takes; the next line says what it means. The
+    Each line shows a setting's full name, its default and the values that it takes; the next line says what it means, and
+    which values are tried in tuning. The
     settings of one model or method are shown with --model or --method. Change a setting with --set NAME=VALUE, or in the
     file of --config.
 
@@ -85,7 +88,8 @@ def settings(
         print_json({"command": command, "settings": rows, "variants": variants})
     for row in rows:
         call.reporter.line(f"{row['key']} = {row['default'] or '(empty)'}    [{row['values']}]")
-        call.reporter.line(f"    {row['meaning']}")
+        tried = f" Tried by tune: {row['tune']}." if row["tune"] else ""
+        call.reporter.line(f"    {row['meaning']}{tried}")
     if variants and not chosen:
         call.reporter.line("")
         call.reporter.line(f"Each {field} has settings of its own: dcclctl settings {command} --{field} NAME")
@@ -95,6 +99,8 @@ def settings(
 
 def listed(prefix: str, section: type[Section]) -> list[dict[str, Any]]:
     """Every setting of a section: key, default, values that it takes, and meaning."""
+    from dcclctl.stages.space import search_text
+
     schema = section.model_json_schema()["properties"]
     return [
         {
@@ -102,6 +108,7 @@ def listed(prefix: str, section: type[Section]) -> list[dict[str, Any]]:
             "default": shown_default(field),
             "values": values_of(schema[name]),
             "meaning": field.description or "",
+            "tune": search_text(field),
         }
         for name, field in section.model_fields.items()
         if name != "settings"

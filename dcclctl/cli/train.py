@@ -10,7 +10,7 @@ from dcclctl.cli.options import Call, command
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@command(app, "train")
+@command(app, "train", seeded={"continue_": False})
 def train(
     call: Call,
     dataset: Annotated[
@@ -33,6 +33,7 @@ def train(
       dcclctl train
       dcclctl train --epochs 5 --seed 1 --threads 2
       dcclctl train --continue cloud@1 --on device --name fresh
+      dcclctl train --seeds 0..4 --name base
       dcclctl train --model ease --on cloud,device --set train.ease.ridge=200
     """
     from dcclctl.artifacts import CloudModel, Dataset

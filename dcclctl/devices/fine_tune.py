@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dcclctl.artifacts import PatchSet
-from dcclctl.config import Rate
+from dcclctl.config import Rate, searched
 from dcclctl.devices.basis import descend
 from dcclctl.devices.hidden import HiddenLearner
 from dcclctl.devices.hidden_patch import DeviceRows, Head, second_linear
@@ -26,9 +26,13 @@ from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 
 
 class FineTuneSettings(LocalSettings):
-    learning_rate: Rate = Field(0.005, description="Adam's step size on a device.")
+    learning_rate: Rate = Field(
+        0.005, description="Adam's step size on a device.", json_schema_extra=searched("5e-4..5e-2")
+    )
     prior: Annotated[float, Field(ge=0.0)] = Field(
-        1.0, description="Weight of the squared change against the sum of a user's losses."
+        1.0,
+        description="Weight of the squared change against the sum of a user's losses.",
+        json_schema_extra=searched("0.1..100"),
     )
 
 

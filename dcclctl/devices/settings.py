@@ -4,14 +4,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dcclctl.config import Positive, Rate, Section, rarely
+from dcclctl.config import Positive, Rate, Section, rarely, searched
 
 
 class LocalSettings(Section):
-    steps: Positive = Field(15, description="Gradient steps on a device.")
-    learning_rate: Rate = Field(0.03, description="Adam's step size on a device.")
+    steps: Positive = Field(15, description="Gradient steps on a device.", json_schema_extra=searched("5..40"))
+    learning_rate: Rate = Field(
+        0.03, description="Adam's step size on a device.", json_schema_extra=searched("3e-3..0.3")
+    )
     prior: Annotated[float, Field(ge=0.0)] = Field(
-        30.0, description="λ: weight of the squared distance to the prior's mean against the sum of a user's losses."
+        30.0,
+        description="λ: weight of the squared distance to the prior's mean against the sum of a user's losses.",
+        json_schema_extra=searched("1..300"),
     )
     shard_users: Positive = rarely(2048, "Users in a shard; a killed run resumes at the first missing shard.")
     batch_rows: Positive = rarely(

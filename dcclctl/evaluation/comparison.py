@@ -4,8 +4,10 @@ The figures come from an evaluation's per-user table and from nothing else, so t
 get the same verdict.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from dcclctl.artifacts import Evaluation
@@ -14,6 +16,7 @@ from dcclctl.errors import UsageError
 from dcclctl.metrics.groups import members, metric_columns, paired_differences
 from dcclctl.metrics.harm import harm, worst_users
 from dcclctl.metrics.metric import MEAN_NAMES, lower_is_better
+from dcclctl.metrics.seeds import compare_seeds, contrast_seeds, without_seeds
 from dcclctl.metrics.significance import CONFIDENCE, RESAMPLES, compare, contrast, users_to_settle
 from dcclctl.tables import COMPARISON, MAIN_GROUPS
 
@@ -29,6 +32,8 @@ class Comparison:
     Args:
         per_user: PER_USER table. against: the baseline's name in it, e.g. cloud@3fa9c2d1.
         seed: of the bootstrap's draws. resamples: of the bootstrap, at least.
+        seeds: PER_USER tables of several trainings of the same subjects, of which per_user is the mean; intervals are then
+            over seeds and users.
 
     Raises:
         UsageError: the table does not hold the baseline.
@@ -41,6 +46,7 @@ class Comparison:
         seed: int,
         resamples: int = RESAMPLES,
         on_progress: OnProgress = no_progress,
+        seeds: Sequence[pl.DataFrame] = (),
     ) -> None:
         self._on_progress = on_progress
         self.per_user, self.against, self.seed = per_user.rename(MEAN_NAMES, strict=False), against, seed
@@ -55,11 +61,15 @@ class Comparison:
         others = [subject for subject in subjects if subject != against] or [against]
         #: (subject, each user's difference to the baseline)
         self.paired = [(subject, paired_differences(self.per_user, subject, against)) for subject in others]
+        renamed = [each.rename(MEAN_NAMES, strict=False) for each in seeds]
+        #: subject → the same for each seed; [] without seeds
+        self.by_seed = {subject: [paired_differences(each, subject, against) for each in renamed] for subject in others}
 
     @classmethod
     def of(cls, evaluation: Evaluation, against: str) -> "Comparison":
         """The subjects of an evaluation against one of them."""
-        return cls(evaluation.per_user, against, evaluation.artifact.seed)
+        seeds = [table for _, table in evaluation.per_user_by_seed()]
+        return cls(evaluation.per_user, against, evaluation.artifact.seed, seeds=seeds)
 
     def table(self, groups: tuple[str, ...] = MAIN_GROUPS) -> pl.DataFrame:
         """Difference, interval and verdict of each subject, group and metric: a COMPARISON table, see tables.py.
@@ -69,8 +79,13 @@ class Comparison:
         """
         tables, phase = [], self._phase("compare")
         for subject, differences in self.paired:
-            facts = compare(differences, groups, self.seed, self.resamples, on_resamples=phase.add)
-            settled = {(group, metric): users for group, metric, users in _settling(differences, groups)}
+            by_seed = self.by_seed[subject]
+            facts = (
+                compare_seeds(by_seed, groups, self.seed, self.resamples)
+                if by_seed
+                else compare(differences, groups, self.seed, self.resamples, on_resamples=phase.add)
+            )
+            settled = {(group, metric): users for group, metric, users in _settling(differences, groups, by_seed)}
             means = _paired_means(self.per_user, subject, self.against, groups)
             open_cases = pl.Series(
                 [settled[key] for key in facts.select("group", "metric").iter_rows()], dtype=pl.Int64
@@ -86,13 +101,17 @@ class Comparison:
 
     def tail_minus_head(self) -> pl.DataFrame:
         """Does each subject gain more for tail users than for head users? A TAIL_MINUS_HEAD table, see tables.py."""
-        phase = self._phase("compare tail and head")
-        return pl.concat(
-            contrast(differences, "tail", "head", self.seed, self.resamples, on_resamples=phase.add).select(
-                pl.lit(subject).alias("subject"), pl.all(), self._verdict("tail", "head").alias("verdict")
+        phase, found = self._phase("compare tail and head"), []
+        for subject, differences in self.paired:
+            by_seed = self.by_seed[subject]
+            table = (
+                contrast_seeds(by_seed, "tail", "head", self.seed, self.resamples)
+                if by_seed
+                else contrast(differences, "tail", "head", self.seed, self.resamples, on_resamples=phase.add)
             )
-            for subject, differences in self.paired
-        )
+            verdict = self._verdict("tail", "head").alias("verdict")
+            found.append(table.select(pl.lit(subject).alias("subject"), pl.all(), verdict))
+        return pl.concat(found)
 
     def harm(self, groups: tuple[str, ...] = MAIN_GROUPS) -> pl.DataFrame:
         """Which share of users each subject makes worse, and by how much: a HARM table, see tables.py."""
@@ -145,8 +164,13 @@ def harm_metric(metrics: list[str]) -> str:
     return next((name for name in main_metrics(metrics) if name.startswith("ndcg@")), metrics[0])
 
 
-def _settling(differences: pl.DataFrame, groups: tuple[str, ...]) -> list[tuple[str, str, int | None]]:
-    """(group, metric, users that would settle it) as the first of all metrics of the group, which Holm asks most of."""
+def _settling(
+    differences: pl.DataFrame, groups: tuple[str, ...], by_seed: Sequence[pl.DataFrame]
+) -> list[tuple[str, str, int | None]]:
+    """(group, metric, users that would settle it) as the first of all metrics of the group, which Holm asks most of.
+
+    More users do not lessen the spread of the seeds: None if that alone leaves the difference open.
+    """
     metrics, membership = metric_columns(differences), members(differences)
     confidence = 1 - LEVEL / max(len(metrics), 1)
     found: list[tuple[str, str, int | None]] = []
@@ -156,6 +180,9 @@ def _settling(differences: pl.DataFrame, groups: tuple[str, ...]) -> list[tuple[
             gains = own[metric].drop_nulls().to_numpy()
             known = len(gains) > 1
             mean, deviation = (float(gains.mean()), float(gains.std(ddof=1))) if known else (0.0, 0.0)
+            mask = pl.Series(membership[group])
+            of_seeds = [float(np.nanmean(each.filter(mask)[metric].to_numpy())) for each in by_seed] if known else []
+            mean = without_seeds(mean, of_seeds, confidence)
             found.append((group, metric, users_to_settle(mean, deviation, confidence=confidence)))
     return found
 

@@ -20,6 +20,7 @@ from dcclctl.devices.serving import Subject
 from dcclctl.errors import UsageError, nearest
 from dcclctl.evaluation.comparison import Comparison
 from dcclctl.metrics.metric import lower_is_better, metric_names
+from dcclctl.metrics.seeds import seeds_error, without_seeds
 from dcclctl.metrics.significance import CONFIDENCE, users_to_settle
 from dcclctl.store.store import Store
 from dcclctl.tables import GATE, GROUP_NAMES, MAIN_GROUPS
@@ -164,17 +165,20 @@ def verdicts_of(evaluation: Evaluation, rules: list[Rule]) -> pl.DataFrame:
         A GATE table, see tables.py.
     """
     others = {rule.group for rule in rules} - set(MAIN_GROUPS)
+    per_seed = evaluation.per_seed if evaluation.seeds else None
     if not others:
-        return judge(evaluation.comparison, rules)
-    return judge(Comparison.of(evaluation, evaluation.against).table((*MAIN_GROUPS, *sorted(others))), rules)
+        return judge(evaluation.comparison, rules, per_seed)
+    compared = Comparison.of(evaluation, evaluation.against).table((*MAIN_GROUPS, *sorted(others)))
+    return judge(compared, rules, per_seed)
 
 
-def judge(comparison: pl.DataFrame, rules: list[Rule]) -> pl.DataFrame:
+def judge(comparison: pl.DataFrame, rules: list[Rule], per_seed: pl.DataFrame | None = None) -> pl.DataFrame:
     """Hold every rule against every model that it is for.
 
     Args:
         comparison: a COMPARISON table that has the groups of the rules.
         rules: with `subject` as in the table, or ''.
+        per_seed: PER_SEED table of an evaluation over several seeds; only the users that would settle a rule need it.
 
     Returns:
         A GATE table, see tables.py, in the order of the rules.
@@ -185,6 +189,12 @@ def judge(comparison: pl.DataFrame, rules: list[Rule]) -> pl.DataFrame:
     metrics = comparison["metric"].unique(maintain_order=True).to_list()
     compared = comparison["subject"].unique(maintain_order=True).to_list()
     facts = {(row["subject"], row["group"], row["metric"]): row for row in comparison.to_dicts()}
+    of_seeds: dict[tuple[str, str, str], list[float]] = {}
+    if per_seed is not None:
+        for subject, group, metric, difference in (
+            per_seed.drop_nulls("difference").select("subject", "group", "metric", "difference").iter_rows()
+        ):
+            of_seeds.setdefault((subject, group, metric), []).append(difference)
     rows = []
     for rule in rules:
         if rule.subject and rule.subject not in compared:
@@ -194,7 +204,8 @@ def judge(comparison: pl.DataFrame, rules: list[Rule]) -> pl.DataFrame:
             )
         metric = _column(rule.metric, metrics)
         for subject in [rule.subject] if rule.subject else compared:
-            rows.append(_verdict(rule, facts[subject, rule.group, metric]))
+            key = (subject, rule.group, metric)
+            rows.append(_verdict(rule, facts[key], of_seeds.get(key, [])))
     return pl.DataFrame(rows, schema=GATE.schema(), orient="row")
 
 
@@ -206,7 +217,7 @@ def _column(metric: str, metrics: list[str]) -> str:
     raise UsageError(f"the gate names {metric}, which was not measured", nearest(metric, metrics))
 
 
-def _verdict(rule: Rule, row: dict[str, Any]) -> tuple[object, ...]:
+def _verdict(rule: Rule, row: dict[str, Any], of_seeds: list[float]) -> tuple[object, ...]:
     where = (row["subject"], row["group"], row["metric"], rule.max_drop)
     if row["baseline"] is None:
         return (*where, None, 0, None, None, None, None, "inconclusive", None)
@@ -223,8 +234,9 @@ def _verdict(rule: Rule, row: dict[str, Any]) -> tuple[object, ...]:
         verdict = "pass"
     else:
         verdict = "inconclusive"
-        # The users' standard deviation, read off the width of the interval of their mean.
+        # The users' standard deviation, read off the width of the interval of their mean without the seeds' part.
         z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-        deviation = (high - low) / (2 * z) * math.sqrt(row["users"])
-        settle = users_to_settle(drop, deviation, threshold=0.0 if drop > allowed else allowed)
+        of_users = max(0.0, ((high - low) / (2 * z)) ** 2 - seeds_error(of_seeds) ** 2)
+        distance = drop - (0.0 if drop > allowed else allowed)
+        settle = users_to_settle(without_seeds(distance, of_seeds, CONFIDENCE), math.sqrt(of_users * row["users"]))
     return (*where, allowed, row["users"], row["baseline"], drop, low, high, verdict, settle)

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dcclctl.config import Positive, Section
+from dcclctl.config import Positive, Section, searched
 from dcclctl.errors import DataError, UsageError
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
@@ -29,19 +29,25 @@ SettingsT = TypeVar("SettingsT", bound=ModelSettings)
 
 class RecentSettings(ModelSettings):
     newest: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.2, description="Newest share of the training events that is counted."
+        0.2, description="Newest share of the training events that is counted.", json_schema_extra=searched("0.01..1")
     )
 
 
 class ItemKnnSettings(ModelSettings):
-    neighbours: Positive = Field(500, description="Neighbours kept for each item.")
+    neighbours: Positive = Field(
+        500, description="Neighbours kept for each item.", json_schema_extra=searched("20..1000")
+    )
     shrinkage: Annotated[float, Field(ge=0.0)] = Field(
-        100.0, description="Added to the denominator of the cosine, against chance pairs of rare items."
+        100.0,
+        description="Added to the denominator of the cosine, against chance pairs of rare items.",
+        json_schema_extra=searched("1..1000"),
     )
 
 
 class EaseSettings(ModelSettings):
-    ridge: Annotated[float, Field(gt=0.0)] = Field(100.0, description="λ, L2 penalty on the item weights.")
+    ridge: Annotated[float, Field(gt=0.0)] = Field(
+        100.0, description="λ, L2 penalty on the item weights.", json_schema_extra=searched("1..5000")
+    )
 
 
 class CountedKind(CloudModelKind[SettingsT]):

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 class DinSettings(TrainedSettings):
-    history: Positive = size(20, "L: how many of the user's last events the model sees.")
-    item_size: Positive = size(32, "Numbers in an item embedding.")
+    history: Positive = size(20, "L: how many of the user's last events the model sees.", search="10,20,50")
+    item_size: Positive = size(32, "Numbers in an item embedding.", search="16,32,64")
     category_size: Positive = size(16, "Numbers in a category embedding.")
     profile_size: Positive = size(8, "Numbers in each profile embedding.")
     attention_size: Positive = size(32, "Hidden units of the attention network.")
     hidden_sizes: tuple[Positive, Positive] = size((64, 32), "Units of the two hidden layers.")
-    dropout: Share = rarely(0.2, "Dropout on the hidden layers.")
+    dropout: Share = rarely(0.2, "Dropout on the hidden layers.", search="0.0..0.5")
 
 
 class Din(EmbeddedItems):

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcclctl.config import Positive, rarely, size
+from dcclctl.config import Positive, rarely, searched, size
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.models.items import EmbeddedItems
@@ -40,19 +40,21 @@ if TYPE_CHECKING:
 
 
 class SequenceSettings(PatientSettings):
-    history: Positive = size(50, "L: how many of the user's last baskets the model sees.")
-    item_size: Positive = size(32, "Numbers in an item embedding.")
+    history: Positive = size(50, "L: how many of the user's last baskets the model sees.", search="20,50,100")
+    item_size: Positive = size(32, "Numbers in an item embedding.", search="32,64,128")
     category_size: Positive = size(16, "Numbers in a category embedding.")
-    dropout: Share = rarely(0.2, "Dropout between the layers.")
+    dropout: Share = rarely(0.2, "Dropout between the layers.", search="0.0..0.6")
 
 
 class SasrecSettings(SequenceSettings):
-    negatives: Positive = Field(32, description="Sampled negatives for each positive event.")
+    negatives: Positive = Field(
+        32, description="Sampled negatives for each positive event.", json_schema_extra=searched("8,32,128")
+    )
 
 
 class Gru4recSettings(SequenceSettings):
-    item_size: Positive = size(64, "Numbers in an item embedding.")
-    dropout: Share = rarely(0.4, "Dropout between the layers.")
+    item_size: Positive = size(64, "Numbers in an item embedding.", search="32,64,128")
+    dropout: Share = rarely(0.4, "Dropout between the layers.", search="0.0..0.6")
 
 
 class SequenceModel(EmbeddedItems):

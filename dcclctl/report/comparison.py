@@ -79,15 +79,17 @@ def _groups(table: pl.DataFrame) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             yield group, rows
 
 
-def comparison_table(comparison: pl.DataFrame, names: Mapping[str, str], against: str, metrics: list[str]) -> Table:
+def comparison_table(
+    comparison: pl.DataFrame, names: Mapping[str, str], against: str, metrics: list[str], over: str
+) -> Table:
     """The difference to the baseline and its verdict: a section for each group, a line for each model and metric.
 
     Args:
         comparison: COMPARISON table. names: subject → reference to show. against: name of the baseline.
-        metrics: those to show, in their order.
+        metrics: those to show, in their order. over: what the intervals cover, see Evaluation.intervals_over.
     """
     table = new_table(
-        f"Difference to {names[against]} in points (1/{POINTS}), 95 % interval over users",
+        f"Difference to {names[against]} in points (1/{POINTS}), 95 % interval over {over}",
         ("group", "users", "model", "metric", "difference", "interval", "verdict"),
         right=("users", "difference", "interval"),
         wrap=("verdict",),
@@ -211,15 +213,16 @@ def harm_table(
     return table
 
 
-def gate_table(gate: pl.DataFrame, names: Mapping[str, str], against: str) -> Table:
+def gate_table(gate: pl.DataFrame, names: Mapping[str, str], against: str, over: str) -> Table:
     """Every rule of a gate with the measured drop and the verdict.
 
     Args:
         gate: GATE table. names: subject → reference to show. against: name of the baseline.
+        over: what the intervals cover, see Evaluation.intervals_over.
     """
     figures = ("users", "allowed", "drop", "interval")
     columns = ("model", "rule", *figures, "verdict")
-    title = f"Gate: drop against {names[against]} in points (1/{POINTS}), 95 % interval over users"
+    title = f"Gate: drop against {names[against]} in points (1/{POINTS}), 95 % interval over {over}"
     table = new_table(title, columns, right=figures, wrap=columns)
     for row in gate.to_dicts():
         table.add_row(

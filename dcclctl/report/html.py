@@ -186,8 +186,13 @@ def notes(part: EvaluationPart) -> list[str]:
         )
     if part.baseline is not None:
         found.append(
-            "Verdicts are corrected (Holm) for all metrics of a group, not for the number of models. The intervals cover the "
-            "choice of users, not the randomness of training: repeat with other seeds before you rely on a small gain."
+            "Verdicts are corrected (Holm) for all metrics of a group, not for the number of models. "
+            + (
+                f"The intervals cover the choice of users and the randomness of training ({len(part.seeds)} seeds)."
+                if part.seeds
+                else "One seed: the intervals cover the choice of users, not the randomness of training. Repeat with "
+                "--seeds 0..4 before you rely on a small gain."
+            )
         )
     if part.candidates != "all":
         found.append(f"Ranked among {part.candidates:,} sampled items: not comparable with rankings of all items.")

@@ -36,7 +36,7 @@ class EvaluationPart:
     """One evaluation and its comparison with a baseline.
 
     Attributes:
-        ref, id, on, dataset, split, seed: which evaluation, of which period.
+        ref, id, on, dataset, split, seed: which evaluation, of which period. seeds: of the models' trainings; [] for one.
         events, users, users_without_auc: how many were scored. candidates: 'all', or how many were sampled.
         negatives: sampled for each event for AUC and calibration; 0 where the log has observed labels.
         models: in the order they were given. baseline: the one that the others are compared with; None if there is
@@ -70,6 +70,7 @@ class EvaluationPart:
     tail_minus_head: "pl.DataFrame"
     reliability: "pl.DataFrame"
     gains: dict[str, list[float]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

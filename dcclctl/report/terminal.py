@@ -98,11 +98,11 @@ def activity_sparklines(aggregate: pl.DataFrame, names: Mapping[str, str]) -> Ta
     for subject, row in values.items():
         own = [value for value in row if value is not None]
         shown = [f"{end:.4f}" if own else "–" for end in (min(own, default=0.0), max(own, default=0.0))]
-        table.add_row(Text(names[subject]), _bars(row, low, high), *shown)
+        table.add_row(Text(names[subject]), bars(row, low, high), *shown)
     return table
 
 
-def _bars(values: "list[float | None]", low: float, high: float) -> str:
+def bars(values: "list[float | None]", low: float, high: float) -> str:
     """One block character for each value, its height between low and high."""
     top = len(_BLOCKS) - 1
     span = high - low

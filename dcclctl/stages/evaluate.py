@@ -27,6 +27,7 @@ from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, e
 from dcclctl.stages.settings import resolve
 from dcclctl.store.lineage import SUBJECT_ROLE
 from dcclctl.store.store import Store
+from dcclctl.store.work import Work
 
 
 def evaluate(
@@ -139,15 +140,11 @@ def _evaluate(subjects: list[Subject], config: EvaluateConfig, run: RunOptions) 
         tables = [scores[name].per_user(dataset, name, served[name]) for name in names]
         bins = [scores[name].reliability(name) for name in names]
         per_user = pl.concat(tables)
-        work.write_table("per_user.parquet", per_user)
-        work.write_table("aggregate.parquet", aggregate(per_user.rename(MEAN_NAMES)))
-        work.write_table("reliability.parquet", pl.concat(bins))
+        compared = None
         if config.against:
             compared = Comparison(per_user, config.against, config.seed, on_progress=run.on_progress)
-            work.write_table("comparison.parquet", compared.table())
-            work.write_table("tail_minus_head.parquet", compared.tail_minus_head())
-            work.write_table("harm.parquet", compared.harm())
-            work.write_table("worst_users.parquet", compared.worst_users())
+        write_metrics(work, per_user, compared)
+        work.write_table("reliability.parquet", pl.concat(bins))
         about = {}
         for name, table, own in zip(names, tables, bins, strict=True):
             counts = table["served_by"].value_counts(sort=False).sort("served_by")
@@ -171,6 +168,17 @@ def _evaluate(subjects: list[Subject], config: EvaluateConfig, run: RunOptions) 
             **scores[names[0]].few_candidates(),
         }
         return named(Evaluation(work.commit(facts)), run)
+
+
+def write_metrics(work: Work, per_user: pl.DataFrame, compared: Comparison | None) -> None:
+    """Write an evaluation's per-user table, and the tables that are made from it."""
+    work.write_table("per_user.parquet", per_user)
+    work.write_table("aggregate.parquet", aggregate(per_user.rename(MEAN_NAMES)))
+    if compared is not None:
+        work.write_table("comparison.parquet", compared.table())
+        work.write_table("tail_minus_head.parquet", compared.tail_minus_head())
+        work.write_table("harm.parquet", compared.harm())
+        work.write_table("worst_users.parquet", compared.worst_users())
 
 
 def _score_all(

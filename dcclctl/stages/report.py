@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from dcclctl.artifacts import Evaluation, PatchSet
+from dcclctl.artifacts.evaluation import SEED_ROLE
 from dcclctl.artifacts.names import describe, short_label
 from dcclctl.devices.serving import ENCODER, split_suffix
 from dcclctl.distillation.method import default_method
@@ -75,9 +76,11 @@ def _round(cloud: Artifact) -> int:
     return int(cloud.facts.get("round", 0))
 
 
-def _model(name: str, artifact: Artifact, about: dict[str, Any]) -> Model:
+def _model(name: str, artifact: Artifact, about: dict[str, Any], evaluation: Evaluation) -> Model:
     suffix = split_suffix(name)[1]
     called, ref = short_label(artifact, suffix), artifact.ref + (f"+{suffix}" if suffix else "")
+    if evaluation.seeds and evaluation.subjects[name] != ref:  # another training under each seed
+        called = ref = evaluation.labels[name]
     patches = artifact.kind == "patches"
     cloud = artifact.input("cloud") if patches else artifact
     role = {
@@ -103,7 +106,7 @@ def _part(evaluation: Evaluation) -> EvaluationPart:
     """Compared with --against, or with the first model if none was named."""
     facts = evaluation.facts
     scored = {name: artifact for name, (artifact, _) in evaluation.scored().items()}
-    models = [_model(name, artifact, facts["subjects"][name]) for name, artifact in scored.items()]
+    models = [_model(name, artifact, facts["subjects"][name], evaluation) for name, artifact in scored.items()]
     aggregate = evaluation.aggregate
     measured = aggregate["metric"].unique(maintain_order=True).to_list()
     metric = harm_metric(measured)
@@ -131,6 +134,7 @@ def _part(evaluation: Evaluation) -> EvaluationPart:
         dataset=short_label(evaluation.artifact.input("dataset")),
         split=facts["split"],
         seed=evaluation.artifact.seed,
+        seeds=evaluation.seeds,
         events=facts["events"],
         users=facts["users"],
         users_without_auc=facts["users_without_auc"],
@@ -200,13 +204,22 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
         words = [name for kind, name in files if kind == "log"]
         words += [word for kind, name in files if kind in flags for word in (flags[kind], name)]
     elif stage == "evaluate":
-        subjects = {
-            role.partition(":")[2]: variable(given.id, split_suffix(role)[1])
-            for role, given in inputs.items()
-            if role.startswith(SUBJECT_ROLE)
-        }
+        subjects = _subjects(artifact)
+        of_seeds = [_subjects(made[given.id]) for role, given in inputs.items() if role.startswith(SEED_ROLE)]
+        if of_seeds:  # the trainings of one model with commas between them
+            rows = [[variable(id, split_suffix(name)[1]) for name, id in row.items()] for row in of_seeds]
+            subjects = dict(
+                zip(
+                    subjects,
+                    (one[0] if len({*one}) == 1 else ",".join(one) for one in zip(*rows, strict=True)),
+                    strict=True,
+                )
+            )
+        else:
+            subjects = {name: variable(id, split_suffix(name)[1]) for name, id in subjects.items()}
         words = list(subjects.values()) + (["--against", subjects[config["against"]]] if config["against"] else [])
         left_out = {"against"}
+        words += ["--seeds", _text(config["seeds"])] if of_seeds else []
     else:
         if stage == "train" and "cloud" in inputs:
             flags, left_out = {"cloud": "--continue"}, {"model", *size_fields(config["model"])}
@@ -219,6 +232,12 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
             words += ["--method", config["method"]]
     words += _settings_given(stage, config, artifact.seed, left_out)
     return f"{_variable(artifact)}=$(dcclctl {' '.join([stage, *words, '--quiet'])})"
+
+
+def _subjects(evaluation: Artifact) -> dict[str, str]:
+    """Name in the tables → full id, of the models that an evaluation scored."""
+    given = {role: each.id for role, each in evaluation.inputs.items() if role.startswith(SUBJECT_ROLE)}
+    return {role.partition(":")[2]: id for role, id in given.items()}
 
 
 def _settings_given(stage: str, config: Mapping[str, Any], seed: int, left_out: set[str]) -> list[str]:

@@ -27,6 +27,7 @@ from dcclctl.config import (
     PatchConfig,
     Section,
     TrainConfig,
+    TuneConfig,
     Variant,
     VariantSection,
     has_flag,
@@ -82,6 +83,7 @@ COMMANDS: Mapping[str, Command] = {
     "patch": Command(PatchConfig, PATCH_METHODS, LocalSettings),
     "distill": Command(DistillConfig, DISTILL_METHODS, TeachingSettings),
     "evaluate": Command(EvaluateConfig),
+    "tune": Command(TuneConfig),
 }
 
 S = TypeVar("S", bound=CommandSection)

@@ -1,6 +1,6 @@
 """A committed artifact as the record that `tracking` sends on."""
 
-from dcclctl.artifacts import Evaluation
+from dcclctl.artifacts import Evaluation, Tuning
 from dcclctl.report.text import plain
 from dcclctl.store.lineage import Node, dotted, lineage
 from dcclctl.store.store import Artifact
@@ -9,7 +9,7 @@ from dcclctl.tracking import Record
 
 
 def record_of(artifact: Artifact) -> Record:
-    """Configuration, lineage and figures of an artifact; only cloud models and evaluations have figures.
+    """Configuration, lineage and figures of an artifact; only cloud models, tunings and evaluations have figures.
 
     Per-epoch losses have their epoch as the step; a group's metrics are named subject/group/metric, step 0.
 
@@ -25,6 +25,10 @@ def record_of(artifact: Artifact) -> Record:
         if facts["epochs"]:  # a counted model has none
             best = {name: facts[name] for name in ("best_valid_loss", "best_valid_auc")}
             figures.append((facts["best_epoch"], best))
+    elif artifact.kind == "tuning":
+        tuning = Tuning(artifact)
+        for row in tuning.trials.filter(state="done").to_dicts():
+            figures.append((row["trial"], {f"{row['variant']}/{tuning.metric}": row["value"]}))
     elif artifact.kind == "evaluation":
         names = Evaluation(artifact).subjects
         groups = (*GROUPS, "all")

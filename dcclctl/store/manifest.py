@@ -26,6 +26,7 @@ KINDS: Final = {
     "memory": "dcclctl memory",
     "patches": "dcclctl patch",
     "evaluation": "dcclctl evaluate",
+    "tuning": "dcclctl tune train",
 }
 #: stage → role of an input → the flag that names it; what is not here is found from the others.
 INPUT_FLAGS: Final = {

@@ -63,6 +63,7 @@ class Store:
         self._disk = disk or LocalDisk()
         self._remark = remark
         self._plan: list[Step] | None = None
+        self._on_record: Callable[[dict[str, Any]], None] | None = None
         #: what this object keeps other processes from deleting
         self.leases = Leases(self.root, self._disk)
 
@@ -106,6 +107,12 @@ class Store:
                 raise UsageError(f"{reference} could be {which}", "Type more digits, or the number.")
             if found:
                 return next(iter(found.values()))
+        seeds = self.group(wanted.kind, wanted.name) if wanted.by == "alias" else []
+        if seeds:
+            raise UsageError(
+                f"{reference} is a group of {len(seeds)} seeds, and one artifact is needed here",
+                f"Name one, e.g. {reference}-{seeds[0]}; or add --seeds where the command has it.",
+            )
         near = difflib.get_close_matches(wanted.name, [*self.alias_names(wanted.kind), "latest"], n=1)
         hint = f"Did you mean {wanted.kind}@{near[0]}? " if near and wanted.by == "alias" else ""
         raise UsageError(f"there is no {reference} in the store {self.root}", hint + self._choices(wanted.kind))
@@ -251,6 +258,11 @@ class Store:
         self._disk.remove(self._refs(kind) / alias)
         self._disk.sync(self._refs(kind))
 
+    def group(self, kind: str, name: str) -> list[int]:
+        """Seeds of the trainings that are named together: [0, 1] where there are the aliases NAME-0 and NAME-1."""
+        ends = [alias.removeprefix(f"{name}-") for alias in self.alias_names(kind) if alias.startswith(f"{name}-")]
+        return sorted(int(end) for end in ends if end.isdecimal() and end == str(int(end)))
+
     def alias_names(self, kind: str) -> list[str]:
         """Aliases of all artifacts of a kind."""
         return [name for name in self._disk.names(self._refs(kind)) if is_alias(name)]
@@ -334,7 +346,24 @@ class Store:
             if not work.reused:
                 work.open()
                 work.note_run(amount=amount)
+            work.listener = self._on_record
+            if self._on_record is not None:
+                for figures in work.recorded():
+                    self._on_record(figures)
             yield work
+
+    @contextmanager
+    def listening(self, on_record: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
+        """Call a function with every line of figures that works record meanwhile; it may raise, to stop the work.
+
+        Lines that a stopped run or a reused artifact has already recorded come first, so that the same work says the same
+        however often it was stopped.
+        """
+        before, self._on_record = self._on_record, on_record
+        try:
+            yield
+        finally:
+            self._on_record = before
 
     def _committed(self, kind: str, key: str) -> Artifact | None:
         """The newest undamaged artifact with this key; a damaged one is made again under a new number."""

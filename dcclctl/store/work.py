@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +61,8 @@ class Work(contents.Files):
         #: Files that this run has written or found finished; the artifact will hold no others.
         self._files: dict[str, dict[str, Any]] = {}
         self._notes: dict[str, Any] = {}
+        #: called with every line of figures, see Store.listening
+        self.listener: Callable[[dict[str, Any]], None] | None = None
         self._resumed = False
         self._started = datetime.now(UTC)
         self._clock = time.monotonic()
@@ -191,6 +193,17 @@ class Work(contents.Files):
     def record(self, figures: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl. Not part of the id, so it may hold times; no NaN and no infinity."""
         self._disk.append(self._state / METRICS, canonical(figures, "figures"))
+        if self.listener is not None:
+            self.listener(figures)
+
+    def recorded(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl so far: of the artifact that is reused, or of a stopped run that is continued."""
+        folder = self._state if self.reused is None else self.reused.path
+        try:
+            lines = self._disk.read(folder / METRICS).splitlines()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines]
 
     def note_run(self, **values: Any) -> None:
         """Add values to run.json (times, sizes, the machine); not part of the id."""

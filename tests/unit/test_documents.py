@@ -88,15 +88,21 @@ def unknown_parts(words: list[str]) -> list[str]:
         if re.match(r"--?[a-z]", word) and word not in known:
             wrong.append(word)
         elif (
-            word == "--set" and not re.search(r"[A-Z]|\.\.\.", value) and not setting_exists(value.partition("=")[0])
-        ) or (word in ("--model", "--method") and value.islower() and value not in {*variants_of(words), *ADDED}):
+            word in ("--set", "--space")
+            and not re.search(r"[A-Z]|\.\.\.", value)
+            and not setting_exists(value.partition("=")[0])
+        ) or (
+            word in ("--model", "--method")
+            and value.islower()
+            and not set(value.split(",")) <= {*variants_of(words), *ADDED}
+        ):
             wrong.append(value)
     return wrong
 
 
 def variants_of(words: list[str]) -> set[str]:
-    """Models or methods of the command of a line; `settings COMMAND` has those of COMMAND."""
-    name = words[1] if words[0] == "settings" else words[0]
+    """Models or methods of the command of a line; `settings COMMAND` and `tune COMMAND` have those of COMMAND."""
+    name = words[1] if words[0] in ("settings", "tune") else words[0]
     return set(WITH_SETTINGS[name].variants)
 
 
@@ -268,3 +274,13 @@ def test_the_python_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.Monk
     space: dict[str, Any] = {}
     exec(compile(text, "README.md", "exec"), space)
     assert space["found"].comparison.height
+
+
+def test_the_python_of_the_page_on_tuning_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_log(tmp_path / "log").rename(tmp_path / "events.csv")
+    ((_, text),) = blocks(ROOT / "docs" / "tuning.md", "python")
+    space: dict[str, Any] = {}
+    exec(compile(text, "tuning.md", "exec"), space)
+    assert set(space["found"].per_seed["seed"]) == {0, 1, 2}
+    assert tomllib.loads(space["best"].toml())["train"]["model"] == "item-knn"

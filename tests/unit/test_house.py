@@ -146,7 +146,8 @@ def unknown_parts(words: list[str]) -> list[str]:
     unread = [
         given
         for given in settings_given(rest)
-        if "=" not in given or given.partition("=")[0] not in known_settings(name)
+        # tune passes the settings of the command on that it tunes
+        if "=" not in given or given.partition("=")[0] not in known_settings(rest[0] if name == "tune" else name)
     ]
     return [flag for flag in flags if flag not in known] + unread
 

@@ -307,4 +307,4 @@ def test_the_tables_show_every_main_group() -> None:
 )
 def test_every_period_has_a_name(on: str, said: str) -> None:
     assert period_name(on) == said
-    assert f">evaluation@1: {said} of dataset@1<" in render(page(part(on=on)))
+    assert f">evaluation@1: {said} of dataset@1, one seed<" in render(page(part(on=on)))
