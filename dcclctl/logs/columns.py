@@ -54,12 +54,7 @@ def assign_roles(layout: Layout, mapped: dict[str, str], where: str) -> dict[str
             )
         if column or role in REQUIRED:
             roles[role] = find_column(names, column, where, role)
-    for role in REQUIRED:
-        twin = next((other for other in REQUIRED if other < role and roles.get(other) == roles.get(role)), None)
-        if twin is not None and role in roles:
-            raise UsageError(
-                f"--map: column {roles[role]!r} is given for both {twin} and {role}", "Each needs a column of its own."
-            )
+    _check_own_columns(names, roles)
     for role in ROLES:
         free = set(names) - set(roles.values()) - (set() if role in REQUIRED else set(layout.unreadable))
         found = next((name for name in SYNONYMS[role] if name in free), None)
@@ -69,6 +64,18 @@ def assign_roles(layout: Layout, mapped: dict[str, str], where: str) -> dict[str
     if missing:
         raise _not_found(names, roles, missing, where)
     return roles
+
+
+def _check_own_columns(names: list[str], mapped: dict[str, str]) -> None:
+    """Refuse --map user=a,item=a; and item=user_id, where nothing else can be the user."""
+    for role in REQUIRED:
+        column = mapped.get(role) or next((name for name in SYNONYMS[role] if name in names), None)
+        other = next((other for other in REQUIRED if other != role and mapped.get(other) == column), None)
+        free = role not in mapped and any(name in SYNONYMS[role] and name not in mapped.values() for name in names)
+        if column is not None and other is not None and not free:
+            raise UsageError(
+                f"--map: column {column!r} is given for both {role} and {other}", "Each needs a column of its own."
+            )
 
 
 def check_unique(names: list[str], where: str) -> None:

@@ -99,7 +99,7 @@ class Head:
         whole = len(self.data) < HEAD_BYTES
         if not text.strip():
             found = "holds nothing but" if whole else f"begins with {HEAD_BYTES >> 20} MiB of"
-            raise DataError(f"{path} {found} blank lines", "Leave it out, or fetch it again.")
+            raise DataError(f"{path} {found} blank lines", "Leave the file out, or remove them.")
         if b"\n" not in text and b"\r" in text:
             raise DataError(f"{path} ends its lines with CR only", f"Convert it: tr '\\r' '\\n' < {path} > lines.csv")
         # The last line may be cut where the head ends.

@@ -16,7 +16,7 @@ MAX_DEPTH = 64
 #: The columns are chosen from so many lines; a key that first appears later is reported.
 LATE_RECORD = 100
 _CHUNK_BYTES = 8 << 20
-_BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)+")
+_BLANK_LINES = re.compile(rb"[ \t\r\n]*\n")
 
 
 class _Number(str):

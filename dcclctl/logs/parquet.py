@@ -161,7 +161,19 @@ def _as_text(column: pl.Series) -> pl.Series:
         return pl.Series(texts, dtype=pl.String)
     if kind == pl.Null:
         return pl.Series(column.name, [None] * len(column), dtype=pl.String)
-    return column.cast(pl.String, strict=kind != pl.Binary)
+    if kind == pl.Binary:
+        try:
+            return column.cast(pl.String)
+        except pl.exceptions.PolarsError:
+            return pl.Series(column.name, [_decoded(each) for each in column.to_list()], dtype=pl.String)
+    return column.cast(pl.String)
+
+
+def _decoded(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 class ParquetFormat(LogFormat):

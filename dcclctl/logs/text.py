@@ -24,8 +24,8 @@ PIECE_BYTES = 256 << 10
 MAX_LINE_BYTES = 64 << 20
 
 _OTHER_DELIMITERS = (",", ";", "\t", "|", "::")
-_BLANK_LINES = re.compile(rb"(?:[ \t]*\r?\n)+")
-_EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
+_BLANK_LINES = re.compile(rb"[ \t\r\n]*\n")
+_EMPTY_LINES = re.compile(rb"[\r\n]*\n")
 #: What else a text that is not UTF-8 may be.
 _ENCODINGS = ("gbk", "big5", "shift_jis", "euc_kr", "cp1251", "cp1252")
 
@@ -196,8 +196,11 @@ def _between_empty_lines(chunk: bytes, offset: int, record: int, layout: Layout,
     empty = (lengths == 0) | ((lengths == 1) & (data[np.minimum(starts, len(data) - 1)] == 13))
     stay = np.ones(len(data) + 1, np.bool_)
     stay[starts[empty]] = stay[stops[empty]] = False
-    batch = _fast(data[stay[:-1]].tobytes(), offset, record, layout, wanted)
-    if batch is None:
+    if empty.all():
+        batch = BatchBuilder(wanted, b"", offset, record).batch()
+    elif (found := _fast(data[stay[:-1]].tobytes(), offset, record, layout, wanted)) is not None:
+        batch = found
+    else:
         return None
     starts, stops = starts[~empty], stops[~empty]
 

@@ -131,12 +131,15 @@ class TimeColumn:
             raise UsageError(f"--time-format and --time-unit {self.unit} contradict each other", "Give one of them.")
         self.unit, self._declared = "iso", True
         try:
-            _parse(pl.Series([datetime(2020, 8, 31, 17, 32, 39, tzinfo=UTC).strftime(form)]), form)
-        except (pl.exceptions.PolarsError, ValueError) as error:
+            example = pl.Series([datetime(2020, 8, 31, 17, 32, 39, tzinfo=UTC).strftime(form)])
+            readable = _parse(example, form)[0].null_count() == 0
+        except (pl.exceptions.PolarsError, ValueError):
+            readable = False
+        if not readable:
             raise UsageError(
                 f"--time-format: {form!r} is not a form of a time",
-                "Write it like '%d/%m/%Y %H:%M:%S' (as in strptime).",
-            ) from error
+                "Write it like '%d/%m/%Y %H:%M:%S' (as in strptime); it needs year, month and day.",
+            )
 
     def read(self, texts: pl.Series, batch: Batch) -> tuple[Ints, dict[str, Flags]]:
         """Read the times of a batch.
