@@ -23,6 +23,8 @@ from dcclctl.tables import VOCABULARY
 MAX_PROFILE_VALUES = 1000
 #: A column is nearly unique if it has more values than this and than half of the rows.
 FEW_VALUES = 20
+#: A table with rows for a smaller share of the ids is probably another log's, or writes its ids in another way.
+FEW_MATCHES = 0.1
 
 _LIST_OF_NUMBERS = r"^\d+( \d+)+$"
 _NO_GENRE = "(no genres listed)"
@@ -51,7 +53,7 @@ class SideTable:
     remarks: list[str] = field(default_factory=list)
 
     def match(self, role: str, ids: list[str]) -> None:
-        """Count which ids of the log have a row; warn, with an example of both, if fewer than half have one.
+        """Count which ids of the log have a row; warn, with an example of both, if hardly any has one.
 
         Args:
             role: user or item. ids: all of them.
@@ -60,7 +62,7 @@ class SideTable:
         missing = [each for each in ids if each not in rows]
         self.matched = len(ids) - len(missing)
         self.remarks.insert(0, f"{self.name}: a row for {self.matched:,} of {len(ids):,} {role}s")
-        if missing and 2 * self.matched < len(ids):
+        if self.matched < FEW_MATCHES * len(ids):
             self.warnings[f"unmatched-{role}s"] = len(missing)
             self.remarks[0] += f"; the log has {missing[0]!r}, the table has {self.frame['id'][0]!r}"
             if any(each.endswith(".0") for each in (missing[0], self.frame["id"][0])):
