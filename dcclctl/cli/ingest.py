@@ -113,7 +113,8 @@ def _show(reporter: Reporter, facts: dict[str, Any]) -> None:
         reporter.line(f"  normalised: {count:,} × {NORMALISED[name]}")
 
     if facts["behaviours"]:
-        reporter.table(table_of(("behaviour", "rows"), list(facts["behaviours"].items()), "Behaviours"))
+        counted = sorted(facts["behaviours"].items(), key=lambda each: -each[1])
+        reporter.table(table_of(("behaviour", "rows"), counted, "Behaviours"))
     if facts["unused_columns"]:
         reporter.line(f"columns of the log that are not used: {', '.join(facts['unused_columns'])}")
 

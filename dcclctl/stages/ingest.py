@@ -159,7 +159,7 @@ class _Read:
         return [column for column in layout.columns if column not in used | inside]
 
     def behaviours(self) -> dict[str, int]:
-        """Behaviour → rows of the logs that were kept, the most frequent first; empty without such a column."""
+        """Behaviour → rows of the logs that were kept, of the most frequent ones; empty without such a column."""
         if self.log.behaviours is None:
             return {}
         codes, counts = np.unique(self.log.behaviours, return_counts=True)
