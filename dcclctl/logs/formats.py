@@ -80,7 +80,8 @@ def _detect(source: Source, config: IngestConfig, side: bool = False) -> Layout:
         # a format that knows its own encoding keeps it, and a byte order mark says more than --encoding
         bom = head.data.startswith(BOM)
         encoding = config.encoding if layout.encoding == "utf-8" and not bom else layout.encoding
-        return dataclasses.replace(layout, bom=bom, encoding=encoding)
+        quoting = layout.quoting if config.quote == "auto" else config.quote == "double"
+        return dataclasses.replace(layout, bom=bom, encoding=encoding, quoting=quoting)
     raise head.unlike(config.format if named else "expected")
 
 

@@ -289,6 +289,13 @@ def test_a_quote_that_opens_nothing_costs_its_own_lines_only(tmp_path: Path) -> 
     assert found.facts["rows"]["rejected"] == 2
 
 
+def test_quotes_are_letters_in_a_known_layout_too(tmp_path: Path) -> None:
+    rows = "".join(f"{u},{i},77,pv,{t}\n" for u, i, t in songs())
+    found = run(tmp_path, write(tmp_path / "UserBehavior.csv", rows), quote="none")
+    assert found.facts["sources"][0]["format"] == "taobao"
+    assert events_of(found) == sorted((str(u), i, t * 1_000_000) for u, i, t in songs())
+
+
 def test_a_tab_separated_file_of_quoted_fields_is_unquoted(tmp_path: Path) -> None:
     text = table("\t").replace("user_id\titem_id\ttimestamp", '"user_id"\t"item_id"\t"timestamp"')
     text = "\n".join(
