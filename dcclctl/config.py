@@ -4,12 +4,13 @@ A command may have variants (`train --model`, `patch --method`, `distill --metho
 beside its code. `stages/settings.py` merges sections, a TOML file and flags.
 """
 
+import codecs
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 Positive = Annotated[int, Field(ge=1)]
@@ -138,10 +139,14 @@ class IngestConfig(CommandSection):
     format: str = Field("auto", description="Layout of the log; auto looks at names and headers.")
     map: dict[str, str] = Field(
         default_factory=dict,
-        description="Your columns under our names, e.g. user=uid,item=sku,time=ts,category=cat,behaviour=event,label=score.",
+        description="Your columns under our names, e.g. user=uid,item=sku,time=ts,category=cat,behaviour=event,label=score,"
+        "name=title; without a header 1, 2, … for the first column, the second, …; category= leaves a column unused.",
     )
     time_unit: Literal["auto", "s", "ms", "us", "ns", "iso", "ordinal"] = Field(
         "auto", description="Unit of the time column; ordinal means that only each user's order is known."
+    )
+    time_format: str = Field(
+        "", description="How times are written, e.g. '%d/%m/%Y %H:%M', where that is not found by itself."
     )
     timezone: str = Field("", description="Zone of local times without one, e.g. Europe/Paris.")
     now: str = Field(
@@ -156,8 +161,16 @@ class IngestConfig(CommandSection):
     behaviours: list[str] = Field(
         default_factory=list, description="Keep these behaviours only, e.g. buy,cart. Empty: all."
     )
-    ids: Literal["text", "int"] = Field("text", description="int turns '123.0' into '123'; text keeps ids verbatim.")
-    encoding: Literal["utf-8", "utf-16", "latin-1"] = Field("utf-8", description="Encoding of text files.")
+    ids: Literal["text", "int"] = Field(
+        "text", description="int turns '123.0' into '123', in logs and side tables; text keeps ids verbatim."
+    )
+    encoding: str = Field("utf-8", description="Encoding of text files, e.g. gbk, utf-16 or latin-1.")
+    delimiter: str = Field(
+        "", description="What stands between the fields of a text file, e.g. ';', '::', tab, space or '\\x01'."
+    )
+    quote: Literal["auto", "none", "double"] = Field(
+        "auto", description='Whether "…" is one field: none (auto with tabs), or double (auto otherwise).'
+    )
     allow_empty: bool = Field(False, description="Accept a file that has a header and no rows.")
     min_user_events: Positive = Field(
         1, description="Leave out users with fewer events (repeated with items until stable)."
@@ -187,6 +200,34 @@ class IngestConfig(CommandSection):
         "of them (80 %) are tail.",
     )
     max_reject: Fraction = Field(0.01, description="Fail if a larger share of the rows is rejected.")
+
+    @field_validator("encoding")
+    @classmethod
+    def _codec(cls, name: str) -> str:
+        """The name by which Python knows the codec, whatever its case and spelling."""
+        try:
+            sample = "user_id,1\n"
+            known = sample.encode(name).decode(name) == sample
+        except (LookupError, UnicodeError, ValueError):
+            known = False
+        if not known:
+            raise ValueError("no encoding of text has this name; write e.g. utf-8, utf-16, gbk, shift_jis, cp1252")
+        found = codecs.lookup(name).name
+        return "utf-8" if found == "utf-8-sig" else found  # a byte-order mark is skipped anyway
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_delimiter(cls, text: str) -> str:
+        """The delimiter itself, of a name or an escape like \\t and \\x01."""
+        named = {"tab": "\t", "space": " ", "comma": ",", "semicolon": ";", "bar": "|"}.get(text.lower(), text)
+        if "\\" in named and named.isascii():
+            try:
+                named = codecs.decode(named, "unicode_escape")
+            except UnicodeError:
+                named = "\0"
+        if set(named) & set('\n\r"\0') or (not named.isprintable() and len(named) > 1):
+            raise ValueError("write the delimiter itself, or tab, space, '\\x01'")
+        return named
 
 
 class TrainConfig(VariantSection):

@@ -15,7 +15,20 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 #: Facts that --json shows beside ref, id and reused.
 KEY_FACTS = (
     *("users", "items", "events", "rows", "periods", "cuts", "groups", "split", "time_kind", "cut_times_us"),
-    *("repeats", "labels", "label_expression", "positives", "categories", "profiles", "id_map", "sources", "remarks"),
+    *(
+        "columns",
+        "unused_columns",
+        "behaviours",
+        "repeats",
+        "labels",
+        "label_expression",
+        "positives",
+        "categories",
+        "profiles",
+        "id_map",
+        "sources",
+        "remarks",
+    ),
 )
 
 
@@ -96,6 +109,12 @@ def _show(reporter: Reporter, facts: dict[str, Any]) -> None:
     reporter.table(table_of(("", "rows"), list(counts.items()), "Rows"))
     for name, count in rows["normalised_by_reason"].items():
         reporter.line(f"  normalised: {count:,} × {NORMALISED[name]}")
+
+    if facts["behaviours"]:
+        counted = sorted(facts["behaviours"].items(), key=lambda each: -each[1])
+        reporter.table(table_of(("behaviour", "rows"), counted, "Behaviours"))
+    if facts["unused_columns"]:
+        reporter.line(f"columns of the log that are not used: {', '.join(facts['unused_columns'])}")
 
     columns = ("period", "from", "to", "events", "users", "new users")
     periods = [

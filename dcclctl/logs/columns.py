@@ -1,10 +1,9 @@
 """Finds the columns of a log that hold user, item, time and so on: by name, or as `--map` says."""
 
-from collections.abc import Iterable
-
 from dcclctl.errors import DataError, UsageError
+from dcclctl.logs.layout import Layout
 
-ROLES = ("user", "item", "time", "label", "category", "behaviour")
+ROLES = ("user", "item", "time", "label", "category", "behaviour", "name")
 REQUIRED = ("user", "item", "time")
 
 #: Role → column names that are recognised, best first.
@@ -24,6 +23,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     ),
     "label": ("label", "rating", "Rating", "score", "stars", "overall", "click"),
     "category": ("category", "category_id", "categoryId", "cat", "category_code", "item_category", "CategoryID"),
+    # an item's name is used only if --map names its column: a column `name` of a log may well be the user's
+    "name": (),
     "behaviour": ("behaviour", "behavior", "behaviour_type", "behavior_type", "event_type", "event", "action"),
 }
 
@@ -31,19 +32,19 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 NAME_COLUMNS = ("name", "title", "movie_title", "item_name", "product_name", "Title")
 
 
-def assign_roles(header: Iterable[str], mapped: dict[str, str], where: str) -> dict[str, str]:
+def assign_roles(layout: Layout, mapped: dict[str, str], where: str) -> dict[str, str]:
     """Role → column of an event log.
 
     Args:
-        header: the file's column names.
-        mapped: what --map says.
+        layout: of the file.
+        mapped: what --map says; an empty column leaves the role out.
         where: the file, for messages.
 
     Raises:
-        UsageError: --map names a role or a column that does not exist.
+        UsageError: --map names a role or a column that does not exist, or one column for two of user, item and time.
         DataError: a required column is not found; the message shows the header and a complete --map.
     """
-    names = list(header)
+    names = list(layout.columns)
     check_unique(names, where)
     roles: dict[str, str] = {}
     for role, column in mapped.items():
@@ -51,16 +52,30 @@ def assign_roles(header: Iterable[str], mapped: dict[str, str], where: str) -> d
             raise UsageError(
                 f"--map: there is no role {role!r}", f"Roles: {', '.join(ROLES)}; write --map user=uid,item=sku,time=ts"
             )
-        roles[role] = find_column(names, column, where, role)
+        if column or role in REQUIRED:
+            roles[role] = find_column(names, column, where, role)
+    _check_own_columns(names, roles)
     for role in ROLES:
-        free = set(names) - set(roles.values())
+        free = set(names) - set(roles.values()) - (set() if role in REQUIRED else set(layout.unreadable))
         found = next((name for name in SYNONYMS[role] if name in free), None)
-        if role not in roles and found is not None:
+        if role not in mapped and found is not None:
             roles[role] = found
     missing = [role for role in REQUIRED if role not in roles]
     if missing:
         raise _not_found(names, roles, missing, where)
     return roles
+
+
+def _check_own_columns(names: list[str], mapped: dict[str, str]) -> None:
+    """Refuse --map user=a,item=a; and item=user_id, where nothing else can be the user."""
+    for role in REQUIRED:
+        column = mapped.get(role) or next((name for name in SYNONYMS[role] if name in names), None)
+        other = next((other for other in REQUIRED if other != role and mapped.get(other) == column), None)
+        free = role not in mapped and any(name in SYNONYMS[role] and name not in mapped.values() for name in names)
+        if column is not None and other is not None and not free:
+            raise UsageError(
+                f"--map: column {column!r} is given for both {role} and {other}", "Each needs a column of its own."
+            )
 
 
 def check_unique(names: list[str], where: str) -> None:

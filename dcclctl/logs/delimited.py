@@ -1,5 +1,6 @@
 """Delimited text with a header; or without a header, if --map gives the positions of the columns."""
 
+import dataclasses
 import re
 
 from dcclctl.errors import DataError
@@ -17,19 +18,38 @@ class CsvFormat(LogFormat):
         first, fields, mapped, path = head.lines[0], head.fields, head.mapped, head.source.path
         if head.delimiter is None:
             raise DataError(
-                f"{path}: no delimiter (comma, tab, semicolon or bar) splits its first line: {first[:80]!r}",
-                "Convert it to CSV, or name its format with --format.",
+                f"{path}: no delimiter (comma, tab, semicolon, bar, space, '::') splits its first line: {first[:80]!r}",
+                "Name it with --delimiter, or name the file's format with --format.",
             )
-        positions = mapped and all(place.isdigit() and 1 <= int(place) <= len(fields) for place in mapped)
-        if positions and not mapped & set(fields):
-            columns = tuple(str(place) for place in range(1, len(fields) + 1))
-            return Layout("csv", "text", columns, delimiter=head.delimiter, has_header=False)
+        layout = Layout("csv", "text", tuple(fields), delimiter=head.delimiter, quoting=head.quoting)
+        positions = tuple(str(place) for place in range(1, len(fields) + 1))
+        if mapped and mapped <= set(positions) and not _is_header_of_numbers(fields, mapped):
+            return dataclasses.replace(layout, columns=positions, has_header=self._names_above_data(head))
         if not mapped & set(fields) and _looks_like_data(fields):
+            remedy = (
+                "Name the columns by position: --map user=1,item=2,time=3   (or --format taobao, amazon, movielens)"
+            )
             raise DataError(
                 f"{path} has no header; its first line: {first[:80]!r}",
-                "Name the columns by position: --map user=1,item=2,time=3   (or --format taobao, amazon, movielens)",
+                "Give it a first line with the names of its columns, e.g. item_id,name,category."
+                if head.side
+                else remedy,
             )
-        return Layout("csv", "text", tuple(fields), delimiter=head.delimiter)
+        return layout
+
+    @staticmethod
+    def _names_above_data(head: Head) -> bool:
+        """Whether the first line has a word where the lines below it have a time."""
+        place = int(head.roles.get("time", "0")) - 1
+        times = [line[place] for line in head.rows if place >= 0 and len(line) > place]
+        return len(times) > 1 and not any(map(str.isdigit, times[0])) and any(map(str.isdigit, times[1]))
+
+
+def _is_header_of_numbers(fields: list[str], mapped: frozenset[str]) -> bool:
+    """Whether a first line names its columns 0, 1, 2, … or 1, 2, 3, …, those of --map among them."""
+    return mapped <= set(fields) and fields in (
+        [str(place + start) for place in range(len(fields))] for start in (0, 1)
+    )
 
 
 def _looks_like_data(fields: list[str]) -> bool:

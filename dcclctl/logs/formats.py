@@ -18,9 +18,8 @@ def detect_log(source: Source, config: IngestConfig) -> Layout:
         DataError: the file cannot be read as a log; the message says what to type.
         UsageError: --map names a role or a column that does not exist.
     """
-    layout = _detect(source, config, frozenset(config.map.values()))
-    roles = assign_roles(layout.columns, config.map, str(source.path))
-    return dataclasses.replace(layout, roles=roles)
+    layout = _detect(source, config)
+    return dataclasses.replace(layout, roles=assign_roles(layout, config.map, str(source.path)))
 
 
 def detect_side(source: Source, config: IngestConfig, role: str) -> Layout:
@@ -29,10 +28,10 @@ def detect_side(source: Source, config: IngestConfig, role: str) -> Layout:
     Raises:
         DataError: no id column is found.
     """
-    layout = _detect(source, config.model_copy(update={"format": "auto"}), frozenset())
+    layout = _detect(source, config.model_copy(update={"format": "auto"}), side=True)
     names = list(layout.columns)
     check_unique(names, str(source.path))
-    found = next((name for name in (config.map.get(role), *SYNONYMS[role]) if name in names), None)
+    found = next((name for name in (config.map.get(role), *SYNONYMS[role]) if name and name in names), None)
     if found is None:
         raise DataError(
             f"{source.path}: no column for the {role} id; its header: {', '.join(map(repr, names))}",
@@ -64,10 +63,10 @@ def format_of(name: str) -> LogFormat:
     return found
 
 
-def _detect(source: Source, config: IngestConfig, mapped: frozenset[str]) -> Layout:
+def _detect(source: Source, config: IngestConfig, side: bool = False) -> Layout:
     """The layout of a file in the format that --format names, or in the first format that recognises it."""
     named = config.format != "auto"
-    head = Head(source, first_bytes(source), config.encoding, mapped, named)
+    head = Head(source, first_bytes(source), config, named, side)
     if head.is_parquet and config.format not in ("auto", "parquet"):
         raise DataError(
             f"{source.path} is parquet, not {config.format}", "Leave --format out, or write --format parquet"
@@ -78,9 +77,11 @@ def _detect(source: Source, config: IngestConfig, mapped: frozenset[str]) -> Lay
             continue
         if layout.container == "parquet":
             return layout
-        # a format that knows its own encoding keeps it
-        encoding = config.encoding if layout.encoding == "utf-8" else layout.encoding
-        return dataclasses.replace(layout, bom=head.data.startswith(BOM), encoding=encoding)
+        # a format that knows its own encoding keeps it, and a byte order mark says more than --encoding
+        bom = head.data.startswith(BOM)
+        encoding = config.encoding if layout.encoding == "utf-8" and not bom else layout.encoding
+        quoting = layout.quoting if config.quote == "auto" else config.quote == "double"
+        return dataclasses.replace(layout, bom=bom, encoding=encoding, quoting=quoting)
     raise head.unlike(config.format if named else "expected")
 
 

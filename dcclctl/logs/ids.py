@@ -20,8 +20,8 @@ TABLE_CODES = 1 << 28
 
 _DECIMAL = re.compile(r"(\d+)\.0+")
 
-#: What is wrong with a code: nothing, an empty id, an id with a NUL.
-FINE, EMPTY, NUL = 0, 1, 2
+#: What is wrong with a code: nothing, an empty id, an id with a NUL, an id with a line end.
+FINE, EMPTY, NUL, LINE_END = 0, 1, 2, 3
 
 
 def whole_numbers(texts: pl.Series) -> tuple[Ints, Flags | None]:
@@ -80,7 +80,7 @@ class IdColumn:
         """Turn texts into codes.
 
         Returns:
-            The codes; EMPTY or NUL → the rows that cannot be used, only where there are such rows; the rows with spaces
+            The codes; EMPTY, NUL or LINE_END → the rows that cannot be used, only where there are such rows; the rows with spaces
             around the id, and the rows with a '.0' (None: no row).
         """
         texts = texts.fill_null("")
@@ -102,7 +102,7 @@ class IdColumn:
             spread[other] = np.array(flags)[place]
             return spread
 
-        problems = {problem: rows([each.problem == problem for each in ids]) for problem in (EMPTY, NUL)}
+        problems = {problem: rows([each.problem == problem for each in ids]) for problem in (EMPTY, NUL, LINE_END)}
         bad = {problem: found for problem, found in problems.items() if found is not None}
         return codes, bad, rows([each.padded for each in ids]), rows([each.decimal for each in ids])
 
@@ -121,6 +121,8 @@ class IdColumn:
             return _Id(code, EMPTY)
         if "\0" in text:
             return _Id(code, NUL)
+        if ("\n" in clean or "\r" in clean) and not self._empty_is_value:
+            return _Id(code, LINE_END)
         decimal = _DECIMAL.fullmatch(clean) if self._as_int else None
         if decimal:
             clean = str(int(decimal[1]))

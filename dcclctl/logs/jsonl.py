@@ -1,7 +1,8 @@
 """Reads JSON lines as batches of records. Numbers keep the text they were written with."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from dcclctl.errors import DataError
@@ -15,6 +16,7 @@ MAX_DEPTH = 64
 #: The columns are chosen from so many lines; a key that first appears later is reported.
 LATE_RECORD = 100
 _CHUNK_BYTES = 8 << 20
+_BLANK_LINES = re.compile(rb"[ \t\r\n]*\n")
 
 
 class _Number(str):
@@ -85,7 +87,8 @@ def _depth(line: str) -> int:
 def first_keys(head: bytes) -> list[str]:
     """Keys of the objects in the first lines, in order of appearance; broken lines are skipped."""
     keys: dict[str, None] = {}
-    for line in head.decode("utf-8", "replace").splitlines()[:LATE_RECORD]:
+    lines = [line for line in head.decode("utf-8", "replace").split("\n") if line.strip()]
+    for line in lines[:LATE_RECORD]:
         try:
             keys |= dict.fromkeys(parse_line(line))
         except _Refused:
@@ -93,13 +96,13 @@ def first_keys(head: bytes) -> list[str]:
     return list(keys)
 
 
-def read_jsonl(stream: ByteStream, layout: Layout, wanted: list[str], lists: bool = False) -> Iterator[Batch]:
+def read_jsonl(stream: ByteStream, layout: Layout, wanted: list[str], lists: Collection[str] = ()) -> Iterator[Batch]:
     """Read a JSON-lines file batch by batch.
 
     Args:
         stream, layout: the file and its layout.
         wanted: keys to return.
-        lists: return lists as JSON text (side tables) instead of refusing the record.
+        lists: keys whose lists and objects are returned as JSON text, instead of refusing the record.
 
     Raises:
         DataError: not UTF-8, or anything that `ByteStream` refuses.
@@ -113,6 +116,10 @@ def read_jsonl(stream: ByteStream, layout: Layout, wanted: list[str], lists: boo
         counts = {"blank-lines": 0, "mixed-types": 0}
         late, position = 0, 0
         while position < len(chunk):
+            if blank := _BLANK_LINES.match(chunk, position):
+                counts["blank-lines"] += chunk.count(b"\n", position, blank.end())
+                position = blank.end()
+                continue
             start, position = position, chunk.find(b"\n", position) + 1 or len(chunk)
             line = chunk[start:position].rstrip(b"\r\n")
             if not line.strip():
@@ -120,7 +127,7 @@ def read_jsonl(stream: ByteStream, layout: Layout, wanted: list[str], lists: boo
                 continue
             try:
                 values = parse_line(line.decode("utf-8"))
-                fields = [_field(values.get(name), lists) for name in wanted]
+                fields = [_field(values.get(name), name in lists) for name in wanted]
             except _Refused as error:
                 builder.reject(str(error), start, start + len(line))
                 continue

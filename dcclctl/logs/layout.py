@@ -21,6 +21,8 @@ class Layout:
         encoding: of a text file.
         bom: whether it starts with a UTF-8 byte order mark.
         list_columns: columns whose values are lists separated by this text.
+        unreadable: columns that cannot be made text → their type.
+        remarks: what a person should know of how the file is read, in sentences.
     """
 
     format: str
@@ -33,3 +35,5 @@ class Layout:
     encoding: str = "utf-8"
     bom: bool = False
     list_columns: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()

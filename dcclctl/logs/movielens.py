@@ -52,7 +52,8 @@ class MovielensFormat(LogFormat):
         known = _FILES.get(head.source.stem)
         if known is not None:
             return known
-        if "::" in head.lines[0]:
+        ratings = head.lines[0].split("::")
+        if len(ratings) == len(_RATINGS) and all(text.replace(".", "", 1).isdigit() for text in ratings[2:]):
             return _FILES["ratings.dat"]
         header = head.fields[:2] in (["userId", "movieId"], ["movieId", "title"])
         if not header and not head.named:

@@ -1,7 +1,7 @@
 """Reads Parquet as batches of records, every wanted column as text."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import polars as pl
@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dcclctl.errors import DataError
-from dcclctl.logs.batch import MAX_FIELD_BYTES, Batch
+from dcclctl.logs.batch import MAX_FIELD_BYTES, Batch, Reject
 from dcclctl.logs.format import Head, LogFormat
 from dcclctl.logs.layout import Layout
-from dcclctl.logs.sources import Source
+from dcclctl.logs.sources import BOMB_BYTES, BOMB_RATIO, Source
 
-BATCH_ROWS = 1 << 19
+BATCH_ROWS = 1 << 17
 #: Whole numbers beyond this are not exact in a float column.
 EXACT_FLOAT = float(1 << 53)
 
@@ -26,7 +26,7 @@ def schema_of(source: Source) -> pa.Schema:
         DataError: the file is damaged or not Parquet.
     """
     try:
-        return pq.read_schema(source.path)
+        return pq.read_schema(source.place)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(source, error) from error
 
@@ -48,44 +48,67 @@ def field_of(schema: pa.Schema, name: str) -> pa.Field | None:
     return None
 
 
-def read_parquet(source: Source, layout: Layout, wanted: list[str], lists: bool = False) -> Iterator[Batch]:
+def _has_text(kind: pa.DataType, inside: bool = False) -> bool:
+    """Whether values of this type can be made text: scalars other than durations, and lists of them."""
+    if pa.types.is_dictionary(kind):
+        return _has_text(kind.value_type, inside)
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if any(of(kind) for of in lists):
+        return _has_text(kind.value_type, True)
+    odd = pa.types.is_duration(kind) or pa.types.is_interval(kind) or pa.types.is_nested(kind)
+    return not (odd or (inside and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))))
+
+
+def read_parquet(source: Source, layout: Layout, wanted: list[str], lists: Collection[str] = ()) -> Iterator[Batch]:
     """Read a Parquet file batch by batch.
 
     Args:
         source, layout: the file and its layout.
         wanted: columns to return; 'a.b' means field b of struct a.
-        lists: return lists as JSON text (side tables) instead of refusing the column.
+        lists: columns whose lists are returned as JSON text, and whose values may be left out if they are not text.
 
     Raises:
-        DataError: the file is damaged, or a wanted column is nested.
+        DataError: the file is damaged or a compression bomb, or a wanted column is nested or not text.
     """
     schema = schema_of(source)
     for name in wanted:
         field = field_of(schema, name)
-        if field is None or not pa.types.is_nested(field.type):
+        if field is None or (_has_text(field.type) and (name in lists or not pa.types.is_nested(field.type))):
             continue
-        if not (lists and (pa.types.is_list(field.type) or pa.types.is_large_list(field.type))):
+        if pa.types.is_nested(field.type):
             raise DataError(
                 f"{source.path}: column {name!r} is nested ({field.type})",
                 f"Name a field inside it, e.g. --map user={name}.id, or flatten it first.",
             )
+        raise DataError(
+            f"{source.path}: column {name!r} has values of type {field.type}", "Write it as a number or as text first."
+        )
     ids = {layout.roles.get(role) for role in ("user", "item")}
     record = 1
     try:
-        with pq.ParquetFile(source.path) as file:
+        with pq.ParquetFile(source.place) as file:
             columns = sorted({name if name in schema.names else name.partition(".")[0] for name in wanted})
             for table in file.iter_batches(BATCH_ROWS, columns=columns):
-                yield _batch(table, wanted, ids, record)
+                yield _batch(source, table, wanted, ids, lists, record)
                 record += table.num_rows
-    except (pa.ArrowException, OSError) as error:
+                size = 8 * record * len(wanted)
+                if size > BOMB_BYTES and size > BOMB_RATIO * source.bytes:
+                    raise DataError(
+                        f"{source.path} holds more than {record:,} rows in {source.bytes:,} bytes: taken for a "
+                        "compression bomb",
+                        "If it is a real log, write it as CSV and ingest that.",
+                    )
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
         raise _damaged(source, error) from error
     source.check_unchanged()
 
 
-def _batch(table: pa.RecordBatch, wanted: list[str], ids: set[str | None], record: int) -> Batch:
+def _batch(
+    source: Source, table: pa.RecordBatch, wanted: list[str], ids: set[str | None], lists: Collection[str], record: int
+) -> Batch:
     frame = pl.DataFrame(pa.Table.from_batches([table]))
     columns = []
-    large = 0
+    large = binary = 0
     for name in wanted:
         if name in frame.columns:
             column = frame[name]
@@ -94,18 +117,34 @@ def _batch(table: pa.RecordBatch, wanted: list[str], ids: set[str | None], recor
             column = frame[parent].struct.field(child).alias(name)
         if name in ids and column.dtype.is_float():
             large += int((column.abs() > EXACT_FLOAT).sum())
-        columns.append(_as_text(column).alias(name))
+        text = _as_text(column).alias(name)
+        lost = text.null_count() - column.null_count()
+        if lost and column.dtype == pl.Binary and name not in lists:
+            raise DataError(
+                f"{source.path}: column {name!r} is binary, and not UTF-8 text", "Write it as text first, e.g. as hex."
+            )
+        binary += lost
+        columns.append(text)
     texts = pl.DataFrame(columns) if columns else pl.DataFrame()
+    records = np.arange(record, record + table.num_rows, dtype=np.int64)
+    long = np.zeros(table.num_rows, np.bool_)
+    for column in texts.iter_columns():
+        long |= (column.str.len_bytes().fill_null(0) > MAX_FIELD_BYTES).to_numpy()
 
-    def raw(row: int) -> tuple[None, str]:
-        return None, json.dumps(texts.row(row, named=True), ensure_ascii=False)[:MAX_FIELD_BYTES]
+    def shown(row: int) -> str:
+        cut = {name: text and text[:MAX_FIELD_BYTES] for name, text in texts.row(row, named=True).items()}
+        return json.dumps(cut, ensure_ascii=False)[:MAX_FIELD_BYTES]
 
+    rejects = [Reject(record + row, None, "field-too-long", shown(row)) for row in np.flatnonzero(long).tolist()]
+    stay = np.flatnonzero(~long)
+    warnings = {"ids-over-2^53": large, "binary-values": binary}
     return Batch(
-        texts,
-        np.arange(record, record + table.num_rows, dtype=np.int64),
-        raw,
+        texts.filter(~long) if rejects else texts,
+        records[stay],
+        lambda row: (None, shown(int(stay[row]))),
+        rejects,
         read=table.num_rows,
-        warnings={"ids-over-2^53": large} if large else {},
+        warnings={name: count for name, count in warnings.items() if count},
     )
 
 
@@ -116,11 +155,25 @@ def _as_text(column: pl.Series) -> pl.Series:
         if kind.time_zone:
             column = column.dt.convert_time_zone("UTC")
         return column.dt.strftime("%Y-%m-%dT%H:%M:%S%.f" + zone)
-    if isinstance(kind, pl.List):
+    if isinstance(kind, pl.List | pl.Array):
         lists = column.to_list()
         texts = [None if each is None else json.dumps(each, default=str, ensure_ascii=False) for each in lists]
         return pl.Series(texts, dtype=pl.String)
-    return column.cast(pl.String, strict=kind != pl.Binary)
+    if kind == pl.Null:
+        return pl.Series(column.name, [None] * len(column), dtype=pl.String)
+    if kind == pl.Binary:
+        try:
+            return column.cast(pl.String)
+        except pl.exceptions.PolarsError:
+            return pl.Series(column.name, [_decoded(each) for each in column.to_list()], dtype=pl.String)
+    return column.cast(pl.String)
+
+
+def _decoded(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 class ParquetFormat(LogFormat):
@@ -131,4 +184,5 @@ class ParquetFormat(LogFormat):
         schema = schema_of(head.source)
         names = list(schema.names)
         inner = sorted(name for name in head.mapped if name not in names and field_of(schema, name) is not None)
-        return Layout("parquet", "parquet", (*names, *inner))
+        odd = {field.name: str(field.type) for field in schema if not _has_text(field.type)}
+        return Layout("parquet", "parquet", (*names, *inner), unreadable=odd)

@@ -6,7 +6,7 @@ import polars as pl
 
 from dcclctl.errors import DataError
 from dcclctl.logs.batch import Batch, Flags, Reject
-from dcclctl.logs.rules import REASONS
+from dcclctl.logs.rules import REASONS, REMEDIES
 from dcclctl.tables import REJECTS
 
 EXAMPLES = 3
@@ -64,9 +64,10 @@ class Quarantine:
         examples = "\n".join(
             f"{name}, record {reject.record}: {reject.reason}: {reject.raw[:100]}" for name, reject in mine[:EXAMPLES]
         )
+        remedies = "".join(f"\n{REMEDIES[reason]}" for reason in counts if reason in REMEDIES)
         raise DataError(
             f"{len(mine)} of {read} rows rejected, more than {max_reject:.2%}: {reasons}",
-            f"{examples}\nMend the log, or accept more rejects with --max-reject (a fraction, e.g. 0.05).",
+            f"{examples}{remedies}\nMend the log, or accept more rejects with --max-reject (a fraction, e.g. 0.05).",
         )
 
     def table(self) -> pl.DataFrame:

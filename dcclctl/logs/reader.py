@@ -1,7 +1,7 @@
 """Reads all logs into columns of numbers, one row for each event that passed the row rules."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from dcclctl.config import IngestConfig
 from dcclctl.errors import DataError, UsageError
 from dcclctl.logs.batch import Batch, Flags, Ints
-from dcclctl.logs.ids import EMPTY, NUL, IdColumn
+from dcclctl.logs.ids import EMPTY, LINE_END, NUL, IdColumn
 from dcclctl.logs.jsonl import read_jsonl
 from dcclctl.logs.labels import LabelRule
 from dcclctl.logs.layout import Layout
@@ -22,6 +22,8 @@ from dcclctl.logs.sources import ByteStream, Source
 from dcclctl.logs.text import read_text
 from dcclctl.logs.times import TimeColumn
 
+#: Roles whose texts are kept as they are.
+_OTHERS = ("category", "behaviour", "name")
 Progress = Callable[[str, float, float, str], None]
 T = TypeVar("T")
 
@@ -34,7 +36,8 @@ class Log:
         users, items: codes in `user_ids` and `item_ids`.
         times: microseconds, or order numbers.
         labels: 0 or 1; None if every event is positive.
-        categories, behaviours: codes in `category_texts` and `behaviour_texts`; None without such a column.
+        categories, behaviours, names: codes in `category_texts`, `behaviour_texts` and `name_texts`; None without such a
+            column.
         time_kind: 'timestamp' or 'ordinal'.
         read: file name → number of its records.
         normalised, warnings: counts, see rules.py.
@@ -47,10 +50,12 @@ class Log:
     labels: npt.NDArray[np.int8] | None
     categories: Ints | None
     behaviours: Ints | None
+    names: Ints | None
     user_ids: IdColumn
     item_ids: IdColumn
     category_texts: IdColumn
     behaviour_texts: IdColumn
+    name_texts: IdColumn
     time_kind: str
     read: dict[str, int]
     normalised: Counter[str]
@@ -61,7 +66,9 @@ class Log:
         return len(self.users)
 
 
-def batches(source: Source, layout: Layout, wanted: list[str], lists: bool = False) -> Iterator[tuple[Batch, int]]:
+def batches(
+    source: Source, layout: Layout, wanted: list[str], lists: Collection[str] = ()
+) -> Iterator[tuple[Batch, int]]:
     """Batches of a file in any format, each with the (compressed) bytes read so far; the next batch is parsed meanwhile.
 
     Raises:
@@ -92,7 +99,7 @@ def label_rule(config: IngestConfig, layout: Layout) -> LabelRule | None:
     Raises:
         UsageError: the log has no such column.
     """
-    if not config.label and "label" not in config.map:
+    if not config.label and not config.map.get("label"):
         return None
     # A label column without a condition is taken as 0/1.
     rule = LabelRule.parse(config.label or "label>0")
@@ -119,7 +126,8 @@ class LogReader:
         self._on_progress = on_progress
         as_int = config.ids == "int"
         self._users, self._items = IdColumn(as_int), IdColumn(as_int)
-        self._categories, self._behaviours = IdColumn(empty_is_value=True), IdColumn(empty_is_value=True)
+        self._others = {role: IdColumn(empty_is_value=True) for role in _OTHERS}
+        self._remarks: list[str] = []
         self._parts: dict[str, list[npt.NDArray[np.generic]]] = {}
         self._normalised: Counter[str] = Counter()
         self._warnings: Counter[str] = Counter()
@@ -141,8 +149,9 @@ class LogReader:
             column = layout.roles["time"]
             unit = "ordinal" if column == "ordinal" and self._config.time_unit == "auto" else self._config.time_unit
             where = f"{source.path}, column {column!r}"
-            times = TimeColumn(unit, self._config.timezone, self._config.now, where)
+            times = TimeColumn(unit, self._config.timezone, self._config.now, where, self._config.time_format)
             rows = self._read_one(source, layout, times, done, total)
+            self._remarks += [*layout.remarks, *times.remarks]
             read[source.name] += rows
             done += source.bytes
             if rows == 0 and not self._config.allow_empty:
@@ -160,7 +169,8 @@ class LogReader:
         rule = label_rule(self._config, layout)
         needed = [column for role, column in layout.roles.items() if role != "label"] + ([rule.column] if rule else [])
         rows = 0
-        for batch, position in batches(source, layout, list(dict.fromkeys(needed))):
+        others = {layout.roles[role] for role in _OTHERS if role in layout.roles}
+        for batch, position in batches(source, layout, list(dict.fromkeys(needed)), others):
             rows += batch.read
             self._take(source.name, layout.roles, rule, times, batch)
             self._on_progress("read", done + position, total, source.name)
@@ -178,8 +188,9 @@ class LogReader:
             columns[role] = codes
             if EMPTY in bad:
                 refused[f"empty-{role}"] = bad[EMPTY]
-            if NUL in bad:
-                refused["nul-in-id"] = refused["nul-in-id"] | bad[NUL] if "nul-in-id" in refused else bad[NUL]
+            for problem, reason in ((NUL, "nul-in-id"), (LINE_END, "line-end-in-id")):
+                if problem in bad:
+                    refused[reason] = refused[reason] | bad[problem] if reason in refused else bad[problem]
             if padded is not None:
                 self._normalised["padded-ids"] += int(padded.sum())
                 self._warnings["padded-ids"] += int(padded.sum())
@@ -190,7 +201,7 @@ class LogReader:
         if rule is not None:
             columns["label"], unlabelled = rule.read(frame[rule.column], batch)
             refused |= unlabelled
-        for role, texts in (("category", self._categories), ("behaviour", self._behaviours)):
+        for role, texts in self._others.items():
             if role in roles:
                 columns[role] = texts.encode(frame[roles[role]])[0]
         self._normalised.update(batch.normalised)
@@ -213,12 +224,15 @@ class LogReader:
             column("label").astype(np.int8, copy=False) if "label" in self._parts else None,
             column("category") if "category" in self._parts else None,
             column("behaviour") if "behaviour" in self._parts else None,
+            column("name") if "name" in self._parts else None,
             self._users,
             self._items,
-            self._categories,
-            self._behaviours,
+            self._others["category"],
+            self._others["behaviour"],
+            self._others["name"],
             time_kind,
             read,
             self._normalised,
             self._warnings,
+            self._remarks,
         )

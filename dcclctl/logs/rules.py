@@ -20,8 +20,9 @@ REASONS: Final = {
     "empty-user": "the user id is empty, NULL or NA",
     "empty-item": "the item id is empty, NULL or NA",
     "nul-in-id": "an id contains a NUL character",
+    "line-end-in-id": "an id contains a line end: its first quote was probably not meant as one (--quote none)",
     "bad-time": "the time is empty or not readable",
-    "time-not-integral": "a number of seconds (ms, …) must be a whole number written without exponent",
+    "time-not-integral": "an order number must be a whole number",
     "time-not-positive": "the time is zero or negative",
     "time-in-future": "the time is more than a day after --now",
     "time-does-not-exist": "the local time was skipped by a clock change",
@@ -37,6 +38,7 @@ NORMALISED: Final = {
     "padded-ids": "ids with spaces around them trimmed",
     "ids-as-int": "ids like '123.0' turned into '123' (--ids int)",
     "times-as-float": "times like '881250949.0' read as whole numbers",
+    "times-with-fraction": "times with a fraction or an exponent read to the microsecond",
     "labels-true-false": "labels true/false read as 1/0",
 }
 
@@ -49,7 +51,20 @@ WARNINGS: Final = {
     "labels-all-equal": "all labels are equal: AUC will be null, not 0.5",
     "heavy-users": "users with a million events or more (--max-user-events caps them)",
     "ids-over-2^53": "ids in a floating-point column beyond 2^53: neighbours may already be merged",
+    "rounded-times": "times like 1.6E+09, which have lost their last digits: events share a moment that did not",
+    "binary-values": "values of columns that nobody needs that are binary, not text: left out",
+    "unmatched-users": "users of the log without a row in the table of users",
+    "unmatched-items": "items of the log without a row in the table of items",
     "repeated-side-rows": "rows of a side table whose id came before: the first row counts",
+}
+
+#: Reason of a reject → what to do about it.
+REMEDIES: Final = {
+    "bad-time": "Times may be written as a number since 1970 (1598895159, 1598895159.5), 20200831, 2020083117, "
+    "2020-08-31T17:32:39Z, 2020-08-31 17:32:39+00, 2020-08-31 17, 2020/08/31 17:32, 20200831T173239Z, 31.08.2020 17:32, "
+    "08/31/2020 5:32:39 PM, Mon Aug 31 17:32:39 +0000 2020, 31 Aug 2020 17:32 or Aug 31, 2020. Another form is named with "
+    "--time-format, e.g. --time-format '%d/%m/%y %H:%M'.",
+    "line-end-in-id": "If quotes are letters in this file: --quote none",
 }
 
 #: Texts that mean "no id".

@@ -1,6 +1,8 @@
 """Reads side tables: profile columns of users, names and categories of items."""
 
+import ast
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -9,6 +11,7 @@ from dcclctl.config import IngestConfig
 from dcclctl.errors import DataError
 from dcclctl.logs.columns import NAME_COLUMNS
 from dcclctl.logs.formats import detect_side
+from dcclctl.logs.ids import IdColumn
 from dcclctl.logs.movielens import FLAG
 from dcclctl.logs.quarantine import Quarantine
 from dcclctl.logs.reader import batches
@@ -20,6 +23,8 @@ from dcclctl.tables import VOCABULARY
 MAX_PROFILE_VALUES = 1000
 #: A column is nearly unique if it has more values than this and than half of the rows.
 FEW_VALUES = 20
+#: A table with rows for a smaller share of the ids is probably another log's, or writes its ids in another way.
+FEW_MATCHES = 0.1
 
 _LIST_OF_NUMBERS = r"^\d+( \d+)+$"
 _NO_GENRE = "(no genres listed)"
@@ -33,6 +38,8 @@ class SideTable:
         name: file name.
         frame: String columns, `id` first; columns of lists are List(String).
         read, rejected, repeated: number of rows, of rows that cannot be read, and of rows whose id came before.
+        warnings: key of `rules.WARNINGS` → count.
+        matched: how many users or items of the log have a row; None before that is known.
         remarks: sentences for people.
     """
 
@@ -41,7 +48,25 @@ class SideTable:
     read: int
     rejected: int
     repeated: int
+    warnings: dict[str, int] = field(default_factory=dict)
+    matched: int | None = None
     remarks: list[str] = field(default_factory=list)
+
+    def match(self, role: str, ids: list[str]) -> None:
+        """Count which ids of the log have a row; warn, with an example of both, if hardly any has one.
+
+        Args:
+            role: user or item. ids: all of them.
+        """
+        rows = set(self.frame["id"].to_list())
+        missing = [each for each in ids if each not in rows]
+        self.matched = len(ids) - len(missing)
+        self.remarks.insert(0, f"{self.name}: a row for {self.matched:,} of {len(ids):,} {role}s")
+        if self.matched < FEW_MATCHES * len(ids):
+            self.warnings[f"unmatched-{role}s"] = len(missing)
+            self.remarks[0] += f"; the log has {missing[0]!r}, the table has {self.frame['id'][0]!r}"
+            if any(each.endswith(".0") for each in (missing[0], self.frame["id"][0])):
+                self.remarks[0] += " (--ids int reads both '1.0' and '1' as '1')"
 
 
 def read_side(source: Source, config: IngestConfig, role: str, quarantine: Quarantine) -> SideTable:
@@ -52,10 +77,17 @@ def read_side(source: Source, config: IngestConfig, role: str, quarantine: Quara
     """
     layout = detect_side(source, config, role)
     id_column = layout.roles[role]
+    columns = [name for name in layout.columns if name not in layout.unreadable or name == id_column]
+    values = [name for name in columns if name != id_column]
+    warnings: Counter[str] = Counter()
+    numbers = IdColumn(as_int=True, empty_is_value=True)
     parts, read = [], 0
-    for batch, _ in batches(source, layout, list(layout.columns), lists=True):
+    for batch, _ in batches(source, layout, columns, values):
         read += batch.read
+        warnings.update(batch.warnings)
         ids = batch.frame[id_column].fill_null("").str.strip_chars()
+        if config.ids == "int":
+            ids = pl.Series(numbers.texts(numbers.encode(ids)[0].tolist()), dtype=pl.String)
         empty = ids.is_in(list(EMPTY_IDS)).to_numpy()
         kept = quarantine.add_batch(source.name, batch, {f"empty-{role}": empty})
         frame = batch.frame.with_columns(ids.alias(id_column))
@@ -65,11 +97,15 @@ def read_side(source: Source, config: IngestConfig, role: str, quarantine: Quara
         raise DataError(f"{source.path} has a header and no rows", "Leave it out, or fetch it again.")
     frame = pl.concat(parts)
     first = frame.unique(id_column, keep="first", maintain_order=True)
-    values = [name for name in layout.columns if name != id_column]
     table = first.select(pl.col(id_column).alias("id"), pl.col(values).str.strip_chars().replace("", None))
     table = _split_lists(_flags_to_list(table), layout.list_columns)
     repeated = frame.height - first.height
-    return SideTable(source.name, table, read, quarantine.by_source[source.name], repeated)
+    odd = [
+        f"{source.name}: column {name!r} is left out: its values ({kind[:60]}) are neither text, numbers nor lists"
+        for name, kind in layout.unreadable.items()
+    ]
+    rejected = quarantine.by_source[source.name]
+    return SideTable(source.name, table, read, rejected, repeated, dict(warnings), remarks=odd)
 
 
 def _flags_to_list(table: pl.DataFrame) -> pl.DataFrame:
@@ -89,26 +125,39 @@ def _split_lists(table: pl.DataFrame, separators: dict[str, str]) -> pl.DataFram
     def split(series: pl.Series) -> pl.Series:
         if series.name == "id" or series.name in NAME_COLUMNS or series.dtype != pl.String:
             return series
-        present = series.drop_nulls()
-        if series.name in separators:
-            return series.str.split(separators[series.name])
-        if len(present) and present.str.starts_with("[").all():
-            return pl.Series(series.name, [_from_json(text) for text in series], dtype=pl.List(pl.String))
-        if present.str.contains("|", literal=True).any():
-            return series.str.split("|")
-        numbers = present.str.contains(_LIST_OF_NUMBERS).any() and present.str.contains(r"^\d+( \d+)*$").all()
-        return series.str.split(" ") if numbers else series
+        return split_lists(series, separators.get(series.name))
 
     return pl.DataFrame([split(series) for series in table.iter_columns()])
 
 
-def _from_json(text: str | None) -> list[str] | None:
-    """Strings and numbers of a JSON list and its inner lists; text that is not JSON as the only value."""
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+def split_lists(series: pl.Series, separator: str | None) -> pl.Series:
+    """The texts as lists where they are lists: JSON or Python lists, a|b, numbers separated by spaces.
+
+    Args:
+        separator: what a format that declares the column to hold lists has between the values; None: it declares nothing.
+    """
+    present = series.drop_nulls()
+    if separator is not None:
+        return series.str.split(separator)
+    if present.str.starts_with("[").any():
+        return pl.Series(series.name, [_values_of(text) for text in series], dtype=pl.List(pl.String))
+    if present.str.contains("|", literal=True).any():
+        return series.str.split("|")
+    numbers = present.str.contains(_LIST_OF_NUMBERS).any() and present.str.contains(r"^\d+( \d+)*$").all()
+    return series.str.split(" ") if numbers else series
+
+
+def _values_of(text: str | None) -> list[str] | None:
+    """Strings and numbers of a list and its inner lists; text that is no list as the only value."""
+    if text is None or not text.startswith("["):
+        return None if text is None else [text]
+    for read in (json.loads, ast.literal_eval):  # a Python list has single quotes; literal_eval reads, it runs nothing
+        try:
+            value = read(text)
+            break
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    else:
         return [text]
     flat: list[str] = []
     stack = [value]
@@ -159,7 +208,11 @@ def profiles(user_ids: list[str], table: SideTable | None) -> tuple[pl.DataFrame
 
 
 def categories(
-    item_ids: list[str], table: SideTable | None, in_log: pl.DataFrame | None, only: str | None
+    item_ids: list[str],
+    table: SideTable | None,
+    in_log: pl.DataFrame | None,
+    only: str | None,
+    log_names: list[str | None] | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Names and categories of the items, and the vocabulary of the codes.
 
@@ -168,6 +221,7 @@ def categories(
         table: the items file; None without one. Its remarks name the columns that are left out.
         in_log: distinct (item_index, column, value) of the log itself; None if it has no category column.
         only: the column of the items file that --map names as category; None takes all columns.
+        log_names: each item's name in the log itself, for items without one in the table.
 
     Returns:
         Columns name and category_indices, rows by item; and a VOCABULARY table (see tables.py), its codes in the order of
@@ -175,7 +229,7 @@ def categories(
     """
     count = len(item_ids)
     all_items = pl.DataFrame({"item_index": pl.Series(range(count), dtype=pl.Int32)})
-    names = pl.Series("name", [None] * count, dtype=pl.String)
+    names = pl.Series("name", log_names or [None] * count, dtype=pl.String)
     values = [pl.DataFrame(schema={"item_index": pl.Int32, "column": pl.String, "value": pl.String})]
     if in_log is not None:
         values.append(in_log)
@@ -186,7 +240,8 @@ def categories(
         named = next((name for name in NAME_COLUMNS if name in table.frame.columns), None)
         if named is not None:
             text = known[named]
-            names = text.alias("name") if text.dtype == pl.String else text.list.join(" ").alias("name")
+            text = text if text.dtype == pl.String else text.list.join(" ")
+            names = text.zip_with(text.is_not_null(), names).alias("name")
         chosen = [name for name in table.frame.columns if name not in ("id", named)]
         if only in chosen:
             chosen = [only]

@@ -1,6 +1,7 @@
 """Splits the events into the four periods cloud, device, valid and test."""
 
 import hashlib
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from dcclctl.config import PERIODS, IngestConfig
 from dcclctl.errors import DataError, UsageError
 from dcclctl.logs.batch import Codes, Flags, Ints
-from dcclctl.logs.times import number_to_us, parse_iso, unit_of
+from dcclctl.logs.times import calendar_time, number_to_us, parse_iso, unit_of
 
 Periods = npt.NDArray[np.int8]
 
@@ -56,6 +57,11 @@ def shares_of(periods: list[str]) -> list[Fraction]:
         shares = [Fraction(text) for text in periods]
     except (ValueError, ZeroDivisionError):
         shares = []
+    if len(shares) == len(PERIODS) - 1 and min(shares) >= 0 and sum(shares) in (1, 100):
+        raise UsageError(
+            f"--periods: {','.join(periods)!r} is three shares, and there are four periods: {', '.join(PERIODS)}",
+            "Write e.g. --periods 60,20,10,10.",
+        )
     if len(shares) != len(PERIODS) or min(shares) < 0 or sum(shares) not in (1, 100):
         raise UsageError(
             f"--periods: {','.join(periods)!r} is not four shares that add up to 100 (or 1)",
@@ -65,13 +71,18 @@ def shares_of(periods: list[str]) -> list[Fraction]:
     return [sum(shares[: place + 1], Fraction(0)) / total for place in range(len(PERIODS) - 1)]
 
 
+def _are_shares(periods: list[str]) -> bool:
+    """Whether all are numbers of at most 100: no time is so small."""
+    return all(re.fullmatch(r"\d{1,3}(\.\d*)?|\.\d+", text) and float(text) <= 100 for text in periods)
+
+
 def _round_half_up(numbers: Ints, share: Fraction) -> Ints:
     """numbers × share in exact arithmetic, rounded half up."""
     return (2 * numbers * share.numerator + share.denominator) // (2 * share.denominator)
 
 
 def _cuts_of(times: Ints, config: IngestConfig) -> list[int]:
-    if len(config.periods) == len(PERIODS) - 1:
+    if len(config.periods) == len(PERIODS) - 1 and not _are_shares(config.periods):
         cuts = [_cut_time(text, config) for text in config.periods]
         if cuts != sorted(set(cuts)):
             raise DataError(
@@ -86,6 +97,8 @@ def _cuts_of(times: Ints, config: IngestConfig) -> list[int]:
 
 
 def _cut_time(text: str, config: IngestConfig) -> int:
+    if config.time_unit in ("auto", "iso") and (date := calendar_time(text)):
+        return parse_iso(date, config.timezone, "--periods")
     if text.lstrip("+-").isdigit():
         number = int(text)
         declared = config.time_unit if config.time_unit not in ("auto", "iso") else ""

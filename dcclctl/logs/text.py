@@ -5,6 +5,7 @@ or a wrong number of fields is read record by record. Both ways give the same ro
 text (ignore_errors, truncate_ragged_lines, utf8-lossy) are never used: they lose rows silently.
 """
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -23,6 +24,10 @@ PIECE_BYTES = 256 << 10
 MAX_LINE_BYTES = 64 << 20
 
 _OTHER_DELIMITERS = (",", ";", "\t", "|", "::")
+_BLANK_LINES = re.compile(rb"[ \t\r\n]*\n")
+_EMPTY_LINES = re.compile(rb"[\r\n]*\n")
+#: What else a text that is not UTF-8 may be.
+_ENCODINGS = ("gbk", "big5", "shift_jis", "euc_kr", "cp1251", "cp1252")
 
 
 def chunks(stream: ByteStream, encoding: str, size: int = CHUNK_BYTES) -> Iterator[tuple[bytes, bool]]:
@@ -62,10 +67,22 @@ def check_utf8(data: bytes, offset: int, stream: ByteStream) -> None:
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
+        line = data[data.rfind(b"\n", 0, error.start) + 1 : (data.find(b"\n", error.start) + 1 or len(data))][:200]
         raise DataError(
             f"{stream.source.path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start}",
-            "Declare its encoding: --encoding latin-1 (or utf-16).",
+            _readings(line.strip()),
         ) from error
+
+
+def _readings(line: bytes) -> str:
+    """How a line that is not UTF-8 reads in other encodings: a person sees which one is right, a program does not."""
+    found = []
+    for encoding in _ENCODINGS:
+        try:
+            found.append(f"{encoding:<9} {line.decode(encoding)[:60]}")
+        except UnicodeDecodeError:
+            continue
+    return "\n".join(["Declare the encoding in which this line reads right, e.g. --encoding NAME:", *found])
 
 
 def read_text(stream: ByteStream, layout: Layout, wanted: list[str]) -> Iterator[Batch]:
@@ -81,8 +98,13 @@ def read_text(stream: ByteStream, layout: Layout, wanted: list[str]) -> Iterator
         check_utf8(chunk, offset + len(carried), stream)
         chunk = carried + chunk if carried else chunk
         if header_pending:
-            end = chunk.find(b"\n") + 1 or len(chunk)
+            blank = _BLANK_LINES.match(chunk)
+            start = blank.end() if blank else 0
+            skipped = chunk.count(b"\n", 0, start)
+            end = chunk.find(b"\n", start) + 1 or len(chunk)
             chunk, offset, header_pending = chunk[end:], offset + end, False
+            if skipped:
+                yield reader.blank_lines(skipped, record)
         batch = _fast(chunk, offset, record, layout, wanted)
         if batch is not None:
             batch.cut = last and not chunk.endswith(b"\n")
@@ -120,10 +142,13 @@ def _piece_end(chunk: bytes, start: int, size: int) -> int:
 def _fast(chunk: bytes, offset: int, record: int, layout: Layout, wanted: list[str]) -> Batch | None:
     """Parse text in which every line has exactly the right number of plain fields; None for any other text."""
     width = len(layout.columns)
-    if not chunk or width < 2 or len(layout.delimiter) > 1 or (layout.quoting and b'"' in chunk) or b"\0" in chunk:
+    odd = (layout.quoting and b'"' in chunk) or b"\0" in chunk
+    if not chunk or width < 2 or len(layout.delimiter.encode()) > 1 or odd:
         return None
     if b"\r" in chunk and chunk.count(b"\r") != chunk.count(b"\r\n"):
         return None
+    if chunk.startswith((b"\n", b"\r\n")) or b"\n\n" in chunk or b"\n\r\n" in chunk:
+        return _between_empty_lines(chunk, offset, record, layout, wanted)
     if not chunk.endswith(b"\n"):
         chunk += b"\n"
     data = np.frombuffer(chunk, np.uint8)
@@ -160,6 +185,34 @@ def _fast(chunk: bytes, offset: int, record: int, layout: Layout, wanted: list[s
     return Batch(frame, np.arange(record, record + len(ends), dtype=np.int64), raw, read=len(ends))
 
 
+def _between_empty_lines(chunk: bytes, offset: int, record: int, layout: Layout, wanted: list[str]) -> Batch | None:
+    """As `_fast`, with the empty lines taken out first."""
+    data = np.frombuffer(chunk, np.uint8)
+    stops = np.flatnonzero(data == 10)
+    if not chunk.endswith(b"\n"):
+        stops = np.append(stops, len(data))
+    starts = np.append(0, stops[:-1] + 1)
+    lengths = stops - starts
+    empty = (lengths == 0) | ((lengths == 1) & (data[np.minimum(starts, len(data) - 1)] == 13))
+    stay = np.ones(len(data) + 1, np.bool_)
+    stay[starts[empty]] = stay[stops[empty]] = False
+    if empty.all():
+        batch = BatchBuilder(wanted, b"", offset, record).batch()
+    elif (found := _fast(data[stay[:-1]].tobytes(), offset, record, layout, wanted)) is not None:
+        batch = found
+    else:
+        return None
+    starts, stops = starts[~empty], stops[~empty]
+
+    def raw(row: int) -> tuple[int, str]:
+        start = int(starts[row])
+        return offset + start, chunk[start : int(stops[row])].removesuffix(b"\r").decode("utf-8")
+
+    batch.raw = raw
+    batch.normalised["blank-lines"] = int(empty.sum())
+    return batch
+
+
 class _Record(NamedTuple):
     """One record in a buffer: its fields or why it has none, and where the next record starts."""
 
@@ -176,6 +229,14 @@ class _RecordReader:
         self._quoting = layout.quoting
         self._delimiter = layout.delimiter
         self._wanted = {name: layout.columns.index(name) for name in wanted}
+        self._ids = [layout.columns.index(layout.roles[role]) for role in ("user", "item") if role in layout.roles]
+        self._blank = None if self._width < 2 else _EMPTY_LINES if layout.delimiter in " \t" else _BLANK_LINES
+
+    def blank_lines(self, count: int, record: int) -> Batch:
+        """A batch without records that counts blank lines."""
+        batch = BatchBuilder(self._wanted, b"", 0, record).batch()
+        batch.normalised["blank-lines"] = count
+        return batch
 
     def read(self, data: bytes, offset: int, record: int, final: bool) -> tuple[Batch, int]:
         """Read the records of a buffer.
@@ -190,6 +251,11 @@ class _RecordReader:
         builder = BatchBuilder(self._wanted, data, offset, record)
         blank = position = 0
         while position < len(data):
+            run = self._blank.match(data, position) if self._blank else None
+            if run:
+                blank += data.count(b"\n", position, run.end())
+                position = run.end()
+                continue
             found = self._next(data, position, final)
             if found is None:
                 break
@@ -224,6 +290,9 @@ class _RecordReader:
             if reason and after > after_line:
                 # Several lines with a wrong number of fields: the first quote was probably not meant as one.
                 reason = "unclosed-quote"
+        if reason == "" and after > after_line and any("\n" in fields[place] for place in self._ids):
+            # Lines inside an id: its quote was not meant as one, and the next lines are records of their own.
+            reason = "line-end-in-id"
         return _Record([], reason, after_line) if reason else _Record(fields, "", after)
 
     def _field_problem(self, line: bytes, fields: list[str], unterminated: bool) -> str:

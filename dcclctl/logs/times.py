@@ -1,5 +1,6 @@
-"""Converts times, whole numbers in one unit or ISO texts with a zone, to microseconds since 1970 UTC."""
+"""Converts times, numbers in one unit or written dates, to microseconds since 1970 UTC."""
 
+import re
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -14,10 +15,41 @@ _MICROSECONDS = {"s": (1_000_000, 1), "ms": (1_000, 1), "us": (1, 1), "ns": (1, 
 #: Smallest number of each unit. Seconds below 1e7 would be in early 1970, so such numbers are order numbers.
 _FLOORS = (("ordinal", 1), ("s", 10**7), ("ms", 10**11), ("us", 10**14), ("ns", 10**17))
 _FLOOR_VALUES = np.array([floor for _, floor in _FLOORS], np.int64)
+#: Beyond every time, and not at the end of 64 bits.
+_HUGE = 9.2e18
 
 _WHOLE_FLOAT = r"^[+-]?\d+\.0*$"
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_ISO = r"^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2})(:\d{2})?([.,]\d{1,9})?)? ?(Z|z|UTC|GMT|[+-]\d{2}:?\d{2})?$"
+_ISO = (
+    r"^(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?:(?:T|,? +)(\d{1,2})(?::(\d{2})(?::(\d{2})(?:[.,](\d{1,9}))?)?)?"
+    r"(?: ?([AaPp])[Mm])?)? ?(Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?(?: UTC)?$"
+)
+#: 20200831, 2020083117, 202008311732, 20200831173239 and with milliseconds. As numbers of a unit they would be times of
+#: 1970 to 1976, or after 2032.
+_CALENDAR = (
+    r"^(19[7-9]\d|20\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
+    r"(?:([01]\d|2[0-3])(?:([0-5]\d)(?:([0-5]\d)(\d{3})?)?)?)?(?:\.0*)?$"
+)
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_MONTH = rf"({'|'.join(_MONTHS)})[a-z]*\.?"
+#: Written dates → the same in the order of ISO 8601.
+_REWRITTEN = (
+    # Mon Aug 31 17:32:39 +0000 2020
+    (
+        rf"(?i)^(?:[a-z]{{3,9}},? )?{_MONTH} +(\d{{1,2}}),? (\d{{1,2}}:[\d:]+) ?([+-]\d{{4}}|UTC|GMT)? ?(\d{{4}})$",
+        "5-1-2T3 4",
+    ),
+    # Mon, 31 Aug 2020 17:32:39 GMT; 31/Aug/2020:17:32:39 +0000
+    (rf"(?i)^(?:[a-z]{{3,9}},? )?(\d{{1,2}})[ /-]{_MONTH}[ ,/-]+(\d{{4}})(?:[ :,T]+(\d.*))?$", "3-2-1 4"),
+    # Aug 31, 2020 5:32 PM
+    (rf"(?i)^(?:[a-z]{{3,9}},? )?{_MONTH} +(\d{{1,2}}),? +(\d{{4}})(?:[ ,]+(\d.*))?$", "3-1-2 4"),
+    (r"^(\d{1,2})\.(\d{1,2})\.(\d{4})(.*)$", "3-2-14"),  # 31.08.2020 17:32
+    (r"^(\d{4})(\d{2})(\d{2})[T ](\d{2})(\d{2})(\d{2})(.*)$", "1-2-3T4:5:67"),  # 20200831T173239Z
+    (r"^(\d{4})(\d{2})(\d{2})[T ](\d{2})(\d{2})(.*)$", "1-2-3T4:56"),
+    (r"^(\d{1,2}) (\d{1,2}), (\d{4})$", "3-1-2"),  # 08 31, 2020, as Amazon writes it
+)
+#: 08/31/2020 or 31/08/2020: which part is the day only shows where one is above 12.
+_DAY_OR_MONTH = r"^(\d{1,2})[/-](\d{1,2})[/-](\d{4})(.*)$"
 
 
 def parse_iso(text: str, timezone: str, what: str) -> int:
@@ -36,6 +68,15 @@ def parse_iso(text: str, timezone: str, what: str) -> int:
         moment = moment.replace(tzinfo=_zone(timezone) if timezone else UTC)
     since = moment - datetime(1970, 1, 1, tzinfo=UTC)
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def calendar_time(text: str) -> str:
+    """The ISO text of a number like 20200831 or 2020083117; '' if it is not one."""
+    found = re.match(_CALENDAR, text)
+    if found is None:
+        return ""
+    year, month, day, hour, minute, second, milli = found.groups()
+    return f"{year}-{month}-{day}T{hour or '00'}:{minute or '00'}:{second or '00'}.{milli or '000'}"
 
 
 def _zone(name: str) -> ZoneInfo:
@@ -64,12 +105,14 @@ class TimeColumn:
         timezone: zone of local times; '' if none is declared.
         now: the present as an ISO time; no event may be more than a day after it.
         where: the file and its column, for messages.
+        form: how times are written, as --time-format says; '' if it does not.
 
     Attributes:
-        unit: auto until the first time is read, then the unit.
+        unit: auto until the first time is read; then the unit, iso for written dates, calendar for numbers like 20200831.
+        remarks: how dates were understood, in sentences.
     """
 
-    def __init__(self, unit: str, timezone: str, now: str, where: str) -> None:
+    def __init__(self, unit: str, timezone: str, now: str, where: str, form: str = "") -> None:
         self.unit = unit
         self._declared = unit != "auto"
         self._timezone = timezone
@@ -77,6 +120,26 @@ class TimeColumn:
             _zone(timezone)
         self._latest_us = parse_iso(now, "", "--now") + DAY_US
         self._where = where
+        self._form = form
+        if form:
+            self._declare_form(form)
+        self._day_first: bool | None = None
+        self.remarks: list[str] = []
+
+    def _declare_form(self, form: str) -> None:
+        if self.unit not in ("auto", "iso"):
+            raise UsageError(f"--time-format and --time-unit {self.unit} contradict each other", "Give one of them.")
+        self.unit, self._declared = "iso", True
+        try:
+            example = pl.Series([datetime(2020, 8, 31, 17, 32, 39, tzinfo=UTC).strftime(form)])
+            readable = _parse(example, form)[0].null_count() == 0
+        except (pl.exceptions.PolarsError, ValueError):
+            readable = False
+        if not readable:
+            raise UsageError(
+                f"--time-format: {form!r} is not a form of a time",
+                "Write it like '%d/%m/%Y %H:%M:%S' (as in strptime); it needs year, month and day.",
+            )
 
     def read(self, texts: pl.Series, batch: Batch) -> tuple[Ints, dict[str, Flags]]:
         """Read the times of a batch.
@@ -85,43 +148,60 @@ class TimeColumn:
             Microseconds (order numbers as they are); and reason → rejected rows.
 
         Raises:
-            DataError: two units in one file, or local times without a zone.
+            DataError: two units in one file, local times without a zone, or dates whose day and month look alike.
         """
         texts = texts.fill_null("")
+        if self._form:
+            return self._moments(*_parse(texts.str.strip_chars(), self._form), texts, batch)
         numbers = texts.cast(pl.Int64, strict=False)
-        refused: dict[str, Flags] = {}
-        if numbers.null_count():
-            trimmed = texts.str.strip_chars()
-            whole = trimmed.str.contains(_WHOLE_FLOAT)
-            floats = trimmed.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
-            numbers = numbers.zip_with(numbers.is_not_null() | ~whole, floats)
-            numbers = numbers.zip_with(numbers.is_not_null(), trimmed.cast(pl.Int64, strict=False))
-            if count := int((whole & numbers.is_not_null()).sum()):
-                batch.normalised["times-as-float"] = batch.normalised.get("times-as-float", 0) + count
-            self._settle(numbers, trimmed)
-            if self.unit == "iso":
-                return self._iso(trimmed, numbers, batch)
-            unreadable = numbers.is_null()
-            number_like = unreadable & trimmed.str.contains(_NUMBER)
-            refused["time-not-integral"] = number_like.to_numpy()
-            refused["bad-time"] = (unreadable & ~number_like).to_numpy()
-            if not self._declared and (iso := unreadable & trimmed.str.contains(_ISO)).any():
-                raise self._mixed(batch, int(iso.arg_max() or 0), texts)
-        else:
+        if not numbers.null_count():
             self._settle(numbers, texts)
-            if self.unit == "iso":
-                return self._iso(texts, numbers, batch)
-        return self._numbers(numbers.fill_null(0).to_numpy(), numbers.is_null().to_numpy(), texts, batch, refused)
+            if self.unit in ("iso", "calendar"):
+                return self._written(texts, numbers, batch)
+            return self._numbers(numbers.to_numpy(), np.zeros(len(numbers), np.bool_), texts, batch, {})
+        trimmed = texts.str.strip_chars()
+        whole = trimmed.str.contains(_WHOLE_FLOAT)
+        floats = trimmed.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
+        numbers = numbers.zip_with(numbers.is_not_null() | ~whole, floats)
+        numbers = numbers.zip_with(numbers.is_not_null(), trimmed.cast(pl.Int64, strict=False))
+        fraction = np.zeros(len(numbers))
+        decimal = numbers.is_null() & trimmed.str.contains(_NUMBER)
+        if decimal.any():
+            values = trimmed.cast(pl.Float64, strict=False).clip(-_HUGE, _HUGE)
+            floor = values.floor()
+            numbers = numbers.zip_with(~decimal, floor.cast(pl.Int64, strict=False))
+            fraction = (values - floor).zip_with(decimal, pl.repeat(0.0, len(values), eager=True)).to_numpy()
+        self._settle(numbers, trimmed)
+        if self.unit in ("iso", "calendar"):
+            return self._written(trimmed, numbers, batch)
+        _count(batch.normalised, "times-as-float", int((whole & numbers.is_not_null()).sum()))
+        missing = numbers.is_null()
+        refused: dict[str, Flags] = {"bad-time": missing.to_numpy()}
+        if self.unit == "ordinal":
+            refused["time-not-integral"] = decimal.to_numpy()
+        elif decimal.any():
+            _count(batch.normalised, "times-with-fraction", int(decimal.sum()))
+            _count(batch.warnings, "rounded-times", _rounded(trimmed.filter(decimal)))
+        if not self._declared and (dates := missing & trimmed.str.contains(_ISO)).any():
+            raise self._mixed(batch, int(dates.arg_max() or 0), texts)
+        times, refused = self._numbers(numbers.fill_null(0).to_numpy(), missing.to_numpy(), texts, batch, refused)
+        factor, divisor = _MICROSECONDS.get(self.unit, (0, 1))
+        return times + np.rint(fraction * factor / divisor).astype(np.int64), refused
 
     def _settle(self, numbers: pl.Series, texts: pl.Series) -> None:
         """Take the unit from the first readable time, if it is not known yet."""
         if self.unit != "auto":
             return
         positive = (numbers > 0).fill_null(False)
-        readable = positive | texts.str.contains(_ISO)
+        readable = positive
+        if not positive.all():
+            readable = positive | _in_iso_order(texts).str.contains(_ISO) | texts.str.contains(_DAY_OR_MONTH)
         if readable.any():
             first = int(readable.arg_max() or 0)
             self.unit = unit_of(int(numbers[first])) if positive[first] else "iso"
+            if positive[first] and calendar_time(texts[first]):
+                dates = texts.filter(positive).str.contains(_CALENDAR)
+                self.unit = "calendar" if dates.all() else self.unit
 
     def _numbers(
         self, numbers: Ints, missing: Flags, texts: pl.Series, batch: Batch, refused: dict[str, Flags]
@@ -156,34 +236,83 @@ class TimeColumn:
             raise self._mixed(batch, int(other.argmax()), texts)
 
     def _mixed(self, batch: Batch, row: int, texts: pl.Series) -> DataError:
-        unit = {"ordinal": "an order number", "iso": "an ISO time"}.get(self.unit, f"a time in {self.unit}")
+        named = {"ordinal": "an order number", "iso": "an ISO time", "calendar": "a date like 20200831"}
         return DataError(
-            f"{self._where}, record {int(batch.records[row])}: {texts[row]!r} is not {unit} like those before it",
+            f"{self._where}, record {int(batch.records[row])}: {texts[row]!r} is not "
+            f"{named.get(self.unit, f'a time in {self.unit}')} like those before it",
             "Split the file by unit, or declare one for all of it with --time-unit (s, ms, us, ns, iso, ordinal).",
         )
 
-    def _iso(self, texts: pl.Series, numbers: pl.Series, batch: Batch) -> tuple[Ints, dict[str, Flags]]:
-        if not self._declared and (mixed := (numbers > 0).fill_null(False)).any():
+    def _written(self, texts: pl.Series, numbers: pl.Series, batch: Batch) -> tuple[Ints, dict[str, Flags]]:
+        """Read dates of the forms that are found by themselves."""
+        calendar = texts.str.contains(_CALENDAR) if self.unit == "calendar" or self._declared else None
+        mixed = (numbers > 0).fill_null(False)
+        if calendar is not None:
+            mixed &= ~calendar
+        if not self._declared and mixed.any():
+            if batch.cut and mixed[-1] and not mixed[:-1].any():
+                return np.ones(len(texts), np.int64), {"cut-last-row": mixed.to_numpy()} | self._written(
+                    texts.set(mixed, ""), numbers.set(mixed, None), batch
+                )[1]
             raise self._mixed(batch, int(mixed.arg_max() or 0), texts)
-        parts = texts.str.extract_groups(_ISO).struct.unnest()
-        date, minutes, seconds, fraction, zone = parts.get_columns()
-        text = date + "T" + minutes.fill_null("00:00") + seconds.fill_null(":00")
-        text += fraction.fill_null(".0").str.replace(",", ".", literal=True)
-        zoned = zone.is_not_null()
-        if not self._timezone and (local := date.is_not_null() & ~zoned).any():
+        parts = self._ordered(texts).str.extract_groups(_ISO).struct.unnest()
+        if calendar is not None and calendar.any():
+            numbered = texts.str.extract_groups(_CALENDAR).struct.unnest().get_columns()
+            parts = pl.DataFrame(
+                [
+                    part if place >= len(numbered) else part.zip_with(~calendar, numbered[place])
+                    for place, part in enumerate(parts)
+                ]
+            )
+        year, month, day, hour, minute, second, fraction, half, zone = parts.get_columns()
+        if half.drop_nulls().len():
+            late = (half.str.to_lowercase() == "p").cast(pl.Int64) * 12
+            hour = hour.zip_with(half.is_null(), (hour.cast(pl.Int64) % 12 + late).cast(pl.String))
+        text = year + "-" + month.str.zfill(2) + "-" + day.str.zfill(2) + "T"
+        text += hour.fill_null("00").str.zfill(2) + ":" + minute.fill_null("00") + ":" + second.fill_null("00")
+        text += "." + fraction.fill_null("0")
+        local_us = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False)
+        east = zone.str.replace(r"(?i)^(Z|UTC|GMT)$", "+00:00").str.extract_groups(r"^([+-])(\d{2}):?(\d{2})?$")
+        sign, hours, offset_minutes = east.struct.unnest().get_columns()
+        offset_us = hours.cast(pl.Int64) * 60 + offset_minutes.fill_null("0").cast(pl.Int64)
+        offset_us = (offset_us * 60_000_000).zip_with((sign == "+").fill_null(False), offset_us * -60_000_000)
+        return self._moments(local_us, local_us.cast(pl.Int64) - offset_us, texts, batch)
+
+    def _ordered(self, texts: pl.Series) -> pl.Series:
+        """Texts with year, month and day in the order of ISO 8601.
+
+        Raises:
+            DataError: dates whose day and month look alike.
+        """
+        texts = _in_iso_order(texts)
+        parts = texts.str.extract_groups(_DAY_OR_MONTH).struct.unnest()
+        if parts.to_series(0).null_count() == len(texts):
+            return texts
+        if self._day_first is None:
+            first, second = (parts.to_series(place).cast(pl.Int64).max() or 0 for place in (0, 1))
+            if (first > 12) == (second > 12):  # type: ignore[operator]
+                example = texts.filter(parts.to_series(0).is_not_null())[0]
+                raise DataError(
+                    f"{self._where}: it does not show whether dates like {example!r} have the day or the month first",
+                    "Say it: --time-format '%d/%m/%Y %H:%M:%S', or '%m/%d/%Y …', exactly as the times are written.",
+                )
+            self._day_first = bool(first > 12)  # type: ignore[operator]
+            self.remarks.append(f"{self._where}: dates have the {'day' if self._day_first else 'month'} first")
+        return texts.str.replace(_DAY_OR_MONTH, "${3}-${2}-${1}${4}" if self._day_first else "${3}-${1}-${2}${4}")
+
+    def _moments(
+        self, local_us: pl.Series, zoned_us: pl.Series, texts: pl.Series, batch: Batch
+    ) -> tuple[Ints, dict[str, Flags]]:
+        """Times and rejects of moments that are local, and where a zone is known in UTC, both in microseconds."""
+        readable, zoned = local_us.is_not_null() | zoned_us.is_not_null(), zoned_us.is_not_null()
+        if not self._timezone and (local := readable & ~zoned).any():
             row = int(local.arg_max() or 0)
             raise DataError(
                 f"{self._where}, record {int(batch.records[row])}: {texts[row]!r} is a local time without a zone",
                 "Name its zone, e.g. --timezone UTC or --timezone Europe/Paris.",
             )
-        local_us = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False)
-        readable = local_us.is_not_null()
-        east = zone.str.replace(r"(?i)^(Z|UTC|GMT)$", "+00:00").str.extract_groups(r"^([+-])(\d{2}):?(\d{2})$")
-        sign, hours, offset_minutes = east.struct.unnest().get_columns()
-        offset_us = (hours.cast(pl.Int64) * 60 + offset_minutes.cast(pl.Int64)) * 60_000_000
-        offset_us = offset_us.zip_with((sign == "+").fill_null(False), -offset_us)
-        moments = local_us.cast(pl.Int64) - offset_us
         refused: dict[str, Flags] = {"bad-time": (~readable).to_numpy()}
+        moments = zoned_us
         if self._timezone:
             placed = local_us.dt.replace_time_zone(self._timezone, ambiguous="earliest", non_existent="null")
             moments = moments.zip_with(zoned, placed.dt.convert_time_zone("UTC").cast(pl.Int64))
@@ -192,3 +321,44 @@ class TimeColumn:
         refused["time-not-positive"] = times <= 0
         refused["time-in-future"] = times > self._latest_us
         return times, refused
+
+
+def _count(counts: dict[str, int], name: str, count: int) -> None:
+    if count:
+        counts[name] = counts.get(name, 0) + count
+
+
+def _rounded(texts: pl.Series) -> int:
+    """How many numbers with an exponent have fewer digits than it needs."""
+    parts = texts.str.extract_groups(r"^[+-]?\d+(?:\.(\d*))?[eE]\+?(\d+)$").struct.unnest()
+    digits, exponent = parts.to_series(0).fill_null("").str.len_bytes(), parts.to_series(1).cast(pl.Int64, strict=False)
+    return int((digits.cast(pl.Int64) < exponent).fill_null(False).sum())
+
+
+def _in_iso_order(texts: pl.Series) -> pl.Series:
+    """Written dates in the order of ISO 8601; other texts, and dates of numbers alone, as they are."""
+    other = ~texts.str.contains(_ISO)
+    if not other.any():
+        return texts
+    found = texts
+    for pattern, order in _REWRITTEN:
+        found = found.str.replace(pattern, re.sub(r"\d", r"${\g<0>}", order))
+    if found.equals(texts):
+        return texts
+    names = [f"-{name}-" for name in _MONTHS]
+    numbers = [f"-{number:02d}-" for number in range(1, 13)]
+    found = found.str.replace_many(names, numbers, ascii_case_insensitive=True).str.strip_chars()
+    return texts.zip_with(~other, found)
+
+
+def _parse(texts: pl.Series, form: str) -> tuple[pl.Series, pl.Series]:
+    """Local times of a declared form, and the same in UTC microseconds where the form has a zone."""
+    hour = any(mark in form for mark in ("%H", "%I", "%k", "%l", "%T", "%R", "%X", "%c", "%r", "%s", "%+"))
+    minute = any(mark in form for mark in ("%M", "%T", "%R", "%X", "%c", "%r", "%s", "%+"))
+    # polars wants an hour and a minute
+    more, filled = ("", "") if minute else (" %M", " 00") if hour else (" %H:%M", " 00:00")
+    found = (texts + filled).str.to_datetime(form + more, time_unit="us", strict=False)
+    none = pl.Series([None] * len(texts), dtype=pl.Int64)
+    if found.dtype == pl.Datetime("us"):
+        return found, none
+    return found.dt.convert_time_zone("UTC").dt.replace_time_zone(None), found.cast(pl.Int64)

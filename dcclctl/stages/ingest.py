@@ -1,6 +1,7 @@
 """`ingest`: logs and side tables → one dataset."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from dcclctl.logs.ids import lookalikes
 from dcclctl.logs.layout import Layout
 from dcclctl.logs.quarantine import Quarantine
 from dcclctl.logs.reader import Log, LogReader, label_rule
-from dcclctl.logs.sides import SideTable, categories, profiles, read_side
+from dcclctl.logs.sides import SideTable, categories, profiles, read_side, split_lists
 from dcclctl.logs.sources import Source, check_distinct, find_paths, identify
 from dcclctl.logs.split import TEST, Periods, iso, make_new, new_users, split
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
@@ -45,6 +46,8 @@ class Sides:
 
 
 NO_SIDES = Sides()
+#: so many behaviours are counted in the facts
+MAX_BEHAVIOURS = 50
 
 
 def ingest(
@@ -91,7 +94,7 @@ def ingest(
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"no such file: {path}", "Check the path after --users or --items.")
     return path
 
@@ -150,6 +153,35 @@ class _Read:
         """Role → column of the logs."""
         return dict(self.layouts[0][1].roles)
 
+    @property
+    def unused(self) -> list[str]:
+        """Columns of the logs that are not read."""
+        layout = self.layouts[0][1]
+        rule = label_rule(self.config, layout)
+        used = {column for role, column in layout.roles.items() if role != "label"} | ({rule.column} if rule else set())
+        inside = {column.partition(".")[0] for column in used}
+        return [column for column in layout.columns if column not in used | inside]
+
+    def behaviours(self) -> dict[str, int]:
+        """Behaviour → rows of the logs that were kept, of the most frequent ones; empty without such a column."""
+        if self.log.behaviours is None:
+            return {}
+        codes, counts = np.unique(self.log.behaviours, return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:MAX_BEHAVIOURS]
+        return dict(zip(self.log.behaviour_texts.texts(codes[order].tolist()), counts[order].tolist(), strict=True))
+
+    def names(self, events: Events) -> list[str | None] | None:
+        """Each item's first name in the logs; None without a column of names."""
+        if self.log.names is None:
+            return None
+        codes, texts = self.log.name_texts.dense(self.log.names[events.rows])
+        found: list[str | None] = [None] * len(events.item_ids)
+        named = np.flatnonzero(np.array([bool(text.strip()) for text in texts])[codes])
+        items, first = np.unique(events.items[named], return_index=True)
+        for item, row in zip(items.tolist(), named[first].tolist(), strict=True):
+            found[item] = texts[codes[row]].strip()
+        return found
+
     def sources(self) -> list[dict[str, Any]]:
         """Facts about every file."""
         about: list[tuple[str, Source, dict[str, Any]]] = [
@@ -158,7 +190,7 @@ class _Read:
                 for each, found in self.layouts
             ),
             *(
-                (role, each, {"rows": side.read, "rejected": side.rejected})
+                (role, each, {"rows": side.read, "rejected": side.rejected, "matched": side.matched})
                 for role, (each, side) in self.sides.items()
             ),
         ]
@@ -180,18 +212,24 @@ class _Read:
         # Sorted and compared: several times faster than numpy's unique on millions of numbers.
         pairs = np.sort(events.items.astype(np.int64) * len(texts) + codes)
         pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])]
+        values = pl.Series(texts, dtype=pl.String)
+        separator = self.layouts[0][1].list_columns.get(column)
         frame = pl.DataFrame(
             {
                 "item_index": pl.Series(pairs // len(texts), dtype=pl.Int32),
                 "column": pl.Series([column], dtype=pl.String).new_from_index(0, len(pairs)),
-                "value": pl.Series(texts, dtype=pl.String).gather(pairs % len(texts)),
+                "value": split_lists(values, separator).gather(pairs % len(texts)),
             }
         )
-        return frame.filter(pl.col("value") != "")
+        if frame.schema["value"] != pl.String:
+            frame = frame.explode("value")
+        return frame.with_columns(pl.col("value").str.strip_chars()).filter(pl.col("value") != "").unique()
 
     def warnings(self, events: Events) -> dict[str, int]:
         """Warning → number of rows or ids."""
-        counts = dict(self.log.warnings)
+        counts = Counter(self.log.warnings)
+        for _, table in self.sides.values():
+            counts.update(table.warnings)
         counts["lookalike-ids"] = lookalikes(events.user_ids) + lookalikes(events.item_ids)
         counts["label-conflicts"] = events.conflicts
         counts["heavy-users"] = events.heavy_users
@@ -203,7 +241,7 @@ class _Read:
     def remarks(self, events: Events, periods: Periods, labelled: bool) -> list[str]:
         """What a person should know about the dataset, in sentences."""
         config, dropped, hidden = self.config, events.dropped, events.hidden
-        remarks = []
+        remarks = list(self.log.remarks)
         label = self.columns.get("label")
         if label is not None and not labelled:
             remarks.append(f"column {label!r} is not used: every event is positive (--label '{label}>=4' would use it)")
@@ -263,9 +301,13 @@ def _write(work: Work, read: _Read, on_progress: OnProgress) -> dict[str, Any]:
         # The one large file is compressed while users and items are worked out.
         written = pool.submit(work.write_table, "events.parquet", table)
         groups = user_groups(events.users, periods, len(events.user_ids), config.head_fraction)
+        for role, ids in (("user", events.user_ids), ("item", events.item_ids)):
+            if (side := read.side(f"{role}s")) is not None:
+                side.match(role, ids)
         profile, profile_rows = profiles(events.user_ids, read.side("users"))
         items, category_rows = categories(
-            events.item_ids, read.side("items"), read.categories(events), config.map.get("category")
+            *(events.item_ids, read.side("items"), read.categories(events), config.map.get("category")),
+            read.names(events),
         )
         written.result()
     vocabulary = pl.concat([category_rows, profile_rows])
@@ -290,6 +332,9 @@ def _write(work: Work, read: _Read, on_progress: OnProgress) -> dict[str, Any]:
             "normalised_by_reason": dict(sorted(log.normalised.items())),
             "warnings": read.warnings(events),
         },
+        "columns": read.columns,
+        "unused_columns": read.unused,
+        "behaviours": read.behaviours(),
         "split": config.split,
         "time_kind": log.time_kind,
         "cut_times_us": cuts,

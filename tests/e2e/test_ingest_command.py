@@ -33,7 +33,7 @@ def test_sample_log(tmp_path: Path) -> None:
 def test_dirty_log(tmp_path: Path) -> None:
     refused = dcclctl(SAMPLE / "dirty.csv", "--map", MAP, store=tmp_path)
     assert refused.returncode == 3
-    assert "17 of 200 rows rejected" in refused.stderr
+    assert "18 of 201 rows rejected" in refused.stderr
     assert "Traceback" not in refused.stderr
     done = dcclctl(SAMPLE / "dirty.csv", "--map", MAP, "--max-reject", "0.2", store=tmp_path)
     assert done.returncode == 0, done.stderr

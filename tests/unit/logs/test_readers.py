@@ -14,7 +14,7 @@ from dcclctl.logs.reader import batches
 from dcclctl.logs.sources import identify
 
 
-def texts(path: Path, *columns: str, lists: bool = False) -> list[tuple[str | None, ...]]:
+def texts(path: Path, *columns: str, lists: tuple[str, ...] = ()) -> list[tuple[str | None, ...]]:
     """The wanted columns of a file as text."""
     source = identify(path)
     layout = detect_log(source, IngestConfig())
@@ -72,7 +72,7 @@ def test_parquet_types_become_text(tmp_path: Path) -> None:
             "tags": [["a", "b"]],
         }
     ).write_parquet(path)
-    found = texts(path, "user_id", "item_id", "timestamp", "local", "score", "tags", lists=True)[0]
+    found = texts(path, "user_id", "item_id", "timestamp", "local", "score", "tags", lists=("tags",))[0]
     assert found[:2] == ("7", "raw")
     assert dt.datetime.fromisoformat(str(found[2])) == dt.datetime(2020, 1, 1, 11, 0, 0, 250_000, tzinfo=dt.UTC)
     assert dt.datetime.fromisoformat(str(found[3])) == noon

@@ -121,7 +121,14 @@ CASES: dict[str, Case] = {
     ),
     "gzip of several members": Case(raw(gzip.compress(HEADER + rows(20)) + gzip.compress(rows(20, 20)), "log.csv.gz")),
     # structure
-    "quoted newline": Case(csv(f'"two\nlines",i,{T}\n'.encode()), kept=41, users=("two\nlines",)),
+    "quoted newline": Case(
+        raw(b"user_id,item_id,timestamp,note\n" + rows().replace(b"\n", b",x\n") + f'u9,i,{T},"two\nlines"\n'.encode()),
+        kept=41,
+        users=("u9",),
+    ),
+    "quoted newline in an id": Case(
+        csv(f'"two\nlines",i,{T}\n'.encode()), rejected={"line-end-in-id": 1, "stray-quote": 1}
+    ),
     "unclosed quote": Case(csv(f'"never,i,{T}\n'.encode()), rejected={"unclosed-quote": 1}),
     "unclosed quote before a quoted field": Case(
         csv(f'"never,i,{T}\n"fine",i,{T}\n'.encode()), rejected={"unclosed-quote": 1}, kept=41, users=("fine",)
@@ -230,7 +237,17 @@ CASES: dict[str, Case] = {
         kept=41,
         config={"now": "2020-09-13T12:28:20Z"},
     ),
-    "not integral": Case(csv(b"u9,i,1.7e9\nu9,j,1600000000.5\n"), rejected={"time-not-integral": 2}),
+    "not integral": Case(
+        csv(b"u9,i,1.7e9\nu9,j,1600000000.5\n"),
+        kept=42,
+        normalised={"times-with-fraction": 2},
+        warnings={"rounded-times": 1},
+    ),
+    "order number that is not whole": Case(
+        raw(HEADER + b"".join(b"u%d,i%d,%d\n" % (n % 4, n, n) for n in range(40)) + b"u9,i,1.5\n"),
+        rejected={"time-not-integral": 1},
+        config={"split": "leave-one-out"},
+    ),
     "whole float": Case(csv(f"u9,i,{T}.0\n".encode()), kept=41, normalised={"times-as-float": 1}),
     "unreadable time": Case(csv(b"u9,i,yesterday\nu9,j,\n"), rejected={"bad-time": 2}),
     "local time": Case(raw(HEADER + b"u1,i,2020-01-01 10:00:00\n"), fails="local time without a zone"),

@@ -66,3 +66,25 @@ def test_mistakes(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert call(log, "--implicit", "--label", "rating>=4", "--store", tmp_path) == 2
     assert call(log, "--store", tmp_path) == 3
     assert "error: 1 of 42 rows rejected" in capsys.readouterr().err
+
+
+def test_columns_and_behaviours_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log.csv"
+    rows = "".join(f"u{n % 4},i{n},{START + n},{('view', '[/red]')[n % 4 == 0]},x\n" for n in range(40))
+    log.write_text(f"user_id,item_id,timestamp,event,ab\x1b[31mc\n{rows}")
+    users = tmp_path / "users.csv"
+    users.write_text("user_id,sex\nu0,f\nx1,m\n")
+    assert call(log, "--users", users, "--store", tmp_path / "store") == 0
+    shown, remarks = capsys.readouterr()
+    assert "Behaviours" in shown
+    assert [line.split() for line in shown.splitlines() if line.startswith(("view", "[/red]"))] == [
+        *(["view", "30"], ["[/red]", "10"])
+    ]
+    (unused,) = [line for line in shown.splitlines() if "not used" in line]
+    assert unused.startswith("columns of the log that are not used: ab") and "\x1b" not in unused
+    assert "note: users.csv: a row for 1 of 4 users\n" in remarks
+    assert call(log, "--users", users, "--store", tmp_path / "store", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["behaviours"] == {"view": 30, "[/red]": 10}
+    assert found["columns"]["behaviour"] == "event"
+    assert len(found["unused_columns"]) == 1
