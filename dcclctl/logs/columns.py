@@ -1,10 +1,10 @@
 """Finds the columns of a log that hold user, item, time and so on: by name, or as `--map` says."""
 
-from collections.abc import Iterable
-
 from dcclctl.errors import DataError, UsageError
+from dcclctl.logs.layout import Layout
 
-ROLES = ("user", "item", "time", "label", "category", "behaviour")
+#: `impressions` is a column of lists of shown items, which stands for item and label; `clicked` lists those chosen.
+ROLES = ("user", "item", "time", "label", "category", "behaviour", "impressions", "clicked")
 REQUIRED = ("user", "item", "time")
 
 #: Role → column names that are recognised, best first.
@@ -31,21 +31,22 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 NAME_COLUMNS = ("name", "title", "movie_title", "item_name", "product_name", "Title")
 
 
-def assign_roles(header: Iterable[str], mapped: dict[str, str], where: str) -> dict[str, str]:
+def assign_roles(layout: Layout, mapped: dict[str, str], where: str, row_order: bool = False) -> dict[str, str]:
     """Role → column of an event log.
 
     Args:
-        header: the file's column names.
+        layout: with the file's column names, and the roles that its format knows.
         mapped: what --map says.
         where: the file, for messages.
+        row_order: a log without a time column is read in the order of its rows; it then has no role `time`.
 
     Raises:
         UsageError: --map names a role or a column that does not exist.
         DataError: a required column is not found; the message shows the header and a complete --map.
     """
-    names = list(header)
+    names = list(layout.columns)
     check_unique(names, where)
-    roles: dict[str, str] = {}
+    roles = {role: column for role, column in layout.roles.items() if role not in mapped}
     for role, column in mapped.items():
         if role not in ROLES:
             raise UsageError(
@@ -54,10 +55,12 @@ def assign_roles(header: Iterable[str], mapped: dict[str, str], where: str) -> d
         roles[role] = find_column(names, column, where, role)
     for role in ROLES:
         free = set(names) - set(roles.values())
-        found = next((name for name in SYNONYMS[role] if name in free), None)
+        found = next((name for name in SYNONYMS.get(role, ()) if name in free), None)
         if role not in roles and found is not None:
             roles[role] = found
-    missing = [role for role in REQUIRED if role not in roles]
+    if "impressions" in roles:
+        roles["item"] = roles["impressions"]
+    missing = [role for role in REQUIRED if role not in roles and not (row_order and role == "time")]
     if missing:
         raise _not_found(names, roles, missing, where)
     return roles
@@ -104,9 +107,13 @@ def _not_found(names: list[str], roles: dict[str, str], missing: list[str], wher
     if near:
         pairs = ", ".join(f"{name!r} looks like the {role}" for role, name in near.items())
         hint = f" ({pairs}, but differs in case, spaces or marks)"
+    order = "\nIf it has no times and its rows are in order of time: --split per-user (or leave-one-out)"
     return DataError(
         f"{where}: no column for {', '.join(missing)}{hint}; its header: {', '.join(map(repr, names))}",
-        "Name the columns: --map '" + ",".join(f"{role}={name.strip()}" for role, name in example.items()) + "'",
+        "Name the columns: --map '"
+        + ",".join(f"{role}={name.strip()}" for role, name in example.items())
+        + "'"
+        + (order if missing == ["time"] else ""),
     )
 
 

@@ -19,7 +19,8 @@ def detect_log(source: Source, config: IngestConfig) -> Layout:
         UsageError: --map names a role or a column that does not exist.
     """
     layout = _detect(source, config, frozenset(config.map.values()))
-    roles = assign_roles(layout.columns, config.map, str(source.path))
+    row_order = config.split != "global" or config.time_unit == "ordinal"
+    roles = assign_roles(layout, config.map, str(source.path), row_order)
     return dataclasses.replace(layout, roles=roles)
 
 

@@ -115,6 +115,7 @@ class FitState:
         return cls(weights=part("weights/"), best=part("best/"), adam_state=part("adam/"), **numbers)
 
 
+_INGEST_AGAIN = "dcclctl artifacts show DATASET lists the periods: ingest again with another --split, or with more events of each user."
 _LOWER = "Lower --learning-rate and run the command again."
 
 
@@ -167,7 +168,7 @@ class Trainer:
         self.sampler = Sampler(log, blocks, settings.negatives, settings.seed, f"{settings.purpose}/negatives")
         self.valid = valid_samples(log, settings.negatives, settings.seed)
         if not len(self.valid.events):
-            raise DataError("there are no valid events to choose the best epoch by", "Ingest with other --periods.")
+            raise DataError("there are no valid events to choose the best epoch by", _INGEST_AGAIN)
         self._learnable(self.valid.events, [Block(VALID)])
 
     def _learnable(self, events: Ints, blocks: Sequence[Block]) -> Ints:
