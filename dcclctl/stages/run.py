@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from dcclctl.artifacts.handle import Handle
 from dcclctl.compute import OnProgress
+from dcclctl.config import Presets
 
 HandleT = TypeVar("HandleT", bound=Handle)
 #: name → value, see stages/settings.py
@@ -27,13 +28,13 @@ class RunOptions:
         on_progress: called with (what, done, total, note).
         force: compute even if the store has the same artifact.
         name: a name for the artifact, an alias of its kind; '' for none.
-        config: TOML file with settings; what is given by name wins over it.
+        config: TOML file with settings, or a file and environment variables; what is given by name wins over them.
     """
 
     on_progress: OnProgress = no_progress
     force: bool = False
     name: str = ""
-    config: Path | None = None
+    config: Path | Presets | None = None
 
 
 #: nothing shown, nothing forced
