@@ -31,7 +31,9 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 NAME_COLUMNS = ("name", "title", "movie_title", "item_name", "product_name", "Title")
 
 
-def assign_roles(layout: Layout, mapped: dict[str, str], where: str, row_order: bool = False) -> dict[str, str]:
+def assign_roles(
+    layout: Layout, mapped: dict[str, str], where: str, row_order: bool = False, near: bool = False
+) -> dict[str, str]:
     """Role → column of an event log.
 
     Args:
@@ -39,6 +41,7 @@ def assign_roles(layout: Layout, mapped: dict[str, str], where: str, row_order: 
         mapped: what --map says.
         where: the file, for messages.
         row_order: a log without a time column is read in the order of its rows; it then has no role `time`.
+        near: take names that differ from the usual ones in case, spaces or marks only.
 
     Raises:
         UsageError: --map names a role or a column that does not exist.
@@ -60,6 +63,8 @@ def assign_roles(layout: Layout, mapped: dict[str, str], where: str, row_order: 
             roles[role] = found
     if "impressions" in roles:
         roles["item"] = roles["impressions"]
+    if near:
+        roles |= _near(names, roles, [role for role in REQUIRED if role not in roles])
     missing = [role for role in REQUIRED if role not in roles and not (row_order and role == "time")]
     if missing:
         raise _not_found(names, roles, missing, where)
@@ -95,13 +100,19 @@ def find_column(names: list[str], column: str, where: str, role: str) -> str:
     )
 
 
-def _not_found(names: list[str], roles: dict[str, str], missing: list[str], where: str) -> DataError:
+def _near(names: list[str], roles: dict[str, str], missing: list[str]) -> dict[str, str]:
+    """Role → a column whose name differs from the usual ones in case, spaces or marks only."""
     near: dict[str, str] = {}
     for role in missing:
         known = {_plain(name) for name in SYNONYMS[role]}
         found = next((name for name in names if _plain(name) in known and name not in roles.values()), None)
         if found is not None:
             near[role] = found
+    return near
+
+
+def _not_found(names: list[str], roles: dict[str, str], missing: list[str], where: str) -> DataError:
+    near = _near(names, roles, missing)
     example = {role: roles.get(role) or near.get(role) or f"YOUR_{role.upper()}_COLUMN" for role in REQUIRED}
     hint = ""
     if near:
