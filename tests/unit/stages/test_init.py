@@ -66,7 +66,7 @@ def test_ingest_takes_what_init_writes(name: str, tmp_path: Path, monkeypatch: p
     file, text, expected = LOGS[name]
     (tmp_path / file).write_text(text)
     monkeypatch.chdir(tmp_path)
-    assert dcclctl("init", file, store=tmp_path / "s").exit_code == 0
+    assert dcclctl("init", file).exit_code == 0
     guessed = tomllib.loads(Path("dccl.toml").read_text())["ingest"]
     assert {key: guessed.get(key) for key in expected} == expected
     made = dcclctl("ingest", file, store=tmp_path / "s")
@@ -77,9 +77,9 @@ def test_ingest_takes_what_init_writes(name: str, tmp_path: Path, monkeypatch: p
 def test_a_log_without_a_header_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("log.tsv").write_text(rows("", "{u}\t{n}\t{t}\n"))
-    refused = dcclctl("init", "log.tsv", store=tmp_path / "s")
+    refused = dcclctl("init", "log.tsv")
     assert (refused.exit_code, "--map user=1,item=2,time=3" in refused.stderr) == (3, True)
-    assert dcclctl("init", "log.tsv", "--map=user=1,item=2,time=3", store=tmp_path / "s").exit_code == 0
+    assert dcclctl("init", "log.tsv", "--map=user=1,item=2,time=3").exit_code == 0
     assert dcclctl("ingest", "log.tsv", store=tmp_path / "s").exit_code == 0
 
 
@@ -123,7 +123,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_another_folder_is_named_in_the_next_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("log.csv").write_text(LOGS["ratings"][1])
-    said = dcclctl("init", "log.csv", "--dir=shop", store=tmp_path / "s").stdout
+    said = dcclctl("init", "log.csv", "--dir=shop").stdout
     assert "dcclctl ingest log.csv --config shop/dccl.toml" in said
     assert dcclctl("ingest", "log.csv", "--config=shop/dccl.toml", store=tmp_path / "s").exit_code == 0
 
