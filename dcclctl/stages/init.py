@@ -151,17 +151,20 @@ def _label(frame: pl.DataFrame, roles: dict[str, str]) -> list[Guess]:
     column = roles.get("label")
     if column is None or "impressions" in roles:
         return []
-    values = frame[column].str.strip_chars().str.to_lowercase().replace({"true": "1", "false": "0"})
-    numbers = values.cast(pl.Float64, strict=False).drop_nulls()
-    if not len(numbers) or numbers.min() == numbers.max():
+    texts = frame[column].str.strip_chars().str.to_lowercase().replace({"true": "1", "false": "0"})
+    numbers = texts.cast(pl.Float64, strict=False).drop_nulls()
+    if numbers.n_unique() < 2:
         return []
-    highest = float(numbers.max())  # type: ignore[arg-type]
-    if highest <= 1:
-        least = 1.0 if set(numbers.unique()) <= {0.0, 1.0} else 0.5
+    values = numbers.to_numpy()
+    lowest, highest = float(values.min()), float(values.max())
+    if highest == 5:  # stars
+        least = 4.0
+    elif highest == 1:
+        least = 1.0 if numbers.n_unique() == 2 else 0.5
     else:
-        least = {True: 4.0, False: float(numbers.quantile(0.5) or highest)}[highest == 5]
-    share = (numbers >= least).mean()
-    why = f"{column!r} runs from {numbers.min():g} to {highest:g}; {share:.0%} of the events are positive then; without it all are"
+        least = float(np.median(values[values > lowest]))  # where most have the lowest value, that is no sign of liking
+    share = (values >= least).mean()
+    why = f"{column!r} runs from {lowest:g} to {highest:g}; {share:.0%} of the events are positive then; without it all are"
     return [Guess("label", f"{column}>={least:g}", why)]
 
 

@@ -32,6 +32,7 @@ LOGS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"map": {"user": "User ID", "item": "Item-Id", "time": "Time Stamp"}, "time_unit": "ms", "repeats": "keep"},
     ),
     "clicks": ("log.csv", rows("user,item,time,click\n", "{u},{n},{t},{b}\n"), {"label": "click>=1"}),
+    "counts": ("log.csv", rows("user,item,time,score\n", "{u},{n},{t},{r}0\n"), {"label": "score>=35"}),
     "days": (
         "transactions_train.csv",
         rows("t_dat,customer_id,article_id\n", "2020-03-{d:02},c{u},{n}\n"),
