@@ -7,7 +7,8 @@ beside its code. `stages/settings.py` merges sections, a TOML file and flags.
 import codecs
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
@@ -64,6 +65,20 @@ class Variant:
         """The class; it has its section as `Settings`."""
         module, _, name = self.path.partition(":")
         return getattr(importlib.import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Presets:
+    """Settings from outside a call: those of a file, and over them those of environment variables.
+
+    Only the command line looks for them. A Python program says itself which file it wants.
+
+    Attributes:
+        file: TOML, or None. environment: DCCL_COMMAND_SETTING → its value as text.
+    """
+
+    file: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Section(BaseModel):

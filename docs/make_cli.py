@@ -38,11 +38,11 @@ Each command reads committed artifacts of a store and commits one new artifact. 
 the start of its id (`cloud@3fa9c2d1`), by an alias (`cloud@fresh`, given with `--name` or `artifacts tag`), or as the newest of its kind
 (`cloud@latest`, or just `cloud`). A command that is not told which artifact to take takes the newest.
 
-A setting comes from its default, from a TOML file (`--config`), or from a flag or `--set`. A later one wins over an earlier one. A setting that the
-chosen model or method does not read is an error. Settings without a flag are changed with `--set COMMAND.KEY=VALUE` or `--set COMMAND.NAME.KEY=VALUE`, or in the file:
+A setting comes from its default, from a TOML file (`--config`, or else `dccl.toml` in the working directory), from an environment variable, or from
+a flag or `--set`. A later one wins over an earlier one. A flag or `--set` that the chosen model or method does not read is an error; in a file and in variables it is left aside. Settings without a flag are changed with `--set COMMAND.KEY=VALUE` or `--set COMMAND.NAME.KEY=VALUE`, or in the file:
 
 ```toml
-# dccl.toml: dcclctl train --config dccl.toml
+# dccl.toml: found in the working directory; dcclctl init LOG writes one for a log
 seed = 1                    # of every command
 
 [train]
@@ -58,6 +58,10 @@ users = "tail"
 [patch.metapatch]
 steps = 20
 ```
+
+A variable is the setting's name in capitals: `DCCL_SEED=1`, `DCCL_TRAIN_ON=cloud,device`, `DCCL_TRAIN_EPOCHS=3` (of the chosen model),
+`DCCL_TRAIN_DIN_ITEM_SIZE=64`, `DCCL_PATCH_FINE_TUNE_STEPS=20`. A command says on stderr which file and variables it read. An unknown name is an error where it begins with the
+command's own name, else a warning. Python programs read neither file nor variables unless they name the file: `train(data, config="dccl.toml")`.
 
 Results go to stdout, progress and remarks to stderr. Exit codes: 0 done · 1 a bug · 2 usage or configuration · 3 bad data or artifact ·
 4 a gate failed or training diverged · 5 stdout could not be written · 130 interrupted · 141 the reader of stdout went away · 143 terminated.

@@ -91,7 +91,7 @@ def _remark(reporter: Reporter, facts: dict[str, Any]) -> None:
     for name, count in facts["rows"]["warnings"].items():
         reporter.remark(f"warning: {count:,} × {WARNINGS[name]}")
     for remark in facts["remarks"]:
-        reporter.remark(f"note: {remark}")
+        reporter.remark(remark if remark.startswith("warning: ") else f"note: {remark}")
 
 
 def _show(reporter: Reporter, facts: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from dcclctl.errors import DcclError
 #: command → one line for the list; the code is in dcclctl/cli/<command>.py, attribute `app`.
 COMMANDS = {
     "sample": "Write a small real log to try the commands on.",
+    "init": "Look at a log and write settings for it, a gate and a CI workflow.",
     "ingest": "Read recommendation logs into a dataset.",
     "train": "Train a cloud model on the events of all users.",
     "memory": "Make every device's memory: its user's newest events.",

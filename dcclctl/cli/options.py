@@ -1,6 +1,7 @@
 """Options of commands: generated from the sections, and those that all commands share."""
 
 import inspect
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from typer.core import TyperCommand
 
 from dcclctl.cli.completion import completer
 from dcclctl.cli.console import Progress, Reporter
-from dcclctl.config import CommandSection, ComputeSection
+from dcclctl.config import CommandSection, ComputeSection, Presets
 from dcclctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +40,11 @@ _SHARED: dict[str, tuple[Any, Any, Any]] = {
     "config": (
         Path | None,
         None,
-        typer.Option("--config", metavar="FILE.toml", help="File with settings; a flag wins over the file."),
+        typer.Option(
+            "--config",
+            metavar="FILE.toml",
+            help="File with settings; a flag wins over it. [default: dccl.toml, if there]",
+        ),
     ),
     "name": (
         str,
@@ -123,13 +128,14 @@ class Call:
 
     Attributes:
         reporter: prints. root: folder of the store. settings: name → value, of the flags that were given and of --set.
-        config: TOML file. force, name: see RunOptions. log: trackers. plan: only say what would be done. seeds: of --seeds.
+        config: settings from a file and the environment. force, name: see RunOptions. log: trackers.
+        plan: only say what would be done. seeds: of --seeds.
     """
 
     reporter: Reporter
     root: Path
     settings: dict[str, Any]
-    config: Path | None
+    config: Presets | None
     force: bool
     name: str
     log: list[str]
@@ -229,11 +235,12 @@ def command(
             flags = {key: given.pop(key) for key in settings}
             flags |= {key: given.get(option) for option, key in names.items() if key in fields}
             values = {key: given.pop(key, default) for key, (_, default, _) in _SHARED.items()}
+            reporter = Reporter(values["as_json"], values["quiet"])
             call = Call(
-                Reporter(values["as_json"], values["quiet"]),
+                reporter,
                 values["store"],
                 _with_sets({key: value for key, value in flags.items() if value is not None}, values["set"] or []),
-                values["config"],
+                _presets(name, values["config"], reporter) if "config" in shared else None,
                 values["force"],
                 _checked_name(values["name"]),
                 values["log"] or [],
@@ -303,6 +310,23 @@ def _for_each_seed(
         return
     group = f"{made[0]['ref'].partition('@')[0]}@{call.name}"
     call.reporter.finish_group(group, call.seeds, made)
+
+
+def _presets(command: str, given: Path | None, reporter: Reporter) -> Presets:
+    """Settings of --config or else of dccl.toml, and of environment variables; says where they are from."""
+    from dcclctl.stages.settings import COMMANDS, FILE, NO_SETTINGS, PREFIX, from_environment, unknown_variables
+
+    file = given or (FILE if FILE.is_file() else None)
+    environment = {
+        name: value for name, value in os.environ.items() if name.startswith(PREFIX) and name not in NO_SETTINGS
+    }
+    read = from_environment(command, environment).values() if command in COMMANDS else ()
+    found = [str(FILE)] if file and not given else []
+    if sources := found + [variable for variable, _ in read]:
+        reporter.remark(f"settings from {', '.join(sources)}")
+    for name in unknown_variables(environment):
+        reporter.remark(f"warning: {name} is set, but no setting has this name (DCCL_COMMAND_SETTING is the form)")
+    return Presets(file, environment)
 
 
 def _settings(spec: "Command", taken: Collection[str]) -> dict[str, tuple[Any, Any]]:

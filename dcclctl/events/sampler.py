@@ -1,4 +1,10 @@
-"""Events with their candidates: each event's own item, and negatives drawn for it."""
+"""Events with their candidates: each event's own item, and negatives drawn for it.
+
+A log with labels has observed negatives too: items that a user was shown and did not choose, or rated low. Each is an event
+with label 0, and so a row of its own beside the sampled negatives of the positive events. Both are needed: the observed ones
+tell apart what is shown side by side, the sampled ones rank the many items that a user was never shown. A pairwise loss has
+no rows with label 0; there observed negatives take half of the places of sampled ones.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dcclctl.events.log import VALID, Block, EventLog
-from dcclctl.events.sampling import NO_ITEM, Ints, PairSet, draw_negatives
+from dcclctl.events.sampling import NO_ITEM, Ints, PairSet, draw_negatives, uniforms
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Sampler:
         negatives: N, negatives for each event.
         seed, purpose: name the draws, so that two samplers with one seed draw differently.
         excluded: pairs that may not be drawn; None: see EventLog.never_negative.
+        observed: half of the negatives are observed ones of the event's user, where the blocks have any: the items that the
+            user was shown since the positive event before, or any of the user's if there is none.
     """
 
     def __init__(
@@ -46,14 +54,17 @@ class Sampler:
         seed: int,
         purpose: str,
         excluded: PairSet | None = None,
+        observed: bool = False,
     ) -> None:
         self.log, self.negatives, self.seed, self.purpose = log, negatives, seed, purpose
         self.catalogue = log.catalogue(max(Block.of(block) for block in blocks))
         self.excluded = excluded or log.never_negative(*blocks)
+        rows = log.events_in(*blocks) if observed else np.zeros(0, dtype=np.int64)
+        self._observed = rows[log.label[rows] == 0]
 
     def draw(self, events: Ints, epoch: int = 0) -> Samples:
         """The events (B,), rows of the log, with their negatives of one epoch."""
-        drawn = self.items(events, self.negatives, epoch)
+        drawn = self._with_observed(events, self.items(events, self.negatives, epoch), epoch)
         own, label = self.log.item[events], self.log.label[events]
         labels = np.zeros((len(events), 1 + self.negatives), dtype=np.float32)
         labels[:, 0] = label
@@ -66,6 +77,32 @@ class Sampler:
         """(B, count) negatives of each event, NO_ITEM where none is left; the first ones do not depend on `count`."""
         owners = self.log.owners(events, self.excluded)
         return draw_negatives(self.seed, self.purpose, events, owners, count, self.catalogue, self.excluded, epoch)
+
+    def _with_observed(self, events: Ints, drawn: Ints, epoch: int) -> Ints:
+        """The drawn negatives (B, N), about half of them replaced by observed ones of the event's user."""
+        if not len(self._observed):
+            return drawn
+        log, chosen = self.log, np.full_like(drawn, NO_ITEM)
+        keys = (epoch, events[:, None], np.arange(drawn.shape[1])[None, :])
+        # rows of the log are sorted by user and time, and the histories of a user only grow
+        for shown, wanted in (
+            (log.user[self._observed], log.user[events]),
+            (self._since_last(self._observed), self._since_last(events)),
+        ):
+            first = np.searchsorted(shown, wanted)
+            counts = np.searchsorted(shown, wanted, side="right") - first
+            place = np.floor(uniforms(self.seed, f"{self.purpose}/observed", *keys) * counts[:, None]).astype(np.int64)
+            rows = self._observed[np.minimum(first[:, None] + place, len(self._observed) - 1)]
+            chosen = np.where((counts > 0)[:, None], log.item[rows], chosen)
+        half = uniforms(self.seed, f"{self.purpose}/half", *keys) < 0.5
+        fits = half & (chosen != NO_ITEM) & (chosen != log.item[events][:, None])
+        replaced: Ints = np.where(fits, chosen, drawn)
+        return replaced
+
+    def _since_last(self, events: Ints) -> Ints:
+        """A number that events of one user share if the user has no positive event between them; ascending over the log."""
+        numbers: Ints = self.log.user[events] * (len(self.log.sequence) + 1) + self.log.history_end[events]
+        return numbers
 
 
 def valid_samples(log: EventLog, negatives: int, seed: int) -> Samples:

@@ -3,7 +3,8 @@
 from dcclctl.errors import DataError, UsageError
 from dcclctl.logs.layout import Layout
 
-ROLES = ("user", "item", "time", "label", "category", "behaviour", "name")
+#: `impressions` is a column of lists of shown items, which stands for item and label; `clicked` lists those chosen.
+ROLES = ("user", "item", "time", "label", "category", "behaviour", "name", "impressions", "clicked")
 REQUIRED = ("user", "item", "time")
 
 #: Role → column names that are recognised, best first.
@@ -32,13 +33,17 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 NAME_COLUMNS = ("name", "title", "movie_title", "item_name", "product_name", "Title")
 
 
-def assign_roles(layout: Layout, mapped: dict[str, str], where: str) -> dict[str, str]:
+def assign_roles(
+    layout: Layout, mapped: dict[str, str], where: str, row_order: bool = False, near: bool = False
+) -> dict[str, str]:
     """Role → column of an event log.
 
     Args:
-        layout: of the file.
+        layout: of the file, with the roles that its format knows.
         mapped: what --map says; an empty column leaves the role out.
         where: the file, for messages.
+        row_order: a log without a time column is read in the order of its rows; it then has no role `time`.
+        near: take names that differ from the usual ones in case, spaces or marks only.
 
     Raises:
         UsageError: --map names a role or a column that does not exist, or one column for two of user, item and time.
@@ -46,7 +51,7 @@ def assign_roles(layout: Layout, mapped: dict[str, str], where: str) -> dict[str
     """
     names = list(layout.columns)
     check_unique(names, where)
-    roles: dict[str, str] = {}
+    roles = {role: column for role, column in layout.roles.items() if role not in mapped}
     for role, column in mapped.items():
         if role not in ROLES:
             raise UsageError(
@@ -57,10 +62,14 @@ def assign_roles(layout: Layout, mapped: dict[str, str], where: str) -> dict[str
     _check_own_columns(names, roles)
     for role in ROLES:
         free = set(names) - set(roles.values()) - (set() if role in REQUIRED else set(layout.unreadable))
-        found = next((name for name in SYNONYMS[role] if name in free), None)
-        if role not in mapped and found is not None:
+        found = next((name for name in SYNONYMS.get(role, ()) if name in free), None)
+        if role not in roles and role not in mapped and found is not None:
             roles[role] = found
-    missing = [role for role in REQUIRED if role not in roles]
+    if "impressions" in roles:
+        roles["item"] = roles["impressions"]
+    if near:
+        roles |= _near(names, roles, [role for role in REQUIRED if role not in roles])
+    missing = [role for role in REQUIRED if role not in roles and not (row_order and role == "time")]
     if missing:
         raise _not_found(names, roles, missing, where)
     return roles
@@ -107,21 +116,31 @@ def find_column(names: list[str], column: str, where: str, role: str) -> str:
     )
 
 
-def _not_found(names: list[str], roles: dict[str, str], missing: list[str], where: str) -> DataError:
+def _near(names: list[str], roles: dict[str, str], missing: list[str]) -> dict[str, str]:
+    """Role → a column whose name differs from the usual ones in case, spaces or marks only."""
     near: dict[str, str] = {}
     for role in missing:
         known = {_plain(name) for name in SYNONYMS[role]}
         found = next((name for name in names if _plain(name) in known and name not in roles.values()), None)
         if found is not None:
             near[role] = found
+    return near
+
+
+def _not_found(names: list[str], roles: dict[str, str], missing: list[str], where: str) -> DataError:
+    near = _near(names, roles, missing)
     example = {role: roles.get(role) or near.get(role) or f"YOUR_{role.upper()}_COLUMN" for role in REQUIRED}
     hint = ""
     if near:
         pairs = ", ".join(f"{name!r} looks like the {role}" for role, name in near.items())
         hint = f" ({pairs}, but differs in case, spaces or marks)"
+    order = "\nIf it has no times and its rows are in order of time: --split per-user (or leave-one-out)"
     return DataError(
         f"{where}: no column for {', '.join(missing)}{hint}; its header: {', '.join(map(repr, names))}",
-        "Name the columns: --map '" + ",".join(f"{role}={name.strip()}" for role, name in example.items()) + "'",
+        "Name the columns: --map '"
+        + ",".join(f"{role}={name.strip()}" for role, name in example.items())
+        + "'"
+        + (order if missing == ["time"] else ""),
     )
 
 

@@ -16,7 +16,9 @@ from dcclctl.logs.sources import BOM, HEAD_BYTES, Source, decoder_of
 #: value of `ingest --format` → its class and description; `auto` tries each in this order
 FORMATS: Mapping[str, Variant] = {
     "parquet": Variant("dcclctl.logs.parquet:ParquetFormat", "Parquet"),
+    "otto": Variant("dcclctl.logs.otto:OttoFormat", "OTTO's sessions in JSON lines"),
     "jsonl": Variant("dcclctl.logs.jsonl:JsonlFormat", "JSON lines: one object a line"),
+    "mind": Variant("dcclctl.logs.impressions:MindFormat", "MIND's behaviors.tsv: lists of shown and clicked news"),
     # before recbole, whose suffixes u.user and u.item have too
     "movielens": Variant("dcclctl.logs.movielens:MovielensFormat", "MovieLens 100k, 1M and the CSV releases"),
     "recbole": Variant("dcclctl.logs.recbole:RecboleFormat", "RecBole atomic files: .inter, .user, .item"),

@@ -11,15 +11,17 @@ from dcclctl.logs.layout import Layout
 from dcclctl.logs.sources import BOM, Source, first_bytes
 
 
-def detect_log(source: Source, config: IngestConfig) -> Layout:
-    """Layout of an event log, with its roles.
+def detect_log(source: Source, config: IngestConfig, near: bool = False) -> Layout:
+    """Layout of an event log, with its roles; near: see `assign_roles`.
 
     Raises:
         DataError: the file cannot be read as a log; the message says what to type.
         UsageError: --map names a role or a column that does not exist.
     """
     layout = _detect(source, config)
-    return dataclasses.replace(layout, roles=assign_roles(layout, config.map, str(source.path)))
+    row_order = config.split != "global" or config.time_unit == "ordinal"
+    roles = assign_roles(layout, config.map, str(source.path), row_order, near)
+    return dataclasses.replace(layout, roles=roles)
 
 
 def detect_side(source: Source, config: IngestConfig, role: str) -> Layout:

@@ -85,15 +85,63 @@ def _depth(line: str) -> int:
 
 
 def first_keys(head: bytes) -> list[str]:
-    """Keys of the objects in the first lines, in order of appearance; broken lines are skipped."""
+    """Keys of the objects in the first lines, in order of appearance; broken lines are skipped.
+
+    Of an object inside an object, or of a list of objects, the paths of the inner keys stand for its key: user.id.
+    """
     keys: dict[str, None] = {}
     lines = [line for line in head.decode("utf-8", "replace").split("\n") if line.strip()]
     for line in lines[:LATE_RECORD]:
         try:
-            keys |= dict.fromkeys(parse_line(line))
+            keys |= dict.fromkeys(_paths(parse_line(line)))
         except _Refused:
             continue
     return list(keys)
+
+
+def _paths(values: dict[str, Any], above: str = "") -> Iterator[str]:
+    """Paths of all values that are no objects."""
+    for key, value in values.items():
+        objects = value if isinstance(value, list) else [value]
+        if objects and all(isinstance(each, dict) and each for each in objects):
+            for each in objects:
+                yield from _paths(each, f"{above}{key}.")
+        else:
+            yield above + key
+
+
+def _at(value: Any, path: list[str]) -> Any:
+    """The value at the end of a path; None where there is none, and a list that stands in the way."""
+    for key in path:
+        if isinstance(value, list):
+            return value
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _flattened(values: dict[str, Any], wanted: list[str]) -> list[dict[str, Any]]:
+    """One record for each object of the list that the wanted paths lead through; without a list, one record.
+
+    Raises:
+        _Refused: the paths lead through two lists.
+    """
+    # a key with a dot in its name is that key
+    paths = {name: [name] if name in values else name.split(".") for name in wanted}
+    lists: dict[tuple[str, ...], list[Any]] = {}
+    for path in paths.values():
+        for depth in range(1, len(path)):
+            found = _at(values, path[:depth])
+            if isinstance(found, list):
+                lists[tuple(path[:depth])] = found
+                break
+    if len(lists) > 1:
+        raise _Refused("nested-value")
+    place, objects = next(iter(lists.items()), ((), [values]))
+    inside = {name: tuple(path[: len(place)]) == place for name, path in paths.items()}
+    return [
+        {name: _at(*((each, path[len(place) :]) if inside[name] else (values, path))) for name, path in paths.items()}
+        for each in objects
+    ]
 
 
 def read_jsonl(stream: ByteStream, layout: Layout, wanted: list[str], lists: Collection[str] = ()) -> Iterator[Batch]:
@@ -101,13 +149,15 @@ def read_jsonl(stream: ByteStream, layout: Layout, wanted: list[str], lists: Col
 
     Args:
         stream, layout: the file and its layout.
-        wanted: keys to return.
+        wanted: keys to return; 'user.id' is the key id of the object user, and a path through a list of objects makes
+            one record of each of them.
         lists: keys whose lists and objects are returned as JSON text, instead of refusing the record.
 
     Raises:
         DataError: not UTF-8, or anything that `ByteStream` refuses.
     """
     offset, record = len(BOM) if layout.bom else 0, 1
+    nested = any("." in name for name in wanted)
     seen: set[str] = set()
     types: dict[str, type] = {}
     for chunk, last in chunks(stream, layout.encoding, _CHUNK_BYTES):
@@ -127,18 +177,24 @@ def read_jsonl(stream: ByteStream, layout: Layout, wanted: list[str], lists: Col
                 continue
             try:
                 values = parse_line(line.decode("utf-8"))
-                fields = [_field(values.get(name), name in lists) for name in wanted]
+                flat = _flattened(values, wanted) if nested else [values]
             except _Refused as error:
                 builder.reject(str(error), start, start + len(line))
                 continue
             if not seen.issuperset(values):
                 late += len(values.keys() - seen) if builder.record > LATE_RECORD else 0
                 seen |= values.keys()
-            for name, text in zip(wanted, fields, strict=True):
-                kind = type(values.get(name))
-                if text is not None and types.setdefault(name, kind) is not kind:
-                    counts["mixed-types"] += 1
-            builder.keep(fields, start, start + len(line))
+            for each in flat:
+                try:
+                    fields = [_field(each.get(name), name in lists) for name in wanted]
+                except _Refused as error:
+                    builder.reject(str(error), start, start + len(line))
+                    continue
+                for name, text in zip(wanted, fields, strict=True):
+                    kind = type(each.get(name))
+                    if text is not None and types.setdefault(name, kind) is not kind:
+                        counts["mixed-types"] += 1
+                builder.keep(fields, start, start + len(line))
         batch = builder.batch()
         batch.normalised = {name: count for name, count in counts.items() if count}
         batch.warnings = {"late-columns": late} if late else {}

@@ -14,7 +14,7 @@ class Layout:
         format: its name in format.FORMATS.
         container: which reader reads it.
         columns: names of its columns, in order; from the header, or known from the format.
-        roles: our name (user, item, time, label, category, behaviour) → column.
+        roles: our name (user, item, time, label, category, behaviour, impressions, clicked) → column.
         delimiter: between fields of a text file.
         has_header: whether its first line is a header.
         quoting: whether a double quote at the start of a field opens a quoted field.

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from dcclctl.config import IngestConfig
 from dcclctl.errors import DataError, UsageError
+from dcclctl.logs import impressions
 from dcclctl.logs.batch import Batch, Flags, Ints
 from dcclctl.logs.ids import EMPTY, LINE_END, NUL, IdColumn
 from dcclctl.logs.jsonl import read_jsonl
@@ -84,6 +85,11 @@ def batches(
         yield batch, stream.position
 
 
+def list_columns(layout: Layout) -> set[str]:
+    """Columns that may hold lists."""
+    return {layout.roles[role] for role in (*_OTHERS, "impressions", "clicked") if role in layout.roles}
+
+
 def _ahead(items: Iterator[T]) -> Iterator[T]:
     """Compute the next item in a thread while this one is used."""
     with ThreadPoolExecutor(1) as pool:
@@ -99,6 +105,12 @@ def label_rule(config: IngestConfig, layout: Layout) -> LabelRule | None:
     Raises:
         UsageError: the log has no such column.
     """
+    if "impressions" in layout.roles:
+        if config.label:
+            raise UsageError(
+                "--label: the log holds impressions, which say themselves what was clicked", "Leave it out."
+            )
+        return impressions.RULE
     if not config.label and not config.map.get("label"):
         return None
     # A label column without a condition is taken as 0/1.
@@ -131,6 +143,7 @@ class LogReader:
         self._parts: dict[str, list[npt.NDArray[np.generic]]] = {}
         self._normalised: Counter[str] = Counter()
         self._warnings: Counter[str] = Counter()
+        self._records_before = 0  # of the files that were read before
 
     def read(self, logs: list[tuple[Source, Layout]]) -> Log:
         """Read all logs.
@@ -146,13 +159,15 @@ class LogReader:
             read[source.name] = read.get(source.name, 0)
             if layout.bom:
                 self._normalised["byte-order-mark"] += 1
-            column = layout.roles["time"]
-            unit = "ordinal" if column == "ordinal" and self._config.time_unit == "auto" else self._config.time_unit
+            column = layout.roles.get("time")
+            steps = column is None or (column == "ordinal" and self._config.time_unit == "auto")
+            unit = "ordinal" if steps else self._config.time_unit
             where = f"{source.path}, column {column!r}"
             times = TimeColumn(unit, self._config.timezone, self._config.now, where, self._config.time_format)
             rows = self._read_one(source, layout, times, done, total)
             self._remarks += [*layout.remarks, *times.remarks]
             read[source.name] += rows
+            self._records_before += rows
             done += source.bytes
             if rows == 0 and not self._config.allow_empty:
                 raise DataError(f"{source.path} has a header and no rows", "Leave it out, or accept it: --allow-empty")
@@ -167,10 +182,13 @@ class LogReader:
 
     def _read_one(self, source: Source, layout: Layout, times: TimeColumn, done: int, total: int) -> int:
         rule = label_rule(self._config, layout)
-        needed = [column for role, column in layout.roles.items() if role != "label"] + ([rule.column] if rule else [])
+        shown = "impressions" in layout.roles
+        needed = [column for role, column in layout.roles.items() if role != "label"]
+        needed += [rule.column] if rule and not shown else []
         rows = 0
-        others = {layout.roles[role] for role in _OTHERS if role in layout.roles}
-        for batch, position in batches(source, layout, list(dict.fromkeys(needed)), others):
+        for batch, position in batches(source, layout, list(dict.fromkeys(needed)), list_columns(layout)):
+            if shown:
+                batch = impressions.one_by_one(batch, layout.roles)
             rows += batch.read
             self._take(source.name, layout.roles, rule, times, batch)
             self._on_progress("read", done + position, total, source.name)
@@ -196,8 +214,11 @@ class LogReader:
                 self._warnings["padded-ids"] += int(padded.sum())
             if decimal is not None:
                 self._normalised["ids-as-int"] += int(decimal.sum())
-        columns["time"], late = times.read(frame[roles["time"]], batch)
-        refused |= late
+        if "time" in roles:
+            columns["time"], late = times.read(frame[roles["time"]], batch)
+            refused |= late
+        else:  # the order of the records is all that is known
+            columns["time"] = self._records_before + batch.records
         if rule is not None:
             columns["label"], unlabelled = rule.read(frame[rule.column], batch)
             refused |= unlabelled

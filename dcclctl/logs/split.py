@@ -32,10 +32,11 @@ def split(users: Codes, times: Ints, time_kind: str, config: IngestConfig) -> tu
         UsageError: the log does not allow this split, or the periods cannot be read.
         DataError: a period of a global split is empty.
     """
-    if time_kind == "ordinal" and config.split != "leave-one-out":
+    if time_kind == "ordinal" and config.split == "global":
         raise UsageError(
-            f"this log has only the order of each user's events, but a {config.split} split needs times",
-            "Split by user: --split leave-one-out   (if the column does hold times, declare --time-unit)",
+            "this log has only the order of each user's events, but a global split needs times",
+            "Split by user: --split per-user or --split leave-one-out   (if the column does hold times, declare "
+            "--time-unit)",
         )
     if config.split == "leave-one-out":
         return leave_one_out(users), None

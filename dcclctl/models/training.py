@@ -15,6 +15,7 @@ from dcclctl.errors import DataError, DivergedError
 from dcclctl.events.log import VALID, Block, EventLog
 from dcclctl.events.sampler import Sampler, Samples, valid_samples
 from dcclctl.events.sampling import Ints, stream
+from dcclctl.metrics.auc import gauc, user_auc
 from dcclctl.models.settings import FitSettings
 from dcclctl.models.trainable import Pass, Trainable, dropout
 from dcclctl.store.work import Work
@@ -25,7 +26,8 @@ class Validation(NamedTuple):
 
     Attributes:
         loss: mean loss, nats; NaN without samples.
-        auc: share of (event, negative) pairs in which the event's item is ranked first, 0 to 1; 0.5 without pairs.
+        auc: share of (event, negative) pairs in which the event's item is ranked first, 0 to 1; 0.5 without pairs. In a log
+            with observed negatives the mean of this and of GAUC on the observed labels.
     """
 
     loss: float
@@ -114,6 +116,7 @@ class FitState:
         return cls(weights=part("weights/"), best=part("best/"), adam_state=part("adam/"), **numbers)
 
 
+_INGEST_AGAIN = "dcclctl artifacts show DATASET lists the periods: ingest again with another --split, or with more events of each user."
 _LOWER = "Lower --learning-rate and run the command again."
 
 
@@ -163,10 +166,11 @@ class Trainer:
         self.objective = objective or Objective()
         self.all_events = log.events_in(*blocks)
         self.events = self._learnable(self.all_events, blocks)
-        self.sampler = Sampler(log, blocks, settings.negatives, settings.seed, f"{settings.purpose}/negatives")
+        purpose = f"{settings.purpose}/negatives"
+        self.sampler = Sampler(log, blocks, settings.negatives, settings.seed, purpose, observed=model.pairwise)
         self.valid = valid_samples(log, settings.negatives, settings.seed)
         if not len(self.valid.events):
-            raise DataError("there are no valid events to choose the best epoch by", "Ingest with other --periods.")
+            raise DataError("there are no valid events to choose the best epoch by", _INGEST_AGAIN)
         self._learnable(self.valid.events, [Block(VALID)])
 
     def _learnable(self, events: Ints, blocks: Sequence[Block]) -> Ints:
@@ -250,7 +254,9 @@ class Trainer:
 
     def validate(self, on_progress: OnProgress = no_progress) -> Validation:
         """Loss and AUC on the valid samples, with the histories that the served model reads."""
-        return validate(self.model, self.model.serving_pass(self.log, self.valid.events), self.valid, on_progress)
+        users = self.log.user[self.valid.events]
+        through = self.model.serving_pass(self.log, self.valid.events)
+        return validate(self.model, through, self.valid, users, on_progress)
 
     def facts(self, state: FitState) -> dict[str, object]:
         """Facts about the training, for the manifest."""
@@ -273,23 +279,37 @@ def pick(samples: Samples, positions: Ints) -> Samples:
 
 
 @torch.no_grad()
-def validate(model: Trainable, through: Pass, samples: Samples, on_progress: OnProgress = no_progress) -> Validation:
-    """Mean loss and AUC of the samples (ties count half)."""
+def validate(
+    model: Trainable, through: Pass, samples: Samples, users: Ints | None = None, on_progress: OnProgress = no_progress
+) -> Validation:
+    """Mean loss and AUC of the samples (ties count half).
+
+    Args:
+        users: (B,) of the samples' events. With them, and where some user has events of both labels, the AUC is the mean of
+            two: positive events against their sampled negatives, and GAUC on the observed labels.
+    """
     phase = Phase(on_progress, "validate", len(samples.events), "events")
     loss, count, wins, pairs = 0.0, 0.0, 0.0, 0.0
+    scores = np.zeros(len(samples.events))
     for positions in through.validation_batches():
         batch = pick(samples, positions)
         logits = through.forward(positions, batch.candidates).logits
-        labels, weights = batch.labels.to(logits.device), batch.weights.to(logits.device)
-        losses, counts = model.losses(logits, labels, weights)
+        targets, weights = batch.labels.to(logits.device), batch.weights.to(logits.device)
+        losses, counts = model.losses(logits, targets, weights)
         loss += float((losses * counts).sum(dtype=torch.float64))
         count += float(counts.sum(dtype=torch.float64))
         own, others = logits[:, :1], logits[:, 1:]
-        compared = (labels[:, :1] * weights[:, 1:]).double()
+        scores[positions] = own[:, 0].double().cpu().numpy()
+        compared = (targets[:, :1] * weights[:, 1:]).double()
         wins += float((compared * ((own > others) + 0.5 * (own == others))).sum())
         pairs += float(compared.sum())
         phase.add(len(positions))
-    return Validation(loss / count if count else math.nan, wins / pairs if pairs else 0.5)
+    auc = wins / pairs if pairs else 0.5
+    labels = samples.labels[:, 0].numpy()
+    if users is not None and not labels.all() and np.isfinite(scores).all():
+        observed, _ = gauc(user_auc(users, labels, scores))
+        auc = auc if observed is None else (auc + observed) / 2
+    return Validation(loss / count if count else math.nan, auc)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from dcclctl.logs.quarantine import Quarantine
 from dcclctl.logs.reader import Log, LogReader, label_rule
 from dcclctl.logs.sides import SideTable, categories, profiles, read_side, split_lists
 from dcclctl.logs.sources import Source, check_distinct, find_paths, identify
-from dcclctl.logs.split import TEST, Periods, iso, make_new, new_users, split
+from dcclctl.logs.split import TEST, Periods, iso, make_new, new_users, shares_of, split
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
 from dcclctl.store.store import Input, Store, Work
@@ -71,6 +73,11 @@ def ingest(
     if sides.implicit:
         roles = {role: column for role, column in config.map.items() if role != "label"}
         config = config.model_copy(update={"label": "", "map": roles})
+    if config.split == "leave-one-out" and config.periods != IngestConfig().periods:
+        raise UsageError(
+            "--periods has no effect with --split leave-one-out: a user's last event is test, the one before it valid",
+            "Leave --periods out, or cut each user's own timeline at these shares: --split per-user",
+        )
     paths = find_paths(list(logs))
     beside = [side_files(path) for path in paths]
     users = sides.users or next((found for found, _ in beside if found is not None), None)
@@ -90,6 +97,10 @@ def ingest(
         if work.reused is not None:
             return named(Dataset.of(work.reused), run)
         read = _Read.of(sources, side_sources, config, run.on_progress)
+        if sides.implicit and "impressions" in read.columns:
+            raise UsageError(
+                "--implicit: the log holds impressions, of which only the clicked ones are positive", "Leave it out."
+            )
         return named(Dataset.of(work.commit(_write(work, read, run.on_progress))), run)
 
 
@@ -250,8 +261,11 @@ class _Read:
                 f"with a {config.split} split models can learn trends of the test period from other users: compare with "
                 "a global split if you can"
             )
-        if self.log.time_kind == "ordinal" and config.time_unit != "ordinal":
+        if "time" not in self.columns:
+            remarks.append("no time column: the rows are taken to be in order of time")
+        elif self.log.time_kind == "ordinal" and config.time_unit != "ordinal":
             remarks.append("the times are order numbers: only each user's order is known")
+        remarks += _empty_periods(periods, config)
         if hidden["label-conflicts"]:
             remarks.append(
                 f"{hidden['label-conflicts']} events had a positive and a negative label at one time and count as "
@@ -273,6 +287,25 @@ class _Read:
             count = int((chosen & ~known).sum())
             remarks.append(f"{count} users drawn by --new-users {config.new_users:g} have no event before test")
         return remarks + [line for _, table in self.sides.values() for line in table.remarks]
+
+
+def _empty_periods(periods: Periods, config: IngestConfig) -> list[str]:
+    """A warning about periods that hold no event although their share is not 0; a global split refuses such a log."""
+    wanted = [True] * len(PERIODS)
+    if config.split == "per-user":
+        ends = [Fraction(0), *shares_of(config.periods), Fraction(1)]
+        wanted = [start < end for start, end in pairwise(ends)]
+    counts = np.bincount(periods, minlength=len(PERIODS))
+    empty = [name for name, count, asked in zip(PERIODS, counts, wanted, strict=True) if asked and not count]
+    if not empty:
+        return []
+    why = "users have too few events for a share of them"
+    if config.split == "leave-one-out":
+        why = "test needs a user with 2 events, valid and cloud one with 3, device one with 4"
+    return [
+        f"warning: no event in {' and '.join(empty)}: {why}; training needs cloud and valid, evaluation test. "
+        "Another --split may suit this log."
+    ]
 
 
 def _write(work: Work, read: _Read, on_progress: OnProgress) -> dict[str, Any]:

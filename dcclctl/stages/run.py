@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from dcclctl.artifacts.handle import Handle
 from dcclctl.compute import OnProgress, no_progress
+from dcclctl.config import Presets
 from dcclctl.store.store import NotMade
 
 HandleT = TypeVar("HandleT", bound=Handle)
@@ -24,13 +25,13 @@ class RunOptions:
         on_progress: called with (what, done, total, note). remark: called with a line about how the stage runs.
         force: compute even if the store has the same artifact.
         name: a name for the artifact, an alias of its kind; '' for none.
-        config: TOML file with settings; what is given by name wins over it.
+        config: TOML file with settings, or a file and environment variables; what is given by name wins over them.
     """
 
     on_progress: OnProgress = no_progress
     force: bool = False
     name: str = ""
-    config: Path | None = None
+    config: Path | Presets | None = None
     remark: Callable[[str], None] = lambda line: None
 
 

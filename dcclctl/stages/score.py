@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 
 from dcclctl.compute import compute_settings, torch_device
-from dcclctl.config import EvaluateConfig
+from dcclctl.config import EvaluateConfig, Presets
 from dcclctl.devices.serving import Subject
 from dcclctl.evaluation import lists
 from dcclctl.evaluation.lists import Explanation
@@ -15,7 +15,11 @@ from dcclctl.stages.settings import resolve
 
 
 def score(
-    subject: Subject, user_id: str, top: int = 10, settings: Settings = NO_SETTINGS, config_file: Path | None = None
+    subject: Subject,
+    user_id: str,
+    top: int = 10,
+    settings: Settings = NO_SETTINGS,
+    config_file: Path | Presets | None = None,
 ) -> Explanation:
     """Rank all items for one user as of the start of the test period.
 

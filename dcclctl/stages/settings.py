@@ -1,4 +1,5 @@
-"""The settings of a command: defaults, which a TOML file replaces, which flags, `--set` or keyword arguments replace.
+"""The settings of a command: defaults, which a TOML file replaces, which environment variables replace, which flags,
+`--set` or keyword arguments replace.
 
 In TOML, `seed` may stand at the top (for all commands) or in a command's table; a variant's settings stand in a table of
 their own::
@@ -8,6 +9,9 @@ their own::
     on = ["cloud", "device"]
     [train.din]
     epochs = 5
+
+An environment variable names a setting in capitals: DCCL_SEED, DCCL_TRAIN_ON, DCCL_TRAIN_EPOCHS (of whatever model is
+chosen, if it has epochs) or DCCL_TRAIN_DIN_EPOCHS.
 """
 
 import tomllib
@@ -25,6 +29,7 @@ from dcclctl.config import (
     IngestConfig,
     MemoryConfig,
     PatchConfig,
+    Presets,
     Section,
     TrainConfig,
     TuneConfig,
@@ -86,34 +91,68 @@ COMMANDS: Mapping[str, Command] = {
     "tune": Command(TuneConfig),
 }
 
+#: how an environment variable with a setting begins
+PREFIX = "DCCL_"
+#: variables that are no settings: the store's folder, and that of real logs for tests
+NO_SETTINGS = ("DCCL_STORE", "DCCL_DATA")
+#: the file that the command line finds by itself in the working directory
+FILE = Path("dccl.toml")
+
 S = TypeVar("S", bound=CommandSection)
 
 
-def resolve(section: type[S], given: Mapping[str, Any], config: Path | None = None, default_variant: str = "") -> S:
-    """Merge defaults, the TOML file and what is given into one checked section.
+def resolve(
+    section: type[S], given: Mapping[str, Any], config: Path | Presets | None = None, default_variant: str = ""
+) -> S:
+    """Merge defaults, the TOML file, environment variables and what is given into one checked section.
 
     Args:
         section: the command's section class.
         given: name → value; None means "not given". A name is one of the section's own, one of the chosen variant's, or in
             full COMMAND.KEY or COMMAND.VARIANT.KEY.
-        config: TOML file, or None.
+        config: TOML file, or a file with environment variables; without them the environment is not looked at.
         default_variant: in place of the section's own, where it depends on what the command was given.
 
     Raises:
         UsageError: an unknown key, a setting that the chosen variant does not read, or a value out of its range.
     """
-    name, command = next((name, command) for name, command in COMMANDS.items() if command.section is section)
-    document = {} if config is None else read_toml(config)
+    name = next(name for name, command in COMMANDS.items() if command.section is section)
+    presets = config if isinstance(config, Presets) else Presets(config)
+    environment = from_environment(name, presets.environment)
+    try:
+        return _merged(section, name, given, presets.file, environment, default_variant)
+    except UsageError as error:
+        if not environment:
+            raise
+        variables = ", ".join(variable for variable, _ in environment.values())
+        raise UsageError(error.what, f"{error.remedy}\nAlso read: {variables}".lstrip()) from error
+
+
+def _merged(
+    section: type[S],
+    name: str,
+    given: Mapping[str, Any],
+    file: Path | None,
+    environment: Mapping[str, tuple[str, str]],
+    default_variant: str,
+) -> S:
+    command = COMMANDS[name]
+    document = {} if file is None else read_toml(file)
     values = {key: document[key] for key in ("seed",) if key in document} | document.get(name, {})
     short = _short_names(given, name)
+    preset = {key: value for key, (_, value) in environment.items()}
     if not command.variants:
-        return cast(S, _checked(section, name, values | short))
+        return cast(S, _checked(section, name, values | preset | short))
+    values |= {key: value for key, value in preset.items() if key in command.own}
     default = default_variant or section.model_fields[command.choice].default
     variant = str(short.get(command.choice) or values.get(command.choice) or default)
     settings = variant_section(name, variant)
     own = dict(values.get(variant, {}))
     # a file may hold settings for several variants
     values = {key: value for key, value in values.items() if key not in command.variants}
+    # like a file, the environment may set what the chosen variant does not read
+    own |= {key: value for key, value in preset.items() if key in settings.model_fields and key not in command.own}
+    own |= {key.removeprefix(f"{variant}."): value for key, value in preset.items() if key.startswith(f"{variant}.")}
     for key, value in short.items():
         target, _, last = key.rpartition(".")
         if target == variant or (not target and key in settings.model_fields):
@@ -126,6 +165,49 @@ def resolve(section: type[S], given: Mapping[str, Any], config: Path | None = No
             raise _unread(name, variant, key)
     checked = _checked(settings, f"{name}.{variant}", own)
     return cast(S, _checked(section, name, values | {command.choice: variant, "settings": checked}))
+
+
+def from_environment(command: str, environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """A command's settings in environment variables: short name → variable and value; an empty one counts as not set.
+
+    Raises:
+        UsageError: a variable that begins like the command's settings, but none has this name.
+    """
+    spec, found = COMMANDS[command], {}
+    if environment.get(f"{PREFIX}SEED"):
+        found["seed"] = (f"{PREFIX}SEED", environment[f"{PREFIX}SEED"])
+    start = f"{PREFIX}{command.upper()}_"
+    for variable, value in sorted(environment.items()):
+        if not variable.startswith(start) or not value:
+            continue
+        key = variable.removeprefix(start).lower()
+        known = {*spec.own, *spec.shared.model_fields}
+        if key not in known:
+            of = next((name for name in spec.variants if key.startswith(_spelt(name))), None)
+            inner = key.removeprefix(_spelt(of)) if of else ""
+            if of and inner in variant_section(command, of).model_fields:
+                key = f"{of}.{inner}"
+            elif not spec.readers(key):
+                names = [start + name.upper() for name in sorted(known)]
+                names += (
+                    [start + f"{_spelt(of)}{name}".upper() for name in variant_section(command, of).model_fields]
+                    if of
+                    else []
+                )
+                raise UsageError(f"{variable} is set, but {command} has no such setting", nearest(variable, names))
+        found[key] = (variable, value)
+    return found
+
+
+def _spelt(variant: str) -> str:
+    """How the settings of a variant begin in an environment variable, in small letters: from_memory_"""
+    return variant.replace("-", "_") + "_"
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Variables that begin like a setting, but with no command: DCCL_TRIAN_EPOCHS."""
+    starts = (f"{PREFIX}SEED", *(f"{PREFIX}{command.upper()}_" for command in COMMANDS))
+    return sorted(name for name in environment if not name.startswith(starts))
 
 
 def _short_names(given: Mapping[str, Any], command: str) -> dict[str, Any]:

@@ -65,10 +65,16 @@ def test_an_empty_period_is_named() -> None:
 
 
 def test_an_order_has_no_common_clock() -> None:
-    for how in ("global", "per-user"):
-        with pytest.raises(UsageError, match="only the order of each user's events") as caught:
-            split(users_of(5), np.arange(5), "ordinal", IngestConfig(split=how))
-        assert "--split leave-one-out" in caught.value.remedy
+    with pytest.raises(UsageError, match="only the order of each user's events") as caught:
+        split(users_of(5), np.arange(5), "ordinal", IngestConfig())
+    assert "--split leave-one-out" in caught.value.remedy
+    assert "--split per-user" in caught.value.remedy
+
+
+def test_each_users_own_timeline_needs_no_clock() -> None:
+    periods, cuts = split(users_of(10), np.arange(10), "ordinal", IngestConfig(split="per-user"))
+    assert periods.tolist() == [0] * 6 + [1] * 2 + [2, 3]
+    assert cuts is None
 
 
 @pytest.mark.parametrize(
