@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from dcclctl.artifacts import Evaluation
-    from dcclctl.evaluation.gate import Rule
+    from dcclctl.evaluation.gate import GateResult, Rule
 
 #: facts that --json shows beside ref, id and reused
 KEY_FACTS = ("on", "candidates", "users", "events", "events_without_candidates", "events_with_few_candidates")
@@ -48,6 +48,9 @@ def evaluate(
             help="One rule: tail.ndcg@10=1% allows 1 % of the baseline's value, all.gauc=0.002 that much; may be repeated.",
         ),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail on an inconclusive rule too: every rule of the gate must pass.")
+    ] = False,
     junit: Annotated[
         Path | None, typer.Option("--junit", metavar="FILE.xml", help="Write the gate's rules as JUnit XML.")
     ] = None,
@@ -63,7 +66,7 @@ def evaluate(
 
     With --against every other model is compared with that baseline, user by user: difference, 95 % interval, verdict, and
     which users are worse off. With --gate or --max-drop the command fails with exit code 4 if a metric dropped by more than
-    the rule allows and the interval of the drop lies above zero. An inconclusive rule does not fail.
+    the rule allows and the interval of the drop lies above zero. An inconclusive rule fails under --strict only.
 
     \b
     Examples:
@@ -77,14 +80,14 @@ def evaluate(
       dcclctl evaluate cloud --against cloud@release --max-drop tail.ndcg@10=1% --junit gate.xml
     """
     from dcclctl.config import EvaluateConfig
-    from dcclctl.evaluation.gate import gate_rules
+    from dcclctl.evaluation.gate import NO_VERDICTS, GateResult, gate_rules, verdicts_of
     from dcclctl.stages.evaluate import default_references, evaluate_first_events, open_subjects
     from dcclctl.stages.evaluate import evaluate as run
     from dcclctl.stages.settings import resolve
 
     config = resolve(EvaluateConfig, call.settings, call.config)
     rules = gate_rules(gate, max_drop or [], config.k, call.store)
-    _check_outputs(config, rules, junit, markdown)
+    _check_outputs(config, rules, strict, junit, markdown)
     subjects = open_subjects(references or default_references(call.store), call.store, config.against)
     with call.run() as options:
         if config.first_events:
@@ -96,7 +99,11 @@ def evaluate(
         return
     (evaluation,) = made
     _show(call, evaluation)
-    compared, failed = _compare(call, evaluation, rules, junit, markdown) if evaluation.against else ({}, 0)
+    compared: dict[str, Any] = {}
+    gate_result = GateResult(verdicts_of(evaluation, rules) if rules else NO_VERDICTS, strict)
+    if evaluation.against:
+        compared = _compare(call, evaluation, gate_result)
+        _write(evaluation, gate_result, junit, markdown)
     refs = evaluation.subjects
     call.finish(
         evaluation,
@@ -106,15 +113,16 @@ def evaluate(
         metrics=[row for row in _rows(evaluation.aggregate, refs) if not row["group"].startswith("activity-")],
         **compared,
     )
-    if failed:
+    if gate_result.verdict == "fail":
         raise GateError(
-            f"the gate failed: {failed} of {len(compared['gate'])} drops against {compared['against']} are larger than "
-            f"allowed, and real",
+            gate_result.headline[0].lower() + gate_result.headline[1:],
             f"All metrics are in {evaluation.ref}. What else changed: dcclctl artifacts diff A B.",
         )
 
 
-def _check_outputs(config: Any, rules: "list[Rule]", junit: Path | None, markdown: Path | None) -> None:
+def _check_outputs(
+    config: Any, rules: "list[Rule]", strict: bool, junit: Path | None, markdown: Path | None
+) -> None:
     """Refuse rules without a baseline, and files that cannot be written, before the work starts."""
     if config.first_events and (rules or junit or markdown):
         raise UsageError(
@@ -125,9 +133,9 @@ def _check_outputs(config: Any, rules: "list[Rule]", junit: Path | None, markdow
         raise UsageError(
             "a gate compares with a baseline, and none is given", "Add --against REF, e.g. --against cloud@release"
         )
-    if junit and not rules:
+    if (junit or strict) and not rules:
         raise UsageError(
-            "--junit writes the rules of a gate, and there is none",
+            f"{'--junit writes' if junit else '--strict reads'} the rules of a gate, and there is none",
             "Add --gate FILE.toml or --max-drop tail.ndcg@10=1%",
         )
     for path in (junit, markdown):
@@ -135,11 +143,12 @@ def _check_outputs(config: Any, rules: "list[Rule]", junit: Path | None, markdow
             raise UsageError(f"there is no folder {path.parent} for {path.name}", "Make it first, or choose another.")
 
 
-def _scored_in_words(evaluation: "Evaluation", events: str) -> str:
+def _scored_in_words(evaluation: "Evaluation", events: str = "") -> str:
     """What was scored: 'test of dataset@1: 1,000 events of 100 users, each ranked among all items'."""
     from dcclctl.evaluation.targets import targets_in_words
 
     facts = evaluation.facts
+    events = events or f"{facts['events']:,} events of {facts['users']:,} users"
     among = "all items" if facts["candidates"] == "all" else f"{facts['candidates']:,} sampled items"
     targets = targets_in_words(evaluation.config)
     return f"{facts['on']} of {evaluation.artifact.input('dataset').ref}: {events}{targets}, each ranked among {among}"
@@ -150,7 +159,7 @@ def _show(call: Call, evaluation: "Evaluation") -> None:
     from dcclctl.report.terminal import activity_sparklines, group_table, plain_sentence
 
     facts, labels, line = evaluation.facts, evaluation.labels, call.reporter.line
-    line(_scored_in_words(evaluation, f"{facts['events']:,} events of {facts['users']:,} users"))
+    line(_scored_in_words(evaluation))
     sentence = plain_sentence(evaluation.aggregate, labels, evaluation.against)
     if sentence:
         line(sentence)
@@ -212,13 +221,9 @@ def _show_first_events(call: Call, made: "list[Evaluation]") -> None:
     )
 
 
-def _compare(
-    call: Call, evaluation: "Evaluation", rules: "list[Rule]", junit: Path | None, markdown: Path | None
-) -> tuple[dict[str, Any], int]:
-    """Print the comparison, harm and gate, and write the files; returns what --json says and the number of failed rules."""
+def _compare(call: Call, evaluation: "Evaluation", gate: "GateResult") -> dict[str, Any]:
+    """Print the comparison, harm and gate; returns what --json says."""
     from dcclctl.evaluation.comparison import harm_metric, main_metrics
-    from dcclctl.evaluation.gate import verdicts_of
-    from dcclctl.report import ci
     from dcclctl.report.comparison import comparison_table, gate_table, harm_table, points, tail_minus_head_line
 
     against, labels, refs = evaluation.against, evaluation.labels, evaluation.subjects
@@ -237,28 +242,40 @@ def _compare(
     for (subject,), lost in worst.filter(metric=harmed_by).group_by("subject", maintain_order=True):
         users = [f"{row['user_id']} ({row['group']}, {points(row['difference'])})" for row in lost.to_dicts()]
         reporter.line(f"{labels[str(subject)]}, worst off: {', '.join(users[:WORST_SHOWN])}")
-    verdicts = verdicts_of(evaluation, rules)
-    if rules:
-        reporter.table(gate_table(verdicts, labels, against))
-        if any("/" in metric for metric in verdicts["metric"]):
+    if gate.rules.height:
+        reporter.table(gate_table(gate.rules, labels, against))
+        if any("/" in metric for metric in gate.rules["metric"]):
             reporter.line("the gate compares sampled metrics: all models were ranked among the same sampled items")
-    if junit:
-        junit.write_text(ci.junit(verdicts, labels, against), encoding="utf-8")
-    if markdown:
-        facts = evaluation.facts
-        heading = f"{evaluation.ref}: "
-        heading += _scored_in_words(evaluation, f"{facts['events']:,} events of {facts['users']:,} users")
-        text = ci.markdown(comparison, harm, worst, verdicts, labels, against, shown, harmed_by, heading)
-        markdown.write_text(text, encoding="utf-8")
-    said_of_it = {
+        reporter.line(gate.headline)
+    return {
         "against": refs[against],
         "comparison": _rows(comparison, refs),
         "tail_minus_head": _rows(evaluation.tail_minus_head, refs),
         "harm": _rows(harm, refs),
         "worst_users": _rows(worst.drop("user_index"), refs),
-        "gate": _rows(verdicts, refs),
+        "gate": _rows(gate.rules, refs),
+        "gate_verdict": gate.verdict,
+        "gate_headline": gate.headline,
+        "strict": gate.strict,
     }
-    return said_of_it, verdicts["verdict"].to_list().count("fail")
+
+
+def _write(evaluation: "Evaluation", gate: "GateResult", junit: Path | None, markdown: Path | None) -> None:
+    """Write the files for CI."""
+    from dcclctl.report import ci
+
+    summary = ci.Summary(
+        evaluation.comparison,
+        evaluation.harm,
+        evaluation.worst_users,
+        gate,
+        evaluation.labels,
+        evaluation.against,
+        f"{evaluation.ref}: {_scored_in_words(evaluation)}",
+    )
+    for path, text_of in ((junit, ci.junit), (markdown, ci.markdown)):
+        if path:
+            path.write_text(text_of(summary), encoding="utf-8")
 
 
 def _rows(table: "pl.DataFrame", refs: dict[str, str]) -> list[dict[str, Any]]:
