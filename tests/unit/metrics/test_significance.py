@@ -161,7 +161,7 @@ def test_no_difference_at_all_is_not_significant():
 
 
 def skewed_populations() -> dict[str, np.ndarray]:
-    """Differences of a million users each, as in the table of docs/metrics.md."""
+    """Differences of a million users each, like those in the table of docs/metrics.md."""
     rng = np.random.default_rng(20)
     users = 1_000_000
 
