@@ -145,17 +145,21 @@ def _check_outputs(
 
 def _scored_in_words(evaluation: "Evaluation", events: str = "") -> str:
     """What was scored: 'test of dataset@1: 1,000 events of 100 users, each ranked among all items'."""
+    from dcclctl.artifacts.names import log_in_words
     from dcclctl.evaluation.targets import targets_in_words
 
     facts = evaluation.facts
     events = events or f"{facts['events']:,} events of {facts['users']:,} users"
     among = "all items" if facts["candidates"] == "all" else f"{facts['candidates']:,} sampled items"
     targets = targets_in_words(evaluation.config)
-    return f"{facts['on']} of {evaluation.artifact.input('dataset').ref}: {events}{targets}, each ranked among {among}"
+    dataset = evaluation.artifact.input("dataset")
+    return f"{facts['on']} of {dataset.ref} ({log_in_words(dataset, facts['on'])}): {events}{targets}, each ranked among {among}"
 
 
 def _show(call: Call, evaluation: "Evaluation") -> None:
     """Print the table by group, the picture by activity, and remarks."""
+    from dcclctl.evaluation.comparison import at_chance, users_with_a_rank
+    from dcclctl.report.comparison import chance_in_words, groups_in_words
     from dcclctl.report.terminal import activity_sparklines, group_table, plain_sentence
 
     facts, labels, line = evaluation.facts, evaluation.labels, call.reporter.line
@@ -164,6 +168,8 @@ def _show(call: Call, evaluation: "Evaluation") -> None:
     if sentence:
         line(sentence)
     call.reporter.table(group_table(evaluation.aggregate, labels))
+    dataset = evaluation.artifact.input("dataset")
+    line(groups_in_words(dataset.config["head_fraction"]))
     call.reporter.table(activity_sparklines(evaluation.aggregate, labels))
     for name, label in labels.items():
         about = facts["subjects"][name]
@@ -175,6 +181,11 @@ def _show(call: Call, evaluation: "Evaluation") -> None:
     few = facts["events_with_few_candidates"] - facts["events_without_candidates"]
     if few:
         line(f"{few:,} events are ranked among fewer items than the largest k, {max(evaluation.config['k'])}")
+    unranked = facts["users"] - users_with_a_rank(evaluation.aggregate)
+    if unranked:
+        line(f"{unranked:,} users have no positive event that can be ranked, therefore no HR, NDCG and MRR")
+    for name, low, high in at_chance(evaluation.per_user, evaluation.artifact.seed):
+        line(f"{labels[name]}: {chance_in_words(low, high)}")
     if facts["users_without_auc"]:
         line(f"{facts['users_without_auc']:,} users have events of one label only, therefore no AUC")
     if facts["split"] != "global":

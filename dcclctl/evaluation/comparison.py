@@ -12,13 +12,15 @@ from dcclctl.artifacts import Evaluation
 from dcclctl.errors import UsageError
 from dcclctl.metrics.groups import members, metric_columns, paired_differences
 from dcclctl.metrics.harm import harm, worst_users
-from dcclctl.metrics.metric import MEAN_NAMES, lower_is_better
+from dcclctl.metrics.metric import MEAN_NAMES, METRICS, RankMetric, lower_is_better
 from dcclctl.metrics.significance import CONFIDENCE, RESAMPLES, compare, contrast, users_to_settle
 from dcclctl.tables import COMPARISON, MAIN_GROUPS
 
 #: A difference is called real if p_holm, corrected for all metrics of its group, is at most this.
 LEVEL: Final = 1 - CONFIDENCE
 WORST_USERS: Final = 20
+#: GAUC of a model that knows nothing
+CHANCE: Final = 0.5
 _RESAMPLES_PER_METRIC: Final = 100
 
 
@@ -112,6 +114,28 @@ class Comparison:
             .then(pl.lit(above))
             .otherwise(pl.lit(below))
         )
+
+
+def at_chance(per_user: pl.DataFrame, seed: int) -> list[tuple[str, float, float]]:
+    """(subject, low, high) of each model whose GAUC over all users is not shown to be above chance, 0.5.
+
+    Args:
+        per_user: PER_USER table. seed: of the bootstrap's draws. low and high: 95 % interval of the GAUC.
+    """
+    found = []
+    for (subject,), own in per_user.group_by("subject", maintain_order=True):
+        above = own.select("user_index", "group", "activity_group", pl.col("auc") - CHANCE)
+        row = compare(above, ("all",), seed).row(0, named=True)
+        if row["low"] is not None and row["low"] <= 0:
+            found.append((str(subject), CHANCE + row["low"], CHANCE + row["high"]))
+    return found
+
+
+def users_with_a_rank(aggregate: pl.DataFrame) -> int:
+    """Users with a ranking metric: those with a positive event that has another candidate."""
+    ranked = [f"{name}@" if metric.at_k else name for name, metric in METRICS.items() if isinstance(metric, RankMetric)]
+    of_all = aggregate.filter(pl.col("metric").str.contains(f"^({'|'.join(ranked)})"), group="all")
+    return int(of_all["users"].max() or 0)  # type: ignore[arg-type]
 
 
 def main_metrics(metrics: list[str]) -> list[str]:
