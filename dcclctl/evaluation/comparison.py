@@ -54,6 +54,11 @@ class Comparison:
         """The subjects of an evaluation against one of them."""
         return cls(evaluation.per_user, against, evaluation.artifact.seed)
 
+    def of_metric(self, metric: str) -> "Comparison":
+        """The same comparison by one metric alone, so that Holm's correction has nothing to correct."""
+        others = [name for name in self.metrics if name != metric]
+        return Comparison(self.per_user.drop(others), self.against, self.seed)
+
     def table(self, groups: tuple[str, ...] = MAIN_GROUPS) -> pl.DataFrame:
         """Difference, interval and verdict of each subject, group and metric: a COMPARISON table, see tables.py.
 
