@@ -120,9 +120,7 @@ def evaluate(
         )
 
 
-def _check_outputs(
-    config: Any, rules: "list[Rule]", strict: bool, junit: Path | None, markdown: Path | None
-) -> None:
+def _check_outputs(config: Any, rules: "list[Rule]", strict: bool, junit: Path | None, markdown: Path | None) -> None:
     """Refuse rules without a baseline, and files that cannot be written, before the work starts."""
     if config.first_events and (rules or junit or markdown):
         raise UsageError(

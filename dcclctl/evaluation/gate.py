@@ -19,7 +19,7 @@ from dcclctl.artifacts import Evaluation
 from dcclctl.devices.serving import Subject
 from dcclctl.errors import UsageError, nearest
 from dcclctl.evaluation.comparison import Comparison
-from dcclctl.metrics.metric import lower_is_better, metric_names
+from dcclctl.metrics.metric import lower_is_better, metric_names, own_name
 from dcclctl.metrics.significance import CONFIDENCE, users_to_settle
 from dcclctl.store.store import Store
 from dcclctl.tables import GATE, GROUP_NAMES, MAIN_GROUPS
@@ -36,7 +36,8 @@ class Rule:
 
     Args:
         group: all, head, tail, new, or activity-00 … activity-19.
-        metric: e.g. ndcg@10 or gauc; without the number of sampled candidates it means the sampled column too.
+        metric: e.g. ndcg@10 or gauc; without the number of sampled candidates it means the sampled column too. Rules may
+            be written with recall@10 for hr@10 and map for mrr.
         amount: a share of the baseline's value if `relative`, else in the metric's own units; at least 0.
         relative: '1%' is relative, '0.002' is not.
         subject: the model that the rule is for; '' for every model but the baseline.
@@ -97,7 +98,9 @@ class GateResult:
         return self._of("fail") + (self._of("inconclusive") if self.strict else [])
 
     def _of(self, verdict: str) -> list[str]:
-        return [f"{group}.{metric}" for group, metric in self.rules.filter(verdict=verdict).select("group", "metric").rows()]
+        return [
+            f"{group}.{metric}" for group, metric in self.rules.filter(verdict=verdict).select("group", "metric").rows()
+        ]
 
 
 #: a GATE table without rules
@@ -170,7 +173,7 @@ def _rule(where: str, group: str, metric: str, amount: object, subject: str = ""
         raise UsageError(
             f"{where}: the allowed drop {text!r} is not a number from 0 up", "Write 1% (of the baseline) or 0.002."
         )
-    return Rule(group, metric, number, relative, subject)
+    return Rule(group, own_name(metric), number, relative, subject)
 
 
 def check_metrics(rules: Iterable[Rule], cuts: Iterable[int]) -> None:

@@ -198,7 +198,12 @@ def _resampled(
     values = table.select(metrics).to_numpy().astype(np.float64).reshape(len(table), len(metrics))
     membership = members(table)
     masks = np.stack([membership[group] for group in groups])
-    return metrics, values, masks, with_two_more_users(bootstrap_means(values, masks, seed, resamples), values, masks, seed)
+    return (
+        metrics,
+        values,
+        masks,
+        with_two_more_users(bootstrap_means(values, masks, seed, resamples), values, masks, seed),
+    )
 
 
 def with_two_more_users(means: Floats, values: Floats, masks: NDArray[np.bool_], seed: int) -> Floats:

@@ -203,8 +203,13 @@ def lift(part: EvaluationPart, name: str, narrow: bool) -> str:
     told = []
     for model in others:
         own = [row for row in rows if row["model"] == shown[model.name]]
-        above, below = (sum(row["low"] is not None and sign * row[end] > 0 for row in own) for sign, end in ((1, "low"), (-1, "high")))
-        told.append(f"{shown[model.name]}: the interval is above zero in {above} of {len(own)} groups, below in {below}")
+        above, below = (
+            sum(row["low"] is not None and sign * row[end] > 0 for row in own)
+            for sign, end in ((1, "low"), (-1, "high"))
+        )
+        told.append(
+            f"{shown[model.name]}: the interval is above zero in {above} of {len(own)} groups, below in {below}"
+        )
     about = f"Chart of the difference to {part.baseline.ref} in {metric_name(part.metric)}, points, by activity group"
     return _svg(chart, name, f"{about}, with 95 % intervals. {'; '.join(told)}.")
 

@@ -164,7 +164,9 @@ def headline(part: EvaluationPart) -> list[str]:
     elif worse and not open_:
         sentences = [f"Keep {against}: {_listed([model.ref for model in worse])} {_is(worse)} worse by {metric}."]
     elif all(unchanged(row) for row in rows.values()):
-        return [f"Nothing to decide: {_listed([model.ref for model in others])} and {against} rank alike for every user."]
+        return [
+            f"Nothing to decide: {_listed([model.ref for model in others])} and {against} rank alike for every user."
+        ]
     else:
         named = _listed([model.ref for model in open_])
         sentences = [f"Keep {against} for now: it is open whether {named} {_is(open_)} better or worse by {metric}."]

@@ -60,7 +60,11 @@ def test_interval_agrees_with_scipy():
     row = compare(differences(ndcg=gains), groups=("all",), resamples=10_000).row(0, named=True)
     largest = np.abs(gains).max()
     reference = stats.bootstrap(
-        (np.append(gains, [largest, -largest]),), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
+        (np.append(gains, [largest, -largest]),),
+        np.mean,
+        n_resamples=10_000,
+        method="percentile",
+        rng=np.random.default_rng(2),
     )
     # Two independent sets of draws: their bounds differ by about a hundredth of the standard error.
     error = gains.std(ddof=1) / math.sqrt(400)

@@ -78,7 +78,9 @@ def test_a_real_gain_is_claimed_with_its_interval() -> None:
 
 def test_deployment_is_advised_only_against_the_strong_control() -> None:
     told = headline(part(models=2, control=True))[0]
-    assert told.startswith("Deploy patches@1 (patches on cloud@1): it is better than cloud@1, the same model trained further (")
+    assert told.startswith(
+        "Deploy patches@1 (patches on cloud@1): it is better than cloud@1, the same model trained further ("
+    )
     assert "Deploy" not in headline(part(models=2))[0]
 
 
@@ -128,7 +130,10 @@ def test_no_verdict_is_no_claim() -> None:
 def test_the_page_begins_with_what_to_do_then_the_picture(tree: Tree, rendered: str) -> None:
     """Lead, log and days, the twenty groups with intervals; tables come after it."""
     at = [rendered.index(text) for text in ('class="lead"', "The test period of clicks.csv, 2026-01-01 to 2026-02-01")]
-    at += [rendered.index(text) for text in ("with 95 % intervals over the users", "Chart of the difference to cloud@1", "<table")]
+    at += [
+        rendered.index(text)
+        for text in ("with 95 % intervals over the users", "Chart of the difference to cloud@1", "<table")
+    ]
     assert at == sorted(at)
     assert "clicks.csv" in rendered[: rendered.index("</title>")]
 
