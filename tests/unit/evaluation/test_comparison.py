@@ -244,9 +244,9 @@ def test_main_metrics(metrics, shown):
 
 
 def test_chance_level_is_told_by_the_interval_of_the_gauc():
-    draw = np.random.default_rng(1)
+    draw = np.random.default_rng(1).normal(0, 0.1, 300)
     aucs = {"guesses": 0.5, "knows": 0.6, "errs": 0.4}
-    table = per_user(**{name: {"auc": draw.normal(level, 0.1, 300).tolist()} for name, level in aucs.items()})
+    table = per_user(**{name: {"auc": (level + draw - draw.mean()).tolist()} for name, level in aucs.items()})
     found = {name: (low, high) for name, low, high in at_chance(table, seed=0)}
     assert found.keys() == {"guesses", "errs"}
     assert found["guesses"][0] <= 0.5 <= found["guesses"][1] and found["errs"][1] < 0.5
