@@ -223,7 +223,7 @@ def with_two_more_users(means: Floats, values: Floats, masks: NDArray[np.bool_],
     sizes = np.abs(np.nan_to_num(values))
     largest = np.stack([sizes[mask].max(0, initial=0.0) for mask in masks])
     drawn = np.random.default_rng([seed, 2]).poisson(1, size=(2, len(means), len(masks), 1))
-    widened = (means * users + largest * (drawn[0] - drawn[1])) / (users + drawn.sum(0))
+    widened: Floats = (means * users + largest * (drawn[0] - drawn[1])) / (users + drawn.sum(0))
     widened[:, (largest == 0) & (users < MIN_UNCHANGED)] = math.nan
     return widened
 

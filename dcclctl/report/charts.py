@@ -171,11 +171,11 @@ def lift(part: EvaluationPart, name: str, narrow: bool) -> str:
     # Bars of several models stand beside each other.
     apart = {model.name: 0.14 * (at - (len(others) - 1) / 2) for at, model in enumerate(others)}
     shown = {model.name: label(model) for model in others}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "group": int(row["group"][-2:]) + 1 + apart[row["subject"]],
             "model": shown[row["subject"]],
-            **{part: None if row[part] is None else POINTS * row[part] for part in ("difference", "low", "high")},
+            **{end: None if row[end] is None else POINTS * row[end] for end in ("difference", "low", "high")},
         }
         for row in part.by_activity.to_dicts()
         if row["difference"] is not None
