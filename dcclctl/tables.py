@@ -222,7 +222,9 @@ COMPARISON: Final = Table(
         "value": _float("mean of the subject; null without users"),
         "baseline": _float("mean of the baseline"),
         "difference": _float("value − baseline"),
-        "low": _float("lower end of the difference's 95 % bootstrap interval; null for fewer than 20 users"),
+        "low": _float(
+            "lower end of the difference's 95 % bootstrap interval; null for too few users, see significance.compare"
+        ),
         "high": _HIGH,
         "p_value": _P_VALUE,
         "p_holm": _float("p-value after Holm's correction for all metrics of the group"),
@@ -293,7 +295,7 @@ GATE: Final = Table(
         "users": _USERS,
         "baseline": _float("mean of the baseline over them"),
         "drop": _float("how much worse than the baseline; below 0: better"),
-        "low": _float("lower end of the drop's 95 % interval; null for fewer than 20 users"),
+        "low": _float("lower end of the drop's 95 % interval; null for too few users"),
         "high": _HIGH,
         "verdict": Column("String", "see evaluation/gate.py", values=("fail", "pass", "inconclusive")),
         "users_to_settle": Column(

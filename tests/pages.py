@@ -6,13 +6,14 @@ import polars as pl
 from dcclctl.evaluation.comparison import Comparison
 from dcclctl.metrics.groups import aggregate, paired_differences
 from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
+from dcclctl.tables import ACTIVITY_GROUPS, GROUP_NAMES
 
 USERS = 200
 #: ids as a hostile log would have them: markup, a formula, rich markup, a terminal sequence, reversed text
 HOSTILE = "<script>alert(1)</script>=cmd|'/c calc'![/red]\x1b[31m\u202eevil\"'"
 BASELINE, BETTER, OPEN = "cloud@00000001", "patches@00000002", "cloud@00000003"
 MODELS = [
-    Model(BASELINE, "cloud@1", "frozen cloud model", 0, False, {"cloud": USERS}, 0.125, 0.5),
+    Model(BASELINE, "cloud@1", "din trained on cloud", 0, False, {"cloud": USERS}, 0.125, 0.5),
     Model(BETTER, "patches@1", "patches on cloud@1", 0, True, {"patch": USERS - 8, "cloud": 8}, 0.0625, 0.25),
     Model(OPEN, "cloud@2", "distilled, round 1", 1, False, {"cloud": USERS}, None, None),
 ]
@@ -51,11 +52,12 @@ def part(users: pl.DataFrame | None = None, models: int = 3, **changes: object) 
     scored = per_user() if users is None else users
     chosen = MODELS[:models]
     scored = scored.filter(pl.col("subject").is_in([model.name for model in chosen]))
-    compared = harm = worst = who = pl.DataFrame()
+    compared = harm = worst = who = by_activity = pl.DataFrame()
     gains: dict[str, list[float]] = {}
     if models > 1:
         against = Comparison(scored, BASELINE, seed=0, resamples=200)
         compared = against.table()
+        by_activity = against.of_metric("ndcg@10").table(GROUP_NAMES[-ACTIVITY_GROUPS:])
         harm, worst = against.harm(), against.worst_users()
         worst = worst.filter(pl.col("metric") == "ndcg@10")
         who = against.tail_minus_head().filter(pl.col("metric") == "ndcg@10")
@@ -72,6 +74,8 @@ def part(users: pl.DataFrame | None = None, models: int = 3, **changes: object) 
         "id": "ef" * 32,
         "on": "test",
         "dataset": "dataset@1",
+        "log": "clicks.csv, 2026-01-01 to 2026-02-01",
+        "head_fraction": 0.2,
         "split": "global",
         "seed": 0,
         "events": 1234,
@@ -92,6 +96,7 @@ def part(users: pl.DataFrame | None = None, models: int = 3, **changes: object) 
         "reliability": pl.DataFrame(
             bins, schema=["subject", "lower", "upper", "rows", "predicted", "observed"], orient="row"
         ),
+        "by_activity": by_activity,
         "gains": gains,
     }
     return EvaluationPart(**(fields | changes))  # type: ignore[arg-type]
@@ -131,7 +136,7 @@ def page(*parts: EvaluationPart) -> Page:
     ]
     return Page(
         evaluations=list(parts) or [part()],
-        fits=[Fit("cloud@1", "frozen cloud model", epochs, 1, 0.375, 0.625)],
+        fits=[Fit("cloud@1", "din trained on cloud", epochs, 1, 0.375, 0.625)],
         rounds=[Round(1, "cloud@2", "patches@1", 192, 3000, 0.25)],
         steps=steps,
     )

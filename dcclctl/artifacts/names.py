@@ -137,6 +137,20 @@ def _name(artifact: Artifact) -> str:
     return next(iter(artifact.home.aliases(artifact)), "")
 
 
+def log_in_words(dataset: Artifact, on: str = "") -> str:
+    """The logs that a dataset was made from, and the days of a period: 'clicks.csv, 2017-11-15 to 2017-12-30'.
+
+    Args:
+        dataset: its artifact. on: a period, or a part of one; '' for all of them. A log without times has no days.
+    """
+    names = ", ".join(_printable(source["name"]) for source in dataset.facts["sources"] if source["role"] == "log")
+    wanted = on.partition(",")[0].partition(":")[0]
+    periods = [each for each in dataset.facts["periods"] if wanted in ("", each["name"]) and each["events"]]
+    if dataset.facts["time_kind"] != "timestamp" or not periods:
+        return names
+    return f"{names}, {min(each['start'] for each in periods)[:10]} to {max(each['end'] for each in periods)[:10]}"
+
+
 def _input(artifact: Artifact, role: str) -> str:
     """The name of an input or what it is, or the start of its id where it is gone or damaged."""
     try:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from dcclctl.artifacts import Evaluation
     from dcclctl.devices.serving import Subject
-    from dcclctl.evaluation.gate import Rule
+    from dcclctl.evaluation.gate import GateResult, Rule
 
 #: facts that --json shows beside ref, id and reused
 KEY_FACTS = ("on", "candidates", "users", "events", "events_without_candidates", "events_with_few_candidates")
@@ -49,6 +49,9 @@ def evaluate(
             help="One rule: tail.ndcg@10=1% allows 1 % of the baseline's value, all.gauc=0.002 that much; may be repeated.",
         ),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail on an inconclusive rule too: every rule of the gate must pass.")
+    ] = False,
     junit: Annotated[
         Path | None, typer.Option("--junit", metavar="FILE.xml", help="Write the gate's rules as JUnit XML.")
     ] = None,
@@ -65,7 +68,7 @@ def evaluate(
 
     With --against every other model is compared with that baseline, user by user: difference, 95 % interval, verdict, and
     which users are worse off. With --gate or --max-drop the command fails with exit code 4 if a metric dropped by more than
-    the rule allows and the interval of the drop lies above zero. An inconclusive rule does not fail.
+    the rule allows and the interval of the drop lies above zero. An inconclusive rule fails under --strict only.
 
     With --seeds every model is scored once for each seed it was trained with: tables show the mean and its spread, and
     intervals are over seeds and users. Without, they are of one seed, and another seed may turn a verdict.
@@ -84,7 +87,7 @@ def evaluate(
     """
     from dcclctl.artifacts.names import identity
     from dcclctl.config import EvaluateConfig
-    from dcclctl.evaluation.gate import gate_rules
+    from dcclctl.evaluation.gate import NO_VERDICTS, GateResult, gate_rules, verdicts_of
     from dcclctl.stages.evaluate import default_references, evaluate_first_events, open_subjects
     from dcclctl.stages.evaluate import evaluate as run
     from dcclctl.stages.seeds import evaluate_seeds
@@ -92,7 +95,7 @@ def evaluate(
 
     config = resolve(EvaluateConfig, call.settings, call.config)
     rules = gate_rules(gate, max_drop or [], config.k, call.store)
-    _check_outputs(config, rules, junit, markdown)
+    _check_outputs(config, rules, strict, junit, markdown)
     if call.seeds:
         subjects = []
         models = _groups(call, references, config.against)
@@ -110,7 +113,11 @@ def evaluate(
         return
     (evaluation,) = made
     _show(call, evaluation)
-    compared, failed = _compare(call, evaluation, rules, junit, markdown) if evaluation.against else ({}, 0)
+    compared: dict[str, Any] = {}
+    gate_result = GateResult(verdicts_of(evaluation, rules) if rules else NO_VERDICTS, strict)
+    if evaluation.against:
+        compared = _compare(call, evaluation, gate_result)
+        _write(evaluation, gate_result, junit, markdown)
     refs = evaluation.subjects
     call.finish(
         evaluation,
@@ -123,10 +130,9 @@ def evaluate(
         per_seed=_per_seed(evaluation),
         **compared,
     )
-    if failed:
+    if gate_result.verdict == "fail":
         raise GateError(
-            f"the gate failed: {failed} of {len(compared['gate'])} drops against {compared['against']} are larger than "
-            f"allowed, and real",
+            gate_result.headline[0].lower() + gate_result.headline[1:],
             f"All metrics are in {evaluation.ref}. What else changed: dcclctl artifacts diff A B.",
         )
 
@@ -143,7 +149,7 @@ def _groups(call: Call, references: list[str] | None, against: str) -> "list[lis
     return [[Subject.of(each, call.store) for each in group] for group in groups]
 
 
-def _check_outputs(config: Any, rules: "list[Rule]", junit: Path | None, markdown: Path | None) -> None:
+def _check_outputs(config: Any, rules: "list[Rule]", strict: bool, junit: Path | None, markdown: Path | None) -> None:
     """Refuse rules without a baseline, and files that cannot be written, before the work starts."""
     if config.first_events and (rules or junit or markdown):
         raise UsageError(
@@ -155,9 +161,9 @@ def _check_outputs(config: Any, rules: "list[Rule]", junit: Path | None, markdow
         raise UsageError(
             f"{what} compares with a baseline, and none is given", "Add --against REF, e.g. --against cloud@release"
         )
-    if junit and not rules:
+    if (junit or strict) and not rules:
         raise UsageError(
-            "--junit writes the rules of a gate, and there is none",
+            f"{'--junit writes' if junit else '--strict reads'} the rules of a gate, and there is none",
             "Add --gate FILE.toml or --max-drop tail.ndcg@10=1%",
         )
     for path in (junit, markdown):
@@ -165,26 +171,29 @@ def _check_outputs(config: Any, rules: "list[Rule]", junit: Path | None, markdow
             raise UsageError(f"there is no folder {path.parent} for {path.name}", "Make it first, or choose another.")
 
 
-def _scored_in_words(evaluation: "Evaluation", events: str) -> str:
+def _scored_in_words(evaluation: "Evaluation", events: str = "") -> str:
     """What was scored: 'test of dataset@1: 1,000 events of 100 users, each ranked among all items'."""
-    from dcclctl.artifacts.names import label
+    from dcclctl.artifacts.names import label, log_in_words
     from dcclctl.evaluation.targets import targets_in_words
 
     facts = evaluation.facts
+    events = events or f"{facts['events']:,} events of {facts['users']:,} users"
     among = "all items" if facts["candidates"] == "all" else f"{facts['candidates']:,} sampled items"
     targets = targets_in_words(evaluation.config)
-    data = label(evaluation.artifact.input("dataset"))
+    dataset = evaluation.artifact.input("dataset")
+    data = f"{label(dataset)} ({log_in_words(dataset, facts['on'])})"
     return f"{facts['on']} of {data}: {events}{targets}, each ranked among {among}"
 
 
 def _show(call: Call, evaluation: "Evaluation") -> None:
     """Print the table by group, the picture by activity, and remarks."""
-    from dcclctl.evaluation.comparison import main_metrics
+    from dcclctl.evaluation.comparison import at_chance, main_metrics, users_with_a_rank
+    from dcclctl.report.comparison import chance_in_words, groups_in_words
     from dcclctl.report.seeds import seeds_table
     from dcclctl.report.terminal import activity_sparklines, group_table, plain_sentence
 
     facts, labels, line = evaluation.facts, evaluation.labels, call.reporter.line
-    line(_scored_in_words(evaluation, f"{facts['events']:,} events of {facts['users']:,} users"))
+    line(_scored_in_words(evaluation))
     sentence = plain_sentence(evaluation.aggregate, labels, evaluation.against)
     if sentence:
         line(sentence)
@@ -193,6 +202,8 @@ def _show(call: Call, evaluation: "Evaluation") -> None:
     if evaluation.seeds:
         measured = evaluation.aggregate["metric"].unique(maintain_order=True).to_list()
         call.reporter.table(seeds_table(evaluation.per_seed, labels, main_metrics(measured)))
+    dataset = evaluation.artifact.input("dataset")
+    line(groups_in_words(dataset.config["head_fraction"]))
     call.reporter.table(activity_sparklines(evaluation.aggregate, labels))
     for name, label in labels.items():
         about = facts["subjects"][name]
@@ -204,6 +215,11 @@ def _show(call: Call, evaluation: "Evaluation") -> None:
     few = facts["events_with_few_candidates"] - facts["events_without_candidates"]
     if few:
         line(f"{few:,} events are ranked among fewer items than the largest k, {max(evaluation.config['k'])}")
+    unranked = facts["users"] - users_with_a_rank(evaluation.aggregate)
+    if unranked:
+        line(f"{unranked:,} users have no positive event that can be ranked, therefore no HR, NDCG and MRR")
+    for name, low, high in at_chance(evaluation.per_user, evaluation.artifact.seed):
+        line(f"{labels[name]}: {chance_in_words(low, high)}")
     if facts["users_without_auc"]:
         line(f"{facts['users_without_auc']:,} users have events of one label only, therefore no AUC")
     if facts["split"] != "global":
@@ -250,13 +266,9 @@ def _show_first_events(call: Call, made: "list[Evaluation]") -> None:
     )
 
 
-def _compare(
-    call: Call, evaluation: "Evaluation", rules: "list[Rule]", junit: Path | None, markdown: Path | None
-) -> tuple[dict[str, Any], int]:
-    """Print the comparison, harm and gate, and write the files; returns what --json says and the number of failed rules."""
+def _compare(call: Call, evaluation: "Evaluation", gate: "GateResult") -> dict[str, Any]:
+    """Print the comparison, harm and gate; returns what --json says."""
     from dcclctl.evaluation.comparison import harm_metric, main_metrics
-    from dcclctl.evaluation.gate import verdicts_of
-    from dcclctl.report import ci
     from dcclctl.report.comparison import comparison_table, gate_table, harm_table, points, tail_minus_head_line
 
     against, labels, refs = evaluation.against, evaluation.labels, evaluation.subjects
@@ -275,29 +287,40 @@ def _compare(
     for (subject,), lost in worst.filter(metric=harmed_by).group_by("subject", maintain_order=True):
         users = [f"{row['user_id']} ({row['group']}, {points(row['difference'])})" for row in lost.to_dicts()]
         reporter.line(f"{labels[str(subject)]}, worst off: {', '.join(users[:WORST_SHOWN])}")
-    verdicts = verdicts_of(evaluation, rules)
-    if rules:
-        reporter.table(gate_table(verdicts, labels, against, evaluation.intervals_over))
-        if any("/" in metric for metric in verdicts["metric"]):
+    if gate.rules.height:
+        reporter.table(gate_table(gate.rules, labels, against, evaluation.intervals_over))
+        if any("/" in metric for metric in gate.rules["metric"]):
             reporter.line("the gate compares sampled metrics: all models were ranked among the same sampled items")
-    if junit:
-        junit.write_text(ci.junit(verdicts, labels, against), encoding="utf-8")
-    if markdown:
-        facts = evaluation.facts
-        heading = f"{evaluation.ref}: "
-        heading += _scored_in_words(evaluation, f"{facts['events']:,} events of {facts['users']:,} users")
-        heading += f"; intervals over {evaluation.intervals_over}"
-        text = ci.markdown(comparison, harm, worst, verdicts, labels, against, shown, harmed_by, heading)
-        markdown.write_text(text, encoding="utf-8")
-    said_of_it = {
+        reporter.line(gate.headline)
+    return {
         "against": refs[against],
         "comparison": _rows(comparison, refs),
         "tail_minus_head": _rows(evaluation.tail_minus_head, refs),
         "harm": _rows(harm, refs),
         "worst_users": _rows(worst.drop("user_index"), refs),
-        "gate": _rows(verdicts, refs),
+        "gate": _rows(gate.rules, refs),
+        "gate_verdict": gate.verdict,
+        "gate_headline": gate.headline,
+        "strict": gate.strict,
     }
-    return said_of_it, verdicts["verdict"].to_list().count("fail")
+
+
+def _write(evaluation: "Evaluation", gate: "GateResult", junit: Path | None, markdown: Path | None) -> None:
+    """Write the files for CI."""
+    from dcclctl.report import ci
+
+    summary = ci.Summary(
+        evaluation.comparison,
+        evaluation.harm,
+        evaluation.worst_users,
+        gate,
+        evaluation.labels,
+        evaluation.against,
+        f"{evaluation.ref}: {_scored_in_words(evaluation)}; intervals over {evaluation.intervals_over}",
+    )
+    for path, text_of in ((junit, ci.junit), (markdown, ci.markdown)):
+        if path:
+            path.write_text(text_of(summary), encoding="utf-8")
 
 
 def _per_seed(evaluation: "Evaluation") -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from dcclctl.compute import OnProgress, Phase, no_progress
 from dcclctl.errors import UsageError
 from dcclctl.metrics.groups import members, metric_columns, paired_differences
 from dcclctl.metrics.harm import harm, worst_users
-from dcclctl.metrics.metric import MEAN_NAMES, lower_is_better
+from dcclctl.metrics.metric import MEAN_NAMES, METRICS, RankMetric, lower_is_better
 from dcclctl.metrics.seeds import compare_seeds, contrast_seeds, without_seeds
 from dcclctl.metrics.significance import CONFIDENCE, RESAMPLES, compare, contrast, users_to_settle
 from dcclctl.tables import COMPARISON, MAIN_GROUPS
@@ -23,6 +23,8 @@ from dcclctl.tables import COMPARISON, MAIN_GROUPS
 #: A difference is called real if p_holm, corrected for all metrics of its group, is at most this.
 LEVEL: Final = 1 - CONFIDENCE
 WORST_USERS: Final = 20
+#: GAUC of a model that knows nothing
+CHANCE: Final = 0.5
 _RESAMPLES_PER_METRIC: Final = 100
 
 
@@ -61,15 +63,23 @@ class Comparison:
         others = [subject for subject in subjects if subject != against] or [against]
         #: (subject, each user's difference to the baseline)
         self.paired = [(subject, paired_differences(self.per_user, subject, against)) for subject in others]
-        renamed = [each.rename(MEAN_NAMES, strict=False) for each in seeds]
+        self._seeds = [each.rename(MEAN_NAMES, strict=False) for each in seeds]
         #: subject → the same for each seed; [] without seeds
-        self.by_seed = {subject: [paired_differences(each, subject, against) for each in renamed] for subject in others}
+        self.by_seed = {
+            subject: [paired_differences(each, subject, against) for each in self._seeds] for subject in others
+        }
 
     @classmethod
     def of(cls, evaluation: Evaluation, against: str) -> "Comparison":
         """The subjects of an evaluation against one of them."""
         seeds = [table for _, table in evaluation.per_user_by_seed()]
         return cls(evaluation.per_user, against, evaluation.artifact.seed, seeds=seeds)
+
+    def of_metric(self, metric: str) -> "Comparison":
+        """The same comparison by one metric alone, so that Holm's correction has nothing to correct."""
+        others = [name for name in self.metrics if name != metric]
+        seeds = [table.drop(others) for table in self._seeds]
+        return Comparison(self.per_user.drop(others), self.against, self.seed, seeds=seeds)
 
     def table(self, groups: tuple[str, ...] = MAIN_GROUPS) -> pl.DataFrame:
         """Difference, interval and verdict of each subject, group and metric: a COMPARISON table, see tables.py.
@@ -144,6 +154,28 @@ class Comparison:
             .then(pl.lit(above))
             .otherwise(pl.lit(below))
         )
+
+
+def at_chance(per_user: pl.DataFrame, seed: int) -> list[tuple[str, float, float]]:
+    """(subject, low, high) of each model whose GAUC over all users is not shown to be above chance, 0.5.
+
+    Args:
+        per_user: PER_USER table. seed: of the bootstrap's draws. low and high: 95 % interval of the GAUC.
+    """
+    found = []
+    for (subject,), own in per_user.group_by("subject", maintain_order=True):
+        above = own.select("user_index", "group", "activity_group", pl.col("auc") - CHANCE)
+        row = compare(above, ("all",), seed).row(0, named=True)
+        if row["low"] is not None and row["low"] <= 0:
+            found.append((str(subject), CHANCE + row["low"], CHANCE + row["high"]))
+    return found
+
+
+def users_with_a_rank(aggregate: pl.DataFrame) -> int:
+    """Users with a ranking metric: those with a positive event that has another candidate."""
+    ranked = [f"{name}@" if metric.at_k else name for name, metric in METRICS.items() if isinstance(metric, RankMetric)]
+    of_all = aggregate.filter(pl.col("metric").str.contains(f"^({'|'.join(ranked)})"), group="all")
+    return int(of_all["users"].max() or 0)  # type: ignore[arg-type]
 
 
 def main_metrics(metrics: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 A rule fails only if both hold: the drop is larger than allowed, and the 95 % interval of the drop lies above zero, so that
 chance alone does not explain it. It passes if the whole interval is at most the allowed drop. Everything between is
-inconclusive: it does not stop a release, but it is not called a pass either.
+inconclusive: it stops a release only under --strict, and it is never called a pass.
 """
 
 import math
@@ -19,7 +19,7 @@ from dcclctl.artifacts import Evaluation
 from dcclctl.devices.serving import Subject
 from dcclctl.errors import UsageError, nearest
 from dcclctl.evaluation.comparison import Comparison
-from dcclctl.metrics.metric import lower_is_better, metric_names
+from dcclctl.metrics.metric import lower_is_better, metric_names, own_name
 from dcclctl.metrics.seeds import seeds_error, without_seeds
 from dcclctl.metrics.significance import CONFIDENCE, users_to_settle
 from dcclctl.store.store import Store
@@ -37,7 +37,8 @@ class Rule:
 
     Args:
         group: all, head, tail, new, or activity-00 … activity-19.
-        metric: e.g. ndcg@10 or gauc; without the number of sampled candidates it means the sampled column too.
+        metric: e.g. ndcg@10 or gauc; without the number of sampled candidates it means the sampled column too. Rules may
+            be written with recall@10 for hr@10 and map for mrr.
         amount: a share of the baseline's value if `relative`, else in the metric's own units; at least 0.
         relative: '1%' is relative, '0.002' is not.
         subject: the model that the rule is for; '' for every model but the baseline.
@@ -53,6 +54,58 @@ class Rule:
     def max_drop(self) -> str:
         """As a person writes it: '1%' or '0.002'."""
         return f"{100 * self.amount:.6g}%" if self.relative else f"{self.amount:.6g}"
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What a gate says of an evaluation.
+
+    Attributes:
+        rules: GATE table, empty without rules. strict: whether an inconclusive rule fails the gate too.
+    """
+
+    rules: pl.DataFrame
+    strict: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """pass, inconclusive or fail; '' without rules."""
+        if self._failing():
+            return "fail"
+        if not self.rules.height:
+            return ""
+        return "inconclusive" if self._of("inconclusive") else "pass"
+
+    @property
+    def headline(self) -> str:
+        """The result in one line that names the rules that did not pass; '' without rules."""
+        failed, undecided, total = self._of("fail"), self._of("inconclusive"), self.rules.height
+        if not total:
+            return ""
+        if not failed and not undecided:
+            return f"Gate passed: {total} of {total} rules"
+        told = [
+            f"{len(rules)} of {total} rules {what} ({', '.join(rules)})"
+            for rules, what in ((failed, "failed"), (undecided, "inconclusive"))
+            if rules
+        ]
+        if self._failing():
+            word = "failed" if failed else "failed, because --strict asks every rule to pass"
+        else:
+            word = "inconclusive, which does not fail without --strict"
+        return f"Gate {word}: {'; '.join(told)}"
+
+    def _failing(self) -> list[str]:
+        return self._of("fail") + (self._of("inconclusive") if self.strict else [])
+
+    def _of(self, verdict: str) -> list[str]:
+        return [
+            f"{group}.{metric}" for group, metric in self.rules.filter(verdict=verdict).select("group", "metric").rows()
+        ]
+
+
+#: a GATE table without rules
+NO_VERDICTS = pl.DataFrame(schema=GATE.schema())
 
 
 def parse_max_drop(text: str) -> Rule:
@@ -121,7 +174,7 @@ def _rule(where: str, group: str, metric: str, amount: object, subject: str = ""
         raise UsageError(
             f"{where}: the allowed drop {text!r} is not a number from 0 up", "Write 1% (of the baseline) or 0.002."
         )
-    return Rule(group, metric, number, relative, subject)
+    return Rule(group, own_name(metric), number, relative, subject)
 
 
 def check_metrics(rules: Iterable[Rule], cuts: Iterable[int]) -> None:

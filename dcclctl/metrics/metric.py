@@ -57,6 +57,16 @@ METRICS: Final[Mapping[str, RankMetric | RowMetric]] = {
 MEAN_NAMES: Final[Mapping[str, str]] = {"auc": "gauc"}
 
 
+#: other names of a metric where each event has one relevant item, as here: name → name in METRICS
+SAME_AS: Final[Mapping[str, str]] = {"recall": "hr", "map": "mrr"}
+
+
+def own_name(metric: str) -> str:
+    """A metric by the name that the tables have: 'recall@10' → 'hr@10', 'map' → 'mrr'; others stay as they are."""
+    name, at, k = metric.partition("@")
+    return SAME_AS.get(name, name) + at + k
+
+
 def metric_names(cuts: Iterable[int]) -> list[str]:
     """Names of all metrics in a table of means; `cuts` holds the k of `evaluate --k`."""
     names = []

@@ -139,7 +139,7 @@ def activity(part: EvaluationPart, name: str, narrow: bool) -> str:
             x=alt.X(
                 "group:Q",
                 title="activity group (1 = least active users)",
-                scale=alt.Scale(domain=[1, ACTIVITY_GROUPS], nice=False),
+                scale=alt.Scale(domain=[0.5, ACTIVITY_GROUPS + 0.5], nice=False),
                 axis=alt.Axis(values=[1, *range(5, ACTIVITY_GROUPS + 1, 5)], grid=False),
             ),
             y=_y("value:Q", 5),
@@ -155,6 +155,63 @@ def activity(part: EvaluationPart, name: str, narrow: bool) -> str:
             ends.append(f"{shown[model.name]}: {values[low]:.4f} in group {low}, {values[high]:.4f} in group {high}")
     title = f"Line chart of {metric_name(part.metric)} by activity group"
     return _svg(chart, name, f"{title}. {'; '.join(ends)}. The table below has every value.")
+
+
+def lift(part: EvaluationPart, name: str, narrow: bool) -> str:
+    """Draw each model's difference to the baseline over the 20 activity groups, with 95 % intervals; '' without a baseline.
+
+    Args:
+        part: the evaluation. name: unique on the page. narrow: for a screen of 400 pixels.
+    """
+    import altair as alt
+
+    if part.baseline is None:
+        return ""
+    others = [model for model in part.models if model is not part.baseline]
+    # Bars of several models stand beside each other.
+    apart = {model.name: 0.14 * (at - (len(others) - 1) / 2) for at, model in enumerate(others)}
+    shown = {model.name: label(model) for model in others}
+    rows: list[dict[str, Any]] = [
+        {
+            "group": int(row["group"][-2:]) + 1 + apart[row["subject"]],
+            "model": shown[row["subject"]],
+            **{end: None if row[end] is None else POINTS * row[end] for end in ("difference", "low", "high")},
+        }
+        for row in part.by_activity.to_dicts()
+        if row["difference"] is not None
+    ]
+    styles = _lines({text: style for text, style in _styles(part).items() if text in shown.values()}, "model:N")
+    x = alt.X(
+        "group:Q",
+        title="activity group (1 = least active users)",
+        scale=alt.Scale(domain=[0.5, ACTIVITY_GROUPS + 0.5], nice=False),
+        axis=alt.Axis(values=[1, *range(5, ACTIVITY_GROUPS + 1, 5)], grid=False),
+    )
+    values = alt.Y("difference:Q", title=None, axis=alt.Axis(tickCount=5, format="+.3~g"))
+    zero = _chart([{"zero": 0}]).mark_rule(color="currentColor", opacity=0.7).encode(y="zero:Q")
+    bars = (
+        _chart([row for row in rows if row["low"] is not None])
+        .mark_rule(strokeWidth=1.5, opacity=0.55)
+        .encode(x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=styles["color"])
+    )
+    lines = (
+        _chart(rows)
+        .mark_line(point=alt.OverlayMarkDef(size=28 if narrow else 40), strokeWidth=1.75)
+        .encode(x=x, y=values, **styles)
+    )
+    chart = alt.layer(zero, bars, lines).properties(width=NARROW if narrow else WIDE, height=230 if narrow else 280)
+    told = []
+    for model in others:
+        own = [row for row in rows if row["model"] == shown[model.name]]
+        above, below = (
+            sum(row["low"] is not None and sign * row[end] > 0 for row in own)
+            for sign, end in ((1, "low"), (-1, "high"))
+        )
+        told.append(
+            f"{shown[model.name]}: the interval is above zero in {above} of {len(own)} groups, below in {below}"
+        )
+    about = f"Chart of the difference to {part.baseline.ref} in {metric_name(part.metric)}, points, by activity group"
+    return _svg(chart, name, f"{about}, with 95 % intervals. {'; '.join(told)}.")
 
 
 def gain_limit(part: EvaluationPart) -> float:

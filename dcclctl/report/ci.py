@@ -1,11 +1,14 @@
 """A gate's result for machines and reviewers: JUnit XML, and Markdown for a pull request or a step summary."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import polars as pl
 
+from dcclctl.evaluation.comparison import harm_metric, main_metrics
+from dcclctl.evaluation.gate import GateResult
 from dcclctl.report.comparison import POINTS, allowed, gate_words, interval, metric_name, points, words
 from dcclctl.report.text import plain
 
@@ -13,32 +16,54 @@ from dcclctl.report.text import plain
 _ACTIVE = frozenset("\\`*_{}[]<>#.!|~&:@^$")
 
 
-def junit(gate: pl.DataFrame, names: Mapping[str, str], against: str) -> str:
-    """JUnit XML: a test case for each rule and model. A failed rule is a failure, an inconclusive one is skipped.
+@dataclass(frozen=True)
+class Summary:
+    """What a gate's files are written from.
 
-    Args:
-        gate: GATE table. names: subject → reference to show. against: name of the baseline.
+    Attributes:
+        comparison: COMPARISON table. harm: HARM table. worst: WORST_USERS table. gate: what the gate says.
+        names: subject → name to show. against: name of the baseline. scored: what was scored, in one line.
     """
-    verdicts = gate["verdict"].to_list()
+
+    comparison: pl.DataFrame
+    harm: pl.DataFrame
+    worst: pl.DataFrame
+    gate: GateResult
+    names: Mapping[str, str]
+    against: str
+    scored: str
+
+
+def junit(summary: Summary) -> str:
+    """JUnit XML: a test case for each rule and model.
+
+    A failed rule is a failure, an inconclusive one is skipped, or a failure too if the gate is strict.
+    """
+    rules, strict, names = summary.gate.rules, summary.gate.strict, summary.names
+    verdicts = rules["verdict"].to_list()
+    failed, undecided = verdicts.count("fail"), verdicts.count("inconclusive")
     counts = {
         "tests": str(len(verdicts)),
-        "failures": str(verdicts.count("fail")),
-        "skipped": str(verdicts.count("inconclusive")),
+        "failures": str(failed + undecided if strict else failed),
+        "skipped": str(0 if strict else undecided),
         "errors": "0",
     }
-    root = ET.Element("testsuites", {"name": "dcclctl gate", **counts})
-    suite = ET.SubElement(root, "testsuite", {"name": f"gate against {plain(names[against])}", **counts})
-    for row in gate.to_dicts():
+    root = ET.Element("testsuites", {"name": summary.gate.headline, **counts})
+    suite = ET.SubElement(root, "testsuite", {"name": f"gate against {plain(names[summary.against])}", **counts})
+    for row in rules.to_dicts():
         about = {
             "classname": plain(names[row["subject"]]),
             "name": plain(f"{row['group']}.{row['metric']} drops by at most {row['max_drop']}"),
         }
         case = ET.SubElement(suite, "testcase", about)
         said = plain(measured(row))
+        undecided_as = f"{gate_words(row)} ({said})"
         if row["verdict"] == "fail":
             ET.SubElement(case, "failure", {"type": "drop", "message": said}).text = said
+        elif row["verdict"] == "inconclusive" and strict:
+            ET.SubElement(case, "failure", {"type": "inconclusive", "message": undecided_as}).text = undecided_as
         elif row["verdict"] == "inconclusive":
-            ET.SubElement(case, "skipped", {"message": f"{gate_words(row)} ({said})"})
+            ET.SubElement(case, "skipped", {"message": undecided_as})
         else:
             ET.SubElement(case, "system-out").text = said
     ET.indent(root)
@@ -56,25 +81,13 @@ def measured(row: Mapping[str, Any]) -> str:
     )
 
 
-def markdown(
-    comparison: pl.DataFrame,
-    harm: pl.DataFrame,
-    worst: pl.DataFrame,
-    gate: pl.DataFrame,
-    names: Mapping[str, str],
-    against: str,
-    metrics: list[str],
-    harm_metric: str,
-    heading: str,
-) -> str:
-    """A summary for people: the gate's verdict, the differences, and the users who lose most.
-
-    Args:
-        comparison: COMPARISON table. harm: HARM table. worst: WORST_USERS table. gate: GATE table, empty without rules.
-        names: subject → reference to show. against: name of the baseline. metrics: those to show.
-        harm_metric: the metric of gains and losses. heading: what was scored, in one line.
-    """
-    parts = [f"## {_verdict_of(gate)}", "", heading, ""]
+def markdown(summary: Summary) -> str:
+    """A summary for people: the gate's verdict, the differences, and the users who lose most."""
+    comparison, gate = summary.comparison, summary.gate.rules
+    names, against = summary.names, summary.names[summary.against]
+    measured_here = comparison["metric"].unique(maintain_order=True).to_list()
+    harmed_by = harm_metric(measured_here)
+    parts = [f"## {summary.gate.headline or 'Comparison'}", "", escape(summary.scored), ""]
     if gate.height:
         rows = [
             (
@@ -87,9 +100,9 @@ def markdown(
             )
             for row in gate.to_dicts()
         ]
-        parts += [f"### Gate: drop against {names[against]}", ""]
+        parts += [f"### Gate: drop against {against}", ""]
         parts += _table(("model", "rule", "allowed", "drop", "95 % interval", "verdict"), rows)
-    parts += [f"### Difference to {names[against]}", ""]
+    parts += [f"### Difference to {against}", ""]
     parts += _table(
         ("model", "group", "users", "metric", "difference", "95 % interval", "verdict"),
         [
@@ -102,35 +115,25 @@ def markdown(
                 interval(row["low"], row["high"]),
                 words(row),
             )
-            for row in comparison.to_dicts()
-            if row["metric"] in metrics and row["users"]
+            for row in comparison.filter(pl.col("metric").is_in(main_metrics(measured_here))).to_dicts()
+            if row["users"]
         ],
     )
     shares = ("better", "worse", "unchanged")
-    parts += [f"### Users better and worse off by {metric_name(harm_metric)}", ""]
+    parts += [f"### Users better and worse off by {metric_name(harmed_by)}", ""]
     parts += _table(
         ("model", "group", "users", *shares),
         [
             (names[row["subject"]], row["group"], f"{row['users']:,}", *(f"{row[share]:.1%}" for share in shares))
-            for row in harm.filter(metric=harm_metric).to_dicts()
+            for row in summary.harm.filter(metric=harmed_by).to_dicts()
             if row["users"]
         ],
     )
-    for (subject,), lost in worst.filter(metric=harm_metric).group_by("subject", maintain_order=True):
+    for (subject,), lost in summary.worst.filter(metric=harmed_by).group_by("subject", maintain_order=True):
         users = ", ".join(f"{escape(row['user_id'])} ({points(row['difference'])})" for row in lost.head(5).to_dicts())
         parts += [f"Worst off with {names[str(subject)]}: {users}", ""]
     parts += [f"Differences and drops are in points: {POINTS} points are one unit of the metric.", ""]
     return "\n".join(parts)
-
-
-def _verdict_of(gate: pl.DataFrame) -> str:
-    verdicts = gate["verdict"].to_list()
-    if not verdicts:
-        return "Comparison"
-    failed, open_ = verdicts.count("fail"), verdicts.count("inconclusive")
-    if failed:
-        return f"Gate failed: {failed} of {len(verdicts)} rules"
-    return f"Gate passed, {open_} of {len(verdicts)} rules inconclusive" if open_ else "Gate passed"
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import polars as pl
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dcclctl.evaluation.comparison import CHANCE
 from dcclctl.tables import GROUPS
 
 #: Differences are shown in points: so many points are one unit of the metric.
@@ -32,12 +34,49 @@ def interval(low: float | None, high: float | None) -> str:
     return "" if low is None else f"[{points(low)}, {points(high)}]"
 
 
-def new_table(title: str | None, columns: Iterable[str], right: Iterable[str] = (), wrap: Iterable[str] = ()) -> Table:
-    """A table of the terminal with these columns, those in `right` aligned to the right; those in `wrap` may wrap."""
-    table = Table(title=title, title_justify="left", pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", no_wrap=name not in wrap)
+def new_table(title: str | None, first: str, figures: Iterable[str], last: str = "") -> Table:
+    """A table without lines that is legible in 80 columns: names wrap, figures stand at the right and do not.
+
+    Args:
+        first: heading of the names. figures: headings of the figures. last: heading of a column of words that wrap.
+    """
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first, min_width=12, overflow="fold")
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
+    if last:
+        table.add_column(last, min_width=14, overflow="fold")
     return table
+
+
+def add_heading(table: Table, text: str, *cells: str) -> None:
+    """Start a section of a table with a bold line; there is a blank line before it unless it is the first."""
+    if table.row_count:
+        table.add_row()
+    table.add_row(Text(text), *cells, style="bold")
+
+
+def indented(text: str, by: int = 2) -> Padding:
+    """The name of a row below a heading; all its lines are indented where it wraps."""
+    return Padding(Text(text), (0, 0, 0, by))
+
+
+def groups_in_words(head_fraction: float) -> str:
+    """What the groups are. They are groups of users, not of items."""
+    head = 100 * head_fraction
+    return (
+        f"head: the {head:g} % of users with most events before test; tail: the other {100 - head:g} %; "
+        "new: users without an event before test"
+    )
+
+
+def chance_in_words(low: float, high: float) -> str:
+    """That a model's GAUC is at chance level or below, with the interval of its GAUC."""
+    level = "at" if high >= CHANCE else "below"
+    return (
+        f"GAUC is {level} chance level, {CHANCE} (95 % interval {low:.4f} to {high:.4f}): on average it does not rank what a "
+        "user chose above the rest"
+    )
 
 
 def words(row: Mapping[str, Any]) -> str:
@@ -64,11 +103,16 @@ def _unsettled(row: Mapping[str, Any], difference: float | None) -> str:
         return ": no such users"
     if row["low"] is None:
         return ": too few users to tell"
-    if row["low"] == row["high"] == 0:
+    if unchanged(row):
         return ": no difference at all"
     if row["users_to_settle"] is None:
         return ": no number of users would settle it" if difference else ""
     return f": {row['users_to_settle']:,} users would settle it"
+
+
+def unchanged(row: Mapping[str, Any]) -> bool:
+    """Whether no user has another value than with the baseline, so that nothing needs a verdict."""
+    return row.get("difference", row.get("drop")) == 0 and row["low"] in (None, 0) and row["high"] in (None, 0)
 
 
 def _groups(table: pl.DataFrame) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -84,37 +128,46 @@ def comparison_table(
 ) -> Table:
     """The difference to the baseline and its verdict: a section for each group, a line for each model and metric.
 
+    Models without any difference are one line at the end, and so is a group that is too small.
+
     Args:
-        comparison: COMPARISON table. names: subject → reference to show. against: name of the baseline.
+        comparison: COMPARISON table. names: subject → name to show. against: name of the baseline.
         metrics: those to show, in their order. over: what the intervals cover, see Evaluation.intervals_over.
     """
     table = new_table(
         f"Difference to {names[against]} in points (1/{POINTS}), 95 % interval over {over}",
-        ("group", "users", "model", "metric", "difference", "interval", "verdict"),
-        right=("users", "difference", "interval"),
-        wrap=("verdict",),
+        "group, model, metric",
+        ("users", "difference", "interval"),
+        "verdict",
     )
-    order = list(names)
-    for group, shown in _groups(comparison.filter(pl.col("metric").is_in(metrics))):
-        table.add_section()
-        if all(row["low"] is None for row in shown):
-            users = max(row["users"] for row in shown)
-            table.add_row(group, f"{users:,}", "", "", "", "", "too few users to tell")
+    shown = comparison.filter(pl.col("metric").is_in(metrics))
+    same = [
+        subject
+        for subject in names
+        if (rows := shown.filter(pl.col("subject") == subject, pl.col("users") > 0).to_dicts())
+        and all(map(unchanged, rows))
+    ]
+    for group, rows in _groups(shown.filter(~pl.col("subject").is_in(same))):
+        if all(row["low"] is None for row in rows):
+            users = max(row["users"] for row in rows)
+            add_heading(table, group, f"{users:,}", "", "", "too few users to tell")
             continue
-        previous = ""
-        shown.sort(key=lambda row: (order.index(row["subject"]), metrics.index(row["metric"])))
-        for place, row in enumerate(shown):
-            model = "" if row["subject"] == previous else names[row["subject"]]
-            previous = row["subject"]
-            table.add_row(
-                group if place == 0 else "",
-                f"{max(each['users'] for each in shown):,}" if place == 0 else "",
-                Text(model),
-                metric_name(row["metric"]),
-                points(row["difference"]),
-                Text(interval(row["low"], row["high"])),
-                Text(words(row), style=_COLOURS.get(row["verdict"], "")),
-            )
+        add_heading(table, group)
+        for subject in names:
+            own = {row["metric"]: row for row in rows if row["subject"] == subject}
+            if own:
+                table.add_row(indented(names[subject]))
+            for metric in metrics if own else []:
+                row = own[metric]
+                table.add_row(
+                    indented(metric_name(metric), 4),
+                    f"{row['users']:,}",
+                    points(row["difference"]),
+                    Text(interval(row["low"], row["high"])),
+                    Text(words(row), style=_COLOURS.get(row["verdict"], "")),
+                )
+    for subject in same:
+        add_heading(table, names[subject], "", "", "", "no difference at all, for any user")
     return table
 
 
@@ -163,13 +216,13 @@ def first_events_table(table: pl.DataFrame, names: Mapping[str, str], against: s
         metrics: those to show, in their order.
     """
     said = f": difference to {names[against]} at the same K in points (1/{POINTS}), 95 % interval" if against else ""
-    title, right = f"New users served with their first K events{said}", ("K", "users")
-    shown = new_table(title, ("metric", *right), right=right, wrap=right)
+    shown = new_table(f"New users served with their first K events{said}", "metric", ("K", "users"))
     for subject, ref in names.items():
-        shown.add_column(Text(f"{ref}, value" if subject == against else ref), justify="right")
+        shown.add_column(Text(f"{ref}, value" if subject == against else ref), justify="right", min_width=10)
     cells = {(row["metric"], row["first_events"], row["subject"]): row for row in table.to_dicts()}
     for metric in metrics:
-        shown.add_section()
+        if shown.row_count:
+            shown.add_row()
         for place, first in enumerate(sorted(set(table["first_events"]))):
             of_models = [cells[metric, first, subject] for subject in names]
             users = f"{max(each['users'] for each in of_models):,}"
@@ -194,18 +247,17 @@ def harm_table(
         harm: HARM table. comparison: COMPARISON table of the same evaluation. names: subject → reference to show.
         against: name of the baseline. metric: one of the table's metrics.
     """
-    sizes = ("of those worse off,\nhalf lose more than", "and a tenth\nmore than")
-    figures = ("mean difference", "better", "worse", "unchanged", *sizes)
+    figures = ("users", "mean\ndifference", "better", "worse", "same")
+    sizes = ("worse off:\nhalf lose\nmore than", "a tenth\nlose more\nthan")
     title = f"Users better and worse off than with {names[against]} by {metric_name(metric)}"
-    table = new_table(title, ("group", "users", "model", *figures), right=("users", *figures))
+    table = new_table(title, "group, model", (*figures, *sizes))
     lifts = {(row["subject"], row["group"]): row for row in comparison.filter(metric=metric).to_dicts()}
     for group, rows in _groups(harm.filter(metric=metric)):
-        table.add_section()
-        for place, row in enumerate(rows):
+        add_heading(table, group)
+        for row in rows:
             table.add_row(
-                group if place == 0 else "",
-                f"{row['users']:,}" if place == 0 else "",
-                Text(names[row["subject"]]),
+                indented(names[row["subject"]]),
+                f"{row['users']:,}",
                 points(lifts[row["subject"], group]["difference"]),
                 *(f"{row[share]:.1%}" for share in ("better", "worse", "unchanged")),
                 *(points(row[size] and abs(row[size])).lstrip("+") for size in ("harm_50", "harm_10")),
@@ -214,26 +266,25 @@ def harm_table(
 
 
 def gate_table(gate: pl.DataFrame, names: Mapping[str, str], against: str, over: str) -> Table:
-    """Every rule of a gate with the measured drop and the verdict.
+    """Every rule of a gate with the measured drop and the verdict: a section for each model.
 
     Args:
-        gate: GATE table. names: subject → reference to show. against: name of the baseline.
+        gate: GATE table. names: subject → name to show. against: name of the baseline.
         over: what the intervals cover, see Evaluation.intervals_over.
     """
-    figures = ("users", "allowed", "drop", "interval")
-    columns = ("model", "rule", *figures, "verdict")
     title = f"Gate: drop against {names[against]} in points (1/{POINTS}), 95 % interval over {over}"
-    table = new_table(title, columns, right=figures, wrap=columns)
-    for row in gate.to_dicts():
-        table.add_row(
-            Text(names[row["subject"]]),
-            Text(f"{row['group']} {metric_name(row['metric'])}"),
-            f"{row['users']:,}",
-            Text(allowed(row)),
-            points(row["drop"]),
-            Text(interval(row["low"], row["high"])),
-            Text(gate_words(row), style=_COLOURS.get(row["verdict"], "")),
-        )
+    table = new_table(title, "model, rule", ("users", "allowed", "drop", "interval"), "verdict")
+    for (subject,), rules in gate.group_by("subject", maintain_order=True):
+        add_heading(table, names[str(subject)])
+        for row in rules.to_dicts():
+            table.add_row(
+                indented(f"{row['group']} {metric_name(row['metric'])}"),
+                f"{row['users']:,}",
+                Text(allowed(row)),
+                points(row["drop"]),
+                Text(interval(row["low"], row["high"])),
+                Text(gate_words(row), style=_COLOURS.get(row["verdict"], "")),
+            )
     return table
 
 

@@ -4,8 +4,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dcclctl.metrics.metric import lower_is_better
 from dcclctl.report import charts
-from dcclctl.report.comparison import favoured, interval, metric_name, points, why_open, words
+from dcclctl.report.comparison import (
+    chance_in_words,
+    favoured,
+    groups_in_words,
+    interval,
+    metric_name,
+    points,
+    unchanged,
+    why_open,
+    words,
+)
 from dcclctl.report.page import EvaluationPart, Model, Page
 from dcclctl.report.text import plain
 from dcclctl.tables import ACTIVITY_GROUPS, GROUPS, SERVED_BY
@@ -36,7 +47,7 @@ def render(page: Page) -> str:
     # Everything except our own drawings goes through `plain`, then through jinja's escaping.
     environment.finalize = lambda value: value if isinstance(value, Markup) else plain_lines(value)
     return environment.get_template(TEMPLATE).render(
-        title=f"Did it help, and whom? {', '.join(part.ref for part in page.evaluations)}",
+        title=f"Did it help, and whom? {', '.join(dict.fromkeys(part.log for part in page.evaluations))}",
         evaluations=[_evaluation(part, at, Markup) for at, part in enumerate(page.evaluations, 1)],
         fits=[
             {"fit": fit, "drawing": Markup(charts.learning(fit, f"fit{at}"))}
@@ -78,9 +89,15 @@ def _evaluation(part: EvaluationPart, at: int, markup: Any) -> dict[str, Any]:
         "groups": list(_group_rows(part)),
         "every": _every(part),
         "activity": [
-            {"width": width, "drawing": markup(charts.activity(part, f"e{at}-activity-{width}", width == "narrow"))}
+            {
+                "width": width,
+                "drawing": markup(charts.activity(part, f"e{at}-activity-{width}", width == "narrow")),
+                "lift": markup(charts.lift(part, f"e{at}-lift-{width}", width == "narrow")),
+            }
             for width in ("wide", "narrow")
         ],
+        "tail": f"tail users (least active {100 * (1 - part.head_fraction):.4g} %)",
+        "groups_in_words": groups_in_words(part.head_fraction),
         "activity_rows": list(_activity_rows(part)),
         "gains": [
             {"model": model, "drawing": markup(charts.gains(part, model, f"e{at}-gains-{number}"))}
@@ -125,44 +142,55 @@ def _measured(row: dict[str, Any]) -> str:
 
 
 def headline(part: EvaluationPart) -> list[str]:
-    """One to three sentences; they claim a difference only where the comparison shows it."""
+    """One to four sentences: first what to do, then the figures. They claim a difference only where the comparison shows it."""
     if part.baseline is None:
         return [f"Only {part.models[0].ref} was scored, so there is nothing to compare it with."]
     others = _others(part)
-    against, metric = f"{part.baseline.ref} ({part.baseline.role})", metric_name(part.metric)
-    sentences = []
+    metric, against = metric_name(part.metric), part.baseline.ref
+    rows = {model.name: _row(part, model.name, "all", part.metric) for model in others}
+    better, worse, open_ = (
+        [model for model in others if rows[model.name]["verdict"] == verdict]
+        for verdict in ("better", "worse", "inconclusive")
+    )
+    sign = -1 if lower_is_better(part.metric) else 1
+    if better:
+        best = max(better, key=lambda model: sign * rows[model.name]["difference"])
+        name, gain = f"{best.ref} ({best.role})", f"{metric} {_gain(rows[best.name])}"
+        sentences = [
+            f"Deploy {name}: it is better than {against}, the same model trained further ({gain})."
+            if part.control
+            else f"{name} is better than {against} ({gain}); before you deploy it, compare it with the same model trained further."
+        ]
+    elif worse and not open_:
+        sentences = [f"Keep {against}: {_listed([model.ref for model in worse])} {_is(worse)} worse by {metric}."]
+    elif all(unchanged(row) for row in rows.values()):
+        return [
+            f"Nothing to decide: {_listed([model.ref for model in others])} and {against} rank alike for every user."
+        ]
+    else:
+        named = _listed([model.ref for model in open_])
+        sentences = [f"Keep {against} for now: it is open whether {named} {_is(open_)} better or worse by {metric}."]
     if len(others) == 1:
-        row = _row(part, others[0].name, "all", part.metric)
-        name = f"{others[0].ref} ({others[0].role})"
-        if row["verdict"] == "inconclusive":
-            sentences.append(f"It is open whether {name} is better or worse than {against}.")
-        else:
-            sentences.append(f"{name} is {row['verdict']} than {against}.")
-        sentences.append(f"{metric} over all users: {_measured(row)}; {words(row)}.")
+        sentences.append(f"{metric} over all users: {_measured(rows[others[0].name])}; {words(rows[others[0].name])}.")
         tail = _row(part, others[0].name, "tail", part.metric)
         if tail["users"]:
             sentences.append(f"Tail users: {_measured(tail)}; {words(tail)}.")
         return sentences
-    verdicts: dict[str, list[str]] = {"better": [], "worse": [], "inconclusive": []}
-    for model in others:
-        verdicts[_row(part, model.name, "all", part.metric)["verdict"]].append(model.ref)
-    told = [
-        f"{_listed(refs)} {'is' if len(refs) == 1 else 'are'} {word}"
-        for word, refs in verdicts.items()
-        if refs and word != "inconclusive"
-    ]
-    if told:
-        sentences.append(f"By {metric} over all users, {' and '.join(told)} than {against}.")
-        if verdicts["inconclusive"]:
-            sentences.append(f"Inconclusive: {_listed(verdicts['inconclusive'])}.")
-    else:
-        sentences.append(
-            f"By {metric} over all users, none of the {len(others)} models is shown to be better or worse than {against}: "
-            "every comparison is inconclusive."
-        )
+    for models, word in ((better, "Better"), (worse, "Worse"), (open_, "Inconclusive")):
+        if models:
+            sentences.append(f"{word} over all users: {_listed([model.ref for model in models])}.")
     tails = [model.ref for model in others if _row(part, model.name, "tail", part.metric)["verdict"] == "better"]
     sentences.append(f"Tail users gain with {_listed(tails)}." if tails else "No gain of tail users is shown.")
     return sentences
+
+
+def _gain(row: dict[str, Any]) -> str:
+    """'+0.17 points, +1.2 %'."""
+    return f"{points(row['difference'])} points" + _relative(row).replace(" (", ", ").rstrip(")")
+
+
+def _is(models: list[Model]) -> str:
+    return "is" if len(models) == 1 else "are"
 
 
 def _listed(names: list[str]) -> str:
@@ -198,6 +226,9 @@ def notes(part: EvaluationPart) -> list[str]:
         found.append(f"Ranked among {part.candidates:,} sampled items: not comparable with rankings of all items.")
     if part.split != "global":
         found.append(f"Split {part.split}: users' periods overlap in time, so trends leak between users.")
+    for model in part.models:
+        if model.name in part.at_chance:
+            found.append(f"{model.ref}: {chance_in_words(*part.at_chance[model.name])}.")
     if part.users_without_auc:
         found.append(f"{part.users_without_auc:,} users have events of one label only and no AUC.")
     return found
@@ -207,6 +238,9 @@ def _verdict(part: EvaluationPart, model: Model) -> dict[str, Any]:
     cells = []
     for group in ("all", "tail"):
         row = _row(part, model.name, group, part.metric)
+        if unchanged(row):
+            cells.append({"difference": "no difference", "interval": "", "verdict": "", "words": "for any user"})
+            continue
         cells.append(
             {
                 "difference": points(row["difference"]) + _relative(row) if row["users"] else "–",
@@ -240,7 +274,10 @@ def _group_rows(part: EvaluationPart) -> Iterable[dict[str, Any]]:
     """A block for each group that has users: every model's metrics, and their differences to the baseline."""
     values = _values(part)
     for group in SHOWN_GROUPS:
-        users = max(values[group, model.name, metric]["users"] for model in part.models for metric in part.metrics)
+        counts = {
+            metric: max(values[group, model.name, metric]["users"] for model in part.models) for metric in part.metrics
+        }
+        users = max(counts.values())
         if not users:
             continue
         rows = []
@@ -251,10 +288,13 @@ def _group_rows(part: EvaluationPart) -> Iterable[dict[str, Any]]:
                 if part.baseline is not None and model is not part.baseline:
                     row = _row(part, model.name, group, metric)
                     cell["difference"] = f"{points(row['difference'])} {interval(row['low'], row['high'])}".rstrip()
+                    if unchanged(row):
+                        cell["difference"] = "no difference"
                     cell["verdict"] = row["verdict"]
                 cells.append(cell)
             rows.append({"model": model, "baseline": model is part.baseline, "cells": cells})
-        yield {"group": group, "users": users, "rows": rows}
+        fewer = [f"{metric_name(metric)} of {count:,}" for metric, count in counts.items() if count < users]
+        yield {"group": group, "users": users, "fewer": ", ".join(fewer), "rows": rows}
 
 
 def _every(part: EvaluationPart) -> dict[str, Any]:

@@ -13,7 +13,7 @@ class Model:
 
     Attributes:
         name: its name in the tables. ref: its reference in the store.
-        role: what it is, for people: 'frozen cloud model', 'patches on cloud@1'.
+        role: what it is, for people: 'din trained on cloud', 'memory patches on cloud@1'.
         round: distillations in its cloud model's lineage. patched: whether it has patches.
         served_by: one of tables.SERVED_BY → users.
         ece: calibration error; None without rows. coverage: share of the catalogue that is shown; None if sampled.
@@ -37,6 +37,7 @@ class EvaluationPart:
 
     Attributes:
         ref, id, on, dataset, split, seed: which evaluation, of which period. seeds: of the models' trainings; [] for one.
+        log: names of the logs, and the days of the period. head_fraction: share of users that are called head.
         events, users, users_without_auc: how many were scored. candidates: 'all', or how many were sampled.
         negatives: sampled for each event for AUC and calibration; 0 where the log has observed labels.
         models: in the order they were given. baseline: the one that the others are compared with; None if there is
@@ -45,12 +46,16 @@ class EvaluationPart:
         aggregate, comparison, harm, reliability: tables, see tables.py. tail_minus_head: TAIL_MINUS_HEAD rows of `metric`.
         gains: model name → every user's difference in `metric` to the baseline, more is better.
         worst: WORST_USERS rows of `metric`.
+        by_activity: COMPARISON rows of `metric` for the 20 groups by activity.
+        at_chance: model name → 95 % interval of its GAUC, where that is not shown to be above chance.
     """
 
     ref: str
     id: str
     on: str
     dataset: str
+    log: str
+    head_fraction: float
     split: str
     seed: int
     events: int
@@ -69,6 +74,8 @@ class EvaluationPart:
     worst: "pl.DataFrame"
     tail_minus_head: "pl.DataFrame"
     reliability: "pl.DataFrame"
+    by_activity: "pl.DataFrame"
+    at_chance: dict[str, tuple[float, float]] = field(default_factory=dict)
     gains: dict[str, list[float]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
 

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 import polars as pl
 from rich.table import Table
-from rich.text import Text
 
-from dcclctl.report.comparison import POINTS, metric_name, new_table
+from dcclctl.report.comparison import POINTS, add_heading, indented, metric_name, new_table
 from dcclctl.tables import GROUPS
 
 
@@ -19,7 +18,7 @@ def seeds_table(per_seed: pl.DataFrame, names: Mapping[str, str], metrics: list[
     seeds = per_seed["seed"].unique(maintain_order=True).to_list()
     shown = [metric_name(metric) for metric in metrics]
     title = f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}, in points (1/{POINTS})"
-    table = new_table(title, ("group", "model", *shown), right=shown, wrap=("model",))
+    table = new_table(title, "group, model", shown)
     figures = (
         per_seed.group_by("subject", "group", "metric", maintain_order=True)
         .agg(pl.col("value").mean().alias("mean"), pl.col("value").std().alias("deviation"))
@@ -29,10 +28,9 @@ def seeds_table(per_seed: pl.DataFrame, names: Mapping[str, str], metrics: list[
     for group in (*GROUPS, "all"):
         if all(cells[group, subject, metric]["mean"] is None for subject in names for metric in metrics):
             continue
-        table.add_section()
-        for place, (subject, name) in enumerate(names.items()):
-            row = [_figure(cells[group, subject, metric]) for metric in metrics]
-            table.add_row(group if place == 0 else "", Text(name), *row)
+        add_heading(table, group)
+        for subject, name in names.items():
+            table.add_row(indented(name), *(_figure(cells[group, subject, metric]) for metric in metrics))
     return table
 
 

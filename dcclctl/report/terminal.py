@@ -7,15 +7,15 @@ from rich.table import Table
 from rich.text import Text
 
 from dcclctl.metrics.metric import lower_is_better
-from dcclctl.report.comparison import metric_name, new_table
+from dcclctl.report.comparison import add_heading, indented, metric_name, new_table
 from dcclctl.tables import GROUPS
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def heading(metric: str) -> str:
-    """A metric's name for people: 'ndcg@10/1000' → 'NDCG@10', with 'sampled' on a second line."""
-    return metric_name(metric).replace(" sampled", "\nsampled")
+    """A metric's name for people, a word a line: 'ndcg@10/1000' → 'NDCG@10' over 'sampled'."""
+    return metric_name(metric).replace(" ", "\n")
 
 
 def shown_metrics(metrics: list[str]) -> list[str]:
@@ -27,19 +27,20 @@ def shown_metrics(metrics: list[str]) -> list[str]:
 def group_table(aggregate: pl.DataFrame, names: Mapping[str, str]) -> Table:
     """Metrics of head, tail, new and all users, a line for each model; the best value of a column and group is bold.
 
+    The first line of a group has the number of users that each mean is over.
+
     Args:
-        aggregate: AGGREGATE table. names: subject → reference to show.
+        aggregate: AGGREGATE table. names: subject → name to show.
     """
     metrics = shown_metrics(aggregate["metric"].unique(maintain_order=True).to_list())
-    right = ("users", *map(heading, metrics))
-    table = new_table(None, ("group", "users", "model", *right[1:]), right=right, wrap=("model",))
+    table = new_table(None, "group, model", map(heading, metrics))
     values = {(row["group"], row["subject"], row["metric"]): row for row in aggregate.to_dicts()}
     for group in (*GROUPS, "all"):
-        users = max(values[group, subject, metric]["users"] for subject in names for metric in metrics)
-        if not users:
+        users = [max(values[group, subject, metric]["users"] for subject in names) for metric in metrics]
+        if not any(users):
             continue
-        table.add_section()
-        for place, ref in enumerate(names.values()):
+        add_heading(table, f"{group}, users", *(f"{number:,}" for number in users))
+        for place, name in enumerate(names.values()):
             cells = []
             for metric in metrics:
                 column = [values[group, other, metric]["value"] for other in names]
@@ -49,7 +50,7 @@ def group_table(aggregate: pl.DataFrame, names: Mapping[str, str]) -> Table:
                 # equal when rounded as shown is equally good
                 bold = value is not None and best is not None and f"{value:.4f}" == f"{best:.4f}" and len(names) > 1
                 cells.append(Text("–" if value is None else f"{value:.4f}", style="bold" if bold else ""))
-            table.add_row(group if place == 0 else "", f"{users:,}" if place == 0 else "", Text(ref), *cells)
+            table.add_row(indented(name), *cells)
     return table
 
 
@@ -91,10 +92,9 @@ def activity_sparklines(aggregate: pl.DataFrame, names: Mapping[str, str]) -> Ta
     values = {subject: groups.filter(subject=subject)["value"].to_list() for subject in names}
     known = [value for row in values.values() for value in row if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
-    ends = ("lowest", "highest")
-    columns = ("model", f"{metric_name(metric)}, least to most active users", *ends)
-    table = new_table(None, columns, right=ends, wrap=("model",))
-    table.box = None
+    columns = (f"{metric_name(metric)}, least to most active users", "lowest", "highest")
+    table = new_table(None, "model", columns)
+    table.columns[1].justify = "left"
     for subject, row in values.items():
         own = [value for value in row if value is not None]
         shown = [f"{end:.4f}" if own else "–" for end in (min(own, default=0.0), max(own, default=0.0))]

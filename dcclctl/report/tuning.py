@@ -8,7 +8,7 @@ import polars as pl
 from rich.table import Table
 from rich.text import Text
 
-from dcclctl.report.comparison import metric_name, new_table
+from dcclctl.report.comparison import add_heading, metric_name, new_table
 from dcclctl.report.terminal import bars
 
 #: trials of a model that the table shows, the best ones
@@ -22,9 +22,7 @@ def best_table(trials: pl.DataFrame, metric: str, choice: str, refs: Mapping[str
         trials: TRIALS table. metric: e.g. 'all.ndcg@10'. choice: 'model' or 'method'. refs: variant → reference of the best.
     """
     right = ("trials", "pruned", "first", "best")
-    table = new_table(
-        f"{heading(metric)} on valid", (choice, *right, "artifact", "settings"), right, wrap=("settings",)
-    )
+    table = new_table(f"{heading(metric)} on valid", choice, (*right, "artifact"), "settings")
     for (variant,), rows in trials.group_by("variant", maintain_order=True):
         done = rows.filter(state="done")
         best = _best_first(done, metric)[0]
@@ -44,16 +42,13 @@ def best_table(trials: pl.DataFrame, metric: str, choice: str, refs: Mapping[str
 def trials_table(trials: pl.DataFrame, metric: str, choice: str) -> Table:
     """The best trials of every variant, and how many were stopped early or diverged."""
     right = ("trial", heading(metric), "epochs")
-    table = new_table(
-        f"The best {SHOWN} trials of each {choice}", (choice, *right, "settings"), right, wrap=("settings",)
-    )
+    table = new_table(f"The best {SHOWN} trials of each {choice}", choice, right, "settings")
     for (variant,), rows in trials.group_by("variant", maintain_order=True):
-        table.add_section()
-        for place, row in enumerate(_best_first(rows.filter(state="done"), metric)[:SHOWN]):
+        add_heading(table, str(variant))
+        for row in _best_first(rows.filter(state="done"), metric)[:SHOWN]:
             epochs = "–" if row["epochs"] is None else f"{row['epochs']:,}"
-            name = Text(str(variant) if place == 0 else "")
             table.add_row(
-                name, str(row["trial"]), f"{row['value']:.4f}", epochs, Text(settings_in_words(row["settings"]))
+                "", str(row["trial"]), f"{row['value']:.4f}", epochs, Text(settings_in_words(row["settings"]))
             )
     return table
 
@@ -62,10 +57,8 @@ def picture(trials: pl.DataFrame, metric: str, choice: str) -> Table:
     """A bar for each trial, in the order they were made, all variants on one scale; a dot for one that was stopped."""
     values = trials["value"].drop_nulls()
     low, high = float(values.min() or 0.0), float(values.max() or 0.0)  # type: ignore[arg-type]
-    ends = ("lowest", "highest")
-    columns = (choice, f"{heading(metric)}, first to last trial; · stopped early", *ends)
-    table = new_table(None, columns, right=ends, wrap=(choice,))
-    table.box = None
+    shown = f"{heading(metric)}, first to last trial; · stopped early"
+    table = new_table(None, choice, (shown, "lowest", "highest"))
     for (variant,), rows in trials.group_by("variant", maintain_order=True):
         own = rows["value"].drop_nulls().to_list()
         table.add_row(

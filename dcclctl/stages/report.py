@@ -8,10 +8,10 @@ import polars as pl
 
 from dcclctl.artifacts import Evaluation, PatchSet
 from dcclctl.artifacts.evaluation import SEED_ROLE
-from dcclctl.artifacts.names import describe, short_label
+from dcclctl.artifacts.names import describe, log_in_words, short_label
 from dcclctl.devices.serving import ENCODER, split_suffix
 from dcclctl.distillation.method import default_method
-from dcclctl.evaluation.comparison import Comparison, harm_metric, main_metrics
+from dcclctl.evaluation.comparison import Comparison, at_chance, harm_metric, main_metrics
 from dcclctl.evaluation.targets import targets_in_words
 from dcclctl.metrics.metric import lower_is_better
 from dcclctl.models.kind import size_fields
@@ -20,7 +20,10 @@ from dcclctl.report.text import plain
 from dcclctl.stages.settings import COMMANDS, variant_section
 from dcclctl.store.lineage import SUBJECT_ROLE, ancestors, dotted
 from dcclctl.store.store import Artifact
+from dcclctl.tables import GROUP_NAMES, MAIN_GROUPS
 
+#: the 20 groups by activity
+ACTIVITY = GROUP_NAMES[len(MAIN_GROUPS) :]
 #: stage → role of an input → the flag that names it
 _INPUT_FLAGS = {
     "ingest": {"users": "--users", "items": "--items"},
@@ -104,19 +107,20 @@ def _model(name: str, artifact: Artifact, about: dict[str, Any], evaluation: Eva
 
 def _part(evaluation: Evaluation) -> EvaluationPart:
     """Compared with --against, or with the first model if none was named."""
-    facts = evaluation.facts
+    facts, dataset = evaluation.facts, evaluation.artifact.input("dataset")
     scored = {name: artifact for name, (artifact, _) in evaluation.scored().items()}
     models = [_model(name, artifact, facts["subjects"][name], evaluation) for name, artifact in scored.items()]
     aggregate = evaluation.aggregate
     measured = aggregate["metric"].unique(maintain_order=True).to_list()
     metric = harm_metric(measured)
     baseline, control, gains = None, False, {}
-    compared, harm, worst, who = (pl.DataFrame() for _ in range(4))
+    compared, harm, worst, who, by_activity = (pl.DataFrame() for _ in range(5))
     if len(models) > 1:
         baseline = next((model for model in models if model.name == evaluation.against), models[0])
         inputs = scored[baseline.name].inputs
         control = scored[baseline.name].kind == "cloud" and "cloud" in inputs and "patches" not in inputs
         comparison = Comparison.of(evaluation, baseline.name)
+        by_activity = comparison.of_metric(metric).table(ACTIVITY)
         if evaluation.against:
             compared, harm, worst = evaluation.comparison, evaluation.harm, evaluation.worst_users
             who = evaluation.tail_minus_head
@@ -131,7 +135,9 @@ def _part(evaluation: Evaluation) -> EvaluationPart:
         ref=evaluation.ref,
         id=evaluation.id,
         on=facts["on"] + targets_in_words(evaluation.config) + _first_events(evaluation.config),
-        dataset=short_label(evaluation.artifact.input("dataset")),
+        dataset=short_label(dataset),
+        log=log_in_words(dataset, facts["on"]),
+        head_fraction=dataset.config["head_fraction"],
         split=facts["split"],
         seed=evaluation.artifact.seed,
         seeds=evaluation.seeds,
@@ -151,6 +157,8 @@ def _part(evaluation: Evaluation) -> EvaluationPart:
         worst=worst,
         tail_minus_head=who,
         reliability=evaluation.artifact.read_table("reliability.parquet"),
+        by_activity=by_activity,
+        at_chance={name: (low, high) for name, low, high in at_chance(evaluation.per_user, evaluation.artifact.seed)},
         gains=gains,
     )
 

@@ -80,7 +80,7 @@ def evaluate(store: Path, *arguments: object) -> Result:
 def test_a_real_regression_fails_the_gate(store: Path, candidate: str, against: str, rule: str) -> None:
     result = evaluate(store, candidate, "--against", against, "--max-drop", rule)
     assert result.exit_code == 4
-    assert "the gate failed: 1 of 1 drops" in result.stderr
+    assert "gate failed: 1 of 1 rules failed (" in result.stderr
     assert "FAIL" in result.stdout
     # committed before it fails
     ref = re.search(r"All metrics are in (evaluation@\d+)\.", result.stderr)
@@ -144,6 +144,18 @@ def test_an_inconclusive_drop_does_not_fail_but_says_how_many_users_it_takes(sto
     suite = ET.parse(xml).getroot()
     assert int(suite.attrib["skipped"]) >= 2
     assert suite.attrib["failures"] == "0"
+    assert "Gate inconclusive, which does not fail without --strict: " in result.stdout
+    assert "Gate passed" not in result.stdout
+
+    page = tmp_path / "gate.md"
+    outputs = ("--junit", xml, "--markdown", page)
+    strict = evaluate(store, other.ref, "--against=cloud@release", *rules, "--strict", *outputs, "--json")
+    assert strict.exit_code == 4
+    said = json.loads(strict.stdout)
+    assert (said["gate_verdict"], said["strict"]) == ("fail", True)
+    assert said["gate_headline"].startswith("Gate failed, because --strict asks every rule to pass: ")
+    assert page.read_text().startswith(f"## {said['gate_headline']}\n")
+    assert ET.parse(xml).getroot().attrib["name"] == said["gate_headline"]
 
 
 def test_gate_file_junit_markdown_and_json(store: Path, tmp_path: Path) -> None:
@@ -171,7 +183,7 @@ def test_gate_file_junit_markdown_and_json(store: Path, tmp_path: Path) -> None:
         ("patches@2", "tail.ndcg@10 drops by at most 5%")
     ]
     text = page.read_text()
-    assert text.startswith("## Gate failed: 1 of 2 rules\n")
+    assert text.startswith("## Gate failed: 1 of 2 rules failed (tail.ndcg@10)\n")
     assert "| patches@2 | tail NDCG@10 | 5% = " in text
 
 
@@ -199,6 +211,7 @@ def test_hostile_ids_are_inert_where_they_are_shown(store: Path, tmp_path: Path)
     [
         (["--max-drop=tail.ndcg@10=1%"], "Add --against REF"),
         (["--against=cloud@1", "--junit=x.xml"], "--junit writes the rules of a gate"),
+        (["--against=cloud@1", "--strict"], "--strict reads the rules of a gate"),
         (["--against=cloud@1", "--max-drop=tail.ndcg@100=1%"], "Did you mean 'ndcg@10'? Cut-offs are chosen with --k."),
         (["--against=cloud@1", "--max-drop=tale.ndcg@10=1%"], "Did you mean 'tail'?"),
         (["--against=cloud@1", "--max-drop=tail.ndcg@10"], "Write e.g. --max-drop tail.ndcg@10=1%"),

@@ -58,6 +58,10 @@ addEventListener('load', () => {
     })),
     focusable: [...doc.querySelectorAll('[tabindex="0"], a[href], summary')].length,
     scripts: doc.scripts.length,
+    cut: [...doc.querySelectorAll('.scroll')].filter(each => each.scrollWidth > each.clientWidth).length,
+    cued: [...doc.querySelectorAll('.scroll')].every(
+      each => colour(each, 'backgroundImage').split('linear-gradient').length === 5
+        && colour(each, 'backgroundAttachment') === 'local, local, scroll, scroll'),
   });
 });
 </script>
@@ -112,8 +116,8 @@ def test_the_report_in_a_browser(report: str, tmp_path: Path, width: int, dark: 
     assert seen["resources"] == [] and seen["scripts"] == 0
     assert seen["title"].startswith("Did it help") and seen["dark"] is dark
     assert seen["overflow"] <= 0  # only the frames of tables scroll sideways
-    # activity in one of its two widths, two histograms, rounds, reliability, a learning curve
-    assert len(seen["charts"]) == 6
+    # lift and activity in one of two widths, two histograms, rounds, reliability, a learning curve
+    assert len(seen["charts"]) == 7
     for chart in seen["charts"]:
         assert chart["label"] and chart["marks"] >= 2, chart
         assert 150 < chart["width"] <= width
@@ -121,6 +125,8 @@ def test_the_report_in_a_browser(report: str, tmp_path: Path, width: int, dark: 
         assert contrast(chart["text"], seen["background"]) >= 4.5
         assert all(contrast(line, seen["background"]) >= 3 for line in chart["lines"] if "rgba" not in line), chart
     assert seen["focusable"] > 10
+    # what goes on beyond the edge of a small screen is marked by a shadow that ends with the table
+    assert seen["cued"] and (seen["cut"] > 0 or width > 400)
 
 
 def test_the_probe_sees_what_a_bad_page_does(tmp_path: Path) -> None:

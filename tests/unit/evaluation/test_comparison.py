@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from dcclctl.errors import UsageError
-from dcclctl.evaluation.comparison import LEVEL, Comparison, main_metrics
+from dcclctl.evaluation.comparison import LEVEL, Comparison, at_chance, main_metrics
 from dcclctl.metrics.significance import RESAMPLES, users_to_settle
 from dcclctl.tables import COMPARISON, HARM, MAIN_GROUPS, TAIL_MINUS_HEAD, WORST_USERS
 
@@ -241,3 +241,17 @@ def test_a_baseline_that_stands_alone_is_compared_with_itself():
 )
 def test_main_metrics(metrics, shown):
     assert main_metrics(metrics) == shown
+
+
+def test_chance_level_is_told_by_the_interval_of_the_gauc():
+    draw = np.random.default_rng(1).normal(0, 0.1, 300)
+    aucs = {"guesses": 0.5, "knows": 0.6, "errs": 0.4}
+    table = per_user(**{name: {"auc": (level + draw - draw.mean()).tolist()} for name, level in aucs.items()})
+    found = {name: (low, high) for name, low, high in at_chance(table, seed=0)}
+    assert found.keys() == {"guesses", "errs"}
+    assert found["guesses"][0] <= 0.5 <= found["guesses"][1] and found["errs"][1] < 0.5
+    means = table.group_by("subject").agg(pl.col("auc").mean())
+    for name, mean in means.iter_rows():
+        assert name not in found or found[name][0] < mean < found[name][1]
+    # too few users to tell: nothing is said
+    assert at_chance(per_user(guesses={"auc": [0.5] * 15}), seed=0) == []

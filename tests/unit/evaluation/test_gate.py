@@ -117,6 +117,8 @@ def test_the_sampled_column_is_found():
         (" all.gauc = 0.002", Rule("all", "gauc", 0.002, False), "0.002"),
         ("activity-07.mrr=0.5 %", Rule("activity-07", "mrr", 0.005, True), "0.5%"),
         ("new.hr@5=0", Rule("new", "hr@5", 0.0, False), "0"),
+        ("all.recall@10=0", Rule("all", "hr@10", 0.0, False), "0"),
+        ("all.map=0", Rule("all", "mrr", 0.0, False), "0"),
     ],
 )
 def test_rules_of_flags(text, rule, shown):

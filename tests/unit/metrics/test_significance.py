@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dcclctl.metrics import significance
-from dcclctl.metrics.significance import MIN_USERS, bootstrap_means, compare, contrast, holm, users_to_settle
+from dcclctl.metrics.significance import (
+    MIN_UNCHANGED,
+    MIN_USERS,
+    bootstrap_means,
+    compare,
+    contrast,
+    holm,
+    users_to_settle,
+    with_two_more_users,
+)
 
 
 def differences(**metrics):
@@ -49,8 +58,13 @@ def test_resamples_agree_with_a_plain_loop_for_any_block_size(monkeypatch, block
 def test_interval_agrees_with_scipy():
     gains = np.random.default_rng(1).exponential(size=400) - 0.9
     row = compare(differences(ndcg=gains), groups=("all",), resamples=10_000).row(0, named=True)
+    largest = np.abs(gains).max()
     reference = stats.bootstrap(
-        (gains,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
+        (np.append(gains, [largest, -largest]),),
+        np.mean,
+        n_resamples=10_000,
+        method="percentile",
+        rng=np.random.default_rng(2),
     )
     # Two independent sets of draws: their bounds differ by about a hundredth of the standard error.
     error = gains.std(ddof=1) / math.sqrt(400)
@@ -96,9 +110,10 @@ def test_contrast_agrees_with_welch():
     head = np.arange(1000) % 5 == 0
     gains[~head] += 0.2
     row = contrast(differences(ndcg=gains), resamples=10_000).row(0, named=True)
-    reference = stats.ttest_ind(gains[~head], gains[head], equal_var=False)
+    tails, heads = (np.append(own, np.abs(own).max() * np.array([1, -1])) for own in (gains[~head], gains[head]))
+    reference = stats.ttest_ind(tails, heads, equal_var=False)
     bounds = reference.confidence_interval(0.95)
-    error = float(reference.statistic) ** -1 * row["difference"]
+    error = float((tails.mean() - heads.mean()) / reference.statistic)
     assert row["users"] == 1000
     assert row["difference"] == pytest.approx(gains[~head].mean() - gains[head].mean(), abs=1e-12)
     assert (row["low"], row["high"]) == pytest.approx((bounds.low, bounds.high), abs=0.1 * error)
@@ -111,7 +126,7 @@ def test_groups_that_gain_alike_differ_rarely():
     for number in range(400):
         rng = np.random.default_rng([13, number])
         gains = 0.1 + rng.normal(size=300) * np.where(np.arange(300) % 5 == 0, 0.5, 2.0)
-        row = contrast(differences(ndcg=gains), seed=number, resamples=1000).row(0, named=True)
+        row = contrast(differences(ndcg=gains), seed=number, resamples=500).row(0, named=True)
         holds += row["low"] <= 0 <= row["high"]
     assert 0.93 <= holds / 400 <= 0.97
 
@@ -143,8 +158,76 @@ def test_too_few_users_give_no_interval():
 
 
 def test_no_difference_at_all_is_not_significant():
-    row = compare(differences(ndcg=[0.0] * 50), groups=("all",)).row(0, named=True)
+    row = compare(differences(ndcg=[0.0] * MIN_UNCHANGED), groups=("all",)).row(0, named=True)
     assert (row["low"], row["high"], row["p_value"], row["users_to_settle"]) == (0.0, 0.0, 1.0, None)
+    few = compare(differences(ndcg=[0.0] * (MIN_UNCHANGED - 1)), groups=("all",)).row(0, named=True)
+    assert (few["difference"], few["low"], few["p_value"]) == (0.0, None, None)
+
+
+def skewed_populations() -> dict[str, np.ndarray]:
+    """Differences of a million users each, like those in the table of docs/metrics.md."""
+    rng = np.random.default_rng(20)
+    users = 1_000_000
+
+    def hits(up: float, down: float) -> np.ndarray:
+        drawn = rng.random(users)
+        return np.where(drawn < up, 1.0, np.where(drawn < up + down, -1.0, 0.0))
+
+    events, chance = 1 + rng.poisson(2, users), rng.beta(0.3, 4, users)
+    new, old = (rng.binomial(events, np.minimum(1, chance * lift)) / events for lift in (1.6, 1))
+    rank = np.floor(np.exp(rng.normal(3, 1.8, users))) + 1
+    next_rank = np.floor(rank * np.exp(rng.normal(-0.15, 0.6, users))) + 1
+    return {
+        "4 % gain a hit, 1 % lose one": hits(0.04, 0.01),
+        "10 % gain a hit, 2 % lose one": hits(0.10, 0.02),
+        "2 % gain a hit, 2 % lose one": hits(0.02, 0.02),
+        "5 % gain a hit, nobody loses one": hits(0.05, 0),
+        "hit ratio of few events": new - old,
+        "1 / rank": 1 / next_rank - 1 / rank,
+        "log loss, log-normal": rng.lognormal(-1.02, 1, users) - rng.lognormal(-1, 1, users),
+    }
+
+
+def coverage(population: np.ndarray, users: int, samples: int) -> tuple[float, float]:
+    """Share of samples whose 95 % interval holds the truth: of the plain bootstrap, and of `compare` where it has one."""
+    drawn = np.random.default_rng(users).integers(len(population), size=(users, samples))
+    values = population[drawn]
+    plain = bootstrap_means(values, everyone(users), seed=1, resamples=500)
+    means = with_two_more_users(plain, values, everyone(users), seed=1)[:, 0]
+    given = ~np.isnan(means).all(0)
+    found = []
+    for own in (plain[:, 0], means[:, given]):
+        low, high = np.quantile(own, [0.025, 0.975], axis=0)
+        found.append(float(((low <= population.mean()) & (population.mean() <= high)).mean()))
+    return found[0], found[1]
+
+
+def test_intervals_cover_the_truth_from_the_smallest_group_on():
+    """At least 93 % of the 95 % intervals hold the truth, also where few users differ; a plain bootstrap does not do that."""
+    found = {
+        (name, users): coverage(population, users, samples=500)
+        for name, population in skewed_populations().items()
+        for users in (MIN_USERS, 50, 100)
+    }
+    assert {key: ours for key, (_, ours) in found.items() if ours < 0.93} == {}
+    assert min(plain for (_, users), (plain, _) in found.items() if users == MIN_USERS) < 0.5
+    assert min(plain for (_, users), (plain, _) in found.items() if users == 100) < 0.9
+
+
+def test_two_more_users_known_answer():
+    """Each group is widened by its own largest difference; one without any change is left alone from 100 users on."""
+    values = np.zeros((150, 1))
+    values[:2, 0] = 0.5, -1.0
+    masks = np.stack([np.arange(150) < 1, np.arange(150) < 40, np.arange(150) >= 40, np.arange(150) >= 60])
+    means = np.zeros((20_000, 4, 1))
+    wider = with_two_more_users(means, values, masks, seed=0)[:, :, 0]
+    # mean 0 of n users and ±d, each drawn about once: variance 2 d² / (n + 2)²
+    assert wider[:, 1].std() == pytest.approx(math.sqrt(2) * 1.0 / 42, rel=0.03)
+    assert wider[:, 0].std() < 0.5
+    assert (wider[:, 2] == 0).all()
+    assert np.isnan(wider[:, 3]).all()
+    # the two users of one group are drawn apart from those of another
+    assert abs(np.corrcoef(wider[:, 0], wider[:, 1])[0, 1]) < 0.05
 
 
 def test_same_seed_same_table_whatever_the_order_of_rows():

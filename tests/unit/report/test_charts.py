@@ -17,6 +17,8 @@ def drawings() -> dict[str, str]:
     return {
         "activity, wide": charts.activity(evaluation, "a", narrow=False),
         "activity, narrow": charts.activity(evaluation, "b", narrow=True),
+        "lift, wide": charts.lift(evaluation, "g", narrow=False),
+        "lift, narrow": charts.lift(evaluation, "h", narrow=True),
         "gains": charts.gains(evaluation, MODELS[1], "c"),
         "learning": charts.learning(page().fits[0], "d"),
         "rounds": charts.rounds(evaluation, "e"),
@@ -69,6 +71,20 @@ def test_the_activity_picture_is_told_in_words(drawn: dict[str, str]) -> None:
     values = dict(table.select("group", "value").iter_rows())
     said = f"patches@1 · patches on cloud@1: {values['activity-00']:.4f} in group 1, {values['activity-19']:.4f} in group 20"
     assert said in drawn["activity, wide"] and said in drawn["activity, narrow"]
+
+
+def test_the_lift_has_a_line_and_intervals_for_every_other_model(drawn: dict[str, str]) -> None:
+    for which in ("lift, wide", "lift, narrow"):
+        lines = re.findall(r'<path [^>]*d="(M[^"]*L[^"]*)"[^>]*stroke="var', drawn[which])
+        assert [path.count("L") for path in lines] == [19, 19]
+        # ten users a group are too few for an interval
+        assert not re.findall(r'<line [^>]*stroke="var', drawn[which])
+    assert charts.lift(part(models=1), "x", narrow=False) == ""
+    table = part().by_activity.with_columns(low=pl.col("difference") - 0.02, high=pl.col("difference") + 0.02)
+    barred = charts.lift(replace(part(), by_activity=table), "x", narrow=False)
+    assert len(re.findall(r'<line [^>]*stroke="var', barred)) == 40
+    real = table.filter((pl.col("subject") == BETTER) & (pl.col("low") > 0)).height
+    assert f"patches@1 · patches on cloud@1: the interval is above zero in {real} of 20 groups" in barred
 
 
 def test_a_group_without_users_is_left_out() -> None:
@@ -133,7 +149,7 @@ def test_the_control_is_not_a_round() -> None:
 def test_bins_with_few_rows_are_not_drawn(drawn: dict[str, str]) -> None:
     lines = re.findall(r'<path [^>]*d="(M[^"]*L[^"]*)"[^>]*stroke="var', drawn["calibration"])
     assert [path.count("L") for path in lines] == [2, 2, 2]  # three of four bins
-    assert "cloud@1 · frozen cloud model: calibration error 0.1250" in drawn["calibration"]
+    assert "cloud@1 · din trained on cloud: calibration error 0.1250" in drawn["calibration"]
 
 
 def test_the_legend_tells_models_apart_by_more_than_colour() -> None:

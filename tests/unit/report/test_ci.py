@@ -6,7 +6,8 @@ from xml.etree import ElementTree as ET
 import polars as pl
 import pytest
 
-from dcclctl.report.ci import escape, junit, markdown
+from dcclctl.evaluation.gate import NO_VERDICTS, GateResult
+from dcclctl.report.ci import Summary, escape, junit, markdown
 from dcclctl.report.comparison import gate_words, metric_name, tail_minus_head_line, words
 
 HOSTILE = "<script>alert(1)</script> [/red] | `x` @here ![i](//evil.example/#1) \x1b[31m\u202e &amp; *b* _u_ ~s~ $m$"
@@ -37,11 +38,15 @@ def compared(**changes: object) -> dict[str, object]:
     return row | {"users_to_settle": 1234} | changes
 
 
+def summary(rules: pl.DataFrame, user_id: str = "u1", strict: bool = False, names: dict = NAMES) -> Summary:
+    return Summary(*tables(user_id), GateResult(rules, strict), names, AGAINST, "test, 5 events")
+
+
 def test_junit_of_each_verdict():
     table = pl.concat(
         [gate(), gate(verdict="pass", drop=-0.01), gate(verdict="inconclusive", users_to_settle=9000, low=-0.001)]
     )
-    root = ET.fromstring(junit(table, NAMES, AGAINST).encode())
+    root = ET.fromstring(junit(summary(table)).encode())
     assert {name: root.attrib[name] for name in ("tests", "failures", "skipped", "errors")} == {
         "tests": "3",
         "failures": "1",
@@ -58,13 +63,13 @@ def test_junit_of_each_verdict():
 
 def test_junit_holds_names_that_are_no_xml():
     names = NAMES | {"patches@bbbbbbbb": "a<b>&\"'\x00\x1b"}
-    case = next(ET.fromstring(junit(gate(), names, AGAINST).encode()).iter("testcase"))
+    case = next(ET.fromstring(junit(summary(gate(), names=names)).encode()).iter("testcase"))
     assert case.attrib["classname"] == "a<b>&\"'\\x00\\x1b"
 
 
 def test_a_group_without_users():
     nobody = gate(verdict="inconclusive", users=0, drop=None, low=None, high=None, allowed=None, baseline=None)
-    assert "the group has no users with a value" in junit(nobody, NAMES, AGAINST)
+    assert "the group has no users with a value" in junit(summary(nobody))
     assert gate_words(nobody.row(0, named=True)) == "inconclusive: no such users"
 
 
@@ -88,19 +93,46 @@ def tables(user_id: str) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     )
 
 
+RULE = "tail.ndcg@10/1000"
+
+
 @pytest.mark.parametrize(
-    ("verdicts", "heading"),
+    ("verdicts", "strict", "result", "heading"),
     [
-        ([], "## Comparison"),
-        (["pass"], "## Gate passed"),
-        (["pass", "inconclusive"], "## Gate passed, 1 of 2 rules inconclusive"),
-        (["pass", "fail", "fail"], "## Gate failed: 2 of 3 rules"),
+        ([], False, "", ""),
+        (["pass"], False, "pass", "Gate passed: 1 of 1 rules"),
+        (["pass"], True, "pass", "Gate passed: 1 of 1 rules"),
+        (
+            ["pass", "inconclusive"],
+            False,
+            "inconclusive",
+            f"Gate inconclusive, which does not fail without --strict: 1 of 2 rules inconclusive ({RULE})",
+        ),
+        (
+            ["pass", "inconclusive"],
+            True,
+            "fail",
+            f"Gate failed, because --strict asks every rule to pass: 1 of 2 rules inconclusive ({RULE})",
+        ),
+        (
+            ["inconclusive", "fail", "fail"],
+            False,
+            "fail",
+            f"Gate failed: 2 of 3 rules failed ({RULE}, {RULE}); 1 of 3 rules inconclusive ({RULE})",
+        ),
     ],
 )
-def test_markdown_starts_with_the_verdict(verdicts, heading):
-    rules = pl.concat([gate(verdict=verdict) for verdict in verdicts] or [gate().clear()])
-    page = markdown(*tables("u1"), rules, NAMES, AGAINST, ["ndcg@10"], "ndcg@10", "test, 5 events")
-    assert page.splitlines()[0] == heading
+def test_every_output_starts_with_the_same_verdict(verdicts, strict, result, heading):
+    rules = pl.concat([gate(verdict=verdict) for verdict in verdicts] or [NO_VERDICTS])
+    given = summary(rules, strict=strict)
+    assert (given.gate.verdict, given.gate.headline) == (result, heading)
+    page = markdown(given)
+    assert page.splitlines()[0] == f"## {heading or 'Comparison'}"
+    root = ET.fromstring(junit(given).encode())
+    assert root.attrib["name"] == heading
+    assert (root.attrib["failures"] != "0") == (result == "fail")
+    assert len(list(root.iter("failure"))) == int(root.attrib["failures"])
+    assert len(list(root.iter("skipped"))) == int(root.attrib["skipped"])
     assert ("### Gate: drop against cloud@1" in page) == bool(verdicts)
     assert "| patches@1 | tail | 100 | NDCG@10 | +1.00 | [-1.00, +3.00] | inconclusive: 1,234 users" in page
     assert "| patches@1 | tail | 100 | 30.0% | 20.0% | 50.0% |" in page
@@ -108,8 +140,7 @@ def test_markdown_starts_with_the_verdict(verdicts, heading):
 
 
 def test_a_hostile_id_adds_no_markup_to_the_page():
-    page = markdown(*tables(HOSTILE), gate(), NAMES, AGAINST, ["ndcg@10"], "ndcg@10", "test")
-    tame = markdown(*tables("u1"), gate(), NAMES, AGAINST, ["ndcg@10"], "ndcg@10", "test")
+    page, tame = markdown(summary(gate(), HOSTILE)), markdown(summary(gate()))
     assert [line.count("|") for line in page.splitlines()] == [line.count("|") for line in tame.splitlines()]
     assert "<" not in page
 

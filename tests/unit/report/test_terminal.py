@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dcclctl.report.comparison import comparison_table, gate_table, harm_table
 from dcclctl.report.terminal import activity_sparklines, group_table, heading
 
 
@@ -36,7 +37,7 @@ NAMES = {"a": "cloud@1", "b": "patches@1", "c": "cloud@2"}
 
 
 def cells(table: Table) -> list[list[str]]:
-    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    columns = [[str(getattr(cell, "renderable", cell)) for cell in column.cells] for column in table.columns]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -52,23 +53,74 @@ def bold(table: Table) -> set[tuple[int, int]]:
 def test_rows() -> None:
     table = group_table(aggregate(VALUES), NAMES)
     assert cells(table) == [
-        ["head", "2", "cloud@1", "0.3000", "0.5000"],
-        ["", "", "patches@1", "0.3000", "0.4000"],
-        ["", "", "cloud@2", "0.2000", "0.6000"],
-        ["tail", "1,200", "cloud@1", "0.1000", "0.1000"],
-        ["", "", "patches@1", "0.2000", "0.2000"],
-        ["", "", "cloud@2", "–", "0.3000"],
-        ["all", "1,202", "cloud@1", "0.5000", "0.5000"],
-        ["", "", "patches@1", "0.5000", "0.5000"],
-        ["", "", "cloud@2", "0.5000", "0.5000"],
+        ["head, users", "2", "2"],
+        ["cloud@1", "0.3000", "0.5000"],
+        ["patches@1", "0.3000", "0.4000"],
+        ["cloud@2", "0.2000", "0.6000"],
+        ["", "", ""],
+        ["tail, users", "1,200", "1,200"],
+        ["cloud@1", "0.1000", "0.1000"],
+        ["patches@1", "0.2000", "0.2000"],
+        ["cloud@2", "–", "0.3000"],
+        ["", "", ""],
+        ["all, users", "1,202", "1,202"],
+        ["cloud@1", "0.5000", "0.5000"],
+        ["patches@1", "0.5000", "0.5000"],
+        ["cloud@2", "0.5000", "0.5000"],
     ]
+
+
+def test_each_mean_stands_below_the_number_of_its_users() -> None:
+    fewer = VALUES | {(subject, "all", "ndcg@10"): (0.5, 990) for subject in "abc"}
+    assert ["all, users", "990", "1,202"] in cells(group_table(aggregate(fewer), NAMES))
+
+
+@pytest.mark.parametrize("name", ["cloud@1", "memory patches on fresh-of-tuesday (patches@12+shuffled)"])
+def test_tables_fit_into_80_columns_with_long_names(name: str) -> None:
+    metrics = ["hr@5", "hr@10", "hr@20", "ndcg@10/1000", "mrr", "gauc", "log_loss"]
+    values = {(s, g, m): (0.12345, 123456) for s in "ab" for g in ("head", "tail", "new", "all") for m in metrics}
+    names = {"a": name, "b": "a-name-of-thirty-one-characters (cloud@7)"}
+    row = {"subject": "a", "users": 123456, "verdict": "inconclusive", "users_to_settle": 1234567}
+    row |= {"difference": -0.12345, "low": -0.2, "high": 0.2, "better": 0.5, "worse": 0.4, "unchanged": 0.1}
+    row |= {"harm_10": -0.9, "harm_50": -0.5, "drop": 0.1, "max_drop": "12.5%", "allowed": 0.02, "baseline": 0.4}
+    whole = pl.DataFrame([row | {"group": g, "metric": m} for g in ("tail", "all") for m in metrics])
+    shown = [
+        group_table(aggregate(values), names),
+        comparison_table(whole, names, "b", metrics),
+        harm_table(whole, whole, names, "b", "mrr"),
+        gate_table(whole, names, "b"),
+    ]
+    for table in shown:
+        console = Console(width=80, record=True, file=io.StringIO())
+        console.print(table)
+        text = console.export_text()
+        assert "…" not in text and max(map(len, text.splitlines())) <= 80
+        figures = [column for column in table.columns if column.justify == "right"]
+        assert figures
+        for column in figures:
+            for cell in (column.header, *column.cells):
+                for line in str(cell).split("\n"):
+                    assert line in text
+
+
+def test_models_without_any_difference_are_one_line() -> None:
+    row = {"users": 150, "verdict": "inconclusive", "users_to_settle": None, "difference": 0.0, "low": 0.0, "high": 0.0}
+    rows = [row | {"subject": "b", "group": g, "metric": m} for g in ("tail", "all") for m in ("mrr", "gauc")]
+    few = {"low": None, "high": None, "users": 30}
+    rows += [row | few | {"subject": "b", "group": "head", "metric": m} for m in ("mrr", "gauc")]
+    moved = row | {"subject": "c", "group": "all", "metric": "mrr", "difference": 0.1, "low": 0.05, "high": 0.2}
+    rows += [moved | {"verdict": "better"}, moved | {"metric": "gauc", "difference": 0.0, "low": 0.0, "high": 0.0}]
+    shown = cells(comparison_table(pl.DataFrame(rows, infer_schema_length=None), NAMES, "a", ["mrr", "gauc"]))
+    assert [line[0] for line in shown] == ["all", "cloud@2", "MRR", "GAUC", "", "patches@1"]
+    assert shown[-1][-1] == "no difference at all, for any user"
+    assert [line[-1] for line in shown[2:4]] == ["better", "inconclusive: no difference at all"]
 
 
 def test_the_best_is_bold_and_what_looks_equal_is_equal() -> None:
     table = group_table(aggregate(VALUES), NAMES)
-    head_and_tail = {(row, column) for row, column in bold(table) if row < 6}
-    # columns 3 and 4: ndcg, where more is better, and log loss, where less is
-    assert head_and_tail == {(0, 3), (1, 3), (1, 4), (4, 3), (3, 4)}
+    head_and_tail = {(row, column) for row, column in bold(table) if row < 9}
+    # columns 1 and 2: ndcg, where more is better, and log loss, where less is
+    assert head_and_tail == {(1, 1), (2, 1), (2, 2), (7, 1), (6, 2)}
 
 
 def test_nothing_is_bold_with_one_model() -> None:
@@ -84,7 +136,7 @@ def test_nothing_is_bold_with_one_model() -> None:
         ("mrr", "MRR"),
         ("mrr/100", "MRR\nsampled"),
         ("gauc", "GAUC"),
-        ("log_loss", "log loss"),
+        ("log_loss", "log\nloss"),
     ],
 )
 def test_headings(metric: str, shown: str) -> None:

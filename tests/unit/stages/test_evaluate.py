@@ -378,7 +378,7 @@ def test_new_users_and_unseen_items_are_scored(world: World) -> None:
     row = aggregate.filter((pl.col("group") == "new") & (pl.col("metric") == "mrr"))
     assert row["users"].to_list() == [5, 5, 5]
     shown = dcclctl("evaluate", *EVALUATE, store=world.root).stdout
-    assert "new" in [line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│")]
+    assert [line for line in shown.splitlines() if line.startswith("new, users")]
     # items that nobody had before the test period are scored like all others, and ranked
     events = world.dataset().artifact.read_table("events.parquet")
     before = set(events.filter(pl.col("period") < 3)["item_index"])
@@ -510,3 +510,25 @@ def test_distilled_twice_serves_by_the_newer_encoder(shop: Path) -> None:
     made = done("distill", *DISTILL, store=shop)
     assert made["round"] == 2
     assert done("evaluate", f"{made['ref']}+encoder", *EVALUATE, store=shop)["users"] == 47
+
+
+def test_users_of_a_mean(tmp_path: Path) -> None:
+    """Users without a positive event are in no HR, NDCG or MRR: the table counts them for log loss only, and a line says so."""
+    store, log = tmp_path / "store", tmp_path / "log.csv"
+    draw = np.random.default_rng(0)
+    rows = [
+        f"{user},{draw.integers(40)},{1 + 4 * (user % 3 > 0)},{1_600_000_000 + at * 90}"
+        for at in range(60)
+        for user in range(12)
+    ]
+    log.write_text("\n".join(["user_id,item_id,rating,timestamp", *rows]) + "\n")
+    done("ingest", log, "--label", "rating>=5", "--repeats=keep", store=store)
+    done("train", "--model=popularity", "--threads=1", store=store)
+    told = done("evaluate", "cloud@1", "--threads=1", store=store)
+    users = {row["metric"]: row["users"] for row in told["metrics"] if row["group"] == "all"}
+    assert (users["hr@10"], users["log_loss"], users["gauc"]) == (8, 12, 0)
+    shown = dcclctl("evaluate", "cloud@1", "--threads=1", store=store).stdout
+    [line] = [line for line in shown.splitlines() if line.startswith("all, users")]
+    assert line.split()[2:] == ["8"] * 5 + ["0", "12"]
+    assert "4 users have no positive event that can be ranked, therefore no HR, NDCG and MRR" in shown
+    assert "test of dataset@1 (log.csv, 2020-09-13 to 2020-09-13): " in shown
