@@ -98,7 +98,7 @@ def test_what_was_scored_is_said_and_proven(again: Path, tmp_path: Path) -> None
     assert "only of items that are new to the user" in (tmp_path / "summary.md").read_text()
     done("report", "evaluation@latest", "-o", tmp_path / "page.html", store=again)
     text = (tmp_path / "page.html").read_text()
-    assert "the test period, only of items that are new to the user" in text and "--targets explore" in text
+    assert "The test period, only of items that are new to the user" in text and "--targets explore" in text
     store = Store(again)
     made = store.latest("evaluation")
     findings = audit(made)
