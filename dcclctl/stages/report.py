@@ -19,19 +19,12 @@ from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
 from dcclctl.report.text import plain
 from dcclctl.stages.settings import COMMANDS, variant_section
 from dcclctl.store.lineage import SUBJECT_ROLE, ancestors, dotted
+from dcclctl.store.manifest import INPUT_FLAGS
 from dcclctl.store.store import Artifact
 from dcclctl.tables import GROUP_NAMES, MAIN_GROUPS
 
 #: the 20 groups by activity
 ACTIVITY = GROUP_NAMES[len(MAIN_GROUPS) :]
-#: stage → role of an input → the flag that names it
-_INPUT_FLAGS = {
-    "ingest": {"users": "--users", "items": "--items"},
-    "train": {"dataset": "--dataset"},
-    "memory": {"dataset": "--dataset"},
-    "patch": {"cloud": "--cloud", "memory": "--memory"},
-    "distill": {"patches": "--patches", "cloud": "--cloud"},
-}
 
 
 def load_page(evaluations: list[Evaluation]) -> Page:
@@ -95,7 +88,7 @@ def _model(name: str, artifact: Artifact, about: dict[str, Any], evaluation: Eva
     return Model(
         name=name,
         ref=called,
-        role=role if called == ref else f"{ref}: {role}",
+        role=role if artifact.ref in called else f"{ref}: {role}",
         round=_round(cloud),
         patched=patches or suffix == ENCODER,
         served_by=about["served_by"],
@@ -201,7 +194,7 @@ def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
         artifact: what to make. made: id → artifact of its inputs.
     """
     stage, config, inputs = str(artifact.manifest["stage"]), artifact.config, artifact.inputs
-    flags, left_out = _INPUT_FLAGS.get(stage, {}), set[str]()
+    flags, left_out = INPUT_FLAGS.get(stage, {}), set[str]()
 
     def variable(id: str, suffix: str = "") -> str:
         end = f"+{suffix}" if suffix else ""

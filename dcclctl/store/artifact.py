@@ -210,5 +210,8 @@ def remake(manifest: dict[str, Any]) -> str:
     if stage == "evaluate":
         words = [f"{given['kind']}@{given['id'][:12]}" for role, given in inputs.items() if role.startswith("subject-")]
     if stage == "ingest":
-        words = [shlex.quote(role.removeprefix("log:")) for role in inputs if role.startswith("log:")]
+        # roles are 'log:events.csv', 'items:names.csv'
+        files = [role.partition(":")[::2] for role in inputs]
+        words = [shlex.quote(name) for kind, name in files if kind == "log"]
+        words += [f"{flags[kind]} {shlex.quote(name)}" for kind, name in files if kind in flags]
     return " ".join(["dcclctl", stage, *words])

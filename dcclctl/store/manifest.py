@@ -30,6 +30,7 @@ KINDS: Final = {
 }
 #: stage → role of an input → the flag that names it; what is not here is found from the others.
 INPUT_FLAGS: Final = {
+    "ingest": {"users": "--users", "items": "--items"},
     "train": {"dataset": "--dataset", "cloud": "--continue"},
     "memory": {"dataset": "--dataset"},
     "patch": {"cloud": "--cloud", "memory": "--memory"},

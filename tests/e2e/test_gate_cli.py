@@ -258,7 +258,7 @@ def test_who_gains_more_is_said(store: Path) -> None:
         means = by_group["tail", row["metric"]], by_group["head", row["metric"]]
         assert row["difference"] == pytest.approx(means[0] - means[1], abs=1e-12)
     shown = evaluate(store, "patches@1", "cloud@1", "--against=cloud@1").stdout
-    assert "patches@1, gain of tail users minus gain of head users: " in shown
+    assert "(patches@1), gain of tail users minus gain of head users: " in shown
 
 
 def test_who_gains_more_is_kept(store: Path) -> None:

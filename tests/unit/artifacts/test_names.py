@@ -61,7 +61,7 @@ def test_what_cannot_be_a_name_is_said_before_the_work_starts(shop: Path, name: 
 def test_labels(shop: Path) -> None:
     store = Store(shop)
     cloud = store.resolve("cloud@1")
-    assert (label(cloud), short_label(cloud, "encoder")) == ("cloud@1", "cloud@1+encoder")
+    assert (label(cloud), short_label(cloud, "encoder")) == ("din (cloud@1)", "din+encoder (cloud@1)")
     store.tag(cloud, "control")
     assert label(cloud) == "control (cloud@1)" and short_label(cloud) == "control"
     assert label(cloud, "encoder") == "control+encoder (cloud@1)" and short_label(cloud, "mean") == "control+mean"
@@ -79,7 +79,7 @@ def test_what_an_artifact_is_in_words(shop: Path) -> None:
         "cloud@1": "din trained on cloud",
         "patches@1": "metapatch patches on control",
     }
-    assert describe(store.resolve("cloud@2")) == "distilled from patches@1 (momodistill), round 1"
+    assert describe(store.resolve("cloud@2")) == "din distilled from metapatch on control (momodistill), round 1"
     assert describe(store.resolve("evaluation@1")) == "3 models on test"
     assert describe(store.resolve(further["ref"])) == "control trained further on device"
     assert describe(store.resolve(memory["ref"])) == f"memories of {memory['users']} users up to device"
@@ -95,7 +95,12 @@ def test_an_evaluation_knows_its_models_by_all_their_names(shop: Path) -> None:
     names = [subject.name for subject in subjects]
     assert made.against == names[0] == f"cloud@{store.resolve('cloud@1').id[:8]}"
     assert made.subjects == dict(zip(names, ["cloud@1", "patches@1", "patches@1+mean", "cloud@2+encoder"], strict=True))
-    assert list(made.labels.values()) == ["control (cloud@1)", "patches@1", "patches@1+mean", "cloud@2+encoder"]
+    assert list(made.labels.values()) == [
+        "control (cloud@1)",
+        "metapatch on control (patches@1)",
+        "metapatch on control+mean (patches@1)",
+        "din round 1+encoder (cloud@2)",
+    ]
     # the artifact itself holds no name that another store does not know
     assert made.per_user["subject"].unique(maintain_order=True).to_list() == names
     store.tag(store.resolve("patches@1"), "devices")
