@@ -19,11 +19,12 @@ from side_by_side import Ratio, in_turn, show
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from references import dense_neighbours  # noqa: E402 (after the path)
+from references import dense_neighbours
 
-from dcclctl.devices.memory import statistics  # noqa: E402
-from dcclctl.devices.memory.statistics import StatisticsSettings  # noqa: E402
-from dcclctl.events.log import EventColumns, EventLog  # noqa: E402
+from dcclctl.devices.memory import statistics
+from dcclctl.devices.memory.features import FeatureTables, features_of
+from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
+from dcclctl.events.log import DEVICE, TEST, Block, EventColumns, EventLog
 
 N_CATEGORIES = 50
 
@@ -67,7 +68,37 @@ def neighbours(times: int) -> list[Ratio]:
     return found
 
 
-KERNELS = {"neighbours": neighbours}
+def memory_features(times: int) -> list[Ratio]:
+    """Features from memories of 200 items: of all 20,000 items, and of 1,000 candidates; 64 events."""
+    log = drawn_log(3_000, 20_000, 50)
+    settings = StatisticsSettings(200, 100, 10.0, 10)
+    known = count_statistics(log, log.up_to(Block(DEVICE)), settings, 0)
+    tables = FeatureTables(known, log.item_categories)
+    draw = np.random.default_rng(0)
+    events = draw.choice(log.events_in(TEST), 64, replace=False)
+    found = []
+    for n_candidates, target in ((log.n_items, 50), (1_000, 5)):
+        sampled = torch.from_numpy(draw.integers(0, log.n_items, (len(events), n_candidates)))
+        everything = n_candidates == log.n_items
+        asked = torch.arange(log.n_items).expand(len(events), -1) if everything else sampled
+
+        def plain() -> torch.Tensor:
+            parts = []
+            for at in range(0, len(events), 8):
+                held, mask = log.histories(events[at : at + 8], settings.size)
+                parts.append(features_of(held, mask.float(), asked[at : at + 8], log.item_categories, known))  # noqa: B023
+            return torch.cat(parts)
+
+        def fast() -> torch.Tensor:
+            return tables.of_events(log, events, None if everything else asked, settings.size)  # noqa: B023
+
+        assert plain().equal(fast())
+        what = "all 20,000 items" if everything else f"{n_candidates:,} candidates"
+        found.append(ratio(f"memory features of {what}", plain, fast, times, target))
+    return found
+
+
+KERNELS = {"neighbours": neighbours, "memory-features": memory_features}
 
 
 def main() -> None:

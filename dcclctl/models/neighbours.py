@@ -98,9 +98,10 @@ def largest_of_rows(
     """
     lengths, n_rows = np.diff(start), len(start) - 1
     kept = values > 0
-    for row in np.flatnonzero(lengths > count).tolist():
-        own = values[start[row] : start[row + 1]]
-        kept[start[row] : start[row + 1]] &= own >= np.partition(own, len(own) - count)[len(own) - count]
+    for long in np.flatnonzero(lengths > count).tolist():
+        mine = slice(start[long], start[long + 1])
+        own = values[mine]
+        kept[mine] &= own >= np.partition(own, len(own) - count)[len(own) - count]
     rows = np.repeat(np.arange(n_rows), lengths)[kept]
     # a stable sort by value of what is sorted by column: equal values stay in the order of their columns
     order = np.argsort(rows * (int(columns.max(initial=0)) + 1) + columns[kept])

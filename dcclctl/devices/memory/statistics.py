@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, Statistics, features_of_events
+from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, FeatureTables, Statistics
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, hashes
 from dcclctl.models.neighbours import largest_of_rows, sparse_co_occurrences
@@ -126,8 +126,9 @@ def _reference(log: EventLog, statistics: Statistics, rows: Ints, size: int, see
     newest = rows[np.lexsort((log.share[rows], log.period[rows]))[-max(len(rows) // 4, 1) :]]
     chosen = newest[np.argsort(hashes(seed, "memory/reference", newest), kind="stable")[:_REFERENCES]]
     total, squares = (torch.zeros(statistics.mean.shape, dtype=torch.float64) for _ in range(2))
+    tables = FeatureTables(statistics, log.item_categories)
     for at in range(0, len(chosen), 8):
-        found = features_of_events(log, chosen[at : at + 8], None, statistics, size).double()
+        found = tables.of_events(log, chosen[at : at + 8], None, size).double()
         total += found.sum(0)
         squares += found.square().sum(0)
     mean = total / len(chosen)

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from references import dense_neighbours
 from small_worlds import random_log
 
 from dcclctl.devices.memory import statistics
 from dcclctl.devices.memory.statistics import StatisticsSettings
 from dcclctl.models import neighbours
 from dcclctl.models.neighbours import largest_of_rows, sparse_co_occurrences
-from references import dense_neighbours
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 12])
