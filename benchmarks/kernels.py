@@ -23,6 +23,7 @@ from references import dense_neighbours
 
 from dcclctl.devices.memory import statistics
 from dcclctl.devices.memory.features import FeatureTables, features_of
+from dcclctl.devices.memory.ring import Ring, RingContents
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.events.log import DEVICE, TEST, Block, EventColumns, EventLog
 
@@ -98,7 +99,25 @@ def memory_features(times: int) -> list[Ratio]:
     return found
 
 
-KERNELS = {"neighbours": neighbours, "memory-features": memory_features}
+def remembering(times: int) -> list[Ratio]:
+    """What the rings of 20,000 users hold after 50 events each."""
+    log = drawn_log(20_000, 20_000, 50)
+    size, window, features = 200, 50, 14
+
+    def plain() -> list[Ring]:
+        starts = np.unique(log.user, return_index=True)[1]
+        return [Ring(size, items.tolist(), window, features) for items in np.split(log.item, starts[1:])]
+
+    def fast() -> RingContents:
+        return RingContents.of(log.user, log.item, size, window, features)
+
+    rings, found = plain(), fast()
+    assert np.array_equal(np.concatenate([ring.newest_first() for ring in rings]), found.items)
+    assert [ring.bytes for ring in rings] == found.bytes.tolist()
+    return [ratio("filling the rings of 20,000 users", plain, fast, times, 100)]
+
+
+KERNELS = {"neighbours": neighbours, "memory-features": memory_features, "remember": remembering}
 
 
 def main() -> None:
