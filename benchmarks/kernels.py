@@ -19,7 +19,7 @@ from side_by_side import Ratio, in_turn, show
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from references import dense_neighbours
+from references import contains_by_search, dense_neighbours
 
 from dcclctl.devices.memory import statistics
 from dcclctl.devices.memory.features import FeatureTables, features_of
@@ -117,7 +117,34 @@ def remembering(times: int) -> list[Ratio]:
     return [ratio("filling the rings of 20,000 users", plain, fast, times, 100)]
 
 
-KERNELS = {"neighbours": neighbours, "memory-features": memory_features, "remember": remembering}
+def membership(times: int) -> list[Ratio]:
+    """Which items 256 of 10,000 users have interacted with: of all 20,000 items, and of 101 drawn for each event."""
+    log = drawn_log(10_000, 20_000, 50)
+    pairs = log.positives_in(*range(4))
+    draw = np.random.default_rng(0)
+    users, items = draw.integers(0, log.n_users, 256), np.arange(log.n_items)[None, :]
+    own, drawn = log.user[:, None][::20], draw.integers(0, log.n_items, (len(log.user[::20]), 101))
+
+    def every() -> np.ndarray:
+        return contains_by_search(pairs, np.broadcast_to(users[:, None], (256, log.n_items)), items)
+
+    def some() -> np.ndarray:
+        return contains_by_search(pairs, own, drawn)
+
+    assert np.array_equal(every(), pairs.rows(users))
+    assert np.array_equal(some(), pairs.contains(own, drawn))
+    return [
+        ratio("items of a user among all 20,000", every, lambda: pairs.rows(users), times, 20),
+        ratio("items of a user among 101 drawn", some, lambda: pairs.contains(own, drawn), times, None),
+    ]
+
+
+KERNELS = {
+    "membership": membership,
+    "neighbours": neighbours,
+    "memory-features": memory_features,
+    "remember": remembering,
+}
 
 
 def main() -> None:

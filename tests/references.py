@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dcclctl.devices.memory.statistics import StatisticsSettings
 from dcclctl.events.log import EventLog
-from dcclctl.events.sampling import Ints
+from dcclctl.events.sampling import Ints, PairSet
 from dcclctl.models.neighbours import co_occurrences
 
 
@@ -28,3 +28,12 @@ def dense_neighbours(log: EventLog, rows: Ints, settings: StatisticsSettings) ->
         near[first : first + len(shared), : order.shape[1]] = order
         similarity[first : first + len(shared), : order.shape[1]] = cosine.gather(1, order).float()
     return near, similarity
+
+
+def contains_by_search(pairs: PairSet, owners: Ints, items: Ints) -> np.ndarray:
+    """`PairSet.contains` by binary search of every pair."""
+    wanted = owners.astype(np.int64) * pairs.n_items + items
+    if len(pairs._keys) == 0:
+        return np.zeros(wanted.shape, dtype=bool)
+    at = np.minimum(np.searchsorted(pairs._keys, wanted), len(pairs._keys) - 1)
+    return np.asarray(pairs._keys[at] == wanted)

@@ -87,9 +87,7 @@ class Candidates:
     def _unseen(self, events: Ints) -> npt.NDArray[np.bool_]:
         """(B, I) items that may stand in the event's ranking beside its own."""
         excluded = self.sampler.excluded
-        shape = (len(events), self.log.n_items)
-        owners = np.broadcast_to(self.log.owners(events, excluded)[:, None], shape)
-        unseen: npt.NDArray[np.bool_] = ~excluded.contains(owners, np.arange(self.log.n_items)[None, :])
+        unseen: npt.NDArray[np.bool_] = ~excluded.rows(self.log.owners(events, excluded))
         unseen &= self._in_catalogue
         unseen[np.arange(len(events)), self.log.item[events]] = False
         return unseen
