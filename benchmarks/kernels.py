@@ -19,13 +19,14 @@ from side_by_side import Ratio, in_turn, show
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from references import contains_by_search, dense_neighbours
+from references import contains_by_search, dense_neighbours, user_auc_by_two_sorts
 
 from dcclctl.devices.memory import statistics
 from dcclctl.devices.memory.features import FeatureTables, features_of
 from dcclctl.devices.memory.ring import Ring, RingContents
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.events.log import DEVICE, TEST, Block, EventColumns, EventLog
+from dcclctl.metrics.auc import user_auc
 
 N_CATEGORIES = 50
 
@@ -139,7 +140,26 @@ def membership(times: int) -> list[Ratio]:
     ]
 
 
+def auc(times: int) -> list[Ratio]:
+    """AUC of 20,000 users with 1 positive event on average, each beside 100 negatives: in chunks of users, and at once."""
+    draw = np.random.default_rng(0)
+    users = np.repeat(draw.integers(0, 20_000, 20_000), 101)
+    labels = np.tile(np.arange(101) == 0, 20_000).astype(np.int8)
+    scores = draw.normal(size=len(users)).astype(np.float32)
+    assert user_auc(users, labels, scores).equals(user_auc_by_two_sorts(users, labels, scores))
+    return [
+        ratio(
+            "AUC of 20,000 users, 101 rows an event",
+            lambda: user_auc_by_two_sorts(users, labels, scores),
+            lambda: user_auc(users, labels, scores),
+            times,
+            None,
+        )
+    ]
+
+
 KERNELS = {
+    "auc": auc,
     "membership": membership,
     "neighbours": neighbours,
     "memory-features": memory_features,

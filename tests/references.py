@@ -1,6 +1,7 @@
 """The plain forms of what is fast in the package: tests compare results with them, and benchmarks compare times."""
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -37,3 +38,42 @@ def contains_by_search(pairs: PairSet, owners: Ints, items: Ints) -> np.ndarray:
         return np.zeros(wanted.shape, dtype=bool)
     at = np.minimum(np.searchsorted(pairs._keys, wanted), len(pairs._keys) - 1)
     return np.asarray(pairs._keys[at] == wanted)
+
+
+def user_auc_by_two_sorts(user_index: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> pl.DataFrame:
+    """`user_auc` by a sort of all scores, and a sort of their ranks within users."""
+    positive = labels == 1
+    rows = len(user_index)
+
+    # One plain sort of integers that pack (user, rank of the score among all scores, label): several times faster
+    # than an indirect sort by two keys. User and rank are below 2³¹, so 63 bits hold all three.
+    order = np.argsort(scores)
+    values = scores[order]
+    place = np.zeros(rows, dtype=np.int64)
+    np.cumsum(values[1:] != values[:-1], out=place[1:])
+    packed = (user_index[order].astype(np.int64) << 32) | (place << 1) | positive[order]
+    packed.sort()
+    users = packed >> 32
+    hits = (packed & 1).astype(np.float64)
+    new_user = np.ones(rows, dtype=bool)
+    new_user[1:] = users[1:] != users[:-1]
+    new_tie = np.ones(rows, dtype=bool)
+    new_tie[1:] = packed[1:] >> 1 != packed[:-1] >> 1
+
+    # A run of ties from a to b (rows within one user, from 0) has the mid-rank (a + b) / 2 + 1.
+    user_start = np.flatnonzero(new_user)
+    user_rows = np.diff(user_start, append=rows)
+    tie_start = np.flatnonzero(new_tie)
+    tie_rows = np.diff(tie_start, append=rows)
+    first = np.repeat(tie_start, tie_rows) - np.repeat(user_start, user_rows)
+    mid_rank = first + (np.repeat(tie_rows, tie_rows) + 1) / 2.0
+
+    positives, rank_sum = (
+        np.add.reduceat(values, user_start) if rows else np.empty(0) for values in (hits, hits * mid_rank)
+    )
+    pairs = positives * (user_rows - positives)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        auc = (rank_sum - positives * (positives + 1) / 2) / pairs
+    return pl.DataFrame(
+        {"user_index": users[user_start], "auc": auc}, schema={"user_index": pl.Int32, "auc": pl.Float64}
+    ).with_columns(pl.when(pl.Series(pairs > 0)).then("auc").alias("auc"))

@@ -19,6 +19,8 @@ from dcclctl.events.sampling import NO_ITEM, Ints
 #: `--candidates auto` ranks everything up to so many (event, item) pairs: about a minute on two cores
 _AFFORDABLE_PAIRS = 20_000_000
 _SAMPLED = 1000
+#: scored rows that are kept until their users' figures are computed
+_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class Candidates:
     def width(self) -> int:
         """C, columns of logits."""
         return 1 + max(self.sampled, self.config.auc_negatives) if self.sampled else self.log.n_items
+
+    @property
+    def events_at_once(self) -> int:
+        """How many events' rows for AUC are kept at once, at most, unless one user has more."""
+        return max(1, _ROWS // (1 + self.config.auc_negatives))
 
     def batch(self, events: Ints) -> Batch:
         """Some events with their candidates."""
