@@ -19,7 +19,7 @@ from side_by_side import Ratio, in_turn, show
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from references import contains_by_search, dense_neighbours, user_auc_by_two_sorts
+from references import activations_event_by_event, contains_by_search, dense_neighbours, user_auc_by_two_sorts
 
 from dcclctl.devices.memory import statistics
 from dcclctl.devices.memory.features import FeatureTables, features_of
@@ -27,6 +27,7 @@ from dcclctl.devices.memory.ring import Ring, RingContents
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.events.log import DEVICE, TEST, Block, EventColumns, EventLog
 from dcclctl.metrics.auc import user_auc
+from dcclctl.models.din import Din, DinBackbone, DinSettings
 
 N_CATEGORIES = 50
 
@@ -158,7 +159,30 @@ def auc(times: int) -> list[Ratio]:
     ]
 
 
+def din_ranking(times: int) -> list[Ratio]:
+    """A DIN of the usual sizes scores all 12,000 items for 12 events with 10 items in their histories."""
+    log = drawn_log(3_000, 12_000, 12)
+    model = Din(log, DinSettings(), torch.Generator().manual_seed(0)).eval().requires_grad_(False)
+    backbone = DinBackbone(model, log)
+    events = np.random.default_rng(0).choice(log.events_in(TEST), 12, replace=False)
+    head = backbone.head
+
+    def plain() -> torch.Tensor:
+        return torch.cat(
+            [head(events[[at]], None, activations_event_by_event(backbone, events[[at]])) for at in range(len(events))]
+        )
+
+    def fast() -> torch.Tensor:
+        return torch.cat(
+            [head(events[[at]], None, backbone.activations(events[[at]], None)) for at in range(len(events))]
+        )
+
+    torch.testing.assert_close(plain(), fast(), rtol=1e-4, atol=1e-6)
+    return [ratio("DIN over all 12,000 items, attention known", plain, fast, times, 3)]
+
+
 KERNELS = {
+    "din": din_ranking,
     "auc": auc,
     "membership": membership,
     "neighbours": neighbours,

@@ -8,6 +8,7 @@ from torch import Tensor
 from dcclctl.devices.memory.statistics import StatisticsSettings
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, PairSet
+from dcclctl.models.din import DinBackbone
 from dcclctl.models.neighbours import co_occurrences
 
 
@@ -77,3 +78,13 @@ def user_auc_by_two_sorts(user_index: np.ndarray, labels: np.ndarray, scores: np
     return pl.DataFrame(
         {"user_index": users[user_start], "auc": auc}, schema={"user_index": pl.Int32, "auc": pl.Float64}
     ).with_columns(pl.when(pl.Series(pairs > 0)).then("auc").alias("auc"))
+
+
+@torch.no_grad()
+def activations_event_by_event(backbone: DinBackbone, events: Ints) -> Tensor:
+    """DIN's activations of the whole catalogue, with the attention of every item computed for each event."""
+    model, log, embeddings = backbone.model, backbone.log, backbone.embeddings
+    history, mask = log.histories(events, backbone.limit)
+    query = embeddings.expand(len(events), -1, -1)
+    profile = model.embed_profile(log.profile[torch.from_numpy(log.user[events])])
+    return model.first_layer(query, model.interest_of_many(query, embeddings[history], mask), profile)

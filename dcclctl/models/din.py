@@ -241,17 +241,17 @@ class DinBackbone(Backbone):
     def _activations_of_all(self, events: Ints) -> Float[Tensor, "B I H1"]:
         """The activations of the whole catalogue; what does not depend on the event is computed once."""
         model, log, embeddings, d = self.model, self.log, self.embeddings, self.embeddings.shape[1]
-        weight = model.hidden_1.weight
-        of_interest, of_product, of_profile = weight[:, d : 2 * d], weight[:, 2 * d : 3 * d], weight[:, 3 * d :]
+        weight = model.hidden_1.weight.T.contiguous()
+        of_interest, of_product, of_profile = weight[d : 2 * d], weight[2 * d : 3 * d], weight[3 * d :]
         history, mask = log.histories(events, self.limit)
         profile = model.embed_profile(log.profile[torch.from_numpy(log.user[events])].to(embeddings.device))
-        z = self._of_items + (profile @ of_profile.T).unsqueeze(1)
+        z = self._of_items + (profile @ of_profile).unsqueeze(1)
         for row in range(len(events)):
             items = history[row][mask[row]]
             if len(items):
                 attention, keys = self._attention.of(items).T, embeddings[items.to(embeddings.device)]
-                z[row].addmm_(attention, keys @ of_interest.T)
-                z[row].addmm_((attention @ keys).mul_(embeddings), of_product.T)
+                z[row].addmm_(attention, keys @ of_interest)
+                z[row].addmm_((attention @ keys).mul_(embeddings), of_product)
         return prelu(z, model.slope_1)
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from references import activations_event_by_event
 from small_worlds import din, log_of, normal, random_log, shown_with
 from torch import nn
 
@@ -209,8 +210,7 @@ def test_the_whole_catalogue_has_the_activations_of_its_items(world, monkeypatch
     log, model, *_ = world
     backbone, events = DinBackbone(model.eval(), log), np.arange(len(log.user))
     assert {0, 1} < set(log.history_lengths(events, 99).tolist())
-    everything = torch.arange(log.n_items).expand(len(events), -1)
-    expected = backbone.activations(events, everything)
+    expected = activations_event_by_event(backbone, events)
     torch.testing.assert_close(backbone.activations(events, None), expected, rtol=1e-4, atol=1e-6)
     assert backbone.activations(events, None).equal(backbone.activations(events, None))
     assert expected.std() > 1e-3
