@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dcclctl.devices.memory.lists import ItemLists, largest, sums
+from dcclctl.devices.memory.lists import Floats, ItemLists, largest, sums
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, hashes
 from dcclctl.models.neighbours import ranges
@@ -292,25 +292,45 @@ class FeatureTables:
             if candidates is None:
                 self._of_all(*memory, found[some])
             elif turned:
-                each = [torch.stack(self._related(*_distinct(*one)[:2])) for one in zip(*memory, strict=True)]
-                tables = [
-                    table.gather(1, own.expand(len(table), -1))
-                    for table, own in zip(each, candidates[some], strict=True)
+                each = [
+                    torch.stack(self._related(*_distinct(*one)[:2], own))
+                    for *one, own in zip(*memory, candidates[some].numpy(), strict=True)
                 ]
-                sums_of = list(torch.stack(tables, 1))
+                sums_of = list(torch.stack(each, 1))
                 found[some] = features_of(*memory, candidates[some], self.item_categories, statistics, sums_of)
             else:
                 found[some] = features_of(*memory, candidates[some], self.item_categories, statistics)
         return found
 
-    def _related(self, items: Ints, place: Ints) -> list[Float[Tensor, "I"]]:
-        """The sums of `features_of` over related items, before the logarithm, for the distinct items of a memory."""
-        size, held = len(self.item_categories), int(place.max(initial=0)) + 1
-        target, value, fresh = self._near.entries(items, _freshness(held).numpy()[place])
-        tables = [sums(target, value, size), largest(target, value, size), sums(target, value * fresh, size)]
+    def _related(self, items: Ints, place: Ints, candidates: Ints | None = None) -> list[Float[Tensor, "C"]]:
+        """The sums of `features_of` over related items, before the logarithm, for the distinct items of a memory.
+
+        Args:
+            candidates: (C,) items; None: all items.
+        """
+        n_items, held = len(self.item_categories), int(place.max(initial=0)) + 1
+        column = None
+        if candidates is not None:  # equal candidates share the last one's column
+            column = np.full(n_items, -1)
+            column[candidates] = np.arange(len(candidates))
+        size = n_items if candidates is None else len(candidates)
+
+        def entries(lists: ItemLists, weights: Float[Tensor, "M"]) -> tuple[Ints, Floats, Floats]:
+            target, value, weight = lists.entries(items, weights.numpy()[place])
+            if column is None:
+                return target, value, value * weight
+            target = column[target]
+            asked = target >= 0
+            value = value[asked]
+            return target[asked], value, value * weight[asked]
+
+        target, value, fresh = entries(self._near, _freshness(held))
+        tables = [sums(target, value, size), largest(target, value, size), sums(target, fresh, size)]
         if self.statistics.predecessors.shape[1]:
-            target, value, newest = self._before.entries(items, _newest(held).numpy()[place])
-            tables += [sums(target, value * newest, size), largest(target, value * newest, size)]
+            target, _, score = entries(self._before, _newest(held))
+            tables += [sums(target, score, size), largest(target, score, size)]
+        if column is not None:
+            tables = [table[column[candidates]] for table in tables]
         return [torch.from_numpy(table) for table in tables]
 
     def _of_all(self, held: Int[Tensor, "B M"], mask: Float[Tensor, "B M"], found: Float[Tensor, "B I F"]) -> None:
