@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 #: numbers in the attention of all items for all items that is kept: one gigabyte
 _ATTENTION_CELLS = 1 << 28
-#: attention units held at once while it is computed
-_ATTENTION_UNITS = 1 << 20
 
 
 class DinSettings(TrainedSettings):
@@ -202,10 +200,10 @@ class CatalogueAttention:
         return rows
 
     def _rows(self, items: Int[Tensor, "R"], rows: Float[Tensor, "R I"]) -> None:
-        step = max(1, _ATTENTION_UNITS // (len(self.embeddings) * self.model.sizes.attention_size))
-        for at in range(0, len(items), step):
-            keys = self.embeddings[items[at : at + step].to(self.embeddings.device)].unsqueeze(0)
-            rows[at : at + step] = self.model.attention_of_many(self.embeddings.unsqueeze(0), keys)[0].T
+        # one by one, so that a row's last digits do not depend on which others are computed with it
+        for at, item in enumerate(items.tolist()):
+            key = self.embeddings[item].view(1, 1, -1)
+            rows[at] = self.model.attention_of_many(self.embeddings.unsqueeze(0), key)[0, :, 0]
 
 
 class DinBackbone(Backbone):
@@ -245,7 +243,7 @@ class DinBackbone(Backbone):
         of_interest, of_product, of_profile = weight[d : 2 * d], weight[2 * d : 3 * d], weight[3 * d :]
         history, mask = log.histories(events, self.limit)
         profile = model.embed_profile(log.profile[torch.from_numpy(log.user[events])].to(embeddings.device))
-        z = self._of_items + (profile @ of_profile).unsqueeze(1)
+        z = torch.stack([self._of_items + own @ of_profile for own in profile.split(1)])
         for row in range(len(events)):
             items = history[row][mask[row]]
             if len(items):
