@@ -243,7 +243,8 @@ class DinBackbone(Backbone):
         of_interest, of_product, of_profile = weight[d : 2 * d], weight[2 * d : 3 * d], weight[3 * d :]
         history, mask = log.histories(events, self.limit)
         profile = model.embed_profile(log.profile[torch.from_numpy(log.user[events])].to(embeddings.device))
-        z = torch.stack([self._of_items + own @ of_profile for own in profile.split(1)])
+        # event by event, so that an event does not see its batch
+        z = torch.stack([self._of_items + profile[row] @ of_profile for row in range(len(events))])
         for row in range(len(events)):
             items = history[row][mask[row]]
             if len(items):
