@@ -7,6 +7,7 @@ Takes some minutes. The ratios say the same on any machine; the figures printed 
 
 import bootstrap
 import ingest
+import kernels
 import patch
 import startup
 import train
@@ -22,6 +23,7 @@ def main() -> None:
     ratios += train.compare(data, train.EVENTS, threads, times)
     ratios += patch.compare(data, patch.USERS, patch.LOOP_USERS, threads, times)
     ratios += bootstrap.compare(bootstrap.USERS, bootstrap.METRICS, threads, times)
+    ratios += kernels.compare(kernels.KERNELS, min(times, 3))
     print()
     show(ratios)
 

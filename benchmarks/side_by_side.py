@@ -43,19 +43,22 @@ class Ratio:
         return cls(what, value, (min(pairs), max(pairs)), target, None if at_least is None else value >= at_least)
 
 
-def in_turn(ways: dict[str, Callable[[], Any]], times: int) -> dict[str, list[float]]:
+def in_turn(
+    ways: dict[str, Callable[[], Any]], times: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of every way, `times` repetitions in turn, so that all see the same moments of a busy machine.
 
-    Each way runs once before, untimed: the first run pays for imports, memory and thread pools.
+    Each way runs once before, untimed: the first run pays for imports, memory and thread pools. `time.process_time` as
+    the clock counts CPU seconds, which say more where other programs run beside.
     """
     for way in ways.values():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(times):
         for name, way in ways.items():
-            started = time.perf_counter()
+            started = clock()
             way()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return seconds
 
 

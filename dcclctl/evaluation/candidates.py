@@ -16,9 +16,11 @@ from dcclctl.events.log import Block
 from dcclctl.events.sampler import Sampler
 from dcclctl.events.sampling import NO_ITEM, Ints
 
-#: `--candidates auto` ranks everything up to so many (event, item) pairs: about a minute on two cores
-_AFFORDABLE_PAIRS = 20_000_000
+#: `--candidates auto` ranks everything up to so many (event, item) pairs: one to two minutes a DIN on one core
+_AFFORDABLE_PAIRS = 300_000_000
 _SAMPLED = 1000
+#: scored rows that are kept until their users' figures are computed
+_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ class Candidates:
         """C, columns of logits."""
         return 1 + max(self.sampled, self.config.auc_negatives) if self.sampled else self.log.n_items
 
+    @property
+    def events_at_once(self) -> int:
+        """How many events' rows for AUC are kept at once, at most, unless one user has more."""
+        return max(1, _ROWS // (1 + self.config.auc_negatives))
+
     def batch(self, events: Ints) -> Batch:
         """Some events with their candidates."""
         drawn = self.sampler.items(events, max(self.sampled, self.config.auc_negatives))
@@ -87,9 +94,7 @@ class Candidates:
     def _unseen(self, events: Ints) -> npt.NDArray[np.bool_]:
         """(B, I) items that may stand in the event's ranking beside its own."""
         excluded = self.sampler.excluded
-        shape = (len(events), self.log.n_items)
-        owners = np.broadcast_to(self.log.owners(events, excluded)[:, None], shape)
-        unseen: npt.NDArray[np.bool_] = ~excluded.contains(owners, np.arange(self.log.n_items)[None, :])
+        unseen: npt.NDArray[np.bool_] = ~excluded.rows(self.log.owners(events, excluded))
         unseen &= self._in_catalogue
         unseen[np.arange(len(events)), self.log.item[events]] = False
         return unseen

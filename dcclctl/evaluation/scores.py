@@ -1,5 +1,6 @@
 """From logits to metrics per user."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,20 +13,23 @@ from dcclctl.evaluation.candidates import Batch, Candidates
 from dcclctl.events.log import Block
 from dcclctl.events.sampling import NO_ITEM, Ints
 from dcclctl.metrics.beyond import coverage, exposure, gini, novelty
-from dcclctl.metrics.calibration import reliability
+from dcclctl.metrics.calibration import Reliability
 from dcclctl.metrics.metric import METRICS, RankMetric
 from dcclctl.metrics.ranking import ranks
 
 
 @dataclass
 class Scores:
-    """What scoring one model leaves: ranks of positive events, and scored rows for AUC and calibration.
+    """What scoring one model leaves: ranks of positive events, and figures of each user's scored rows.
+
+    Rows are kept until `reduce`, which turns those of whole users into figures, so that memory does not grow with events.
 
     Attributes:
         candidates: what is scored.
         events, ranks, rivals: (P,) of each positive event: row of the log, rank, and number of items it was ranked among.
-        row_users, row_labels, row_logits: of each scored row.
-        top_items: the best items of each positive event, −1 for none; only where the whole catalogue is ranked.
+        row_users, row_labels, row_logits: of each scored row since the last `reduce`.
+        row_metrics: for each metric of rows its values, table by table. bins: of calibration.
+        shown: (I,) how often each item is among the best of a positive event; None where candidates are sampled.
     """
 
     candidates: Candidates
@@ -35,7 +39,9 @@ class Scores:
     row_users: list[Ints] = field(default_factory=list)
     row_labels: list[npt.NDArray[np.int8]] = field(default_factory=list)
     row_logits: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    top_items: list[Ints] = field(default_factory=list)
+    row_metrics: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
+    bins: Reliability = field(default_factory=Reliability)
+    shown: Ints | None = None
 
     def add(self, batch: Batch, logits: Float[np.ndarray, "B C"]) -> None:
         """Take ranks and rows from one batch."""
@@ -50,7 +56,8 @@ class Scores:
             rows = np.take_along_axis(logits, np.maximum(batch.negatives, 0), axis=1)
         others = np.where(batch.rivals, others, -np.inf)
         if batch.items is None:
-            self.top_items.append(_top_lists(others, own, own_logits, max(config.k))[positive])
+            best = exposure(_top_lists(others, own, own_logits, max(config.k))[positive], log.n_items)
+            self.shown = best if self.shown is None else self.shown + best
         self.events.append(events[positive])
         self.ranks.append(ranks(own_logits[positive], others[positive]))
         self.rivals.append(batch.rivals[positive].sum(1))
@@ -75,6 +82,16 @@ class Scores:
         self.row_labels.append(labels[counted])
         self.row_logits.append(scores[counted])
 
+    def reduce(self) -> None:
+        """Turn the rows into figures of their users; all rows of these users must have been added."""
+        users, labels, logits = (np.concatenate(part) for part in (self.row_users, self.row_labels, self.row_logits))
+        for name, metric in METRICS.items():
+            if not isinstance(metric, RankMetric):
+                self.row_metrics.setdefault(name, []).append(metric.of(users, labels, logits))
+        self.bins.add(logits, labels)
+        for part in (self.row_users, self.row_labels, self.row_logits):
+            part.clear()
+
     def per_user(self, dataset: Dataset, name: str, served: npt.NDArray[np.character]) -> pl.DataFrame:
         """One row per user with a scored event; metrics are means over the user's events, AUC over the user's rows.
 
@@ -91,12 +108,9 @@ class Scores:
         order = np.argsort(events)  # sums of floats in one order, whatever the batches were
         order = order[rivals[order] > 0]
         events, rank = events[order], rank[order]
-        row_users, row_labels, row_logits = (
-            np.concatenate(part) for part in (self.row_users, self.row_labels, self.row_logits)
-        )
-        rows = np.bincount(row_users, minlength=log.n_users)
-        users = np.flatnonzero(rows)
-        scored = np.bincount(log.user[self.candidates.events], minlength=log.n_users)[users]
+        scored = np.bincount(log.user[self.candidates.events], minlength=log.n_users)
+        users = np.flatnonzero(scored)
+        scored = scored[users]
         queries = np.bincount(log.user[events], minlength=log.n_users)[users]
 
         def mean(values: npt.NDArray[np.float64]) -> pl.Series:
@@ -109,7 +123,7 @@ class Scores:
         for metric, each in METRICS.items():
             if not isinstance(each, RankMetric):
                 own = pl.DataFrame({"user_index": users.astype(np.int32)}).join(
-                    each.of(row_users, row_labels, row_logits), on="user_index", how="left", maintain_order="left"
+                    pl.concat(self.row_metrics[metric]), on="user_index", how="left", maintain_order="left"
                 )
                 columns[metric] = own.drop("user_index").to_series()
             elif each.at_k:
@@ -126,15 +140,13 @@ class Scores:
 
     def reliability(self, name: str) -> pl.DataFrame:
         """A RELIABILITY table, see tables.py."""
-        bins = reliability(np.concatenate(self.row_logits), np.concatenate(self.row_labels))
-        return bins.select(pl.lit(name).alias("subject"), pl.all())
+        return self.bins.table().select(pl.lit(name).alias("subject"), pl.all())
 
     def beyond_accuracy(self, block: Block) -> dict[str, float | None]:
         """Coverage, Gini of exposure and novelty of the top lists; None where candidates are sampled."""
-        if not self.top_items:
+        if self.shown is None:
             return {"coverage": None, "gini": None, "novelty": None}
-        log, catalogue = self.candidates.log, self.candidates.catalogue
-        counts = exposure(np.concatenate(self.top_items), log.n_items)
+        log, catalogue, counts = self.candidates.log, self.candidates.catalogue, self.shown
         past = log.item[(log.period < block.period) & (log.label > 0)]
         return {
             "coverage": coverage(counts[catalogue]),
@@ -147,6 +159,19 @@ class Scores:
         rivals = np.concatenate(self.rivals)
         few = int((rivals < max(self.candidates.config.k)).sum())
         return {"events_without_candidates": int((rivals == 0).sum()), "events_with_few_candidates": few}
+
+
+def whole_users(users: Ints, most: int) -> Iterator[slice]:
+    """Slices of `users` (E,), ascending, of at most `most` events each, or of one user with more."""
+    begin = 0
+    while begin < len(users):
+        end = begin + most
+        if end < len(users):
+            end = int(np.searchsorted(users, users[end]))  # where the user that would be cut begins
+            if end <= begin:
+                end = int(np.searchsorted(users, users[begin], side="right"))
+        yield slice(begin, end)
+        begin = end
 
 
 def _top_lists(others: Float[np.ndarray, "B I"], own: Ints, own_logits: Float[np.ndarray, "B"], top: int) -> Ints:

@@ -60,6 +60,10 @@ def permutation(seed: int, purpose: str, keys: Ints, *more: int) -> Ints:
     return np.argsort(hashes(seed, purpose, *more, keys), kind="stable")
 
 
+#: places of a set's filter for each pair, as a power of 2 and at least half of it
+_FILTER_BITS = 2
+
+
 class PairSet:
     """A set of (user, item) or (basket, item) pairs with fast membership for whole arrays.
 
@@ -71,14 +75,32 @@ class PairSet:
     def __init__(self, owners: Ints, items: Ints, n_items: int, by_basket: bool = False) -> None:
         self.n_items, self.by_basket = n_items, by_basket
         self._keys = np.unique(owners.astype(np.int64) * n_items + items)
+        # one bit of each key's hash: most pairs that are not in the set are ruled out by one look
+        self._shift = np.uint64(64 - max(len(self._keys), 1).bit_length() - _FILTER_BITS)
+        self._maybe = np.zeros(1 << (64 - int(self._shift)), dtype=bool)
+        self._maybe[self._places(self._keys)] = True
+
+    def _places(self, keys: Ints) -> Ints:
+        with np.errstate(over="ignore"):
+            return ((keys.view(np.uint64) * _GAMMA) >> self._shift).view(np.int64)
 
     def contains(self, owners: Ints, items: Ints) -> npt.NDArray[np.bool_]:
         """Whether each broadcast (owner, item) is in the set."""
         wanted = owners.astype(np.int64) * self.n_items + items
-        if len(self._keys) == 0:
-            return np.zeros(wanted.shape, dtype=bool)
-        at = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-        return np.asarray(self._keys[at] == wanted)
+        found = self._maybe[self._places(wanted)]
+        if found.any():
+            keys = wanted[found]
+            found[found] = self._keys[np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)] == keys
+        return found
+
+    def rows(self, owners: Ints) -> npt.NDArray[np.bool_]:
+        """(B, I) whether each owner (B,) has each of the items: the owners' own pairs are written, no pair is looked up."""
+        found = np.zeros((len(owners), self.n_items), dtype=bool)
+        begins, ends = (np.searchsorted(self._keys, (owners + more) * self.n_items) for more in (0, 1))
+        lengths = ends - begins
+        at = np.arange(int(lengths.sum())) + np.repeat(begins - np.cumsum(lengths) + lengths, lengths)
+        found[np.repeat(np.arange(len(owners)), lengths), self._keys[at] % self.n_items] = True
+        return found
 
 
 #: how often a slot is drawn again before all its candidates are listed

@@ -42,37 +42,56 @@ def user_log_loss(user_index: NDArray[Any], labels: NDArray[Any], logits: NDArra
     return pl.DataFrame({"user_index": users.astype(np.int32), "log_loss": sums[users] / rows[users]})
 
 
-def reliability(logits: NDArray[Any], labels: NDArray[Any], bins: int = BINS) -> pl.DataFrame:
-    """Compare predicted and observed frequencies in equal-width bins of the predicted probability.
+class Reliability:
+    """Compares predicted and observed frequencies in equal-width bins of the predicted probability.
 
     Args:
-        logits: (rows,) log-odds of a positive.
-        labels: (rows,) 1 positive, 0 negative.
         bins: number of bins; bin i holds probabilities in [i/bins, (i+1)/bins), the last one also 1.
-
-    Returns:
-        A RELIABILITY table without its subject, see tables.py.
-
-    Raises:
-        DataError: a logit is NaN or infinite.
     """
-    values = _finite(logits)
-    probabilities = np.exp(-np.logaddexp(0.0, -values))
-    index = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
-    rows = np.bincount(index, minlength=bins)
-    edges = np.arange(bins + 1) / bins
-    return pl.DataFrame(
-        {
-            "lower": edges[:-1],
-            "upper": edges[1:],
-            "rows": rows,
-            "predicted": np.bincount(index, weights=probabilities, minlength=bins),
-            "observed": np.bincount(index, weights=labels, minlength=bins),
-        }
-    ).with_columns(
-        pl.when(pl.col("rows") > 0).then(pl.col(name) / pl.col("rows")).alias(name)
-        for name in ("predicted", "observed")
-    )
+
+    def __init__(self, bins: int = BINS) -> None:
+        self.rows = np.zeros(bins, dtype=np.int64)
+        self.predicted, self.observed = np.zeros(bins), np.zeros(bins)
+
+    def add(self, logits: NDArray[Any], labels: NDArray[Any]) -> None:
+        """Count some rows.
+
+        Args:
+            logits: (rows,) log-odds of a positive. labels: (rows,) 1 positive, 0 negative.
+
+        Raises:
+            DataError: a logit is NaN or infinite.
+        """
+        bins = len(self.rows)
+        values = _finite(logits)
+        probabilities = np.exp(-np.logaddexp(0.0, -values))
+        index = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+        self.rows += np.bincount(index, minlength=bins)
+        self.predicted += np.bincount(index, weights=probabilities, minlength=bins)
+        self.observed += np.bincount(index, weights=labels, minlength=bins)
+
+    def table(self) -> pl.DataFrame:
+        """A RELIABILITY table without its subject, see tables.py."""
+        edges = np.arange(len(self.rows) + 1) / len(self.rows)
+        return pl.DataFrame(
+            {
+                "lower": edges[:-1],
+                "upper": edges[1:],
+                "rows": self.rows,
+                "predicted": self.predicted,
+                "observed": self.observed,
+            }
+        ).with_columns(
+            pl.when(pl.col("rows") > 0).then(pl.col(name) / pl.col("rows")).alias(name)
+            for name in ("predicted", "observed")
+        )
+
+
+def reliability(logits: NDArray[Any], labels: NDArray[Any], bins: int = BINS) -> pl.DataFrame:
+    """The table of `Reliability` for rows that are all there."""
+    found = Reliability(bins)
+    found.add(logits, labels)
+    return found.table()
 
 
 def expected_calibration_error(table: pl.DataFrame) -> float | None:

@@ -6,6 +6,7 @@ element-wise product of candidate and interest joins the hidden layers' input, t
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -24,6 +25,10 @@ from dcclctl.models.trained import TrainedKind
 
 if TYPE_CHECKING:
     from dcclctl.artifacts.cloud import CloudModel
+
+
+#: numbers in the attention of all items for all items that is kept: one gigabyte
+_ATTENTION_CELLS = 1 << 28
 
 
 class DinSettings(TrainedSettings):
@@ -82,7 +87,11 @@ class Din(EmbeddedItems):
     def interest_of_many(
         self, query: Float[Tensor, "B C D"], keys: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B C D"]:
-        """`interest` for many candidates, without gradients.
+        """`interest` for many candidates, without gradients."""
+        return torch.bmm(self.attention_of_many(query, keys) * mask.unsqueeze(1), keys)
+
+    def attention_of_many(self, query: Float[Tensor, "B C D"], keys: Float[Tensor, "B L D"]) -> Float[Tensor, "B C L"]:
+        """The attention of many candidates for each item of a history, without gradients.
 
         Wq + Wp·diag(k) is computed for each key, which avoids a (C, L, D) tensor. PReLU(x) = s·x + (1 − s)·relu(x), and
         the linear part is computed without the attention units, which are read and written only twice.
@@ -96,7 +105,7 @@ class Din(EmbeddedItems):
         weights = units.view(b, query.shape[1], length, -1) @ (out - linear)
         direct = (offset @ linear).unsqueeze(1) + self.attention_out.bias  # (B, 1, L)
         weights += torch.baddbmm(direct, query, torch.einsum("blad,a->bdl", folded, linear))
-        return torch.bmm(weights * mask.unsqueeze(1), keys)
+        return weights
 
     def first_layer(
         self, query: Float[Tensor, "B C D"], interest: Float[Tensor, "B C D"], profile: Float[Tensor, "B V"]
@@ -157,6 +166,46 @@ def prelu(x: Float[Tensor, "... H"], slope: Float[Tensor, "H"]) -> Float[Tensor,
     return F.prelu(x.reshape(-1, x.shape[-1]), slope).view(x.shape)
 
 
+class CatalogueAttention:
+    """The attention of all items as candidates for an item of a history: it is the same in every history.
+
+    A row is computed when it is first asked for, and kept as long as there is room.
+
+    Args:
+        embeddings: (I, D) of the whole catalogue.
+    """
+
+    def __init__(self, model: Din, embeddings: Float[Tensor, "I D"]) -> None:
+        self.model, self.embeddings = model, embeddings
+        n_items = len(embeddings)
+        self._kept = torch.empty(min(n_items, _ATTENTION_CELLS // n_items), n_items, device=embeddings.device)
+        self._place = torch.full((n_items,), -1)  # of an item's row, −1 for none
+        self._filled = 0
+
+    def of(self, items: Int[Tensor, "L"]) -> Float[Tensor, "L I"]:
+        """A row for each of some items."""
+        missing = torch.unique(items[self._place[items] < 0])
+        new = missing[: len(self._kept) - self._filled]
+        if len(new):
+            places = torch.arange(self._filled, self._filled + len(new))
+            self._rows(new, self._kept[self._filled : self._filled + len(new)])
+            self._place[new] = places
+            self._filled += len(new)
+        places = self._place[items]
+        rows = self._kept.new_empty(len(items), len(self.embeddings))
+        there = places >= 0
+        rows[there] = self._kept[places[there]]
+        for at in torch.nonzero(~there).flatten().tolist():
+            self._rows(items[at : at + 1], rows[at : at + 1])
+        return rows
+
+    def _rows(self, items: Int[Tensor, "R"], rows: Float[Tensor, "R I"]) -> None:
+        # one by one, so that a row's last digits do not depend on which others are computed with it
+        for at, item in enumerate(items.tolist()):
+            key = self.embeddings[item].view(1, 1, -1)
+            rows[at] = self.model.attention_of_many(self.embeddings.unsqueeze(0), key)[0, :, 0]
+
+
 class DinBackbone(Backbone):
     """DIN up to its first hidden layer: activations are (B, C, H1)."""
 
@@ -176,12 +225,42 @@ class DinBackbone(Backbone):
     def activation_cost(self, n_candidates: int, length: int) -> int:
         return n_candidates * max(1, length) * self.model.sizes.attention_size
 
+    @cached_property
+    def _attention(self) -> CatalogueAttention:
+        return CatalogueAttention(self.model, self.embeddings)
+
+    @cached_property
+    def _of_items(self) -> Float[Tensor, "I H1"]:
+        """What an item as candidate adds to the first layer by itself."""
+        weight = self.model.hidden_1.weight[:, : self.embeddings.shape[1]]
+        return torch.addmm(self.model.hidden_1.bias, self.embeddings, weight.T)
+
+    @torch.no_grad()
+    def _activations_of_all(self, events: Ints) -> Float[Tensor, "B I H1"]:
+        """The activations of the whole catalogue; what does not depend on the event is computed once."""
+        model, log, embeddings, d = self.model, self.log, self.embeddings, self.embeddings.shape[1]
+        weight = model.hidden_1.weight.T.contiguous()
+        of_interest, of_product, of_profile = weight[d : 2 * d], weight[2 * d : 3 * d], weight[3 * d :]
+        history, mask = log.histories(events, self.limit)
+        profile = model.embed_profile(log.profile[torch.from_numpy(log.user[events])].to(embeddings.device))
+        # event by event, so that an event does not see its batch
+        z = torch.stack([self._of_items + profile[row] @ of_profile for row in range(len(events))])
+        for row in range(len(events)):
+            items = history[row][mask[row]]
+            if len(items):
+                attention, keys = self._attention.of(items).T, embeddings[items.to(embeddings.device)]
+                z[row].addmm_(attention, keys @ of_interest)
+                z[row].addmm_((attention @ keys).mul_(embeddings), of_product)
+        return prelu(z, model.slope_1)
+
     @torch.no_grad()
     def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C H1"]:
+        if candidates is None:
+            return self._activations_of_all(events)
         model, log, embeddings, device = self.model, self.log, self.embeddings, self.embeddings.device
         history, mask = log.histories(events, self.limit)
         keys = embeddings[history.to(device)]
-        query = embeddings.expand(len(events), -1, -1) if candidates is None else embeddings[candidates.to(device)]
+        query = embeddings[candidates.to(device)]
         interest = model.interest_of_many(query, keys, mask.to(device))
         profile = model.embed_profile(log.profile[torch.from_numpy(log.user[events])].to(device))
         return model.first_layer(query, interest, profile)

@@ -22,6 +22,8 @@ from dcclctl.models.scoring import Backbone
 
 #: numbers of a block of the co-occurrence matrix
 _BLOCK = 1 << 23
+#: pairs of items of one user that are multiplied at once, about
+_SPARSE_BLOCK = 1 << 22
 #: a matrix of neighbours with a larger share of non-zeros is faster when dense
 _DENSE = 0.04
 #: the most that popularity adds to a score, so that it only breaks ties
@@ -58,6 +60,74 @@ def co_occurrences(
         counts = np.bincount(cells, weight, minlength=(last - first) * n_items).reshape(-1, n_items)
         yield first, torch.from_numpy(counts).float()
         phase.at(last)
+
+
+def sparse_co_occurrences(
+    users: Ints, items: Ints, n_items: int, weights: npt.NDArray[np.float64]
+) -> Iterator[tuple[int, Ints, Ints, npt.NDArray[np.float64]]]:
+    """What is not zero in the rows of XᵀWX, block by block, without a table of all pairs of items.
+
+    Args:
+        users, items: (P,) distinct pairs, ascending by user, the ones of X. weights: (U,) of the users, the diagonal of W.
+
+    Yields:
+        The block's first item; start (R + 1,), columns (N,) and values (N,) of its rows, columns in any order. A value
+        is summed in the order of the users.
+    """
+    from scipy import sparse
+
+    ones = np.ones(len(users))
+    of_users = sparse.csr_array((weights[users], (users, items)), shape=(len(weights), n_items))
+    of_items = sparse.csr_array((ones, (items, users)), shape=(n_items, len(weights)))
+    of_items.sort_indices()
+    degree = np.bincount(users, minlength=len(weights))
+    work = np.cumsum(np.bincount(items, degree[users], minlength=n_items))  # pairs of all items up to each
+    first = 0
+    while first < n_items:
+        done = work[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(work, done + _SPARSE_BLOCK, "right")))
+        product = of_items[first:last] @ of_users
+        yield first, product.indptr.astype(np.int64), product.indices.astype(np.int64), product.data
+        first = last
+
+
+def largest_of_rows(
+    start: Ints, columns: Ints, values: npt.NDArray[np.float64], count: int
+) -> tuple[Ints, npt.NDArray[np.float64]]:
+    """The columns with the largest values of each row of a sparse matrix; of equal values the first column counts more.
+
+    Args:
+        start: (R + 1,). columns, values: (N,), of which those above 0 count; the columns of a row are distinct, in any order.
+        count: K, at most the number of columns.
+
+    Returns:
+        Columns (R, K) and their values (R, K); a row with fewer values goes on with its first other columns, value 0.
+    """
+    lengths, n_rows = np.diff(start), len(start) - 1
+    kept = values > 0
+    for long in np.flatnonzero(lengths > count).tolist():
+        mine = slice(start[long], start[long + 1])
+        own = values[mine]
+        kept[mine] &= own >= np.partition(own, len(own) - count)[len(own) - count]
+    rows = np.repeat(np.arange(n_rows), lengths)[kept]
+    # a stable sort by value of what is sorted by column: equal values stay in the order of their columns
+    order = np.argsort(rows * (int(columns.max(initial=0)) + 1) + columns[kept])
+    columns, values = columns[kept][order], values[kept][order]
+    lengths = np.bincount(rows, minlength=n_rows)
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    width = max(count, int(lengths.max(initial=0)))
+    value, column = np.zeros((n_rows, width)), np.zeros((n_rows, width), dtype=np.int64)
+    value[rows, place], column[rows, place] = values, columns
+    order = np.argsort(-value, axis=1, kind="stable")[:, :count]
+    value, column = np.take_along_axis(value, order, 1), np.take_along_axis(column, order, 1)
+    short = np.flatnonzero(lengths < count)
+    taken = np.zeros((len(short), count), dtype=bool)  # the first K − n columns that are free are among the first K
+    row, at = np.nonzero((column[short] < count) & (value[short] > 0))
+    taken[row, column[short][row, at]] = True
+    free = np.argsort(taken, axis=1, kind="stable")
+    missing = np.arange(count) - lengths[short, None]
+    column[short] = np.where(missing < 0, column[short], np.take_along_axis(free, missing.clip(min=0), 1))
+    return column, value
 
 
 def ranges(begins: Ints, ends: Ints) -> Ints:

@@ -14,7 +14,7 @@ from dcclctl.devices.serving import ENCODER, Subject, check_encoder, serve
 from dcclctl.errors import ArtifactError, DataError, UsageError
 from dcclctl.evaluation.candidates import Candidates
 from dcclctl.evaluation.comparison import Comparison
-from dcclctl.evaluation.scores import Scores
+from dcclctl.evaluation.scores import Scores, whole_users
 from dcclctl.evaluation.targets import one_each, scored_events
 from dcclctl.events.log import Block
 from dcclctl.metrics.calibration import expected_calibration_error
@@ -196,10 +196,14 @@ def _score_all(
         found = [serve(subject, backbone, config.unpatched, config.seed) for subject in group]
         served |= {subject.name: each.by for subject, each in zip(group, found, strict=True)}
         heads = [each.head for each in found]
-        for batch, logits in score(
-            backbone, heads, candidates.events, candidates.batch, candidates.width, config.batch_events
-        ):
-            for subject, values in zip(group, logits, strict=True):
-                scores[subject.name].add(batch, values.numpy())
-            phase.add(len(batch.events), group[0].cloud.ref)
+        for users in whole_users(candidates.log.user[candidates.events], candidates.events_at_once):
+            events = candidates.events[users]
+            for batch, logits in score(
+                backbone, heads, events, candidates.batch, candidates.width, config.batch_events
+            ):
+                for subject, values in zip(group, logits, strict=True):
+                    scores[subject.name].add(batch, values.numpy())
+                phase.add(len(batch.events), group[0].cloud.ref)
+            for subject in group:
+                scores[subject.name].reduce()
     return scores, served

@@ -1,19 +1,27 @@
 """`memory`: dataset → the memory of every device, and the statistics that the cloud sends with it."""
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from dcclctl.artifacts import Dataset, Memory
 from dcclctl.artifacts.memory import STATISTICS_FILE
 from dcclctl.compute import Phase
 from dcclctl.config import MemoryConfig
-from dcclctl.devices.memory.ring import Ring
+from dcclctl.devices.memory.ring import RingContents
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.errors import DataError, UsageError
 from dcclctl.events.log import VALID, Block
 from dcclctl.stages.plan import events_of
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
+
+
+def lists(values: npt.NDArray[np.int32], start: npt.NDArray[np.int64]) -> pl.Series:
+    """Slices of the values as a column of lists; slice n is values[start[n] : start[n + 1]]."""
+    import pyarrow as pa
+
+    return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(start), pa.array(values))))
 
 
 def remember(dataset: Dataset, settings: Settings = NO_SETTINGS, run: RunOptions = DEFAULT_RUN) -> Memory:
@@ -47,18 +55,15 @@ def remember(dataset: Dataset, settings: Settings = NO_SETTINGS, run: RunOptions
         statistics = count_statistics(log, before, how, config.seed, run.on_progress)
         work.write_tensors(STATISTICS_FILE, statistics.tensors())
         kept = statistics.profile_features if config.profile_window else ()
-        users, starts = np.unique(log.user[rows], return_index=True)
-        rings, phase = [], Phase(run.on_progress, "fill memories", len(users), "users")
-        for number, items in enumerate(np.split(log.item[rows], starts[1:]), start=1):
-            rings.append(Ring(config.size, items.tolist(), config.profile_window, len(kept)))
-            if number % 256 == 0 or number == len(users):
-                phase.at(number)
+        phase = Phase(run.on_progress, "fill memories", len(np.unique(log.user[rows])), "users")
+        rings = RingContents.of(log.user[rows], log.item[rows], config.size, config.profile_window, len(kept))
+        phase.at(len(rings.users))
         table = pl.DataFrame(
             {
-                "user_index": users.astype(np.int32),
-                "seen": np.array([ring.seen for ring in rings], dtype=np.int64),
-                "bytes": np.array([ring.bytes for ring in rings], dtype=np.int32),
-                "items": pl.Series([ring.newest_first().tolist() for ring in rings], dtype=pl.List(pl.Int32)),
+                "user_index": rings.users.astype(np.int32),
+                "seen": rings.seen,
+                "bytes": rings.bytes.astype(np.int32),
+                "items": lists(rings.items.astype(np.int32), rings.start),
             }
         )
         ids = dataset.users.select("user_index", "user_id")
@@ -66,7 +71,7 @@ def remember(dataset: Dataset, settings: Settings = NO_SETTINGS, run: RunOptions
         work.write_table("memory.parquet", table.select("user_index", "user_id", "seen", "bytes", "items"))
         facts = {
             "id_map": dataset.id_map,
-            "users": len(users),
+            "users": len(rings.users),
             "events": int(table["seen"].sum()),
             "full": int((table["seen"] >= config.size).sum()),
             "bytes_per_user_mean": float(table["bytes"].to_numpy().mean()),

@@ -33,6 +33,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dcclctl.devices.memory.lists import Floats, ItemLists, largest, sums
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, hashes
 from dcclctl.models.neighbours import ranges
@@ -137,7 +138,7 @@ class Memories:
         counted: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         self.log, self.statistics, self.size, self.profile_window = log, statistics, size, profile_window
-        self._counted = counted
+        self._counted, self._tables = counted, FeatureTables(statistics, log.item_categories)
         self._rows = np.flatnonzero(log.label > 0)  # of the events of log.sequence
         owners = log.user[self._rows]
         self._starts = np.searchsorted(owners, owners)  # where each event's user begins in log.sequence
@@ -158,7 +159,7 @@ class Memories:
         Args:
             events: (B,) row numbers. candidates: items; None: all items.
         """
-        own = features_of_events(self.log, events, candidates, self.statistics, self.size)
+        own = self._tables.of_events(self.log, events, candidates, self.size)
         if not self.profile_window:
             return own
         profile = self._profile(events).unsqueeze(1).expand(-1, own.shape[1], -1)
@@ -228,7 +229,7 @@ class Memories:
         rows = self._rows[at]
         view = replace(self.log, history_start=starts, history_end=self.log.history_end[rows])
         items = torch.from_numpy(self.log.item[rows]).unsqueeze(1)
-        return in_bytes(features_of_events(view, np.arange(len(rows)), items, self.statistics, self.size)[:, 0])
+        return in_bytes(self._tables.of_events(view, np.arange(len(rows)), items, self.size)[:, 0])
 
 
 def in_bytes(found: Float[Tensor, "... F"]) -> Int[Tensor, "... R"]:
@@ -241,21 +242,127 @@ def mean_profile(sums: Float[Tensor, "B R"], counts: Int[Tensor, "B"]) -> Float[
     return sums / _STEPS / (counts.unsqueeze(1) + _PRIOR_EVENTS)
 
 
-@torch.no_grad()
-def features_of_events(
-    log: EventLog, events: Ints, candidates: Int[Tensor, "B C"] | None, statistics: Statistics, size: int
-) -> Float[Tensor, "B C F"]:
-    """Features of the candidates (None: all items) at each event."""
-    if candidates is None:
-        candidates = torch.arange(log.n_items).expand(len(events), -1)
-    parts = []
-    numbers = candidates.shape[1] * (statistics.neighbours.shape[1] + statistics.predecessors.shape[1])
-    step = max(1, min(_EVENTS, _CELLS // max(numbers, 1)))
-    for at in range(0, len(events), step):
-        some = slice(at, at + step)
-        held, mask = log.histories(events[some], size)
-        parts.append(features_of(held, mask.float(), candidates[some], log.item_categories, statistics))
-    return torch.cat(parts) if parts else torch.zeros(*candidates.shape, statistics.mean.shape[1])
+class FeatureTables:
+    """What the features of many candidates need, made once for the statistics of a log.
+
+    Args:
+        item_categories: (I, S) codes, as in EventLog.
+    """
+
+    def __init__(self, statistics: Statistics, item_categories: Int[Tensor, "I S"]) -> None:
+        self.statistics, self.item_categories = statistics, item_categories
+
+    @cached_property
+    def _near(self) -> ItemLists:
+        return ItemLists.of(self.statistics.neighbours, self.statistics.similarity)
+
+    @cached_property
+    def _before(self) -> ItemLists:
+        return ItemLists.of(self.statistics.predecessors, self.statistics.transition_score)
+
+    @cached_property
+    def _mean_of_column(self) -> Float[Tensor, "F I"]:
+        return self.statistics.mean.T.contiguous()
+
+    @cached_property
+    def _category_sets(self) -> tuple[Int[Tensor, "T S"], Int[Tensor, "I"]]:
+        """The distinct sets of categories, and which of them each item has."""
+        sets, own = torch.unique(self.item_categories, dim=0, return_inverse=True)
+        return sets, own
+
+    @torch.no_grad()
+    def of_events(
+        self, log: EventLog, events: Ints, candidates: Int[Tensor, "B C"] | None, size: int
+    ) -> Float[Tensor, "B C F"]:
+        """Features of the candidates (None: all items) at each event, from the newest `size` items before it."""
+        statistics, n_items = self.statistics, log.n_items
+        n_candidates = n_items if candidates is None else candidates.shape[1]
+        related, width = statistics.neighbours.shape[1] + statistics.predecessors.shape[1], statistics.mean.shape[1]
+        if candidates is None:  # column by column in memory
+            found = torch.empty(len(events), width, n_candidates).mT
+        else:
+            found = torch.empty(len(events), n_candidates, width)
+        # turned round, the lists cost a table of all items and what the held items are related to
+        turned = candidates is None or n_candidates * related > n_items + size * related
+        step = _EVENTS if turned else max(1, min(_EVENTS, _CELLS // max(n_candidates * related, 1)))
+        for at in range(0, len(events), step):
+            some = slice(at, at + step)
+            held, mask = log.histories(events[some], size)
+            memory = held, mask.float()
+            if candidates is None:
+                self._of_all(*memory, found[some])
+            elif turned:
+                each = [
+                    torch.stack(self._related(*_distinct(*one)[:2], own))
+                    for *one, own in zip(*memory, candidates[some].numpy(), strict=True)
+                ]
+                sums_of = list(torch.stack(each, 1))
+                found[some] = features_of(*memory, candidates[some], self.item_categories, statistics, sums_of)
+            else:
+                found[some] = features_of(*memory, candidates[some], self.item_categories, statistics)
+        return found
+
+    def _related(self, items: Ints, place: Ints, candidates: Ints | None = None) -> list[Float[Tensor, "C"]]:
+        """The sums of `features_of` over related items, before the logarithm, for the distinct items of a memory.
+
+        Args:
+            candidates: (C,) items; None: all items.
+        """
+        n_items, held = len(self.item_categories), int(place.max(initial=0)) + 1
+        column = None
+        if candidates is not None:  # equal candidates share the last one's column
+            column = np.full(n_items, -1)
+            column[candidates] = np.arange(len(candidates))
+        size = n_items if candidates is None else len(candidates)
+
+        def entries(lists: ItemLists, weights: Float[Tensor, "M"]) -> tuple[Ints, Floats, Floats]:
+            target, value, weight = lists.entries(items, weights.numpy()[place])
+            if column is None:
+                return target, value, value * weight
+            target = column[target]
+            asked = target >= 0
+            value = value[asked]
+            return target[asked], value, value * weight[asked]
+
+        target, value, fresh = entries(self._near, _freshness(held))
+        tables = [sums(target, value, size), largest(target, value, size), sums(target, fresh, size)]
+        if self.statistics.predecessors.shape[1]:
+            target, _, score = entries(self._before, _newest(held))
+            tables += [sums(target, score, size), largest(target, score, size)]
+        if column is not None:
+            tables = [table[column[candidates]] for table in tables]
+        return [torch.from_numpy(table) for table in tables]
+
+    def _of_all(self, held: Int[Tensor, "B M"], mask: Float[Tensor, "B M"], found: Float[Tensor, "B I F"]) -> None:
+        """Write the features of all items: memory by memory and column by column, which stay in the processor's cache."""
+        statistics, (b, n_items, _) = self.statistics, found.shape
+        sets, set_of_item = self._category_sets
+        freshness = mask * _freshness(held.shape[1])
+        theirs, every_set = self.item_categories[held], sets.expand(b, -1, -1)
+        by_set = torch.stack(_category_columns(held, mask, freshness, theirs, every_set, statistics), 1)
+        for row in range(b):
+            columns = found[row].mT
+            items, place, count = _distinct(held[row], mask[row])
+            n, own = mask[row].sum(), torch.zeros(n_items)
+            own[torch.from_numpy(items)] = torch.from_numpy(count).float()
+            columns[0] = torch.log1p(n) / 5
+            torch.log1p(own, out=columns[1])
+            torch.log((own + 1) / (n * statistics.item_share + 1), out=columns[2])
+            columns[3] = 0
+            columns[3, torch.from_numpy(items)] = freshness[row, torch.from_numpy(place)]
+            of_sets = columns[4 : 4 + by_set.shape[1]]
+            torch.index_select(by_set[row], 1, set_of_item, out=of_sets)
+            related = self._related(items, place)
+            of_related = _similarity_columns(*related[:3]) + (_order_columns(*related[3:]) if related[3:] else [])
+            torch.stack(of_related, out=columns[4 + by_set.shape[1] :])
+            columns.sub_(self._mean_of_column).div_(statistics.scale[:, None])
+
+
+def _distinct(held: Int[Tensor, "M"], mask: Float[Tensor, "M"]) -> tuple[Ints, Ints, Ints]:
+    """The distinct items of a memory (H,), the newest place of each, and how often each is held."""
+    # the first of equal items is the newest
+    items, place, count = np.unique(held[mask > 0].numpy(), return_index=True, return_counts=True)
+    return items, place, count
 
 
 def features_of(
@@ -264,8 +371,13 @@ def features_of(
     candidates: Int[Tensor, "B C"],
     item_categories: Int[Tensor, "I S"],
     statistics: Statistics,
+    related: list[Float[Tensor, "B C"]] | None = None,
 ) -> Float[Tensor, "B C F"]:
-    """Features from the items in memory, newest first; `mask` is 0 for padding."""
+    """Features from the items in memory, newest first; `mask` is 0 for padding.
+
+    Args:
+        related: the sums over related items, if they are known.
+    """
     b, n_items = len(held), len(item_categories)
     # for few candidates the tables have a column for each item held, and a last one of zeros for all other items
     place = None
@@ -280,7 +392,7 @@ def features_of(
 
     here, asked = column(held), column(candidates)
     n = mask.sum(1, keepdim=True)  # (B, 1)
-    freshness = mask / (1 + torch.arange(held.shape[1]) / _HALF)
+    freshness = mask * _freshness(held.shape[1])
     count = torch.zeros(b, n_items).scatter_add_(1, here, mask)
     recency = torch.zeros(b, n_items).scatter_reduce_(1, here, freshness, "amax")
     own = count.gather(1, asked)
@@ -289,36 +401,62 @@ def features_of(
         torch.log1p(own),
         torch.log((own + 1) / (n * statistics.item_share[candidates] + 1)),
         recency.gather(1, asked),
-        *_category_columns(held, mask, freshness, candidates, item_categories, statistics),
+        *_category_columns(held, mask, freshness, item_categories[held], item_categories[candidates], statistics),
     ]
-    near, similarity = statistics.neighbours[candidates], statistics.similarity[candidates]  # (B, C, N)
-    at = column(near).flatten(1)
-    fresh = recency.gather(1, at).view(near.shape)
-    known = similarity * (fresh > 0)
-    columns += [torch.log1p(10 * known.sum(-1)), 5 * known.amax(-1), 5 * (similarity * fresh).sum(-1)]
-    if statistics.predecessors.shape[1]:
-        newest = torch.zeros(b, n_items).scatter_reduce_(1, here, mask * _DECAY ** torch.arange(held.shape[1]), "amax")
-        before = statistics.predecessors[candidates]
-        score = statistics.transition_score[candidates] * newest.gather(1, column(before).flatten(1)).view(before.shape)
-        columns += [torch.log1p(20 * score.sum(-1)), 10 * score.amax(-1)]
+    if related is None:
+        near, similarity = statistics.neighbours[candidates], statistics.similarity[candidates]  # (B, C, N)
+        fresh = recency.gather(1, column(near).flatten(1)).view(near.shape)
+        known = similarity * (fresh > 0)
+        related = [_sum(known), known.amax(-1), _sum(similarity * fresh)]
+        if statistics.predecessors.shape[1]:
+            newest = torch.zeros(b, n_items).scatter_reduce_(1, here, mask * _newest(held.shape[1]), "amax")
+            before = statistics.predecessors[candidates]
+            score = statistics.transition_score[candidates]
+            score = score * newest.gather(1, column(before).flatten(1)).view(before.shape)
+            related += [_sum(score), score.amax(-1)]
+    columns += _similarity_columns(*related[:3]) + (_order_columns(*related[3:]) if related[3:] else [])
     return (torch.stack(columns, -1) - statistics.mean[candidates]) / statistics.scale
+
+
+def _sum(values: Float[Tensor, "B C N"]) -> Float[Tensor, "B C"]:
+    """The sum of 32-bit numbers with 64 bits, which is exact here, so that no order of the numbers changes it."""
+    return values.sum(-1, dtype=torch.float64).float()
+
+
+def _freshness(size: int) -> Float[Tensor, "M"]:
+    """Recency of the items at each place of a memory, newest first."""
+    return 1 / (1 + torch.arange(size) / _HALF)
+
+
+def _newest(size: int) -> Float[Tensor, "M"]:
+    """Weight of the items at each place of a memory as predecessors, newest first."""
+    return _DECAY ** torch.arange(size)
+
+
+def _similarity_columns(
+    total: Float[Tensor, "..."], most: Float[Tensor, "..."], recent: Float[Tensor, "..."]
+) -> list[Float[Tensor, "..."]]:
+    return [torch.log1p(10 * total), 5 * most, 5 * recent]
+
+
+def _order_columns(total: Float[Tensor, "..."], most: Float[Tensor, "..."]) -> list[Float[Tensor, "..."]]:
+    return [torch.log1p(20 * total), 10 * most]
 
 
 def _category_columns(
     held: Int[Tensor, "B M"],
     mask: Float[Tensor, "B M"],
     freshness: Float[Tensor, "B M"],
-    candidates: Int[Tensor, "B C"],
-    item_categories: Int[Tensor, "I S"],
+    theirs: Int[Tensor, "B M S"],
+    mine: Int[Tensor, "B C S"],
     statistics: Statistics,
 ) -> list[Float[Tensor, "B C"]]:
-    """Count, lift and recency of the candidate's categories: mean and largest of each."""
+    """Count, lift and recency of a candidate's categories `mine`: mean and largest of each; `theirs` of the items held."""
     padding = len(statistics.category_share) - 1
-    slots = item_categories.shape[1]
-    theirs = item_categories[held].flatten(1)  # (B, M·S)
+    slots = theirs.shape[2]
+    theirs = theirs.flatten(1)
     count = torch.zeros(len(held), padding + 1).scatter_add_(1, theirs, mask.repeat_interleave(slots, 1))
     recency = torch.zeros_like(count).scatter_reduce_(1, theirs, freshness.repeat_interleave(slots, 1), "amax")
-    mine = item_categories[candidates]  # (B, C, S)
     real = (mine != padding).float()
     number = real.sum(-1).clamp(min=1)
     some = real.sum(-1) > 0

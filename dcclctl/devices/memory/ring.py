@@ -1,6 +1,7 @@
 """The memory as a device holds it: two rings of fixed size, updated event by event."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,6 +10,41 @@ from torch import Tensor
 
 from dcclctl.devices.memory.features import Statistics, features_of, in_bytes, mean_profile
 from dcclctl.events.sampling import Ints
+
+#: of the number of events seen
+_COUNTER_BYTES = 8
+
+
+@dataclass(frozen=True)
+class RingContents:
+    """What the rings of many users hold, as slices of the log; the same as one `Ring` a user that observes event by event.
+
+    Attributes:
+        users: (U,) users with an event, ascending. seen: (U,) events of each. bytes: (U,) on its device.
+        items: (N,) items held, user after user, each newest first. start: (U + 1,) where each user's items begin.
+    """
+
+    users: Ints
+    seen: Ints
+    bytes: Ints
+    items: Ints
+    start: Ints
+
+    @classmethod
+    def of(cls, user: Ints, item: Ints, size: int, profile_window: int, n_features: int) -> "RingContents":
+        """From events (N,), sorted by (user, time).
+
+        Args:
+            size: M. profile_window: T. n_features: R; see `Ring`.
+        """
+        first = np.flatnonzero(np.diff(user, prepend=-1))
+        seen = np.diff(first, append=len(user))
+        held = np.minimum(seen, size)
+        start = np.concatenate([[0], np.cumsum(held)])
+        # item n of a user's slice is the n-th from the end of the user's events
+        place = np.repeat(first + seen - 1 + start[:-1], held) - np.arange(start[-1])
+        used = 4 * held + n_features * np.minimum(seen, profile_window) + _COUNTER_BYTES
+        return cls(user[first], seen, used, item[place], start)
 
 
 class Ring:
@@ -37,7 +73,9 @@ class Ring:
     @property
     def bytes(self) -> int:
         """Bytes on the device: the filled part of both rings, and the counter."""
-        return 4 * min(self.seen, len(self.items)) + self.kept.shape[1] * min(self.seen, len(self.kept)) + 8
+        return (
+            4 * min(self.seen, len(self.items)) + self.kept.shape[1] * min(self.seen, len(self.kept)) + _COUNTER_BYTES
+        )
 
     def newest_first(self) -> Ints:
         """Items held, newest first."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dcclctl.compute import OnProgress, Phase, no_progress
-from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, Statistics, features_of_events
+from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, FeatureTables, Statistics
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, hashes
-from dcclctl.models.neighbours import co_occurrences
+from dcclctl.models.neighbours import largest_of_rows, sparse_co_occurrences
 
 #: pairs of events that are counted at once, about
 _PAIRS = 1 << 24
@@ -85,19 +85,19 @@ def _neighbours(
     degree = np.bincount(users, minlength=log.n_users)
     owners = np.bincount(items, minlength=log.n_items)
     count = min(settings.neighbours, max(log.n_items - 1, 1))
-    near = torch.zeros(log.n_items, count, dtype=torch.int64)
-    similarity = torch.zeros(log.n_items, count)
-    # 1 for an item without users, which has no pairs: the divisor may not be 0
-    root = torch.from_numpy(np.sqrt(owners)).clamp(min=1)
-    for first, shared in co_occurrences(users, items, log.n_items, 1 / np.log2(2 + degree), on_progress):
-        here = torch.arange(len(shared))
-        cosine = shared / (root[first : first + len(shared), None] * root + settings.shrinkage)
-        cosine[here, here + first] = 0
-        # stable: equal similarities are ordered by item number
-        order = torch.argsort(cosine, dim=1, descending=True, stable=True)[:, :count]
-        near[first : first + len(shared), : order.shape[1]] = order
-        similarity[first : first + len(shared), : order.shape[1]] = cosine.gather(1, order).float()
-    return near, similarity
+    near = np.zeros((log.n_items, count), dtype=np.int64)
+    similarity = np.zeros((log.n_items, count), dtype=np.float32)
+    root = np.sqrt(owners)
+    weights = 1 / np.log2(2 + degree)
+    phase = Phase(on_progress, "count pairs of items", log.n_items, "items")
+    for first, start, others, shared in sparse_co_occurrences(users, items, log.n_items, weights):
+        n_rows = len(start) - 1
+        divisor = np.repeat(root[first : first + n_rows], np.diff(start)) * root[others] + settings.shrinkage
+        cosine = shared.astype(np.float32) / divisor
+        cosine[others == np.repeat(np.arange(first, first + n_rows), np.diff(start))] = 0  # the item itself
+        near[first : first + n_rows], similarity[first : first + n_rows] = largest_of_rows(start, others, cosine, count)
+        phase.add(n_rows)
+    return torch.from_numpy(near), torch.from_numpy(similarity)
 
 
 def _predecessors(
@@ -142,8 +142,9 @@ def _reference(
     chosen = newest[np.argsort(hashes(seed, "memory/reference", newest), kind="stable")[:_REFERENCES]]
     total, squares = (torch.zeros(statistics.mean.shape, dtype=torch.float64) for _ in range(2))
     phase = Phase(on_progress, "usual features", len(chosen), "events")
+    tables = FeatureTables(statistics, log.item_categories)
     for at in range(0, len(chosen), 8):
-        found = features_of_events(log, chosen[at : at + 8], None, statistics, size).double()
+        found = tables.of_events(log, chosen[at : at + 8], None, size).double()
         total += found.sum(0)
         squares += found.square().sum(0)
         phase.at(min(at + 8, len(chosen)))

@@ -2,6 +2,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from references import contains_by_search
 from scipy.stats import chisquare
 
 from dcclctl.events.sampling import NO_ITEM, PairSet, draw_negatives, hashes, log_uniform, permutation, stream
@@ -158,3 +159,17 @@ def test_log_uniform_lengths_are_as_often_the_least_as_the_next_two_or_the_four_
     most = keys % 5
     assert (log_uniform(3, "x", keys, 0, most) <= most).all()
     assert (log_uniform(3, "x", keys, 0, np.zeros_like(keys)) == 0).all()
+
+
+@pytest.mark.parametrize(("n_owners", "n_items", "n_pairs"), [(7, 11, 40), (1000, 50, 3000), (3, 5, 0), (2, 3, 6)])
+def test_membership_is_that_of_a_search_of_every_pair(n_owners: int, n_items: int, n_pairs: int) -> None:
+    draw = np.random.default_rng(n_pairs)
+    pairs = PairSet(draw.integers(0, n_owners, n_pairs), draw.integers(0, n_items, n_pairs), n_items)
+    owners, items = np.arange(n_owners + 2)[::-1].copy(), np.arange(n_items)
+    expected = contains_by_search(pairs, owners[:, None], items[None, :])
+    assert np.array_equal(pairs.contains(owners[:, None], items[None, :]), expected)
+    assert np.array_equal(pairs.rows(owners), expected)
+    assert expected.sum() <= n_pairs
+    assert expected.any() == (n_pairs > 0)
+    assert pairs.rows(owners[[3, 3]]).tolist() == expected[[3, 3]].tolist()  # an owner may be asked for twice
+    assert pairs.contains(owners[:0], items[:0]).shape == (0,)

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from references import activations_event_by_event
 from small_worlds import din, log_of, normal, random_log, shown_with
 from torch import nn
 
+from dcclctl.models import din as din_module
 from dcclctl.models.din import DinBackbone, prelu
 
 
@@ -199,3 +201,16 @@ def test_another_log_gives_other_histories(world):
     expected = model.first_layer_of_few(cut, events, few)
     torch.testing.assert_close(forgetful.activations(events, few), expected.detach(), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(backbone.activations(events, few), expected.detach(), atol=1e-3)
+
+
+@pytest.mark.parametrize("cells", [0, 3 * 30, 1 << 28])
+def test_the_whole_catalogue_has_the_activations_of_its_items(world, monkeypatch, cells):
+    """Up to the order of sums; whether the attention of no item is kept, of some, or of all. Also without a history."""
+    monkeypatch.setattr(din_module, "_ATTENTION_CELLS", cells)
+    log, model, *_ = world
+    backbone, events = DinBackbone(model.eval(), log), np.arange(len(log.user))
+    assert {0, 1} < set(log.history_lengths(events, 99).tolist())
+    expected = activations_event_by_event(backbone, events)
+    torch.testing.assert_close(backbone.activations(events, None), expected, rtol=1e-4, atol=1e-6)
+    assert backbone.activations(events, None).equal(backbone.activations(events, None))
+    assert expected.std() > 1e-3

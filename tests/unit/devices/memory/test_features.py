@@ -10,7 +10,7 @@ from small_worlds import Row, log_of
 
 from dcclctl.devices.memory import features as features_module
 from dcclctl.devices.memory import statistics as statistics_module
-from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, Memories, Statistics
+from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, FeatureTables, Memories, Statistics, features_of
 from dcclctl.devices.memory.ring import Ring
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, Block, EventLog
@@ -235,6 +235,23 @@ def test_few_candidates_have_the_features_that_they_have_among_all() -> None:
     assert memories.features(events, few).equal(expected)
     alone = events[:1]  # nothing is held
     assert memories.features(alone, few[:1]).equal(expected[:1])
+
+
+@pytest.mark.parametrize("categories", [True, False])
+@pytest.mark.parametrize("order", [True, False])
+def test_lists_turned_round_give_the_features_of_every_pair(categories: bool, order: bool) -> None:
+    """Bit for bit what `features_of` computes pair by pair: for all items, and for many candidates of each event."""
+    world = log_of(random_rows(), N_USERS, N_ITEMS, **(categorised() if categories else {}))
+    settings = StatisticsSettings(SIZE, 4, 1.0, 3 if order else 0)
+    statistics = count_statistics(world, world.up_to(Block.parse("device")), settings, 3)
+    events, tables = np.arange(len(world.user)), FeatureTables(statistics, world.item_categories)
+    held, mask = world.histories(events, SIZE)
+    many = torch.from_numpy(np.random.default_rng(0).integers(0, N_ITEMS, (len(events), 50)))
+    for candidates in (None, many, many[:, :2]):
+        asked = torch.arange(N_ITEMS).expand(len(events), -1) if candidates is None else candidates
+        expected = features_of(held, mask.float(), asked, world.item_categories, statistics)
+        assert tables.of_events(world, events, candidates, SIZE).equal(expected)
+    assert expected.isfinite().all() and expected.std() > 0.5
 
 
 def test_no_events_have_no_features() -> None:
