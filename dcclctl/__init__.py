@@ -10,6 +10,7 @@ __all__ = [
     "Evaluation",
     "Memory",
     "PatchSet",
+    "Recommendations",
     "Store",
     "distill",
     "evaluate",
@@ -17,6 +18,7 @@ __all__ = [
     "ingest",
     "memory",
     "patch",
+    "recommend",
     "train",
     "write_report",
 ]

@@ -34,7 +34,10 @@ app = typer.Typer(
 def list_artifacts(
     call: Call,
     kind: Annotated[
-        str | None, typer.Option("--kind", metavar="KIND", help="Only dataset, cloud, memory, patches or evaluation.")
+        str | None,
+        typer.Option(
+            "--kind", metavar="KIND", help="Only dataset, cloud, memory, patches, evaluation or recommendations."
+        ),
     ] = None,
 ) -> None:
     """List what is in the store: names, size and what each artifact is.

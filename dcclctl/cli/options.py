@@ -44,11 +44,11 @@ _SHARED: dict[str, tuple[Any, Any, Any]] = {
         "",
         typer.Option("--name", metavar="NAME", help="Name the artifact: a cloud model named control is cloud@control."),
     ),
-    "log": (
+    "track": (
         list[str] | None,
         None,
         typer.Option(
-            "--log",
+            "--track",
             metavar="TRACKER[:PLACE]",
             help="Also send metrics, settings and lineage to tensorboard[:DIR] or mlflow[:URI]; may be repeated.",
         ),
@@ -74,7 +74,7 @@ class Call:
 
     Attributes:
         reporter: prints. root: folder of the store. settings: name → value, of the flags that were given and of --set.
-        config: TOML file. force, name: see RunOptions. log: trackers.
+        config: TOML file. force, name: see RunOptions. track: trackers.
     """
 
     reporter: Reporter
@@ -83,7 +83,7 @@ class Call:
     config: Path | None
     force: bool
     name: str
-    log: list[str]
+    track: list[str]
 
     @cached_property
     def store(self) -> "Store":
@@ -95,7 +95,7 @@ class Call:
     def _trackers(self) -> "list[Tracker]":
         from dcclctl.tracking import open_trackers
 
-        return open_trackers(self.log)
+        return open_trackers(self.track)
 
     @contextmanager
     def run(self) -> Iterator["RunOptions"]:
@@ -110,7 +110,7 @@ class Call:
             yield RunOptions(progress, self.force, self.name, self.config)
 
     def send(self, made: "Handle | Artifact") -> None:
-        """Send an artifact to the trackers that --log names."""
+        """Send an artifact to the trackers that --track names."""
         if self._trackers:
             from dcclctl.artifacts.handle import Handle
             from dcclctl.stages.track import record_of
@@ -163,7 +163,7 @@ def command(
                 values["config"],
                 values["force"],
                 _checked_name(values["name"]),
-                values["log"] or [],
+                values["track"] or [],
             )
             function(call, **given)
 

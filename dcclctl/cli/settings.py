@@ -17,7 +17,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def settings(
     call: Call,
     command: Annotated[
-        str, typer.Argument(metavar="COMMAND", help="ingest, train, memory, patch, distill or evaluate.")
+        str,
+        typer.Argument(metavar="COMMAND", help="ingest, train, memory, patch, distill, evaluate, recommend or score."),
     ],
     model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="With train: the model.")] = None,
     method: Annotated[

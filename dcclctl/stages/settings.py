@@ -25,6 +25,8 @@ from dcclctl.config import (
     IngestConfig,
     MemoryConfig,
     PatchConfig,
+    RecommendConfig,
+    ScoreConfig,
     Section,
     TrainConfig,
     Variant,
@@ -82,6 +84,8 @@ COMMANDS: Mapping[str, Command] = {
     "patch": Command(PatchConfig, PATCH_METHODS, LocalSettings),
     "distill": Command(DistillConfig, DISTILL_METHODS, TeachingSettings),
     "evaluate": Command(EvaluateConfig),
+    "recommend": Command(RecommendConfig),
+    "score": Command(ScoreConfig),
 }
 
 S = TypeVar("S", bound=CommandSection)
