@@ -108,8 +108,8 @@ def _show_log(call: Call, log: dict[str, Any]) -> None:
         return
     line = call.reporter.line
     line(
-        f"new log: {log['rows']:,} rows, {log['added']:,} new events; {log['known_users']:,} known users and "
-        f"{log['new_users']:,} new ones"
+        f"new log: {log['rows']:,} rows of {log['known_users']:,} known users and {log['new_users']:,} new ones; "
+        f"{log['added']:,} events are new"
     )
     reasons = ", ".join(f"{count:,} × {reason}" for reason, count in log["rejected_by_reason"].items())
     for count, text in (

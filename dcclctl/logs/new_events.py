@@ -95,7 +95,7 @@ def join_new_events(known: Known, sources: list[Source], on_progress: OnProgress
         }
     ).filter(pl.Series(usable))
     fresh = new.join(known.events, on=["user_index", "item_index", "time_us"], how="anti", maintain_order="left")
-    events, dropped = _merged(known, fresh)
+    events, added, dropped = _merged(known, fresh)
     facts = {
         "rows": sum(log.read.values()),
         "kept": len(log),
@@ -106,7 +106,7 @@ def join_new_events(known: Known, sources: list[Source], on_progress: OnProgress
         "unknown_item_rows": int((~usable).sum()),
         "known_events": new.height - fresh.height,
         "dropped": {rule: count for rule, count in dropped.items() if count},
-        "added": fresh.height,
+        "added": added,
         "known_users": int((np.unique(users) < len(known.user_ids)).sum()),
         "new_users": len(new_user_ids),
     }
@@ -142,11 +142,11 @@ def _numbers(ids: IdColumn, codes: Ints, known: pl.Series) -> tuple[Ints, list[s
     return found[dense], [text for text, is_new in zip(texts, unknown, strict=True) if is_new]
 
 
-def _merged(known: Known, fresh: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """All events by user and time, those of the dataset before new ones of the same time; rule → events left out."""
+def _merged(known: Known, fresh: pl.DataFrame) -> tuple[pl.DataFrame, int, dict[str, int]]:
+    """All events by user and time, those of the dataset first; how many are new; rule → events left out."""
     test = PERIODS.index("test")
-    old = known.events.with_columns(behaviour=pl.lit(_UNKNOWN, pl.Int64))
-    events = pl.concat([old, fresh.with_columns(period=pl.lit(test, pl.Int8)).select(old.columns)])
+    old = known.events.with_columns(behaviour=pl.lit(0, pl.Int64), new=False)
+    events = pl.concat([old, fresh.with_columns(period=pl.lit(test, pl.Int8), new=True).select(old.columns)])
     users, times = events["user_index"].to_numpy(), events["time_us"].to_numpy()
     events = events[order_by(users, coarsen(times))]
     users = events["user_index"].to_numpy()
@@ -158,4 +158,5 @@ def _merged(known: Known, fresh: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, 
     # an event that came late belongs to the period of the user's next known one: periods stay in order of time
     keys = events["user_index"].to_numpy().astype(np.int64) * len(PERIODS) + events["period"].to_numpy()
     period = np.minimum.accumulate(keys[::-1])[::-1] % len(PERIODS)
-    return events.with_columns(pl.Series("period", period.astype(np.int8))).select(list(EVENTS.columns)), rules.dropped
+    table = events.with_columns(pl.Series("period", period.astype(np.int8))).select(list(EVENTS.columns))
+    return table, int(events["new"].sum()), rules.dropped
