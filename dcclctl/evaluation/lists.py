@@ -113,10 +113,11 @@ def best_columns(scores: Float[Tensor, "B I"], k: int) -> Int[Tensor, "B K"]:
     Which of the columns that score -inf come last is left open.
     """
     k = min(k, scores.shape[1])
-    values, columns = scores.topk(k, dim=1)
-    least = values[:, -1:]
-    # topk takes any of the equal scores at the end of the list
-    tied = ((scores >= least).sum(1) > k) & torch.isfinite(least[:, 0])
+    values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    columns = columns[:, :k]
+    least = values[:, k - 1 : k]
+    # topk takes any of the scores that are equal at the end of the list
+    tied = (values[:, k:] == least).any(1) & torch.isfinite(least[:, 0])
     if tied.any():
         some, least = scores[tied], least[tied]
         above, equal = some > least, some == least
