@@ -355,6 +355,7 @@ TABLES: Final[Mapping[tuple[str, str], Table]] = {
     ("evaluation", "harm.parquet"): HARM,
     ("evaluation", "worst_users.parquet"): WORST_USERS,
     ("recommendations", "lists-*.parquet"): RECOMMENDATIONS,
+    ("recommendations", "rejects.parquet"): REJECTS,
 }
 
 

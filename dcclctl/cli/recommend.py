@@ -98,7 +98,7 @@ def _show(call: Call, made: "Recommendations", output: Path | None) -> None:
         line(f"{facts['users_without_list']:,} users get no list: they have seen all candidates")
     _show_first(call, made)
     if output is not None:
-        rows = sum(table["rows"] for table in made.artifact.manifest["tables"].values())
+        rows = facts["rows"]
         line(f"{output}: {rows:,} rows of {facts['lists']:,} users")
 
 
@@ -113,7 +113,7 @@ def _show_log(call: Call, log: dict[str, Any]) -> None:
     )
     reasons = ", ".join(f"{count:,} × {reason}" for reason, count in log["rejected_by_reason"].items())
     for count, text in (
-        (log["rejected"], f"rows rejected: {reasons}"),
+        (log["rejected"], f"rows rejected: {reasons} (the artifact's rejects.parquet)"),
         (log["other_behaviours"], "rows left out: of behaviours that the dataset left out too"),
         (log["unknown_item_rows"], f"rows left out: of {log['unknown_items']:,} items that the model does not know"),
         (log["known_events"], "rows left out: events that the dataset has already"),

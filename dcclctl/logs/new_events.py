@@ -47,11 +47,12 @@ class Joined:
     Attributes:
         events: an EVENTS table, sorted by (user_index, time_us). new_user_ids: users that the dataset does not have; their
             numbers follow its own, in this order.
-        facts: what was read, and what was left out and why.
+        rejects: a REJECTS table. facts: what was read, and what was left out and why.
     """
 
     events: pl.DataFrame
     new_user_ids: list[str]
+    rejects: pl.DataFrame
     facts: dict[str, Any]
 
 
@@ -110,7 +111,7 @@ def join_new_events(known: Known, sources: list[Source], on_progress: OnProgress
         "known_users": int((np.unique(users) < len(known.user_ids)).sum()),
         "new_users": len(new_user_ids),
     }
-    return Joined(events, new_user_ids, facts)
+    return Joined(events, new_user_ids, quarantine.table(), facts)
 
 
 def _read(known: Known, sources: list[Source], on_progress: OnProgress) -> tuple[Log, Quarantine]:

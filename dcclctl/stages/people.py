@@ -22,13 +22,15 @@ class People:
 
     Attributes:
         log: the events. users: user_index, user_id, group. newest: time of the newest event, as in EVENTS.
-        sources: files of the new log. facts: what was read from them; empty without one.
+        sources: files of the new log. rejects: a REJECTS table of its bad rows, None without one. facts: what was read from
+            it; empty without one.
     """
 
     log: EventLog
     users: pl.DataFrame
     newest: int
     sources: list[Source]
+    rejects: pl.DataFrame | None
     facts: dict[str, Any]
 
 
@@ -44,7 +46,7 @@ def people_of(dataset: Dataset, logs: Sequence[Path], on_progress: OnProgress) -
     users = dataset.users.select("user_index", "user_id", "group")
     events = dataset.artifact.read_table("events.parquet")
     if not logs:
-        return People(dataset.log, users, int(events["time_us"].max() or 0), [], {})  # type: ignore[arg-type]
+        return People(dataset.log, users, int(events["time_us"].max() or 0), [], None, {})  # type: ignore[arg-type]
     sources = [identify(path) for path in find_paths(list(logs))]
     check_distinct(sources)
     known = Known(
@@ -66,4 +68,4 @@ def people_of(dataset: Dataset, logs: Sequence[Path], on_progress: OnProgress) -
     )
     newest = int(joined.events["time_us"].max() or 0)  # type: ignore[arg-type]
     log = dataset.log_of(joined.events, n_new)
-    return People(log, pl.concat([users, new]), newest, sources, joined.facts)
+    return People(log, pl.concat([users, new]), newest, sources, joined.rejects, joined.facts)

@@ -61,6 +61,8 @@ def recommend(
             if work.reused is not None:
                 return named(Recommendations(work.reused), run)
             lister = Lister(subject, people.log, users, rules, torch_device(config), config)
+            if people.rejects is not None:
+                work.write_table("rejects.parquet", people.rejects)
             facts = _write(work, lister, people, users, config, run.on_progress)
             facts |= {
                 "id_map": dataset.id_map,
@@ -104,7 +106,7 @@ def _write(
     n_shards = -(-len(users) // size)
     started, computed = time.perf_counter(), 0
     served = dict.fromkeys(SERVED_BY, 0)
-    short, shown = 0, np.zeros(items.height, dtype=bool)
+    rows, full, shown = 0, 0, np.zeros(items.height, dtype=bool)
     for shard in range(n_shards):
         first = shard * size
         members = users[first : first + size]
@@ -122,7 +124,8 @@ def _write(
         table = work.read_table(shard_name(shard))
         for by, count in table.filter(pl.col("rank") == 1).group_by("served_by").len().iter_rows():
             served[by] += count
-        short += table.filter(pl.col("rank") == config.top).height
+        rows += table.height
+        full += table.filter(pl.col("rank") == config.top).height
         shown[items["item_id"].is_in(table["item_id"].unique().implode()).to_numpy()] = True
     if computed:
         seconds = time.perf_counter() - started
@@ -131,8 +134,9 @@ def _write(
     return {
         "users": len(users),
         "lists": lists,
+        "rows": rows,
         "users_without_list": len(users) - lists,
-        "short_lists": lists - short,
+        "short_lists": lists - full,
         "served_by": {by: count for by, count in served.items() if count},
         "items_shown": int(shown.sum()),
         "shards": n_shards,

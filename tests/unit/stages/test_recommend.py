@@ -406,6 +406,10 @@ def test_what_a_new_log_holds_is_counted_and_said(shop: Path, tmp_path: Path) ->
         f"{had} events left out: repeats",
     ):
         assert text in shown.stdout, shown.stdout
+    rejects = Store(shop).resolve("recommendations").read_table("rejects.parquet")
+    assert rejects.select("source", "record", "reason", "raw").rows() == [
+        ("today.csv", 144, "empty-user", ",i1,1600000000,5")
+    ]
     # as many bad rows as the ingest would refuse
     log.write_text("user_id,item_id,timestamp,rating\n" + ",i1,1600000000,5\n" * 3)
     result = dcclctl("recommend", "cloud@1", f"--log={log}", store=shop)
