@@ -20,7 +20,7 @@ COMMANDS = {
     "distill": "Distil the patched models into a better cloud model.",
     "evaluate": "Score models side by side, for active and less active users.",
     "report": "Write evaluations as one HTML page that works offline.",
-    "recommend": "Make the lists of recommendations of many users, and write them to a file.",
+    "recommend": "Recommend items to many users, and write a file.",
     "score": "Show users' recommendations with and without the patch.",
     "settings": "List all settings of a command, a model or a method.",
     "audit": "Check that no model was trained on the events it is scored on.",

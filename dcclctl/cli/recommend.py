@@ -42,7 +42,7 @@ def recommend(
         ),
     ] = None,
 ) -> None:
-    """Make the lists of recommendations of many users, and write them to a file.
+    """Recommend items to many users, and write a file.
 
     All items are ranked for each user, after the user's last event (--as-of end) or as of the start of the test period
     (--as-of test). dcclctl score shows the same list of one user. An interrupted run continues with the missing shards of
