@@ -8,7 +8,7 @@ import polars as pl
 
 from dcclctl.compute import OnProgress
 from dcclctl.config import PERIODS, IngestConfig
-from dcclctl.errors import DataError
+from dcclctl.errors import DataError, UsageError
 from dcclctl.logs.batch import Ints
 from dcclctl.logs.events import RowRules
 from dcclctl.logs.formats import check_same_columns, detect_log
@@ -71,7 +71,12 @@ def join_new_events(known: Known, sources: list[Source], on_progress: OnProgress
     """
     log, quarantine = _read(known, sources, on_progress)
     rows = np.arange(len(log))
-    if known.config.behaviours and log.behaviours is not None:
+    if known.config.behaviours:
+        if log.behaviours is None:
+            raise UsageError(
+                f"the new log has no behaviour column, and {known.ref} keeps {', '.join(known.config.behaviours)} only",
+                "Give a log with the columns of the dataset's own.",
+            )
         codes = np.unique(log.behaviours)
         names = log.behaviour_texts.texts(codes.tolist())
         wanted = [code for code, name in zip(codes, names, strict=True) if name in known.config.behaviours]

@@ -71,7 +71,7 @@ BAD = [
     (["ingest", "x.csv", "--map=user"], 2, ["--map: give NAME=COLUMN"]),
     (["score", "patches"], 2, ["--user"]),
     (["recommend", "cloud", "-o", "top.xlsx"], 2, ["the suffix .xlsx", ".parquet, .csv, .jsonl"]),
-    (["recommend", "dataset"], 2, ["dataset cannot be evaluated"]),
+    (["recommend", "dataset"], 2, ["dataset cannot serve users"]),
     (["score", "--user=u1"], 2, ["REF"]),
     (["score", "patches", "--user=u1", "--top=0"], 2, ["--top"]),
     # references
@@ -81,7 +81,7 @@ BAD = [
     (["patch", "--cloud=cluod@1"], 2, ["cloud@1"]),
     (["patch", "--cloud=cloud@best"], 2, ["there is no cloud@best", "cloud@1, cloud@2"]),
     (["distill", "--patches=cloud@2"], 2, ["patches is needed here", "patches@1"]),
-    (["evaluate", "dataset"], 2, ["cannot be evaluated", "patches"]),
+    (["evaluate", "dataset"], 2, ["cannot serve users", "patches"]),
     (["evaluate", "cloud@1", "cloud@1"], 2, ["named twice"]),
     (["evaluate", "cloud@17"], 2, ["there is no cloud@17", "cloud@1, cloud@2"]),
     (["evaluate", "cloud@1+encoder"], 2, ["has no encoder", "dcclctl distill"]),

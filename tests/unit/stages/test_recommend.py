@@ -421,22 +421,25 @@ def test_a_new_log_of_another_kind(tmp_path: Path) -> None:
     lines = [f"{user},{item},{at},{kind},{stars}" for at, (user, item, kind, stars) in enumerate(
         itertools.product(("a", "b", "c", "d"), ("x", "y", "z"), ("buy", "view"), (1, 5))
     )]  # fmt: skip
-    (tmp_path / "log.csv").write_text("\n".join(["who,what,n,kind,stars", *lines]) + "\n")
-    flags = ("--map=user=who,item=what,time=n,behaviour=kind", "--behaviours=buy", "--label=stars>=4")
+    (tmp_path / "log.csv").write_text("\n".join(["who,what,n,event,stars", *lines]) + "\n")
+    flags = ("--map=user=who,item=what,time=n", "--behaviours=buy", "--label=stars>=4")
     done("ingest", tmp_path / "log.csv", *flags, "--time-unit=ordinal", "--split=leave-one-out", "--repeats=keep",
          store=tmp_path / "store")  # fmt: skip
     dataset = Dataset.of(Store(tmp_path / "store").resolve("dataset"))
     new = tmp_path / "new.csv"
-    new.write_text("who,what,n,kind,stars\na,x,0,view,5\na,z,1,buy,5\na,y,2,buy,1\ne,x,3,buy,5\n")
+    new.write_text("who,what,n,event,stars\na,x,0,view,5\na,z,1,buy,5\na,y,2,buy,1\ne,x,3,buy,5\n")
     people = people_of(dataset, [new], quiet_progress)
     assert people.facts["other_behaviours"] == 1 and people.facts["added"] == 3
     mine = people.log.events_of(0)
     assert dataset.items["item_id"].gather(people.log.item[mine[-2:]]).to_list() == ["z", "y"]  # after all others
     assert people.log.label[mine[-2:]].tolist() == [1, 0]
-    new.write_text("who,what,n,stars,kind\na,x,2020-01-01T00:00:00Z,5,buy\n")
+    new.write_text("who,what,n,stars,event\na,x,2020-01-01T00:00:00Z,5,buy\n")
     with pytest.raises(DataError):
         people_of(dataset, [new], quiet_progress)
-    new.write_text("who,what,n,kind\na,x,0,buy\n")
+    new.write_text("who,what,n,stars\na,x,0,5\n")
+    with pytest.raises(UsageError, match="no behaviour column, and dataset@1 keeps buy only"):
+        people_of(dataset, [new], quiet_progress)
+    new.write_text("who,what,n,event\na,x,0,buy\n")
     with pytest.raises(UsageError, match="no column 'stars'"):
         people_of(dataset, [new], quiet_progress)
 
