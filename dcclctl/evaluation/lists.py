@@ -1,6 +1,6 @@
 """Lists of recommendations: the best items of users at one moment, and what one user's list is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from dcclctl.events.log import TEST, EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.models.kind import open_backbone
 from dcclctl.models.neighbours import ranges
-from dcclctl.models.scoring import score
+from dcclctl.models.scoring import HeadFunction, score
 
 Moment = Literal["test", "end"]
 
@@ -27,12 +27,16 @@ _SHOWN = 20
 _BATCH, _SCORES = 256, 1 << 23
 
 
+#: with fewer candidates than this share of the items, only they are scored; the whole catalogue has a faster way
+_FEW = 1 / 8
+
+
 @dataclass(frozen=True)
-class WholeCatalogue:
-    """Events that are ranked over all items."""
+class Ranked:
+    """Events and the items that are ranked for them: the same for all, or None for the whole catalogue."""
 
     events: Ints
-    items: None = None
+    items: Int[Tensor, "B C"] | None
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,10 @@ class Lister:
         self.log, self.rows = at_moment(log, users, rules.as_of)
         self.backbone = open_backbone(subject.cloud, device, self.log)
         self.served = serve(subject, self.backbone, settings.unpatched, settings.seed)
+        #: (C,) items that are scored, ascending; None: the whole catalogue
+        self.items: Int[Tensor, "C"] | None = None
+        if rules.candidates is not None and rules.candidates.mean() < _FEW:
+            self.items = torch.from_numpy(np.flatnonzero(rules.candidates))
 
     def lists(self, users: slice, on_users: Callable[[int], None] = lambda done: None) -> pl.DataFrame:
         """The lists of some of the users.
@@ -164,8 +172,7 @@ class Lister:
         """
         rows, parts, done = self.rows[users], [], 0
         batch_size = max(1, min(_BATCH, _SCORES // max(1, self.log.n_items)))
-        everything = score(self.backbone, [self.served.head], rows, WholeCatalogue, self.log.n_items, batch_size)
-        for batch, (logits,) in everything:
+        for batch, (logits,) in self._scores([self.served.head], rows, batch_size):
             shown = logits.masked_fill(~self.allowed(batch.events), -torch.inf)
             best = best_columns(shown, self.rules.top)
             scores = shown.gather(1, best)
@@ -175,7 +182,7 @@ class Lister:
                     {
                         "place": np.searchsorted(rows, batch.events[row]),
                         "rank": (place + 1).astype(np.int32),
-                        "item_index": best.numpy()[row, place].astype(np.int32),
+                        "item_index": self._items_of(best)[row, place],
                         "score": scores.numpy()[row, place].astype(np.float64),
                         "served_by": self.served.by_event(self.log, batch.events)[row],
                     }
@@ -185,8 +192,24 @@ class Lister:
             on_users(done)
         return pl.concat(parts).sort("place", "rank")
 
-    def allowed(self, rows: Ints) -> Bool[Tensor, "B I"]:
-        """The items that may stand in the lists of some rows."""
+    def _scores(
+        self, heads: list[HeadFunction], rows: Ints, at_once: int
+    ) -> Iterator[tuple[Ranked, list[Float[Tensor, "B C"]]]]:
+        """Scores of the items that are ranked, as scoring.score gives them."""
+
+        def batch_of(events: Ints) -> Ranked:
+            return Ranked(events, None if self.items is None else self.items.expand(len(events), -1))
+
+        width = self.log.n_items if self.items is None else len(self.items)
+        return score(self.backbone, heads, rows, batch_of, width, at_once)
+
+    def _items_of(self, columns: Int[Tensor, "..."]) -> npt.NDArray[np.int32]:
+        """The items of some columns of scores."""
+        items = columns if self.items is None else self.items[columns]
+        return items.numpy().astype(np.int32)
+
+    def allowed(self, rows: Ints) -> Bool[Tensor, "B C"]:
+        """Which of the scored items may stand in the lists of some rows."""
         allowed = np.ones((len(rows), self.log.n_items), dtype=bool)
         if self.rules.candidates is not None:
             allowed &= self.rules.candidates
@@ -194,7 +217,8 @@ class Lister:
             begins, ends = self.log.history_start[rows], self.log.history_end[rows]
             seen = self.log.sequence.numpy()[ranges(begins, ends)]
             allowed[np.repeat(np.arange(len(rows)), ends - begins), seen] = False
-        return torch.from_numpy(allowed)
+        found = torch.from_numpy(allowed)
+        return found if self.items is None else found[:, self.items]
 
     def explain(self, users: pl.DataFrame) -> list[Explanation]:
         """What is known of each user, and the cloud model's list beside the subject's.
@@ -208,13 +232,12 @@ class Lister:
         found = {}
         # one by one: a list is shown for few users, and their histories are of different lengths
         for row in self.rows:
-            batches = score(self.backbone, [*heads.values()], np.array([row]), WholeCatalogue, self.log.n_items, _BATCH)
-            for _, logits in batches:
+            for _, logits in self._scores([*heads.values()], np.array([row]), _BATCH):
                 found[int(row)] = dict(zip(heads, logits, strict=True))
         rows = zip(self.rows, users.iter_rows(named=True), strict=True)
         return [self._explanation(int(row), user, found[int(row)]) for row, user in rows]
 
-    def _explanation(self, row: int, user: dict[str, Any], logits: dict[str, Float[Tensor, "one I"]]) -> Explanation:
+    def _explanation(self, row: int, user: dict[str, Any], logits: dict[str, Float[Tensor, "one C"]]) -> Explanation:
         log, at = self.log, np.array([row])
         names = self.subject.cloud.dataset.items.select("item_index", "item_id", "name")
         history, mask = log.histories(at, self.subject.cloud.history or _SHOWN)
@@ -233,16 +256,17 @@ class Lister:
             served_by={name: "cloud" if name == "cloud" else by for name in logits},
         )
 
-    def _ranking(self, scores: Float[Tensor, "I"], cloud: Float[Tensor, "I"], names: pl.DataFrame) -> pl.DataFrame:
+    def _ranking(self, scores: Float[Tensor, "C"], cloud: Float[Tensor, "C"], names: pl.DataFrame) -> pl.DataFrame:
         best = best_columns(scores.unsqueeze(0), self.rules.top)[0]
         best = best[torch.isfinite(scores[best])]
-        own, items = cloud[best].unsqueeze(1), torch.arange(len(cloud))
-        earlier = (cloud > own) | ((cloud == own) & (items < best.unsqueeze(1)))
+        own, columns = cloud[best].unsqueeze(1), torch.arange(len(cloud))
+        items = self._items_of(best)
+        earlier = (cloud > own) | ((cloud == own) & (columns < best.unsqueeze(1)))
         return pl.DataFrame(
             {
                 "rank": np.arange(1, len(best) + 1),
-                "item_id": names["item_id"].gather(best.numpy()),
-                "name": names["name"].gather(best.numpy()),
+                "item_id": names["item_id"].gather(items),
+                "name": names["name"].gather(items),
                 "score": scores[best].numpy().astype(np.float64),
                 "cloud_rank": earlier.sum(1).numpy() + 1,
             }

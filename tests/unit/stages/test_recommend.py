@@ -142,6 +142,16 @@ def test_candidates(own: World, tmp_path: Path) -> None:
     subject = Subject.of("patches@1", own.store)
     file = tmp_path / "in-stock.txt"
     file.write_text("\ufeffi3\ni78\ni9\n\ni3\nnever-heard-of\n")
+    # few candidates are scored alone, many with all others
+    for count in (4, 30):
+        some = tmp_path / f"{count}.txt"
+        some.write_text("\n".join(f"i{at}" for at in range(count)))
+        settings = {"candidates": f"@{some}", "exclude": "none", "top": 30}
+        everything = lists_of(subject, exclude="none", top=N_ITEMS)
+        expected = everything.filter(pl.col("item_id").is_in([f"i{at}" for at in range(count)]))
+        found = lists_of(subject, **settings)
+        assert found.select("user_id", "item_id").equals(expected.select("user_id", "item_id"))
+        assert found["score"].to_list() == pytest.approx(expected["score"].to_list(), abs=1e-5)
     made = recommend(subject, ONE_THREAD | {"candidates": f"@{file}", "exclude": "none", "top": 5})
     assert set(made.lists["item_id"]) == {"i3", "i78", "i9"}
     assert (made.facts["candidates"], made.facts["unknown_candidates"], made.facts["short_lists"]) == (3, 1, N_USERS)
