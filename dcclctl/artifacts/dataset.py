@@ -22,8 +22,13 @@ class Dataset(Handle):
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Dataset":
-        """The dataset in an artifact; while it is in use, always the same object."""
-        return _open.setdefault((str(artifact.path), artifact.id), Dataset(artifact))
+        """The dataset in an artifact; while it is in use, always the same tensors."""
+        made = Dataset(artifact)
+        found = _open.setdefault((str(artifact.path), artifact.id), made)
+        if found.artifact.reused == artifact.reused:
+            return found
+        made.__dict__ |= found.__dict__ | {"artifact": artifact}  # the same tensors; another answer to `reused`
+        return made
 
     @property
     def id_map(self) -> str:
