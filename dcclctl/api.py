@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dcclctl import artifacts
-from dcclctl.artifacts import Dataset, Evaluation, Memory, Tuning
+from dcclctl.artifacts import Dataset, Evaluation, Memory, Recommendations, Tuning
 from dcclctl.artifacts.handle import Handle
 from dcclctl.audit.finding import Finding
 from dcclctl.compute import no_progress
@@ -31,10 +31,10 @@ from dcclctl.stages.ingest import Sides
 from dcclctl.stages.ingest import ingest as _ingest
 from dcclctl.stages.memory import remember
 from dcclctl.stages.patch import patch as _patch
+from dcclctl.stages.recommend import recommend as _recommend
 from dcclctl.stages.report import load_page
 from dcclctl.stages.run import RunOptions
 from dcclctl.stages.sample import write_sample as _write_sample
-from dcclctl.stages.score import recommend as _recommend
 from dcclctl.stages.seeds import evaluate_seeds as _evaluate_seeds
 from dcclctl.stages.seeds import seeded
 from dcclctl.stages.train import train as _train
@@ -50,19 +50,20 @@ class _Served(Handle):
     """A model that can serve users."""
 
     def recommend(self, users: str = "all", k: int = 10, **settings: Any) -> "pl.DataFrame":
-        """The best k items of many users as of the start of the test period.
+        """The best k items of many users; the same as the `lists` of what the function `recommend` returns.
 
         Args:
             users: all, tail, head, new, @FILE with one id a line, or ID,ID,…
-            settings: unpatched, device, threads, seed.
+            settings: of `dcclctl recommend`, e.g. as_of="test", exclude="none".
 
         Returns:
-            user_id, rank from 1, item_id, name, logit, served_by; a user's best item first.
+            user_id, rank from 1, item_id, name, score, served_by; a user's best item first.
 
         Raises:
             UsageError: an unknown user.
         """
-        return _recommend(_subject(self, self.store), users, k, settings)
+        settings |= {"users": users, "top": k}
+        return _recommend(_subject(self, self.store), settings, _run(settings)).lists
 
 
 class CloudModel(artifacts.CloudModel, _Served):
@@ -203,6 +204,25 @@ def tune(
     command = next(name for name, kind in TUNED.items() if kind == of.artifact.kind)
     search = Search(command, variants, given, [f"{key}={values}" for key, values in space.items()])
     return _tune(of, search, settings, _run(settings))
+
+
+def recommend(
+    model: "artifacts.CloudModel | artifacts.PatchSet", *, log: str | Path | Sequence[str | Path] = (), **settings: Any
+) -> Recommendations:
+    """Make the lists of many users, after each user's last event.
+
+    Args:
+        model: a cloud model or patches. log: new events of known and new users, in the form of the dataset's own log.
+        settings: of `dcclctl recommend`, e.g. users="tail", top=20, candidates="@in-stock.txt", as_of="test".
+
+    Returns:
+        A handle: `lists` is one frame, `write("top.parquet")` writes a file.
+
+    Raises:
+        UsageError: an unknown user, or no candidate. DataError: a log that cannot be read.
+    """
+    logs = [log] if isinstance(log, str | Path) else log
+    return _recommend(_subject(model, model.store), settings, _run(settings), [Path(path) for path in logs])
 
 
 def write_report(evaluations: Sequence[Evaluation], path: str | Path) -> Path:

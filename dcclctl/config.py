@@ -350,6 +350,38 @@ class ScoreSettings(ComputeSection):
     )
 
 
+class ListSettings(ScoreSettings):
+    """Which items a user's list of recommendations may hold."""
+
+    top: Positive = Field(10, description="Items in a user's list.")
+    candidates: str = Field(
+        "", description="@FILE with the ids of the items that may be shown, one a line. Empty: all items."
+    )
+    exclude: Literal["auto", "seen", "none"] = Field(
+        "auto",
+        description="Items to leave out of a user's list: seen, those that the user interacted with; auto: seen, unless the "
+        "log keeps repeated events.",
+    )
+
+
+class RecommendConfig(ListSettings):
+    """`dcclctl recommend`: a cloud model or patches → the lists of many users."""
+
+    users: str = Field("all", description="Who gets a list: all, tail, head, new, @FILE with one id a line, or ID,ID,…")
+    as_of: Literal["end", "test"] = Field(
+        "end", description="The moment of the lists: after each user's last event, or the start of the test period."
+    )
+    shard_users: Positive = rarely(2048, "Users in a file of lists; a killed run resumes at the first missing file.")
+
+
+class ScoreConfig(ListSettings):
+    """`dcclctl score`: one user's list, and what came after it."""
+
+    as_of: Literal["end", "test"] = Field(
+        "test", description="The moment of the list: the start of the test period, or after the user's last event."
+    )
+
+
 class EvaluateConfig(ScoreSettings):
     """`dcclctl evaluate`: cloud models and patches → per-user metrics."""
 

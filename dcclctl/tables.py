@@ -357,7 +357,21 @@ TRIALS: Final = Table(
     }
 )
 
-#: (kind of artifact, name of the file) → its table. The store refuses every other table.
+#: One row per (user, rank): the items that a model would show, users in the order of the dataset, new ones last.
+RECOMMENDATIONS: Final = Table(
+    {
+        "user_id": _USER_ID,
+        "rank": Column(
+            "Int32", "place in the user's list, from 1; of equal scores the smaller item number stands first"
+        ),
+        "item_id": Column("String", "the item's id as the log has it"),
+        "name": Column("String", "the item's name for people; null where unknown", nulls=True),
+        "score": Column("Float64", "the model's score; log-odds of a click where the model learned from clicks"),
+        "served_by": Column("String", "what served the user", values=SERVED_BY),
+    }
+)
+
+#: (kind of artifact, name of the file, * for a number) → its table. The store refuses every other table.
 TABLES: Final[Mapping[tuple[str, str], Table]] = {
     ("dataset", "events.parquet"): EVENTS,
     ("dataset", "users.parquet"): USERS,
@@ -375,6 +389,8 @@ TABLES: Final[Mapping[tuple[str, str], Table]] = {
     ("evaluation", "worst_users.parquet"): WORST_USERS,
     ("evaluation", "per_seed.parquet"): PER_SEED,
     ("tuning", "trials.parquet"): TRIALS,
+    ("recommendations", "lists-*.parquet"): RECOMMENDATIONS,
+    ("recommendations", "rejects.parquet"): REJECTS,
 }
 
 
@@ -387,6 +403,7 @@ def check_table(kind: str, name: str, table: "pl.DataFrame") -> None:
     Raises:
         ValueError: there is no such table, or it does not fit. It is an error of the program, not of its user.
     """
-    if (kind, name) not in TABLES:
+    known = TABLES.get((kind, re.sub(r"\d+", "*", name)))
+    if known is None:
         raise ValueError(f"{name} is no table of kind {kind}: describe it in tables.py first")
-    TABLES[kind, name].check(f"{kind}'s {name}", table)
+    known.check(f"{kind}'s {name}", table)

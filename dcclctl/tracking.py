@@ -1,6 +1,6 @@
 """Sends a stage's results to TensorBoard or MLflow after its artifact is committed.
 
-The same command makes the same artifact with and without `--log`. A record is sent once: a destination that already has
+The same command makes the same artifact with and without `--track`. A record is sent once: a destination that already has
 the artifact is not changed.
 """
 
@@ -47,7 +47,7 @@ Tracker = Callable[[Record], str]
 
 
 def open_trackers(targets: list[str] | None) -> list[Tracker]:
-    """Open the trackers that `--log` names; called before the work, so that a missing package is reported first.
+    """Open the trackers that `--track` names; called before the work, so that a missing package is reported first.
 
     Args:
         targets: 'tensorboard', 'tensorboard:DIR' (default runs), 'mlflow', 'mlflow:URI' (default $MLFLOW_TRACKING_URI, else
@@ -62,9 +62,9 @@ def open_trackers(targets: list[str] | None) -> list[Tracker]:
 def _open(target: str) -> Tracker:
     name, _, place = target.partition(":")
     if name not in ("tensorboard", "mlflow"):
-        raise UsageError(f"--log {target!r}: there is no such tracker", "Use tensorboard[:DIR] or mlflow[:URI].")
+        raise UsageError(f"--track {target!r}: there is no such tracker", "Use tensorboard[:DIR] or mlflow[:URI].")
     if importlib.util.find_spec(name) is None:
-        raise UsageError(f"--log {name} needs a package that is not installed", f"pip install 'dcclctl[{name}]'")
+        raise UsageError(f"--track {name} needs a package that is not installed", f"pip install 'dcclctl[{name}]'")
     if name == "tensorboard":
         folder = Path(place or "runs")
         return lambda record: _to_tensorboard(record, folder)
@@ -129,7 +129,7 @@ def _to_mlflow(record: Record, uri: str) -> str:
 
 def _failed(tracker: str, place: str, error: Exception) -> DcclError:
     return UsageError(
-        f"--log {tracker}: cannot write to {place}: {error}",
+        f"--track {tracker}: cannot write to {place}: {error}",
         "The artifact itself is committed. Mend the destination and type the same command again: it only sends.",
     )
 

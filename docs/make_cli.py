@@ -19,7 +19,7 @@ SHARED = (
     "--set",
     "--config",
     "--name",
-    "--log",
+    "--track",
     "--store",
     "--json",
     "--quiet",

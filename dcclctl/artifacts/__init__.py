@@ -8,4 +8,5 @@ from dcclctl.artifacts.dataset import Dataset as Dataset
 from dcclctl.artifacts.evaluation import Evaluation as Evaluation
 from dcclctl.artifacts.memory import Memory as Memory
 from dcclctl.artifacts.patches import PatchSet as PatchSet
+from dcclctl.artifacts.recommendations import Recommendations as Recommendations
 from dcclctl.artifacts.tuning import Tuning as Tuning

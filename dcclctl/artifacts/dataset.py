@@ -22,8 +22,13 @@ class Dataset(Handle):
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Dataset":
-        """The dataset in an artifact; while it is in use, always the same object."""
-        return _open.setdefault((str(artifact.path), artifact.id), Dataset(artifact))
+        """The dataset in an artifact; while it is in use, always the same tensors."""
+        made = Dataset(artifact)
+        found = _open.setdefault((str(artifact.path), artifact.id), made)
+        if found.artifact.reused == artifact.reused:
+            return found
+        made.__dict__ |= found.__dict__ | {"artifact": artifact}  # the same tensors; another answer to `reused`
+        return made
 
     @property
     def id_map(self) -> str:
@@ -53,13 +58,21 @@ class Dataset(Handle):
     @cached_property
     def log(self) -> "EventLog":
         """Everything that models and devices need, as tensors."""
+        return self.log_of(self.artifact.read_table("events.parquet"))
+
+    def log_of(self, events: "pl.DataFrame", new_users: int = 0) -> "EventLog":
+        """The same with other events of its items.
+
+        Args:
+            events: an EVENTS table, sorted by (user_index, time_us).
+            new_users: users that the dataset does not have, without a profile; their numbers follow its own.
+        """
         import numpy as np
         import polars as pl
         import torch
 
         from dcclctl.events.log import EventColumns, EventLog
 
-        events = self.artifact.read_table("events.parquet")
         vocabulary = self.artifact.read_table("vocabulary.parquet")
         n_categories = vocabulary.filter(pl.col("kind") == "category").height
         categories = self.items.select("item_index", "category_indices").explode("category_indices").drop_nulls()
@@ -71,6 +84,7 @@ class Dataset(Handle):
         profile = self.users.select(columns).to_numpy().astype(np.int64)
         if not columns:
             profile = np.zeros((self.users.height, 1), dtype=np.int64)
+        profile = np.pad(profile, ((0, new_users), (0, 0)))
         sizes = tuple(self.facts["profiles"][name.removeprefix("profile_")] for name in columns)
         return EventLog.build(
             EventColumns(*(events[name].to_numpy() for name in EVENTS.columns)),

@@ -123,6 +123,9 @@ def describe(artifact: Artifact) -> str:
     if artifact.kind == "tuning":
         best = ", ".join(f"{name} {found['value']:.4f}" for name, found in facts["best"].items())
         return f"{config['trials']} trials of {config['command']} by {facts['group']}.{facts['metric']}: {best}"
+    if artifact.kind == "recommendations":
+        model = _input(artifact, "model") + (config["suffix"] and f"+{config['suffix']}")
+        return f"top {config['top']} of {facts['users']:,} users by {model}"
     if artifact.kind == "memory":
         return f"memories of {facts['users']:,} users up to {config['counted_through']}"
     return f"{facts['users']:,} users, {facts['items']:,} items, {facts['events']:,} events"

@@ -53,12 +53,16 @@ class PatchSet(Handle):
         """A PATCHED_USERS table, see tables.py."""
         return self.artifact.read_table("users.parquet")
 
-    def codes(self) -> "tuple[Float[Tensor, 'U K'], Tensor]":
-        """θ̂ of every user of the dataset (zero without a patch), and a mask (U,) of the users whose patch is kept."""
+    def codes(self, n_users: int | None = None) -> "tuple[Float[Tensor, 'U K'], Tensor]":
+        """θ̂ of every user (zero without a patch), and a mask (U,) of the users whose patch is kept.
+
+        Args:
+            n_users: U, of a log with more users than the dataset; None: of the dataset.
+        """
         import numpy as np
         import torch
 
-        n_users = self.cloud.dataset.users.height
+        n_users = n_users or self.cloud.dataset.users.height
         codes = torch.zeros(n_users, int(self.facts["patch_size"]))
         if codes.shape[1]:
             for (shard,), rows in self.users.group_by("shard", maintain_order=True):

@@ -41,7 +41,11 @@ def list_artifacts(
     call: Call,
     kind: Annotated[
         str | None,
-        typer.Option("--kind", metavar="KIND", help="Only dataset, cloud, memory, patches, evaluation or tuning."),
+        typer.Option(
+            "--kind",
+            metavar="KIND",
+            help="Only dataset, cloud, memory, patches, evaluation, tuning or recommendations.",
+        ),
     ] = None,
 ) -> None:
     """List what is in the store: what each artifact is, what it stands on, and what stands on it.

@@ -51,11 +51,11 @@ _SHARED: dict[str, tuple[Any, Any, Any]] = {
         "",
         typer.Option("--name", metavar="NAME", help="Name the artifact: a cloud model named control is cloud@control."),
     ),
-    "log": (
+    "track": (
         list[str] | None,
         None,
         typer.Option(
-            "--log",
+            "--track",
             metavar="TRACKER[:PLACE]",
             help="Also send metrics, settings and lineage to tensorboard[:DIR] or mlflow[:URI]; may be repeated.",
         ),
@@ -128,7 +128,7 @@ class Call:
 
     Attributes:
         reporter: prints. root: folder of the store. settings: name → value, of the flags that were given and of --set.
-        config: settings from a file and the environment. force, name: see RunOptions. log: trackers.
+        config: settings from a file and the environment. force, name: see RunOptions. track: trackers.
         plan: only say what would be done. seeds: of --seeds.
     """
 
@@ -138,7 +138,7 @@ class Call:
     config: Presets | None
     force: bool
     name: str
-    log: list[str]
+    track: list[str]
     plan: bool = False
     seeds: list[int] = field(default_factory=list)
 
@@ -157,7 +157,7 @@ class Call:
     def _trackers(self) -> "list[Tracker]":
         from dcclctl.tracking import open_trackers
 
-        return open_trackers(self.log)
+        return open_trackers(self.track)
 
     @contextmanager
     def run(self) -> Iterator["RunOptions"]:
@@ -179,7 +179,7 @@ class Call:
             yield RunOptions(self.progress, self.force, self.name, self.config, self.reporter.remark)
 
     def send(self, made: "Handle | Artifact") -> None:
-        """Send an artifact to the trackers that --log names."""
+        """Send an artifact to the trackers that --track names."""
         if self._trackers:
             from dcclctl.artifacts.handle import Handle
             from dcclctl.stages.track import record_of
@@ -243,7 +243,7 @@ def command(
                 _presets(name, values["config"], reporter) if "config" in shared else None,
                 values["force"],
                 _checked_name(values["name"]),
-                values["log"] or [],
+                values["track"] or [],
                 values["plan"],
             )
             text = given.pop("seeds", None)

@@ -1,12 +1,12 @@
-"""`dcclctl score`: one user's recommendations, with and without the patch."""
+"""`dcclctl score`: some users' recommendations, with and without the patch."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dcclctl.cli.console import Reporter, plain
 from dcclctl.cli.options import SCORES, Call, command
-from dcclctl.config import ScoreSettings
 
 if TYPE_CHECKING:
     from dcclctl.evaluation.lists import Explanation
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@command(app, "score", ScoreSettings, SCORES)
+@command(app, "score", shared=SCORES)
 def score(
     call: Call,
     reference: Annotated[
@@ -23,37 +23,52 @@ def score(
             metavar="REF", help="Patches (patches: the newest), a cloud model, cloud@N+encoder, or patches@N+mean."
         ),
     ],
-    user: Annotated[str, typer.Option("--user", metavar="ID", help="The user's id in your log.")],
-    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Items to show.")] = 10,
+    user: Annotated[
+        list[str], typer.Option("--user", metavar="ID", help="The user's id in your log; may be repeated.")
+    ],
+    log: Annotated[
+        list[str] | None,
+        typer.Option("--log", metavar="FILE", help="New events, as for dcclctl recommend; the moment is then the end."),
+    ] = None,
 ) -> None:
-    """Show one user's recommendations with and without the patch.
+    """Show users' recommendations with and without the patch.
 
-    Ranks the items for the user as of the start of the test period. ✓ marks items that the user then interacted with; ▲
-    and ▼ show by how many ranks the patch moved an item up or down.
+    Ranks the items for each user as of the start of the test period, or with --as-of end after the user's last event; dcclctl
+    recommend makes the same lists for many users. ✓ marks items that the user then interacted with; ▲ and ▼ show by how
+    many ranks the patch moved an item up or down.
 
     \b
     Examples:
       dcclctl score patches@1 --user 196
-      dcclctl score patches --user 196 --top 20 --json
+      dcclctl score patches --user 196 --user 22 --top 20 --json
     """
     from dcclctl.artifacts.names import identity, label
     from dcclctl.devices.serving import Subject
     from dcclctl.stages.score import score as run
 
     subject = Subject.of(reference, call.store)
-    found = run(subject, user, top, call.settings, call.config)
+    found = run(subject, user, call.settings, call.config, [Path(path) for path in log or []])
     called = label(subject.artifact, subject.suffix)
-    _show(call.reporter, found, {"cloud": label(subject.cloud.artifact)}, called)
+    for each in found:
+        _show(call.reporter, each, {"cloud": label(subject.cloud.artifact)}, called)
+    users = [
+        {
+            "user": each.user_id,
+            "group": each.group,
+            "events": each.events,
+            "served_by": each.served_by,
+            "history": each.history.to_dicts(),
+            "test_items": each.test_items,
+            "rankings": {name: table.to_dicts() for name, table in each.rankings.items()},
+        }
+        for each in found
+    ]
+    # one user's figures stand at the top as well, where scripts for one user look for them
     call.finish(
         subject.artifact,
         model=identity(subject.artifact, subject.suffix),
-        user=found.user_id,
-        group=found.group,
-        events=found.events,
-        served_by=found.served_by,
-        history=found.history.to_dicts(),
-        test_items=found.test_items,
-        rankings={name: table.to_dicts() for name, table in found.rankings.items()},
+        users=users,
+        **(users[0] if len(users) == 1 else {}),
     )
 
 
@@ -65,7 +80,7 @@ def _show(reporter: Reporter, found: "Explanation", labels: dict[str, str], call
     from rich.table import Table
     from rich.text import Text
 
-    reporter.line(f"user {found.user_id}: {found.group}, {found.events:,} events before the test period")
+    reporter.line(f"user {found.user_id}: {found.group}, {found.events:,} events until then")
     recent = " · ".join(_title(item) for item in found.history.head(5).to_dicts())
     reporter.line(f"last: {recent or '(nothing)'}")
     taken = set(found.test_items)

@@ -116,7 +116,7 @@ class CodeMethod(DeviceMethod[SettingsT]):
 
     def open(self, patches: PatchSet, backbone: Backbone, serving: Serving) -> Served:
         """Serve users with their θ̂, or with that of a placebo."""
-        codes, patched = patches.codes()
+        codes, patched = patches.codes(backbone.log.n_users)
         if serving.placebo == "mean":
             codes, patched = mean_code(codes, patched), torch.ones_like(patched)
         elif serving.placebo == "shuffled":

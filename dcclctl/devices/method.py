@@ -1,7 +1,7 @@
 """The interface of a device method, and the table of all methods. A new method is one file and one row."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -104,10 +104,19 @@ class Served:
 
     Attributes:
         head: logits from activations. by: (U,) what serves each user, one of tables.SERVED_BY.
+        at: events (B,) → (B,) whether that serves the event's user then; the cloud model does where not. None: always.
     """
 
     head: "HeadFunction"
     by: "npt.NDArray[np.str_]"
+    at: "Callable[[Ints], npt.NDArray[np.bool_]] | None" = None
+
+    def by_event(self, log: "EventLog", events: "Ints") -> "npt.NDArray[np.str_]":
+        """(B,) what serves each event's user at the event, one of tables.SERVED_BY."""
+        by = self.by[log.user[events]]
+        if self.at is not None:
+            by[~self.at(events)] = "cloud"
+        return by
 
 
 class DeviceMethod(ABC, Generic[SettingsT]):

@@ -45,7 +45,7 @@ class Subject:
         artifact = store.resolve(plain)
         if artifact.kind not in SUFFIXES or suffix not in ("", *SUFFIXES[artifact.kind]):
             raise UsageError(
-                f"{reference} cannot be evaluated",
+                f"{reference} cannot serve users",
                 "Give cloud models, cloud@N+encoder, patches, patches@N+mean, or patches@N+shuffled.",
             )
         if artifact.kind == "cloud":

@@ -75,7 +75,7 @@ def select_events(log: Log, config: IngestConfig) -> Events:
     del sorting
     times = log.times[rows]
     labels = np.ones(len(rows), np.int8) if log.labels is None else log.labels[rows]
-    sorted_rows = _Rows(users, items, labels)
+    sorted_rows = RowRules(users, items, labels)
     sorted_rows.dropped["behaviours"] = outside
     sorted_rows.drop_repetitions(times, None if log.behaviours is None else log.behaviours[rows], config)
     counts = np.bincount(users, weights=sorted_rows.keep, minlength=len(user_ids))
@@ -130,7 +130,7 @@ def _wanted_behaviours(log: Log, wanted: list[str]) -> Flags:
     return np.isin(log.behaviours, [code for code, name in zip(codes, names, strict=True) if name in wanted])
 
 
-class _Rows:
+class RowRules:
     """Rows sorted by user and time; each rule updates which of them stay, and counts those that it drops."""
 
     def __init__(self, users: Codes, items: Codes, labels: npt.NDArray[np.int8]) -> None:

@@ -46,12 +46,19 @@ class Quarantine:
         self.by_source[source] += len(rejects)
         return kept
 
-    def check(self, source: str, read: int, max_reject: float) -> None:
+    def check(
+        self,
+        source: str,
+        read: int,
+        max_reject: float,
+        remedy: str = "Mend the log, or accept more rejects with --max-reject (a fraction, e.g. 0.05).",
+    ) -> None:
         """Refuse a file with too many rejects.
 
         Args:
             source: file name, or '' for all logs together.
             read: number of records in it. max_reject: largest share of rejects that is accepted.
+            remedy: what to do where there are more.
 
         Raises:
             DataError: with counts by reason and the first examples.
@@ -67,7 +74,7 @@ class Quarantine:
         remedies = "".join(f"\n{REMEDIES[reason]}" for reason in counts if reason in REMEDIES)
         raise DataError(
             f"{len(mine)} of {read} rows rejected, more than {max_reject:.2%}: {reasons}",
-            f"{examples}{remedies}\nMend the log, or accept more rejects with --max-reject (a fraction, e.g. 0.05).",
+            f"{examples}{remedies}\n{remedy}",
         )
 
     def table(self) -> pl.DataFrame:

@@ -238,6 +238,9 @@ class FactorBackbone(Backbone):
 
     def __init__(self, model: FactorModel, log: EventLog) -> None:
         self.model, self.log = model, log
+        # a user who came after the training has a zero vector, as a user without training events
+        added = log.n_users - len(model.user_table)
+        model.user_table = nn.Parameter(F.pad(model.user_table.detach(), (0, 0, 0, added)))
         items = torch.arange(log.n_items, device=model.item_table.device)
         with torch.no_grad():
             self.sides = torch.cat([model.item_side(block) for block in torch.split(items, 65536)])

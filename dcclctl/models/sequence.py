@@ -211,7 +211,7 @@ class SequenceBackbone(Backbone):
     """A sequence model up to its states: activations are (B, D), for any candidates.
 
     Args:
-        log: the histories. baskets: of the log of the model's dataset.
+        log: the histories. baskets: of the same positive events.
     """
 
     patch_point: ClassVar[PatchPoint] = "states"
@@ -258,7 +258,7 @@ class SequenceKind(TrainedKind[SequenceSettings]):
     """Common part of the two kinds."""
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> SequenceBackbone:
-        return SequenceBackbone(self.module(cloud, device), log, Baskets(cloud.dataset.log))
+        return SequenceBackbone(self.module(cloud, device), log, Baskets(log))
 
 
 class SasrecKind(SequenceKind):

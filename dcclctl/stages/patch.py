@@ -1,11 +1,8 @@
 """`patch`: cloud model × each user's own log → patches, by a device method (see devices/method.py)."""
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from dcclctl.artifacts import CloudModel, Dataset, Memory, PatchSet
 from dcclctl.compute import compute_settings, torch_device
@@ -14,12 +11,12 @@ from dcclctl.devices.method import DeviceMethod, Learned, PatchTask, method_of
 from dcclctl.errors import ArtifactError, DataError, UsageError
 from dcclctl.events.log import Block
 from dcclctl.events.sampling import Ints
+from dcclctl.stages.chosen import chosen_users
 from dcclctl.stages.memory import remember
 from dcclctl.stages.plan import events_of
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
 from dcclctl.store.store import Input, NotMade, Step
-from dcclctl.tables import GROUPS
 
 
 def patch(
@@ -88,42 +85,6 @@ def patch(
                 **_summary(learned, len(users)),
             }
             return named(PatchSet(work.commit(facts)), run)
-
-
-def chosen_users(dataset: Dataset, users: str) -> tuple[Ints, str]:
-    """Dense numbers of the users that a `--users` value means, ascending, and that value without any path or id.
-
-    Raises:
-        UsageError: an unreadable file, or an id that the dataset does not know.
-    """
-    table = dataset.users
-    if users == "all":
-        return table["user_index"].to_numpy().astype(np.int64), users
-    if users in GROUPS:
-        return table.filter(pl.col("group") == users)["user_index"].to_numpy().astype(np.int64), users
-    if users.startswith("@"):
-        try:
-            # -sig: some editors put a byte-order mark before the first id
-            text = Path(users[1:]).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"--users {users}: cannot read {users[1:]} ({error})", "Give a text file with one user id a line."
-            ) from error
-        wanted = [line.strip() for line in text.splitlines() if line.strip()]
-    else:
-        wanted = [part.strip() for part in users.split(",") if part.strip()]
-    # A manifest holds no user's id: it is handed on, and it must not need to be rewritten when a user is forgotten.
-    # Sorted, so that the same users in another order, or in a file, are the same work.
-    spec = f"@sha256:{hashlib.sha256(chr(10).join(sorted(set(wanted))).encode()).hexdigest()}"
-    found = table.filter(pl.col("user_id").is_in(wanted))
-    missing = sorted(set(wanted) - set(found["user_id"]))
-    if missing or not wanted:
-        shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        raise UsageError(
-            f"--users: {dataset.ref} has no user {shown}" if missing else "--users is empty",
-            f"Use tail, head, all, new, @FILE, or ids such as {', '.join(table['user_id'][:3])}.",
-        )
-    return found["user_index"].to_numpy().astype(np.int64), spec
 
 
 def newest_memory(dataset: Dataset) -> Memory | None:

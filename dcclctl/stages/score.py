@@ -1,51 +1,48 @@
-"""`score` and `recommend`: lists of recommendations, for one user with explanations or for many."""
+"""`score`: some users' lists, and what they are made of."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import polars as pl
-
-from dcclctl.compute import compute_settings, torch_device
-from dcclctl.config import EvaluateConfig, Presets
+from dcclctl.compute import compute_settings, no_progress, torch_device
+from dcclctl.config import Presets, ScoreConfig
 from dcclctl.devices.serving import Subject
-from dcclctl.evaluation import lists
-from dcclctl.evaluation.lists import Explanation
-from dcclctl.stages.patch import chosen_users
+from dcclctl.evaluation.lists import Explanation, Lister
+from dcclctl.stages.chosen import find_users
+from dcclctl.stages.people import people_of
+from dcclctl.stages.recommend import check_moment, list_rules
 from dcclctl.stages.run import NO_SETTINGS, Settings
 from dcclctl.stages.settings import resolve
 
 
 def score(
     subject: Subject,
-    user_id: str,
-    top: int = 10,
+    user_ids: Sequence[str],
     settings: Settings = NO_SETTINGS,
     config_file: Path | Presets | None = None,
-) -> Explanation:
-    """Rank all items for one user as of the start of the test period.
+    logs: Sequence[Path] = (),
+) -> list[Explanation]:
+    """Rank all items for some users; each list is what `recommend` makes for the same moment.
 
     Args:
-        subject: a cloud model or patches. user_id: the outside id. top: items per ranking.
-        settings: see EvaluateConfig; `unpatched`, `device`, `threads` and `seed` are used. config_file: TOML.
-
-    Raises:
-        UsageError: no such user.
-    """
-    with compute_settings(resolve(EvaluateConfig, settings, config_file)) as config:
-        return lists.explain(subject, user_id, top, torch_device(config), config.unpatched, config.seed)
-
-
-def recommend(subject: Subject, users: str = "all", k: int = 10, settings: Settings = NO_SETTINGS) -> pl.DataFrame:
-    """The best k items of many users as of the start of the test period; for each user what `score` shows.
-
-    Args:
-        users: as for `patch`: all, tail, head, new, @FILE, or ids. settings: as for `score`.
+        subject: a cloud model or patches. user_ids: outside ids.
+        settings: see ScoreConfig. config_file: TOML. logs: new events, as for `recommend`.
 
     Returns:
-        user_id, rank from 1, item_id, name, logit, served_by.
+        One explanation a user, in the order asked for.
 
     Raises:
-        UsageError: an unknown user.
+        UsageError: no such user, no candidate, or new events and the start of the test period.
+        DataError: a new log that cannot be read.
     """
-    with compute_settings(resolve(EvaluateConfig, settings)) as config:
-        chosen, _ = chosen_users(subject.cloud.dataset, users)
-        return lists.recommend(subject, chosen, k, torch_device(config), config.unpatched, config.seed)
+    config = resolve(ScoreConfig, settings, config_file)
+    as_of = "end" if logs and "as_of" not in config.model_fields_set else config.as_of
+    check_moment(as_of, logs)
+    dataset = subject.cloud.dataset
+    with compute_settings(config) as config:
+        people = people_of(dataset, logs, no_progress)
+        users = find_users(people.users, dataset.ref, list(user_ids))
+        rules, _, _ = list_rules(config, as_of, dataset)
+        numbers = users["user_index"].to_numpy().astype("int64")
+        found = Lister(subject, people.log, numbers, rules, torch_device(config), config).explain(users)
+    by_id = {each.user_id: each for each in found}
+    return [by_id[user_id] for user_id in dict.fromkeys(user_ids)]

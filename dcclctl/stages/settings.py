@@ -30,6 +30,8 @@ from dcclctl.config import (
     MemoryConfig,
     PatchConfig,
     Presets,
+    RecommendConfig,
+    ScoreConfig,
     Section,
     TrainConfig,
     TuneConfig,
@@ -89,6 +91,8 @@ COMMANDS: Mapping[str, Command] = {
     "distill": Command(DistillConfig, DISTILL_METHODS, TeachingSettings),
     "evaluate": Command(EvaluateConfig),
     "tune": Command(TuneConfig),
+    "recommend": Command(RecommendConfig),
+    "score": Command(ScoreConfig),
 }
 
 #: how an environment variable with a setting begins

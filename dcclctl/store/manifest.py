@@ -27,6 +27,7 @@ KINDS: Final = {
     "patches": "dcclctl patch",
     "evaluation": "dcclctl evaluate",
     "tuning": "dcclctl tune train",
+    "recommendations": "dcclctl recommend",
 }
 #: stage → role of an input → the flag that names it; what is not here is found from the others.
 INPUT_FLAGS: Final = {

@@ -113,7 +113,7 @@ def test_tracking_does_not_change_the_artifact_and_brings_all_of_it(world: World
         ("distill", DISTILL, world.ids["distill"]),
         ("evaluate", EVALUATE, world.ids["evaluate"]),
     ):
-        made = done(command, *flags, f"--log=tensorboard:{runs}", store=shop)
+        made = done(command, *flags, f"--track=tensorboard:{runs}", store=shop)
         assert made["reused"] and made["id"] == was
     assert sorted(path.name.split("-")[0] for path in runs.iterdir()) == [
         "cloud@1",
@@ -142,6 +142,6 @@ def test_records_of_real_artifacts(world: World) -> None:
 
 
 def test_an_unknown_tracker_is_refused_before_anything_is_computed(world: World) -> None:
-    result = dcclctl("train", "--log=wandb", "--seed=9", store=world.root)
+    result = dcclctl("train", "--track=wandb", "--seed=9", store=world.root)
     assert result.exit_code == 2 and "no such tracker" in result.stderr
     assert world.store.numbers("cloud") == [1, 2] and not list(world.root.glob("cloud/work/*"))

@@ -8,7 +8,7 @@ from small_worlds import din, normal, random_log
 from dcclctl.devices.hidden_patch import DeviceRows
 from dcclctl.devices.placebos import mean_code
 from dcclctl.distillation.teachers import bernoulli_kl
-from dcclctl.evaluation.lists import find_user
+from dcclctl.evaluation.lists import best_columns
 from dcclctl.models.training import snapshot
 
 
@@ -39,7 +39,7 @@ def test_every_room_with_tensors_is_checked():
         lambda: snapshot(log),
         lambda: mean_code(normal(3), torch.ones(3)),
         lambda: bernoulli_kl(1.0, 2.0),
-        lambda: find_user(log, "u1"),
+        lambda: best_columns(normal(3), 2),
     ):
         with pytest.raises(jaxtyping.TypeCheckError):
             call()

@@ -320,26 +320,29 @@ class MemoryMethod(DeviceMethod[MemorySettings]):
         memory, log = patches.memory, backbone.log
         assert memory is not None
         patch, statistics = patch_of(patches), statistics_of(memory)
-        _, patched = patches.codes()
+        _, patched = patches.codes(log.n_users)
         source_of = shuffled_histories(log, serving.seed) if serving.placebo == "shuffled" else lambda events: events
         counted = log.up_to(Block.parse(memory.counted_through))
         memories = Memories(log, statistics, memory.size, memory.profile_window, counted)
         smallest = int(patches.facts["smallest_memory"])
         shift = prior_shift(patches.cloud.negatives, int(patches.config["negatives"]))
 
+        def remembers(events: Ints) -> npt.NDArray[np.bool_]:
+            enough = log.history_lengths(source_of(events), smallest) >= smallest
+            used: npt.NDArray[np.bool_] = enough & patched.numpy()[log.user[events]]
+            return used
+
         def head(events: Ints, candidates: Tensor | None, below: Tensor) -> Tensor:
             # on the CPU, where the memories are; a GPU computes only the cloud model's logits
             cloud = backbone.head(events, candidates, below)
             logits = cloud.cpu()
-            source = source_of(events)
-            remembers = torch.from_numpy(log.history_lengths(source, smallest) >= smallest)
-            remembers &= patched[torch.from_numpy(log.user[events])]
-            remembered = patch(memories.features(source, candidates), logits + shift) - shift
-            return torch.where(remembers.unsqueeze(1), remembered, logits).to(cloud.device)
+            remembered = patch(memories.features(source_of(events), candidates), logits + shift) - shift
+            used = torch.from_numpy(remembers(events)).unsqueeze(1)
+            return torch.where(used, remembered, logits).to(cloud.device)
 
         by = np.full(log.n_users, "cloud", dtype="<U7")
         by[patched.numpy()] = "memory"
-        return Served(head, by)
+        return Served(head, by, remembers)
 
 
 def _newest(owners: Ints, held: Ints) -> npt.NDArray[np.bool_]:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from world import EVALUATE, TRAIN, World, dcclctl, done, ingest
+from world import EVALUATE, TRAIN, World, dcclctl, done, ingest, write_log
 
 from dcclctl.artifacts import CloudModel, PatchSet
 from dcclctl.devices.basis_files import basis_of, encoder_of
 from dcclctl.errors import ArtifactError
 from dcclctl.models.din import DinSettings
 from dcclctl.models.kind import kind_of
+from dcclctl.stages.ingest import ingest as ingest_stage
 from dcclctl.stages.train import train
 from dcclctl.store.store import Artifact, Store
 
@@ -149,3 +150,9 @@ def test_a_cloud_that_is_gone_stops_every_command(shop: Path) -> None:
     # made again, it has the same id, and everything works as before
     assert done("train", *TRAIN, store=shop)["reused"] is False
     assert done("evaluate", "patches@1", *EVALUATE, store=shop)["subjects"] == ["patches@1"]
+
+
+def test_a_dataset_that_is_found_again_says_so_while_the_first_handle_is_in_use(tmp_path: Path) -> None:
+    log, store = write_log(tmp_path / "log"), Store(tmp_path / "store")
+    first, again = ingest_stage([log], store), ingest_stage([log], store)
+    assert (first.id, first.reused, again.reused) == (again.id, False, True)

@@ -66,7 +66,14 @@ def test_score_shows_them_as_they_are(hostile: Path, user: str) -> None:
         assert markup in shown.stdout
     raw = dcclctl("score", "patches", "--user", user, "--json", store=hostile).stdout
     inert(raw)
-    assert json.loads(raw)["user"] == user
+    assert json.loads(raw)["users"][0]["user"] == user
+
+
+def test_recommend_shows_them_as_they_are(hostile: Path, tmp_path: Path) -> None:
+    shown = dcclctl("recommend", "patches", "--exclude=none", "-o", tmp_path / "top.csv", store=hostile)
+    assert shown.exit_code == 0
+    inert(shown.output)
+    assert any(plain(user) in shown.stdout for user in HOSTILE.values())
 
 
 @pytest.mark.parametrize("word", HOSTILE.values(), ids=HOSTILE.keys())

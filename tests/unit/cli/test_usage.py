@@ -65,13 +65,15 @@ BAD = [
     (["train", "--epochs=3", "--set=train.din.epochs=3"], 2, ["epochs is given twice"]),
     (["patch", "--guard", "--set=patch.guard=false"], 2, ["guard is given twice"]),
     (["evaluate", "--set=batch=3"], 2, ["evaluate has no setting 'batch'"]),
-    (["score", "patches", "--user=u1", "--set=evaluate.unpatchd=cloud"], 2, ["'unpatchd'", "'unpatched'"]),
+    (["score", "patches", "--user=u1", "--set=score.unpatchd=cloud"], 2, ["'unpatchd'", "'unpatched'"]),
     # names
     (["train", "--name=7"], 2, ["'7' cannot be an alias"]),
     (["train", "--name=Control"], 2, ["'Control' cannot be an alias"]),
     (["evaluate", "--unpatched=nobody"], 2, ["--unpatched", "'encoder' or 'cloud'"]),
     (["ingest", "x.csv", "--map=user"], 2, ["--map: give NAME=COLUMN"]),
     (["score", "patches"], 2, ["--user"]),
+    (["recommend", "cloud", "-o", "top.xlsx"], 2, ["the suffix .xlsx", ".parquet, .csv, .jsonl"]),
+    (["recommend", "dataset"], 2, ["dataset cannot serve users"]),
     (["score", "--user=u1"], 2, ["REF"]),
     (["score", "patches", "--user=u1", "--top=0"], 2, ["--top"]),
     # references
@@ -81,7 +83,7 @@ BAD = [
     (["patch", "--cloud=cluod@1"], 2, ["cloud@1"]),
     (["patch", "--cloud=cloud@best"], 2, ["there is no cloud@best", "cloud@1, cloud@2"]),
     (["distill", "--patches=cloud@2"], 2, ["patches is needed here", "patches@1"]),
-    (["evaluate", "dataset"], 2, ["cannot be evaluated", "patches"]),
+    (["evaluate", "dataset"], 2, ["cannot serve users", "patches"]),
     (["evaluate", "cloud@1", "cloud@1"], 2, ["named twice"]),
     (["evaluate", "cloud@17"], 2, ["there is no cloud@17", "cloud@1, cloud@2"]),
     (["evaluate", "cloud@1+encoder"], 2, ["has no encoder", "dcclctl distill"]),
@@ -197,7 +199,8 @@ def test_every_setting_with_a_flag_is_in_the_help_once_with_its_default(name: st
             assert "[default" not in option.help
         # a boolean can be switched off again where the file has switched it on
         assert option.secondary_opts == ([f"--no-{flag[2:]}"] if isinstance(default, bool) else [])
-    assert {"--set", "--store", "--config", "--name", "--json", "--quiet", "--force", "--seed"} <= flags_of(command)
+    makes = {"--name", "--force"} if name != "score" else set()  # score makes no artifact
+    assert makes | {"--set", "--store", "--config", "--json", "--quiet", "--seed"} <= flags_of(command)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -207,7 +210,7 @@ def test_the_order_of_the_help(name: str) -> None:
     order = [parameter.name.rstrip("_") for parameter in EVERY[name].params]
     places = {
         **dict.fromkeys(("seed", "device", "threads"), 3),
-        **dict.fromkeys(("set", "config", "name", "log", "store", "as_json", "quiet", "force", "plan"), 4),
+        **dict.fromkeys(("set", "config", "name", "track", "store", "as_json", "quiet", "force", "plan"), 4),
     }
     settings = {key: 1 if key in spec.section.model_fields else 2 for key in spec.flags()} | places
     ranks = [settings.get(key, 0) for key in order if (name, key) != ("distill", "method")]

@@ -130,5 +130,5 @@ def test_the_report_says_what_a_placebo_is(shop: Path, tmp_path: Path) -> None:
 
 
 def test_one_user_scored_with_the_mean_patch(world: World) -> None:
-    found = done("score", "patches@1+mean", "--user=n1", store=world.root)
+    (found,) = done("score", "patches@1+mean", "--user=n1", store=world.root)["users"]
     assert found["served_by"] == {"cloud": "cloud", "patched": "patch"}

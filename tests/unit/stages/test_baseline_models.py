@@ -193,7 +193,7 @@ def test_the_same_command_gives_the_same_artifact(
 def test_score_explains_a_user_and_a_new_one(baselines: tuple[Path, dict[str, dict[str, Any]]], model: str) -> None:
     root, made = baselines
     for user in ("u1", "n2"):
-        found = done("score", made[model]["ref"], f"--user={user}", "--top=5", "--threads=1", store=root)
+        (found,) = done("score", made[model]["ref"], f"--user={user}", "--top=5", "--threads=1", store=root)["users"]
         assert user in str(found)
 
 

@@ -436,9 +436,9 @@ def test_two_datasets_do_not_stand_side_by_side(shop: Path, tmp_path: Path) -> N
 def test_what_cannot_be_evaluated(world: World) -> None:
     for references, message in [
         (["cloud@1", "cloud@1"], "named twice"),
-        (["dataset@1"], "cannot be evaluated"),
-        (["patches@1+encoder"], "cannot be evaluated"),
-        (["evaluation@1"], "cannot be evaluated"),
+        (["dataset@1"], "cannot serve users"),
+        (["patches@1+encoder"], "cannot serve users"),
+        (["evaluation@1"], "cannot serve users"),
     ]:
         with pytest.raises(UsageError, match=message):
             stage.evaluate(open_subjects(references, world.store))

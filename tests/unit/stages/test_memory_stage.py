@@ -214,7 +214,7 @@ def test_reports_and_explanations_know_memories(own: Path, tmp_path: Path) -> No
     users = Dataset.of(Store(own).resolve("dataset@1")).users
     for group, by in (("tail", {"cloud", "memory"}), ("head", {"cloud"})):
         user = users.filter(pl.col("group") == group)["user_id"][0]
-        found = done("score", "patches@2", f"--user={user}", "--threads=1", store=own)
+        (found,) = done("score", "patches@2", f"--user={user}", "--threads=1", store=own)["users"]
         assert set(found["served_by"].values()) == by
 
 

@@ -11,8 +11,9 @@ from world import N_USERS, PATCH, TRAIN, World, dcclctl, done, replaced
 
 from dcclctl.artifacts import CloudModel, PatchSet
 from dcclctl.errors import UsageError
+from dcclctl.stages.chosen import chosen_users
 from dcclctl.stages.memory import remember
-from dcclctl.stages.patch import chosen_users, newest_memory, patch
+from dcclctl.stages.patch import newest_memory, patch
 from dcclctl.stages.run import RunOptions
 from dcclctl.store.store import Store
 

@@ -16,8 +16,9 @@ from dcclctl.errors import UsageError
 from dcclctl.stages.distill import distill
 from dcclctl.stages.evaluate import evaluate
 from dcclctl.stages.patch import patch
+from dcclctl.stages.recommend import recommend
 from dcclctl.stages.run import RunOptions
-from dcclctl.stages.score import recommend, score
+from dcclctl.stages.score import score
 from dcclctl.stages.settings import COMMANDS, variant_section
 from dcclctl.stages.train import train
 from dcclctl.store.store import Store
@@ -175,8 +176,8 @@ def test_stages_called_from_python_leave_torch_as_it_was(shop: Path) -> None:
         lambda: patch(cloud, ONCE),
         lambda: distill(patches, ONCE),
         lambda: evaluate([subject], {"threads": 1, "seed": 3}),
-        lambda: score(subject, "u1", settings={"threads": 1}),
-        lambda: recommend(subject, "u1", settings={"threads": 1}),
+        lambda: score(subject, ["u1"], {"threads": 1}),
+        lambda: recommend(subject, {"users": "u1", "threads": 1}),
     )
     threads = torch.get_num_threads()
     try:

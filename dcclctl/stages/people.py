@@ -1,0 +1,71 @@
+"""The users of a dataset with their events so far; a new log adds events and users."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from dcclctl.artifacts import Dataset
+from dcclctl.compute import OnProgress
+from dcclctl.config import IngestConfig
+from dcclctl.events.log import EventLog
+from dcclctl.logs.new_events import Known, join_new_events
+from dcclctl.logs.sources import Source, check_distinct, find_paths, identify
+
+
+@dataclass(frozen=True)
+class People:
+    """Users and their events.
+
+    Attributes:
+        log: the events. users: user_index, user_id, group. newest: time of the newest event, as in EVENTS.
+        sources: files of the new log. rejects: a REJECTS table of its bad rows, None without one. facts: what was read from
+            it; empty without one.
+    """
+
+    log: EventLog
+    users: pl.DataFrame
+    newest: int
+    sources: list[Source]
+    rejects: pl.DataFrame | None
+    facts: dict[str, Any]
+
+
+def people_of(dataset: Dataset, logs: Sequence[Path], on_progress: OnProgress) -> People:
+    """The users of a dataset, with the events of new logs.
+
+    Args:
+        logs: files and globs, read as the dataset's own log was; none: the dataset as it is.
+
+    Raises:
+        UsageError, DataError: see `join_new_events`.
+    """
+    users = dataset.users.select("user_index", "user_id", "group")
+    events = dataset.artifact.read_table("events.parquet")
+    if not logs:
+        return People(dataset.log, users, int(events["time_us"].max() or 0), [], None, {})  # type: ignore[arg-type]
+    sources = [identify(path) for path in find_paths(list(logs))]
+    check_distinct(sources)
+    known = Known(
+        dataset.ref,
+        events,
+        dataset.users["user_id"],
+        dataset.items["item_id"],
+        str(dataset.facts["time_kind"]),
+        IngestConfig(**dataset.config),
+    )
+    joined = join_new_events(known, sources, on_progress)
+    n_new = len(joined.new_user_ids)
+    new = pl.DataFrame(
+        {
+            "user_index": np.arange(users.height, users.height + n_new, dtype=np.int32),
+            "user_id": pl.Series(joined.new_user_ids, dtype=pl.String),
+            "group": pl.Series(["new"] * n_new, dtype=pl.String),
+        }
+    )
+    newest = int(joined.events["time_us"].max() or 0)  # type: ignore[arg-type]
+    log = dataset.log_of(joined.events, n_new)
+    return People(log, pl.concat([users, new]), newest, sources, joined.rejects, joined.facts)
