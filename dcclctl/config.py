@@ -295,3 +295,19 @@ class EvaluateConfig(ScoreSettings):
     against: str = Field(
         "", description="The baseline, e.g. cloud@1: every other model is compared with it, user by user."
     )
+
+
+class ExportConfig(CommandSection):
+    """`dcclctl export`: patches or a cloud model → a bundle that devices run."""
+
+    items: str = Field(
+        "all", description="Items to ship: all; top:N, those with the most events so far; or @FILE with one id a line."
+    )
+    precision: Literal["fp32", "fp16", "int8"] = Field(
+        "fp32", description="Numbers of the item table; the weights of the graphs stay in float32."
+    )
+    neighbours: Count = Field(
+        0,
+        description="Related items to ship with every item, for patches with a memory; 0: all that the memory has. Fewer "
+        "are smaller and less exact.",
+    )

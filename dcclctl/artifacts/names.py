@@ -31,6 +31,9 @@ def describe(artifact: Artifact) -> str:
         return f"{config['method']} patches on {_input(artifact, 'cloud')}{guarded}"
     if artifact.kind == "evaluation":
         return f"{len(facts['subjects'])} models on {facts['on']}"
+    if artifact.kind == "bundle":
+        what = "patches" if "patches" in artifact.inputs else "cloud"
+        return f"bundle of {_input(artifact, what)}: {facts['items']:,} items in {config['precision']}"
     if artifact.kind == "memory":
         return f"memories of {facts['users']:,} users up to {config['counted_through']}"
     return f"{facts['users']:,} users, {facts['items']:,} items, {facts['events']:,} events"

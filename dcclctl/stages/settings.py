@@ -22,6 +22,7 @@ from dcclctl.config import (
     CommandSection,
     DistillConfig,
     EvaluateConfig,
+    ExportConfig,
     IngestConfig,
     MemoryConfig,
     PatchConfig,
@@ -82,6 +83,7 @@ COMMANDS: Mapping[str, Command] = {
     "patch": Command(PatchConfig, PATCH_METHODS, LocalSettings),
     "distill": Command(DistillConfig, DISTILL_METHODS, TeachingSettings),
     "evaluate": Command(EvaluateConfig),
+    "export": Command(ExportConfig),
 }
 
 S = TypeVar("S", bound=CommandSection)

@@ -24,6 +24,7 @@ KINDS: Final = {
     "memory": "dcclctl memory",
     "patches": "dcclctl patch",
     "evaluation": "dcclctl evaluate",
+    "bundle": "dcclctl export",
 }
 #: Fields that are known before the work starts.
 HEAD: Final = ("stage", "kind", "config", "seed", "inputs")

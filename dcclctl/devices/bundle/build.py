@@ -8,20 +8,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from dcclctl.artifacts import CloudModel, PatchSet
-from dcclctl.config import CommandSection, Count
+from dcclctl.artifacts.bundle import BUNDLE_FILE
+from dcclctl.config import ExportConfig
 from dcclctl.devices.basis import SharedBasis
 from dcclctl.devices.basis_files import read_basis, read_prior_mean
 from dcclctl.devices.bundle import learn
+from dcclctl.devices.bundle.device import Graphs
+from dcclctl.devices.bundle.golden import GOLDEN_FILE, golden_vectors
 from dcclctl.devices.bundle.graph import Array, Graph
-from dcclctl.devices.bundle.items import ITEMS_FILE, ItemTable, ItemValues, Precision
+from dcclctl.devices.bundle.items import ITEMS_FILE, ItemTable, ItemValues
 from dcclctl.devices.bundle.score import DeviceMemory, DinGraph, Inputs, MemoryGraph, SasrecGraph, array
+from dcclctl.devices.bundle.serving import ReplayedDevices
 from dcclctl.devices.memory.features import STEPS, Memories
 from dcclctl.devices.memory.method import patch_of, statistics_of
 from dcclctl.devices.memory.patch import prior_shift
@@ -41,19 +45,6 @@ RUNNER = Path(__file__).with_name("device.py")
 _EVENTS_OF_BASKET = 4
 
 
-class ExportConfig(CommandSection):
-    """`dcclctl export`: patches or a cloud model → a bundle that devices run."""
-
-    items: str = Field(
-        "all", description="Items to ship: all; top:N, those with the most events so far; or @FILE with one id a line."
-    )
-    precision: Precision = Field("fp32", description="Numbers of the item table; weights stay in float32.")
-    neighbours: Count = Field(
-        0,
-        description="Related items to ship with every item; 0: as many as the memory has. Fewer are smaller and less exact.",
-    )
-
-
 @dataclass(frozen=True)
 class Parts:
     """What a bundle is made of.
@@ -68,6 +59,18 @@ class Parts:
     shipped: Ints
     number: Ints
 
+    @classmethod
+    def of(cls, cloud: CloudModel, patches: PatchSet | None, items: str) -> "Parts":
+        """Args: items: as `--items` has it.
+
+        Raises:
+            UsageError: no such items.
+        """
+        shipped = chosen_items(cloud, items)
+        number = np.full(cloud.dataset.log.n_items, -1, dtype=np.int64)
+        number[shipped] = np.arange(len(shipped))
+        return cls(cloud, patches, shipped, number)
+
     @property
     def log(self) -> EventLog:
         return self.cloud.dataset.log
@@ -80,23 +83,20 @@ class Parts:
         return read_basis(self.patches.artifact)
 
 
-def build(cloud: CloudModel, patches: PatchSet | None, config: ExportConfig) -> dict[str, bytes]:
-    """The files of a bundle: name → content.
+def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
+    """The files that every device gets: name → content.
 
     Raises:
-        UsageError: a model or a method that has no graph, or items that do not exist.
+        UsageError: a model or a method that has no graph.
     """
-    shipped = chosen_items(cloud, config.items)
-    number = np.full(cloud.dataset.log.n_items, -1, dtype=np.int64)
-    number[shipped] = np.arange(len(shipped))
-    parts = Parts(cloud, patches, shipped, number)
+    cloud, patches, shipped = parts.cloud, parts.patches, parts.shipped
     model = _module(cloud)
     if patches is not None and patches.memory is None and patches.method != "metapatch":
         raise UsageError(
             f"{patches.ref}: patches by {patches.method} have no graph",
             "Export patches made with --method memory or --method metapatch.",
         )
-    columns = {"embedding": array(open_backbone(cloud, torch.device("cpu")).embeddings[shipped])}  # type: ignore[attr-defined]
+    columns = {"embedding": array(model.catalogue()[shipped])}
     if isinstance(model, Sasrec):
         columns["bias"] = array(model.item_bias[shipped])
     memory = None if patches is None or patches.memory is None else _memory(parts)
@@ -111,8 +111,27 @@ def build(cloud: CloudModel, patches: PatchSet | None, config: ExportConfig) -> 
         {"items": items["item_id"].gather(shipped).to_list(), "names": items["name"].gather(shipped).to_list()}
     )
     files["runner/python/device.py"] = RUNNER.read_bytes()
-    files["bundle.json"] = _json(_specification(parts, model, memory, config, table, files))
+    spec = _specification(parts, model, memory, config, table, files)
+    with TemporaryDirectory() as folder:
+        write_folder(Path(folder), files | {BUNDLE_FILE: _json(spec | {"files": _listed(files)})})
+        files[GOLDEN_FILE] = golden_vectors(ReplayedDevices(Graphs(folder), parts.log, parts.number, users_of(parts)))
+    files[BUNDLE_FILE] = _json(spec | {"files": _listed(files)})
     return files
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files, whose names may hold folders, into a folder."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def _listed(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Size and hash of every file."""
+    return {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())
+    }
 
 
 def chosen_items(cloud: CloudModel, items: str) -> Ints:
@@ -243,6 +262,14 @@ def _specification(
     baskets = isinstance(model, Sasrec)
     window = model.sizes.history * (_EVENTS_OF_BASKET if baskets else 1)
     basis = parts.basis
+    sizes = {
+        "ring": max(window, 0 if memory is None else memory.size),
+        "history": model.sizes.history,
+        "profile": 0 if baskets else cloud.dataset.log.profile.shape[1],
+        "theta": 0 if basis is None else basis.size,
+        "kept": 0 if memory is None else memory.typical.shape[0] - 1,
+        "kept_features": 0 if memory is None else memory.typical.shape[1],
+    }
     return {
         "spec": SPEC,
         "id": hashlib.sha256(files["score.onnx"] + files[ITEMS_FILE]).hexdigest(),
@@ -256,14 +283,7 @@ def _specification(
         "precision": config.precision,
         "repeats": log.repeats,
         "items": {"shipped": len(parts.shipped), "of": log.n_items},
-        "sizes": {
-            "ring": max(window, 0 if memory is None else memory.size),
-            "history": model.sizes.history,
-            "profile": 0 if baskets else len(model.profile_tables),  # type: ignore[union-attr,arg-type]
-            "theta": 0 if basis is None else basis.size,
-            "kept": 0 if memory is None else memory.typical.shape[0] - 1,
-            "kept_features": 0 if memory is None else memory.typical.shape[1],
-        },
+        "sizes": sizes,
         "constants": {"steps": STEPS},
         "learning": {}
         if patches is None or basis is None
@@ -277,12 +297,10 @@ def _specification(
             "shared": sum(len(data) for name, data in files.items() if name.endswith(".onnx")),
             "item": table.bytes_per_item,
             "items": len(files[ITEMS_FILE]),
+            # items and times of the ring, kept features, θ̂, a counter
+            "user": 8 * sizes["ring"] + sizes["kept"] * sizes["kept_features"] + 4 * sizes["theta"] + 8,
         },
         "fallback": "Items that are not shipped are never shown; events with them are counted and otherwise forgotten.",
-        "files": {
-            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            for name, data in sorted(files.items())
-        },
     }
 
 

@@ -137,7 +137,8 @@ class Device:
     @property
     def bytes(self) -> int:
         """Bytes of what the device keeps of its user: items and times (4 each), kept features, θ̂, the counter."""
-        return 8 * len(self.items) + min(self.seen, len(self.kept)) * self.kept.shape[1] + self.theta.nbytes + 8
+        kept: int = min(self.seen, len(self.kept)) * self.kept.shape[1]
+        return 8 * len(self.items) + kept + self.theta.nbytes + 8
 
     # -- scores
 
@@ -195,12 +196,9 @@ class Device:
         Args:
             rows: of every event to learn from, see `rows_of`.
         """
-        learn, states = self._learn_graph(), self.graphs.spec["learning"]["states"]
+        learn, given = self._learn_graph(), self.learning_inputs(rows)
         if not self.moments[2]:
             self.theta = np.array(self.graphs.spec["learning"]["start"], dtype=np.float32)
-        join = np.stack if states else np.concatenate
-        names = ("activations", "labels", "weights", *(("candidates",) if states else ()))
-        given: dict[str, Any] = {name: join([row[name] for row in rows]) for name in names}
         first, second, done = self.moments
         for step in range(done + 1, done + steps + 1):
             given |= {"theta": self.theta, "first": first, "second": second, "step": np.array(step, dtype=np.float32)}
@@ -210,6 +208,13 @@ class Device:
         self.moments = (first, second, done + steps)
         return self.theta
 
+    def learning_inputs(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The rows of some events as the learning graph reads them, without θ̂ and Adam's moments."""
+        states = self.graphs.spec["learning"]["states"]
+        join = np.stack if states else np.concatenate
+        names = ("activations", "labels", "weights", *(("candidates",) if states else ()))
+        return {name: join([row[name] for row in rows]) for name in names}
+
     def rows_of(self, candidates: Ints, labels: Floats, weights: Floats, before: float | None = None) -> dict[str, Any]:
         """One event for `learn`: (C,) its candidates with their labels and weights, and the activations as of then."""
         activations = self._run(candidates, before)["activations"]
@@ -217,7 +222,9 @@ class Device:
 
     def _learn_graph(self) -> ort.InferenceSession:
         if self.graphs.learn is None:
-            raise BundleError("This bundle has nothing to learn on a device: export patches made with --method metapatch.")
+            raise BundleError(
+                "This bundle has nothing to learn on a device: export patches made with --method metapatch."
+            )
         return self.graphs.learn
 
     # -- the state on the device's disk

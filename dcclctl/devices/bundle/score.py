@@ -9,8 +9,9 @@ item, A attention units, H1 and H2 hidden units.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -21,7 +22,7 @@ from dcclctl.devices.bundle.items import ItemValues
 from dcclctl.devices.memory.features import DECAY, HALF, NO_LIFT, PRIOR_EVENTS, STEPS, Statistics
 from dcclctl.devices.memory.patch import MemoryPatch
 from dcclctl.models.din import Din
-from dcclctl.models.sequence import Sasrec
+from dcclctl.models.sequence import Attention, Sasrec
 
 #: added before the variance's root is taken, as in torch
 _EPSILON = 1e-5
@@ -140,7 +141,7 @@ class SasrecGraph:
         age = graph.op("Max", place.unsqueeze(1) - place, graph.constant(0))  # query, key
         start = graph.op("Equal", place, graph.constant(0))
         later = graph.op("Greater", place, place.unsqueeze(1))
-        for block in model.blocks:
+        for block in cast(Iterable[Attention], model.blocks):
             normed = self._normed(x, block.scale_1, block.shift_1)
             ages = weight(block.ages).rows(graph.where(start, graph.constant(len(block.ages) - 1), age))
             query, key = normed @ weight(block.query.weight.T), normed @ weight(block.key.weight.T)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from dcclctl.artifacts import Bundle
 from dcclctl.devices.bundle.device import Device, Graphs
 from dcclctl.devices.bundle.graph import Array
 from dcclctl.devices.method import Served
@@ -15,6 +16,13 @@ from dcclctl.events.sampling import Ints
 
 #: logit of an item that the bundle does not hold: it comes after all others
 _NOT_SHIPPED = -30.0
+
+
+def serve_bundle(bundle: Bundle, log: EventLog) -> Served:
+    """A bundle as a model that serves the users of a log."""
+    users = {name: value.numpy() for name, value in bundle.users().items()}
+    bundle.files()  # checks every file against its hash
+    return ReplayedDevices(Graphs(bundle.artifact.path), log, users.pop("number"), users).served()
 
 
 class ReplayedDevices:

@@ -1,16 +1,17 @@
 """Bundles: the exported graphs give the logits of the torch models, and learn what central learning does."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from world import SMALL, World, dcclctl, done, replaced, sets, PATCH, TRAIN
+from safetensors.numpy import load_file
+from world import PATCH, TRAIN, World, done, replaced, sets
 
-from dcclctl.artifacts import CloudModel, PatchSet
-from dcclctl.devices.bundle.build import ExportConfig, Parts, build, chosen_items, users_of
-from dcclctl.devices.bundle.device import BundleError, Device, Graphs
+from dcclctl.config import ExportConfig
+from dcclctl.devices.bundle.build import Parts, build, users_of, write_folder
+from dcclctl.devices.bundle.device import Device, Graphs
+from dcclctl.devices.bundle.golden import golden_cases
 from dcclctl.devices.bundle.serving import ReplayedDevices
 from dcclctl.devices.serving import Subject, serve
 from dcclctl.events.log import TEST, Block
@@ -18,7 +19,13 @@ from dcclctl.events.sampler import Sampler
 from dcclctl.models.kind import open_backbone
 from dcclctl.store.store import Store
 
-SASREC = ("--model=sasrec", *sets("train.sasrec", item_size=8, category_size=4, history=6), "--epochs=2", "--batch-size=32", "--threads=1")
+SASREC = (
+    "--model=sasrec",
+    *sets("train.sasrec", item_size=8, category_size=4, history=6),
+    "--epochs=2",
+    "--batch-size=32",
+    "--threads=1",
+)
 MEMORY = ("--threads=1", *sets("patch.memory", hidden_size=8, epochs=2))
 #: name → commands that make the model; the last one's reference is exported
 KINDS = {
@@ -41,43 +48,36 @@ def subjects(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return found
 
 
-def exported(subject: Subject, folder: Path, **settings: object) -> Graphs:
-    files = build(subject.cloud, subject.patches, ExportConfig(**settings))  # type: ignore[arg-type]
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return Graphs(folder)
-
-
-def replayed(subject: Subject, graphs: Graphs, items: str = "all") -> ReplayedDevices:
-    shipped = chosen_items(subject.cloud, items)
-    number = np.full(subject.cloud.dataset.log.n_items, -1)
-    number[shipped] = np.arange(len(shipped))
-    parts = Parts(subject.cloud, subject.patches, shipped, number)
-    return ReplayedDevices(graphs, subject.cloud.dataset.log, number, users_of(parts))
+def exported(subject: Subject, folder: Path, **settings: str) -> ReplayedDevices:
+    """The subject's bundle in a folder, and its devices at every event of the log."""
+    config = ExportConfig(**settings)  # type: ignore[arg-type]
+    parts = Parts.of(subject.cloud, subject.patches, config.items)
+    write_folder(folder, build(parts, config))
+    return ReplayedDevices(Graphs(folder), parts.log, parts.number, users_of(parts))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_graph_gives_the_logits_of_torch(kind: str, subjects: dict[str, Subject], tmp_path: Path) -> None:
     subject = subjects[kind]
-    graphs = exported(subject, tmp_path)
+    devices = exported(subject, tmp_path)
     log = subject.cloud.dataset.log
     backbone = open_backbone(subject.cloud, torch.device("cpu"))
-    events = np.concatenate([log.events_in(TEST), np.flatnonzero(log.history_lengths(np.arange(len(log.user)), 9) == 0)[:5]])
+    events = np.concatenate(
+        [log.events_in(TEST), np.flatnonzero(log.history_lengths(np.arange(len(log.user)), 9) == 0)[:5]]
+    )
     candidates = torch.arange(log.n_items).expand(len(events), -1)
     with torch.no_grad():
         wanted = serve(subject, backbone).head(events, candidates, backbone.activations(events, candidates))
-    found = replayed(subject, graphs).served().head(events, candidates, torch.empty(0))
+    found = devices.served().head(events, candidates, torch.empty(0))
     np.testing.assert_allclose(found.numpy(), wanted.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["din-metapatch", "sasrec-metapatch"])
 def test_a_device_learns_what_central_learning_does(kind: str, subjects: dict[str, Subject], tmp_path: Path) -> None:
     subject = subjects[kind]
-    graphs, patches, log = exported(subject, tmp_path), subject.patches, subject.cloud.dataset.log
+    devices, patches, log = exported(subject, tmp_path), subject.patches, subject.cloud.dataset.log
     assert patches is not None
-    devices, block = replayed(subject, graphs), Block.parse(patches.config["on"])
+    graphs, block = devices.graphs, Block.parse(patches.config["on"])
     sampler = Sampler(log, [block], int(patches.config["negatives"]), int(patches.artifact.seed), "patch/negatives")
     codes, patched = patches.codes()
     users = np.flatnonzero(patched.numpy())[::7]
@@ -86,10 +86,27 @@ def test_a_device_learns_what_central_learning_does(kind: str, subjects: dict[st
         events = np.intersect1d(log.events_in(block), log.events_of(int(user)))
         samples = sampler.draw(events)
         rows = [
-            devices.at(int(event)).rows_of(*(part[at].numpy() for part in (samples.candidates, samples.labels, samples.weights)))
+            devices.at(int(event)).rows_of(
+                *(part[at].numpy() for part in (samples.candidates, samples.labels, samples.weights))
+            )
             for at, event in enumerate(events)
         ]
         device = Device(graphs)
         found = device.learn(rows, graphs.spec["learning"]["steps"])
         np.testing.assert_allclose(found, codes[user].numpy(), rtol=1e-5, atol=1e-5)
         assert np.abs(found - graphs.spec["learning"]["start"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["din-metapatch", "din-memory", "sasrec-memory"])
+def test_golden_vectors_are_what_the_graphs_give(kind: str, subjects: dict[str, Subject], tmp_path: Path) -> None:
+    graphs = exported(subjects[kind], tmp_path).graphs
+    cases = golden_cases(load_file(tmp_path / "golden.safetensors"))
+    assert {"empty", "one", "full", "unknown-profile"} <= cases.keys()
+    for name, (given, wanted) in cases.items():
+        session = graphs.learn if name == "learn" else graphs.score
+        assert session is not None
+        found = session.run(list(wanted), given)
+        for value, expected in zip(found, wanted.values(), strict=True):
+            np.testing.assert_allclose(value, expected, atol=1e-5, rtol=1e-5)
+    assert ("learn" in cases) == (graphs.learn is not None)
+    assert cases["empty"][0]["held"] == 0 and cases["full"][0]["held"] > 3
