@@ -306,8 +306,3 @@ class ExportConfig(CommandSection):
     precision: Literal["fp32", "fp16", "int8"] = Field(
         "fp32", description="Numbers of the item table; the weights of the graphs stay in float32."
     )
-    neighbours: Count = Field(
-        0,
-        description="Related items to ship with every item, for patches with a memory; 0: all that the memory has. Fewer "
-        "are smaller and less exact.",
-    )

@@ -4,6 +4,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dcclctl.config import ExportConfig
 from dcclctl.devices.bundle.build import Parts, build, users_of
 from dcclctl.devices.bundle.device import Graphs
 from dcclctl.devices.bundle.measure import Budget, measure
+from dcclctl.devices.bundle.web_server import page_files, server, web_runtime
 from dcclctl.errors import DataError, GateError, UsageError
 from dcclctl.evaluation.lists import find_user
 from dcclctl.events.log import TEST
@@ -87,7 +89,7 @@ def measured(bundle: Bundle, max_bytes: int = 0, max_ms: float = 0.0) -> Budget:
     if over:
         raise GateError(
             f"{bundle.ref} is over its budget: {'; '.join(over)}",
-            "Ship fewer items (--items top:N), fewer neighbours (--neighbours N) or --precision int8.",
+            "Ship fewer items (--items top:N) or --precision int8, or make a memory with fewer --neighbours.",
         )
     return budget
 
@@ -119,6 +121,22 @@ def write_bundle(bundle: Bundle, target: Path, user_id: str = "", budget: Budget
             path.write_bytes(data)
     except OSError as error:
         raise DataError(f"-o {target}: cannot write ({error})", "Choose another place.") from error
+
+
+def web_page(bundle: Bundle, user_id: str = "", port: int = 0, runtime: Path | None = None) -> ThreadingHTTPServer:
+    """A server of the bundle's web page on the loopback address; its caller runs it.
+
+    Args:
+        user_id: start with this user's events; '' starts without any. port: 0 takes any that is free.
+        runtime: the npm package onnxruntime-web; None: from the cache, or fetched by npm.
+
+    Raises:
+        UsageError: no such user, a port that is taken, or no runtime.
+    """
+    files = {name: path.read_bytes() for name, path in bundle.files().items()}
+    if user_id:
+        files["user.json"] = _json(user_document(bundle, user_id))
+    return server(page_files(files, web_runtime(runtime)), port)
 
 
 def user_document(bundle: Bundle, user_id: str) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from dcclctl.models.sequence import Sasrec
 #: version of the layout; the runners refuse every other one
 SPEC = 1
 RUNNER = Path(__file__).with_name("device.py")
+WEB = Path(__file__).with_name("web")
 #: events that a ring holds without a memory, for a model that reads baskets: several a basket
 _EVENTS_OF_BASKET = 4
 
@@ -101,7 +102,7 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
         columns["bias"] = array(model.item_bias[shipped])
     memory = None if patches is None or patches.memory is None else _memory(parts)
     if memory is not None:
-        columns |= _memory_columns(parts, memory, config.neighbours)
+        columns |= _memory_columns(parts, memory)
     table = ItemTable.of(columns, config.precision)
     files = {ITEMS_FILE: table.file(), "score.onnx": _score_graph(parts, model, table, memory)}
     if parts.basis is not None:
@@ -111,6 +112,7 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
         {"items": items["item_id"].gather(shipped).to_list(), "names": items["name"].gather(shipped).to_list()}
     )
     files["runner/python/device.py"] = RUNNER.read_bytes()
+    files |= {f"runner/web/{page.name}": page.read_bytes() for page in sorted(WEB.iterdir()) if page.is_file()}
     spec = _specification(parts, model, memory, config, table, files)
     with TemporaryDirectory() as folder:
         write_folder(Path(folder), files | {BUNDLE_FILE: _json(spec | {"files": _listed(files)})})
@@ -196,7 +198,7 @@ def _memory(parts: Parts) -> DeviceMemory:
     )
 
 
-def _memory_columns(parts: Parts, memory: DeviceMemory, limit: int) -> dict[str, Array]:
+def _memory_columns(parts: Parts, memory: DeviceMemory) -> dict[str, Array]:
     """The item table's columns that memory features read; a related item that is not shipped has score 0."""
     statistics, shipped = memory.statistics, parts.shipped
     columns = {
@@ -209,10 +211,9 @@ def _memory_columns(parts: Parts, memory: DeviceMemory, limit: int) -> dict[str,
         scores = (statistics.predecessors, statistics.transition_score)
         pairs["transition_score"] = ("predecessors", *scores)
     for name, (others, related, score) in pairs.items():
-        count = min(limit or related.shape[1], related.shape[1])
-        found = parts.number[array(related[shipped, :count])]
+        found = parts.number[array(related[shipped])]
         columns[others] = np.maximum(found, 0)
-        columns[name] = np.where(found >= 0, array(score[shipped, :count]), 0).astype(np.float32)
+        columns[name] = np.where(found >= 0, array(score[shipped]), 0).astype(np.float32)
     return columns
 
 

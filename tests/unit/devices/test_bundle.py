@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bundles import KINDS
 from safetensors.numpy import load_file
-from world import PATCH, TRAIN, World, done, replaced, sets
+from world import World, done
 
 from dcclctl.config import ExportConfig
 from dcclctl.devices.bundle.build import Parts, build, users_of, write_folder
@@ -18,23 +19,6 @@ from dcclctl.events.log import TEST, Block
 from dcclctl.events.sampler import Sampler
 from dcclctl.models.kind import open_backbone
 from dcclctl.store.store import Store
-
-SASREC = (
-    "--model=sasrec",
-    *sets("train.sasrec", item_size=8, category_size=4, history=6),
-    "--epochs=2",
-    "--batch-size=32",
-    "--threads=1",
-)
-MEMORY = ("--threads=1", *sets("patch.memory", hidden_size=8, epochs=2))
-#: name → commands that make the model; the last one's reference is exported
-KINDS = {
-    "din": [("train", *TRAIN)],
-    "din-metapatch": [("train", *TRAIN), ("patch", "--cloud=cloud@1", *PATCH)],
-    "din-memory": [("train", *TRAIN), ("patch", "--cloud=cloud@1", *MEMORY)],
-    "sasrec-metapatch": [("train", *SASREC), ("patch", *replaced(PATCH))],
-    "sasrec-memory": [("train", *SASREC), ("patch", *MEMORY)],
-}
 
 
 @pytest.fixture(scope="module")
