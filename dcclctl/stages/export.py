@@ -8,6 +8,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dcclctl.artifacts import Bundle, CloudModel, PatchSet
@@ -19,7 +20,7 @@ from dcclctl.devices.bundle.measure import Budget, measure
 from dcclctl.devices.bundle.web_server import page_files, server, web_runtime
 from dcclctl.errors import DataError, GateError, UsageError
 from dcclctl.evaluation.lists import find_user
-from dcclctl.events.log import TEST
+from dcclctl.events.log import TEST, Block
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
 from dcclctl.store.store import Input
@@ -151,15 +152,26 @@ def user_document(bundle: Bundle, user_id: str) -> dict[str, Any]:
     rows = log.events_of(user)
     rows = rows[(log.period[rows] < TEST) & (log.label[rows] > 0)]
     ids = dataset.items["item_id"].gather(log.item[rows]).to_list()
-    return {
+    document: dict[str, Any] = {
         "bundle": bundle.spec["id"],
+        "token": token_of(bundle, user),
         "profile": own["profile"].tolist()[: bundle.spec["sizes"]["profile"]],
         "theta": own["theta"].tolist(),
         "patched": bool(own["patched"]),
         "counted": bool(own["counted"]),
-        # a number for each time is enough: events of one time have the same
-        "events": [[item, int(time)] for item, time in zip(ids, log.history_end[rows], strict=True)],
+        "events": [[item, float(time)] for item, time in zip(ids, dataset.times[rows], strict=True)],
     }
+    if bundle.patches is not None and bundle.spec["learning"]:
+        block = np.intersect1d(log.events_in(Block.parse(bundle.patches.config["on"])), log.events_of(user))
+        if len(block):
+            since, until = dataset.times[block[0]], np.nextafter(dataset.times[block[-1]], np.inf)
+            document["learn"] = {"since": float(since), "until": float(until), "row": int(log.events_of(user)[0])}
+    return document
+
+
+def token_of(bundle: Bundle, user: int) -> str:
+    """The name of a user's device in one round; it says nothing of the user, and is another one in every bundle."""
+    return hashlib.sha256(f"{bundle.id}/{bundle.artifact.file_id(USERS_FILE)}/{user}".encode()).hexdigest()
 
 
 def _write_zip(target: Path, files: Mapping[str, bytes]) -> None:

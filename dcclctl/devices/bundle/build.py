@@ -26,6 +26,7 @@ from dcclctl.devices.bundle.graph import Array, Graph
 from dcclctl.devices.bundle.items import ITEMS_FILE, ItemTable, ItemValues
 from dcclctl.devices.bundle.score import DeviceMemory, DinGraph, Inputs, MemoryGraph, SasrecGraph, array
 from dcclctl.devices.bundle.serving import ReplayedDevices
+from dcclctl.devices.learner import NEGATIVES
 from dcclctl.devices.memory.features import STEPS, Memories
 from dcclctl.devices.memory.method import patch_of, statistics_of
 from dcclctl.devices.memory.patch import prior_shift
@@ -33,7 +34,7 @@ from dcclctl.devices.method import method_of
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.errors import UsageError
 from dcclctl.events.log import Block, EventLog
-from dcclctl.events.sampling import Ints
+from dcclctl.events.sampling import Ints, stream
 from dcclctl.models.din import Din
 from dcclctl.models.kind import open_backbone
 from dcclctl.models.sequence import Sasrec
@@ -108,9 +109,11 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
     if parts.basis is not None:
         files["learn.onnx"] = _learn_graph(parts, model, table)
     items = cloud.dataset.items
-    files["catalogue.json"] = _json(
-        {"items": items["item_id"].gather(shipped).to_list(), "names": items["name"].gather(shipped).to_list()}
-    )
+    catalogue = {"items": items["item_id"].gather(shipped).to_list(), "names": items["name"].gather(shipped).to_list()}
+    if parts.basis is not None and patches is not None:
+        drawn = parts.number[parts.log.catalogue(Block.parse(patches.config["on"]))]
+        catalogue["drawn"] = drawn[drawn >= 0].tolist()
+    files["catalogue.json"] = _json(catalogue)
     files["runner/python/device.py"] = RUNNER.read_bytes()
     files |= {f"runner/web/{page.name}": page.read_bytes() for page in sorted(WEB.iterdir()) if page.is_file()}
     spec = _specification(parts, model, memory, config, table, files)
@@ -264,7 +267,8 @@ def _specification(
     window = model.sizes.history * (_EVENTS_OF_BASKET if baskets else 1)
     basis = parts.basis
     sizes = {
-        "ring": max(window, 0 if memory is None else memory.size),
+        # events of one time are no history of one another: beside them there is room for a whole history
+        "ring": max(window, 0 if memory is None else memory.size) + _largest_basket(log),
         "history": model.sizes.history,
         "profile": 0 if baskets else cloud.dataset.log.profile.shape[1],
         "theta": 0 if basis is None else basis.size,
@@ -292,6 +296,9 @@ def _specification(
             "states": baskets,
             "steps": local_settings(patches).steps,
             "negatives": int(patches.config["negatives"]),
+            # of the draws of negatives, see events/sampling.py
+            "stream": stream(patches.artifact.seed, NEGATIVES),
+            "stream_left": stream(patches.artifact.seed, f"{NEGATIVES}/left"),
             "start": array(read_prior_mean(patches.artifact)).tolist(),
         },
         "bytes": {
@@ -303,6 +310,11 @@ def _specification(
         },
         "fallback": "Items that are not shipped are never shown; events with them are counted and otherwise forgotten.",
     }
+
+
+def _largest_basket(log: EventLog) -> int:
+    """Most positive events of one user at one time."""
+    return int(np.bincount(log.history_end[log.label > 0]).max(initial=0))
 
 
 def users_of(parts: Parts) -> dict[str, Array]:

@@ -5,12 +5,19 @@
     device.observe("item 7", time=1700000000)
     device.save("device.json")
 
+From the shell, for a device whose log is a file of lines `item,time,label`:
+
+    python device.py BUNDLE --user user.json --log log.csv --learn --uplink uplink.json
+
 This file is a part of every bundle (runner/python/device.py) and is the whole runner.
 """
 
+import argparse
+import csv
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +30,10 @@ SPEC = 1
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 _INT8 = 127
+#: how often a negative is drawn again before all items that are left are listed
+_TRIES = 50
+#: an event of the device's own log: item, time, label (1: chosen)
+Event = tuple[str, float, int]
 
 
 class BundleError(Exception):
@@ -79,6 +90,8 @@ class Graphs:
         catalogue = json.loads((self.folder / "catalogue.json").read_bytes())
         self.item_ids: list[str] = catalogue["items"]
         self.names: list[str | None] = catalogue["names"]
+        #: numbers of the items that may be drawn as negatives
+        self.drawn: Ints = np.array(catalogue.get("drawn", []), dtype=np.int64)
         self.number = {item: at for at, item in enumerate(self.item_ids)}
 
 
@@ -101,6 +114,7 @@ class Device:
         self.unknown = 0
         self.profile = np.array(user.get("profile") or [0] * sizes["profile"], dtype=np.int64)
         self.theta = np.array(user.get("theta") or [0.0] * sizes["theta"], dtype=np.float32)
+        self.learned_from = 0  # events
         self.moments: tuple[Floats, Floats, int] = (np.zeros_like(self.theta), np.zeros_like(self.theta), 0)
         self.patched, self.counted = bool(user.get("patched", True)), bool(user.get("counted", False))
         self.kept = np.zeros((sizes["kept"], sizes["kept_features"]), dtype=np.int8)
@@ -208,6 +222,44 @@ class Device:
         self.moments = (first, second, done + steps)
         return self.theta
 
+    def learn_log(self, events: list[Event], plan: dict[str, Any]) -> Floats:
+        """Replay the user's log, and learn θ̂ from its events in the learning period; the new θ̂.
+
+        Args:
+            events: the user's whole log, oldest first. plan: `learn` of the user's file: since and until (times of the
+                period), row (number of the user's first event in the cloud's log, which names the draws of negatives).
+        """
+        learning = self.graphs.spec["learning"]
+        in_period = [plan["since"] <= time < plan["until"] for _, time, _ in events]
+        numbers = [self.graphs.number.get(item) for item, _, _ in events]
+        rows = []
+        for at, (item, time, label) in enumerate(events):
+            number = numbers[at]
+            if in_period[at] and number is not None:
+                taken = self._never_negative(events, plan, time)
+                drawn = draw_negatives(learning, self.graphs.drawn, plan["row"] + at, taken, learning["negatives"])
+                candidates = np.array([number, *(number if other is None else other for other in drawn)])
+                weights = np.array([1, *(other is not None and label > 0 for other in drawn)], dtype=np.float32)
+                labels = np.zeros_like(weights)
+                labels[0] = label
+                rows.append(self.rows_of(candidates, labels, weights, before=time))
+            if label > 0:
+                self.observe(item, time)
+        if not rows:
+            raise BundleError("The log has no event in the learning period, so there is nothing to learn.")
+        self.learned_from = len(rows)
+        return self.learn(rows, learning["steps"])
+
+    def _never_negative(self, events: list[Event], plan: dict[str, Any], time: float) -> set[int]:
+        """Items that may not be drawn as negatives of an event at this time; as EventLog.never_negative in the cloud."""
+        if self.graphs.spec["repeats"]:
+            taken = [item for item, other, label in events if other == time and label > 0]
+        else:
+            taken = [
+                item for item, other, label in events if other < plan["since"] or (label > 0 and other < plan["until"])
+            ]
+        return {self.graphs.number[item] for item in taken if item in self.graphs.number}
+
     def learning_inputs(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """The rows of some events as the learning graph reads them, without θ̂ and Adam's moments."""
         states = self.graphs.spec["learning"]["states"]
@@ -219,6 +271,15 @@ class Device:
         """One event for `learn`: (C,) its candidates with their labels and weights, and the activations as of then."""
         activations = self._run(candidates, before)["activations"]
         return {"activations": activations, "candidates": candidates, "labels": labels, "weights": weights}
+
+    def uplink(self, user: dict[str, Any]) -> dict[str, Any]:
+        """What the device sends to the cloud: θ̂ of this round, and nothing of its log but the number of events."""
+        return {
+            "bundle": self.graphs.spec["id"],
+            "token": user.get("token", ""),
+            "theta": self.theta.tolist(),
+            "events": self.learned_from,
+        }
 
     def _learn_graph(self) -> ort.InferenceSession:
         if self.graphs.learn is None:
@@ -275,3 +336,99 @@ class Device:
         device.moments = (np.array(first, dtype=np.float32), np.array(second, dtype=np.float32), done)
         device.kept = np.array(state["kept"], dtype=np.int8).reshape(device.kept.shape)
         return device
+
+
+# -- negatives: the same draws as in the cloud, see dcclctl/events/sampling.py
+
+
+def draw_negatives(streams: dict[str, Any], catalogue: Ints, key: int, taken: set[int], count: int) -> list[int | None]:
+    """Draw distinct items that are not taken; None where none is left.
+
+    Args:
+        streams: `learning` of bundle.json, which names the draws. catalogue: items that may be drawn.
+        key: number of the event.
+    """
+
+    def draw(slot: int, attempt: int) -> int:
+        number = hashed(streams["stream"], 0, key, slot, attempt) % max(len(catalogue), 1)
+        return int(catalogue[number])
+
+    if not len(catalogue):
+        return [None] * count
+    found = [draw(slot, 0) for slot in range(count)]
+    for attempt in range(1, _TRIES + 1):
+        wrong = [slot for slot in range(count) if found[slot] in taken or found[slot] in found[:slot]]
+        if not wrong:
+            return list(found)
+        for slot in wrong:
+            found[slot] = draw(slot, attempt)
+    left = [int(item) for item in catalogue if int(item) not in taken]
+    left.sort(key=lambda item: hashed(streams["stream_left"], key, 0, item))
+    allowed, spare, used = set(left), iter(left), set[int]()
+    mended: list[int | None] = []
+    for item in found:
+        if item in allowed and item not in used:
+            chosen: int | None = item
+        else:
+            chosen = next((other for other in spare if other not in used), None)
+        if chosen is not None:
+            used.add(chosen)
+        mended.append(chosen)
+    return mended
+
+
+def hashed(state: int, *keys: int) -> int:
+    """A 64-bit hash. Source: SplitMix64, Steele et al., OOPSLA 2014."""
+    mask = (1 << 64) - 1
+    for key in keys:
+        x = (state * 0x9E3779B97F4A7C15 + key + 0x9E3779B97F4A7C15) & mask
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+        state = x ^ (x >> 31)
+    return state
+
+
+# -- the command line
+
+
+def read_log(path: Path) -> list[Event]:
+    """The device's log: lines `item,time,label`, oldest first; without a label an event is a choice."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [(row[0], float(row[1]), int(row[2]) if len(row) > 2 else 1) for row in csv.reader(file) if row]
+
+
+def main() -> int:
+    """Run one device: read its log, learn, write what goes to the cloud, print its list."""
+    parser = argparse.ArgumentParser(description="Run a bundle on a device.")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--user", type=Path, help="user.json, what the cloud sends to this device alone")
+    parser.add_argument("--log", type=Path, help="the device's own log: lines item,time,label")
+    parser.add_argument("--learn", action="store_true", help="learn θ̂ from the log")
+    parser.add_argument("--uplink", type=Path, help="write θ̂ for the cloud to this file")
+    parser.add_argument("--state", type=Path, help="write the device's state to this file")
+    parser.add_argument("--top", type=int, default=0, help="print this many recommendations")
+    options = parser.parse_args()
+    try:
+        user = json.loads(options.user.read_bytes()) if options.user else {}
+        device = Device(options.bundle, user)
+        events = read_log(options.log) if options.log else []
+        if options.learn:
+            device.learn_log(events, user.get("learn") or {})
+        else:
+            for item, time, label in events:
+                if label > 0:
+                    device.observe(item, time)
+        if options.uplink:
+            options.uplink.write_text(json.dumps(device.uplink(user)), encoding="utf-8")
+        if options.state:
+            device.save(options.state)
+        for item, logit in device.recommend(options.top) if options.top else []:
+            print(f"{item}\t{logit:.4f}")
+    except (BundleError, OSError, ValueError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

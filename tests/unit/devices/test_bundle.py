@@ -12,11 +12,13 @@ from world import World, done
 from dcclctl.config import ExportConfig
 from dcclctl.devices.bundle.build import Parts, build, users_of, write_folder
 from dcclctl.devices.bundle.device import Device, Graphs
+from dcclctl.devices.bundle.device import draw_negatives as device_draws
 from dcclctl.devices.bundle.golden import golden_cases
 from dcclctl.devices.bundle.serving import ReplayedDevices
 from dcclctl.devices.serving import Subject, serve
 from dcclctl.events.log import TEST, Block
 from dcclctl.events.sampler import Sampler
+from dcclctl.events.sampling import NO_ITEM, PairSet, draw_negatives, stream
 from dcclctl.models.kind import open_backbone
 from dcclctl.store.store import Store
 
@@ -94,3 +96,38 @@ def test_golden_vectors_are_what_the_graphs_give(kind: str, subjects: dict[str, 
             np.testing.assert_allclose(value, expected, atol=1e-5, rtol=1e-5)
     assert ("learn" in cases) == (graphs.learn is not None)
     assert cases["empty"][0]["held"] == 0 and cases["full"][0]["held"] > 3
+
+
+@pytest.mark.parametrize("kind", ["din-metapatch", "sasrec-metapatch"])
+def test_a_device_with_its_own_log_learns_what_central_learning_does(
+    kind: str, subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    """The device replays its log and draws the negatives itself."""
+    subject = subjects[kind]
+    graphs, patches, dataset = exported(subject, tmp_path).graphs, subject.patches, subject.cloud.dataset
+    assert patches is not None
+    log, block = dataset.log, Block.parse(patches.config["on"])
+    codes, patched = patches.codes()
+    ids = dataset.items["item_id"]
+    for user in np.flatnonzero(patched.numpy())[::5]:
+        rows = log.events_of(int(user))
+        events = [(ids[int(log.item[row])], float(dataset.times[row]), int(log.label[row])) for row in rows]
+        learning = np.intersect1d(log.events_in(block), rows)
+        since, until = dataset.times[learning[0]], np.nextafter(dataset.times[learning[-1]], np.inf)
+        device = Device(graphs, {"profile": log.profile[int(user)].tolist()[: graphs.spec["sizes"]["profile"]]})
+        found = device.learn_log(events, {"since": since, "until": until, "row": int(rows[0])})
+        np.testing.assert_allclose(found, codes[int(user)].numpy(), rtol=5e-5, atol=5e-5)
+        assert device.learned_from == len(learning)
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_a_device_draws_the_negatives_of_the_cloud(count: int) -> None:
+    """Also where nearly everything is excluded, so that what is left is listed."""
+    catalogue, excluded = np.arange(3, 17), {3, 4, 5, 9, 11, 12, 13, 16}
+    pairs = PairSet(np.zeros(len(excluded), dtype=np.int64), np.array(sorted(excluded)), 20)
+    keys = np.arange(40, 60)
+    wanted = draw_negatives(7, "x", keys, np.zeros(len(keys), dtype=np.int64), count, catalogue, pairs)
+    streams = {"stream": stream(7, "x"), "stream_left": stream(7, "x/left")}
+    for key, row in zip(keys, wanted, strict=True):
+        found = device_draws(streams, catalogue, int(key), excluded, count)
+        assert [NO_ITEM if item is None else item for item in found] == row.tolist()
