@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "Write evaluations as one HTML page that works offline.",
     "score": "Show one user's recommendations with and without the patch.",
     "export": "Write what a device needs to run patches: graphs, item table, runner.",
+    "collect": "Make patches of what devices learned and sent back.",
     "serve": "Open a bundle as a web page on this computer.",
     "settings": "List all settings of a command, a model or a method.",
     "audit": "Check that no model was trained on the events it is scored on.",

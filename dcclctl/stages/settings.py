@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from pydantic import ValidationError
 
 from dcclctl.config import (
+    CollectConfig,
     CommandSection,
     DistillConfig,
     EvaluateConfig,
@@ -84,6 +85,7 @@ COMMANDS: Mapping[str, Command] = {
     "distill": Command(DistillConfig, DISTILL_METHODS, TeachingSettings),
     "evaluate": Command(EvaluateConfig),
     "export": Command(ExportConfig),
+    "collect": Command(CollectConfig),
 }
 
 S = TypeVar("S", bound=CommandSection)
