@@ -412,3 +412,25 @@ class EvaluateConfig(ScoreSettings):
     against: str = Field(
         "", description="The baseline, e.g. cloud@1: every other model is compared with it, user by user."
     )
+
+
+class ExportConfig(CommandSection):
+    """`dcclctl export`: patches or a cloud model → a bundle that devices run."""
+
+    items: str = Field(
+        "all", description="Items to ship: all; top:N, those with the most events so far; or @FILE with one id a line."
+    )
+    precision: Literal["fp32", "fp16", "int8"] = Field(
+        "fp32", description="Numbers of the item table; the weights of the graphs stay in float32."
+    )
+
+
+class CollectConfig(CommandSection):
+    """`dcclctl collect`: what devices sent → patches."""
+
+    max_norm: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="Largest distance of θ̂ to the mean μ; 0: learned from all that was sent."
+    )
+    deviations: Annotated[float, Field(ge=0.0)] = rarely(
+        4.0, "Median absolute deviations that the learned bound stands above the median distance."
+    )

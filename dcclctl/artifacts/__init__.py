@@ -3,6 +3,7 @@
 A handle checks, when it is made, that its artifacts belong together (same dataset, cloud model, basis, id map).
 """
 
+from dcclctl.artifacts.bundle import Bundle as Bundle
 from dcclctl.artifacts.cloud import CloudModel as CloudModel
 from dcclctl.artifacts.dataset import Dataset as Dataset
 from dcclctl.artifacts.evaluation import Evaluation as Evaluation

@@ -9,6 +9,8 @@ from dcclctl.store.store import Artifact
 from dcclctl.tables import EVENTS
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import polars as pl
 
     from dcclctl.events.log import EventLog
@@ -54,6 +56,14 @@ class Dataset(Handle):
     def items(self) -> "pl.DataFrame":
         """An ITEMS table, see tables.py."""
         return self.artifact.read_table("items.parquet")
+
+    @cached_property
+    def times(self) -> "npt.NDArray[np.float64]":
+        """(N,) time of every event of `log`: seconds since 1970, or a number of its order in a log without times."""
+        import numpy as np
+
+        times = self.artifact.read_table("events.parquet")["time_us"].to_numpy().astype(np.float64)
+        return times if self.facts["time_kind"] == "ordinal" else times / 1e6
 
     @cached_property
     def log(self) -> "EventLog":

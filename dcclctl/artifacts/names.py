@@ -126,6 +126,9 @@ def describe(artifact: Artifact) -> str:
     if artifact.kind == "recommendations":
         model = _input(artifact, "model") + (config["suffix"] and f"+{config['suffix']}")
         return f"top {config['top']} of {facts['users']:,} users by {model}"
+    if artifact.kind == "bundle":
+        what = "patches" if "patches" in artifact.inputs else "cloud"
+        return f"bundle of {_input(artifact, what)}: {facts['items']:,} items in {config['precision']}"
     if artifact.kind == "memory":
         return f"memories of {facts['users']:,} users up to {config['counted_through']}"
     return f"{facts['users']:,} users, {facts['items']:,} items, {facts['events']:,} events"

@@ -15,7 +15,7 @@ from dcclctl.store.artifact import Artifact
 from dcclctl.store.lineage import ancestors
 
 #: stages that learn, and whether they also choose their best epoch by the valid period
-LEARNING: Final = {"train": True, "distill": True, "patch": False, "memory": False}
+LEARNING: Final = {"train": True, "distill": True, "patch": False, "collect": False, "memory": False}
 #: kinds of artifact that learned from events
 LEARNED: Final = ("cloud", "patches", "memory")
 

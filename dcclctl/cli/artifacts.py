@@ -44,7 +44,7 @@ def list_artifacts(
         typer.Option(
             "--kind",
             metavar="KIND",
-            help="Only dataset, cloud, memory, patches, evaluation, tuning or recommendations.",
+            help="Only dataset, cloud, memory, patches, evaluation, tuning, recommendations or bundle.",
         ),
     ] = None,
 ) -> None:

@@ -41,7 +41,7 @@ def settings(
         str,
         typer.Argument(
             metavar="COMMAND",
-            help="ingest, train, memory, patch, distill, tune, evaluate, recommend or score.",
+            help="ingest, train, memory, patch, distill, tune, evaluate, recommend, score, export or collect.",
             autocompletion=_offer_commands,
         ),
     ],

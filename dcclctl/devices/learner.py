@@ -23,6 +23,8 @@ from dcclctl.events.sampling import Ints
 from dcclctl.models.scoring import Backbone, HeadFunction
 from dcclctl.models.windows import runs
 
+#: name of the draws of negatives that devices learn with
+NEGATIVES = "patch/negatives"
 SettingsT = TypeVar("SettingsT", bound=LocalSettings)
 RowsT = TypeVar("RowsT")
 
@@ -34,7 +36,7 @@ class Learner(ABC, Generic[SettingsT, RowsT]):
 
     def __init__(self, task: PatchTask[SettingsT]) -> None:
         self.task, self.log, self.settings, self.device = task, task.log, task.settings, task.device
-        self.sampler = Sampler(task.log, [task.block], task.config.negatives, task.seed, "patch/negatives")
+        self.sampler = Sampler(task.log, [task.block], task.config.negatives, task.seed, NEGATIVES)
 
     @abstractmethod
     def rows(self, events: Ints, first: Ints, counts: Ints) -> RowsT:

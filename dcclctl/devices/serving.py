@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dcclctl.artifacts import CloudModel, PatchSet
+from dcclctl.artifacts import Bundle, CloudModel, PatchSet
 from dcclctl.devices.basis_files import basis_of, encoder_of
 from dcclctl.devices.learner import serve_codes
 from dcclctl.devices.metapatch import head_of
@@ -18,7 +18,7 @@ from dcclctl.store.store import Store
 
 ENCODER = "encoder"
 #: kind of artifact → suffixes of its references, after a '+'
-SUFFIXES = {"cloud": (ENCODER,), "patches": PLACEBOS}
+SUFFIXES: dict[str, tuple[str, ...]] = {"cloud": (ENCODER,), "patches": PLACEBOS, "bundle": ()}
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,13 @@ class Subject:
     Attributes:
         cloud: the cloud model, or the one under the patches. patches: None for a cloud model.
         suffix: '' or one of SUFFIXES: all users served by the encoder, or a placebo.
+        bundle: what is exported for devices; its own graph then gives the scores.
     """
 
     cloud: CloudModel
     patches: PatchSet | None = None
     suffix: str = ""
+    bundle: Bundle | None = None
 
     @classmethod
     def of(cls, reference: str, store: Store) -> "Subject":
@@ -46,16 +48,19 @@ class Subject:
         if artifact.kind not in SUFFIXES or suffix not in ("", *SUFFIXES[artifact.kind]):
             raise UsageError(
                 f"{reference} cannot serve users",
-                "Give cloud models, cloud@N+encoder, patches, patches@N+mean, or patches@N+shuffled.",
+                "Give cloud models, cloud@N+encoder, patches, patches@N+mean, patches@N+shuffled, or bundles.",
             )
         if artifact.kind == "cloud":
             return cls(CloudModel(artifact), None, suffix)
+        if artifact.kind == "bundle":
+            bundle = Bundle(artifact)
+            return cls(bundle.cloud, bundle.patches, suffix, bundle)
         patches = PatchSet(artifact)
         return cls(patches.cloud, patches, suffix)
 
     @property
     def artifact(self) -> Artifact:
-        return (self.patches or self.cloud).artifact
+        return (self.bundle or self.patches or self.cloud).artifact
 
     @property
     def name(self) -> str:
@@ -85,6 +90,10 @@ def serve(subject: Subject, backbone: Backbone, unpatched: str = "cloud", seed: 
         UsageError: the encoder is wanted and missing; there are too few patches for a placebo.
     """
     log, patches = backbone.log, subject.patches
+    if subject.bundle is not None:
+        from dcclctl.devices.bundle.serving import serve_bundle  # needs onnxruntime, an extra
+
+        return serve_bundle(subject.bundle, log)
     if patches is None and subject.suffix != ENCODER:
         return Served(backbone.head, np.full(log.n_users, "cloud", dtype="<U7"))
     if patches is None:

@@ -102,7 +102,7 @@ class SequenceModel(EmbeddedItems):
         return torch.bmm(embeddings, states.unsqueeze(-1)).squeeze(-1) + self.item_bias[candidates]
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
     """One block of SASRec: x + attention(norm x), then x + feed-forward(norm x); one head."""
 
     def __init__(self, size: int, window: int) -> None:
@@ -141,7 +141,7 @@ class Sasrec(SequenceModel):
     def __init__(self, log: EventLog, sizes: SequenceSettings, generator: torch.Generator) -> None:
         super().__init__(log, sizes)
         size = self.embedding_size
-        self.blocks = nn.ModuleList(_Attention(size, sizes.history) for _ in range(self.BLOCKS))
+        self.blocks = nn.ModuleList(Attention(size, sizes.history) for _ in range(self.BLOCKS))
         self.scale, self.shift = nn.Parameter(torch.empty(size)), nn.Parameter(torch.empty(size))
         self.initialise(generator)
 

@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from pydantic import ValidationError
 
 from dcclctl.config import (
+    CollectConfig,
     CommandSection,
     DistillConfig,
     EvaluateConfig,
+    ExportConfig,
     IngestConfig,
     MemoryConfig,
     PatchConfig,
@@ -93,6 +95,8 @@ COMMANDS: Mapping[str, Command] = {
     "tune": Command(TuneConfig),
     "recommend": Command(RecommendConfig),
     "score": Command(ScoreConfig),
+    "export": Command(ExportConfig),
+    "collect": Command(CollectConfig),
 }
 
 #: how an environment variable with a setting begins

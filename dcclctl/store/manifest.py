@@ -28,6 +28,7 @@ KINDS: Final = {
     "evaluation": "dcclctl evaluate",
     "tuning": "dcclctl tune train",
     "recommendations": "dcclctl recommend",
+    "bundle": "dcclctl export",
 }
 #: stage → role of an input → the flag that names it; what is not here is found from the others.
 INPUT_FLAGS: Final = {

@@ -57,15 +57,15 @@ FEATURES = (
 #: further features if the order of events is used
 ORDER_FEATURES = ("order, sum", "order, largest")
 #: events after which recency is halved
-_HALF = 20.0
+HALF = 20.0
 #: weight of an event as predecessor of a candidate, relative to the event after it
-_DECAY = 0.8
+DECAY = 0.8
 #: factor from a feature to a byte of a profile
-_STEPS = 32
+STEPS = 32
 #: events of value 0 in every profile's mean
-_PRIOR_EVENTS = 3
+PRIOR_EVENTS = 3
 #: lift of a padding category, which is then never the largest
-_NO_LIFT = -8.0
+NO_LIFT = -8.0
 #: events whose features are computed at once, at most; and numbers in their largest table, about
 _EVENTS, _CELLS = 128, 1 << 24
 #: users in the typical profile, at most
@@ -234,12 +234,12 @@ class Memories:
 
 def in_bytes(found: Float[Tensor, "... F"]) -> Int[Tensor, "... R"]:
     """An event's features as a device keeps them, one byte each."""
-    return (found[..., 1:] * _STEPS).round().clamp(-127, 127).to(torch.int8)
+    return (found[..., 1:] * STEPS).round().clamp(-127, 127).to(torch.int8)
 
 
 def mean_profile(sums: Float[Tensor, "B R"], counts: Int[Tensor, "B"]) -> Float[Tensor, "B R"]:
     """Mean of kept features, shrunk towards 0 if there are few."""
-    return sums / _STEPS / (counts.unsqueeze(1) + _PRIOR_EVENTS)
+    return sums / STEPS / (counts.unsqueeze(1) + PRIOR_EVENTS)
 
 
 class FeatureTables:
@@ -425,12 +425,12 @@ def _sum(values: Float[Tensor, "B C N"]) -> Float[Tensor, "B C"]:
 
 def _freshness(size: int) -> Float[Tensor, "M"]:
     """Recency of the items at each place of a memory, newest first."""
-    return 1 / (1 + torch.arange(size) / _HALF)
+    return 1 / (1 + torch.arange(size) / HALF)
 
 
 def _newest(size: int) -> Float[Tensor, "M"]:
     """Weight of the items at each place of a memory as predecessors, newest first."""
-    return _DECAY ** torch.arange(size)
+    return DECAY ** torch.arange(size)
 
 
 def _similarity_columns(
@@ -465,7 +465,7 @@ def _category_columns(
     fresh = recency.gather(1, mine.flatten(1)).view(mine.shape) * real
     counted = torch.log1p(own) * real
     lift = torch.log((own + 1) / (n * statistics.category_share[mine] + 1))
-    largest = torch.where(real > 0, lift, _NO_LIFT).amax(-1)
+    largest = torch.where(real > 0, lift, NO_LIFT).amax(-1)
     return [
         counted.sum(-1) / number,
         counted.amax(-1),

@@ -1,0 +1,41 @@
+"""A bundle: what the cloud ships to devices, made from patches or from a cloud model."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcclctl.artifacts.cloud import CloudModel
+from dcclctl.artifacts.handle import Handle
+from dcclctl.artifacts.patches import PatchSet
+from dcclctl.store.store import Artifact
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BUNDLE_FILE, USERS_FILE = "bundle.json", "users.safetensors"
+
+
+class Bundle(Handle):
+    """A bundle, bound to the cloud model that it holds.
+
+    Raises:
+        ArtifactError: patches, cloud model or dataset are gone or do not belong together.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(artifact)
+        self.patches = PatchSet(artifact.input("patches")) if "patches" in artifact.inputs else None
+        self.cloud = CloudModel(artifact.input("cloud")) if self.patches is None else self.patches.cloud
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """bundle.json: sizes, hashes, budget and what a runner must know."""
+        return dict(self.artifact.read_json(BUNDLE_FILE))
+
+    def files(self) -> dict[str, Path]:
+        """Name → checked path of every file that devices get; not the users' own rows."""
+        return {name: self.artifact.file(name) for name in self.artifact.manifest["files"] if name != USERS_FILE}
+
+    def users(self) -> "dict[str, Tensor]":
+        """(U, …) what each device alone is sent: profile, theta, patched, counted; and (I,) number, see build.Parts."""
+        return self.artifact.read_tensors(USERS_FILE)

@@ -1,0 +1,96 @@
+"""`dcclctl export`: what a device needs to run a model with patches."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dcclctl.cli.options import Call, command
+
+if TYPE_CHECKING:
+    from dcclctl.artifacts import Bundle
+    from dcclctl.devices.bundle.measure import Budget
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@command(app, "export")
+def export(
+    call: Call,
+    reference: Annotated[
+        str, typer.Argument(metavar="[REF]", help="Patches, or a cloud model. [default: the newest patches]")
+    ] = "patches@latest",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PLACE", help="Also write it to a new folder, or to a .zip file."),
+    ] = None,
+    user: Annotated[
+        str,
+        typer.Option(
+            "--user", metavar="ID", help="With -o: also write user.json, what this user's device alone is sent."
+        ),
+    ] = "",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure bytes and milliseconds on this machine, on one thread.")
+    ] = False,
+    max_bytes: Annotated[
+        int,
+        typer.Option("--max-bytes", metavar="N", min=0, help="Exit 4 if a device downloads more. Implies --measure."),
+    ] = 0,
+    max_ms: Annotated[
+        float,
+        typer.Option(
+            "--max-ms",
+            metavar="N",
+            min=0,
+            help="Exit 4 if 300 candidates take longer (95th percentile). Implies --measure.",
+        ),
+    ] = 0.0,
+) -> None:
+    """Write what a device needs to run patches: graphs, item table, runner.
+
+    The bundle holds the cloud model with the patch as an ONNX graph, the table of the items, a second graph that learns θ̂
+    on the device (MetaPatch), test vectors, and a runner in Python that needs numpy and onnxruntime only. A bundle can be
+    evaluated like the patches that it was made from; every score then comes from the exported graph.
+
+    \b
+    Examples:
+      dcclctl export patches@1 -o bundle/ --user 196
+      dcclctl export --items top:5000 --precision int8 --measure
+      dcclctl evaluate patches@1 bundle@1 --against patches@1
+    """
+    from dcclctl.artifacts import CloudModel, PatchSet
+    from dcclctl.errors import UsageError
+    from dcclctl.stages.export import export as run
+    from dcclctl.stages.export import measured, write_bundle
+
+    if user and output is None:
+        raise UsageError("--user is read with -o only", "Add -o FOLDER.")
+    artifact = call.store.resolve(reference)
+    if artifact.kind not in ("patches", "cloud"):
+        raise UsageError(f"{artifact.ref} cannot be exported", "Name patches or a cloud model.")
+    model = PatchSet(artifact) if artifact.kind == "patches" else CloudModel(artifact)
+    with call.run() as options:
+        made = run(model, call.settings, options)
+    budget = measured(made, max_bytes, max_ms) if measure or max_bytes or max_ms else None
+    _show(call, made, budget)
+    if output is not None:
+        write_bundle(made, output, user, budget)
+        call.reporter.line(f"written to {output}")
+    call.finish(made, bytes=made.spec["bytes"], **({} if budget is None else {"measured": budget.document()}))
+
+
+def _show(call: Call, made: "Bundle", budget: "Budget | None") -> None:
+    facts, line = made.facts, call.reporter.line
+    size = made.spec["bytes"]
+    line(
+        f"{facts['items']:,} items of {made.spec['items']['of']:,}, {facts['bytes_per_item']:,} bytes each in "
+        f"{made.spec['precision']}; graphs {size['shared']:,} bytes; at most {size['user']:,} bytes of its user on a device"
+    )
+    if budget is None:
+        return
+    for count, spent in budget.milliseconds.items():
+        line(f"ranking {count:>3} items: {spent['p50']:.2f} ms, 95th percentile {spent['p95']:.2f} ms")
+    line(f"opening the graphs and the first ranking: {budget.open_milliseconds:.0f} ms")
+    if budget.learning_step_milliseconds is not None:
+        line(f"one learning step on 50 rows: {budget.learning_step_milliseconds:.2f} ms")

@@ -1,0 +1,1 @@
+"""The bundle that leaves the cloud: graphs, item table and runners of a device that has neither torch nor dcclctl."""

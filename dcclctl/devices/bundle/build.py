@@ -1,0 +1,338 @@
+"""Make the files of a bundle from a cloud model or from patches on it.
+
+Shapes: U users, I items, J shipped items, K numbers in θ̂, R features in the profile of recent events, W its window.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from dcclctl.artifacts import CloudModel, PatchSet
+from dcclctl.artifacts.bundle import BUNDLE_FILE
+from dcclctl.config import ExportConfig
+from dcclctl.devices.basis import SharedBasis
+from dcclctl.devices.basis_files import read_basis, read_prior_mean
+from dcclctl.devices.bundle import learn
+from dcclctl.devices.bundle.device import Graphs
+from dcclctl.devices.bundle.golden import GOLDEN_FILE, golden_vectors
+from dcclctl.devices.bundle.graph import Array, Graph
+from dcclctl.devices.bundle.items import ITEMS_FILE, ItemTable, ItemValues
+from dcclctl.devices.bundle.score import DeviceMemory, DinGraph, Inputs, MemoryGraph, SasrecGraph, array
+from dcclctl.devices.bundle.serving import ReplayedDevices
+from dcclctl.devices.learner import NEGATIVES
+from dcclctl.devices.memory.features import STEPS, Memories
+from dcclctl.devices.memory.method import patch_of, statistics_of
+from dcclctl.devices.memory.patch import prior_shift
+from dcclctl.devices.method import method_of
+from dcclctl.devices.settings import LocalSettings
+from dcclctl.errors import UsageError
+from dcclctl.events.log import Block, EventLog
+from dcclctl.events.sampling import Ints, stream
+from dcclctl.models.din import Din
+from dcclctl.models.kind import open_backbone
+from dcclctl.models.sequence import Sasrec
+
+#: version of the layout; the runners refuse every other one
+SPEC = 1
+RUNNER = Path(__file__).with_name("device.py")
+WEB = Path(__file__).with_name("web")
+#: events that a ring holds without a memory, for a model that reads baskets: several a basket
+_EVENTS_OF_BASKET = 4
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a bundle is made of.
+
+    Attributes:
+        cloud: the model. patches: None for the cloud model alone. shipped: (J,) item numbers, ascending.
+        number: (I,) each item's number in the bundle; −1 where it is not shipped.
+    """
+
+    cloud: CloudModel
+    patches: PatchSet | None
+    shipped: Ints
+    number: Ints
+
+    @classmethod
+    def of(cls, cloud: CloudModel, patches: PatchSet | None, items: str) -> "Parts":
+        """Args: items: as `--items` has it.
+
+        Raises:
+            UsageError: no such items.
+        """
+        shipped = chosen_items(cloud, items)
+        number = np.full(cloud.dataset.log.n_items, -1, dtype=np.int64)
+        number[shipped] = np.arange(len(shipped))
+        return cls(cloud, patches, shipped, number)
+
+    @property
+    def log(self) -> EventLog:
+        return self.cloud.dataset.log
+
+    @property
+    def basis(self) -> SharedBasis[Any] | None:
+        """Θ of patches with θ̂."""
+        if self.patches is None or not self.patches.facts["patch_size"]:
+            return None
+        return read_basis(self.patches.artifact)
+
+
+def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
+    """The files that every device gets: name → content.
+
+    Raises:
+        UsageError: a model or a method that has no graph.
+    """
+    cloud, patches, shipped = parts.cloud, parts.patches, parts.shipped
+    model = _module(cloud)
+    if patches is not None and patches.memory is None and patches.method != "metapatch":
+        raise UsageError(
+            f"{patches.ref}: patches by {patches.method} have no graph",
+            "Export patches made with --method memory or --method metapatch.",
+        )
+    columns = {"embedding": array(model.catalogue()[shipped])}
+    if isinstance(model, Sasrec):
+        columns["bias"] = array(model.item_bias[shipped])
+    memory = None if patches is None or patches.memory is None else _memory(parts)
+    if memory is not None:
+        columns |= _memory_columns(parts, memory)
+    table = ItemTable.of(columns, config.precision)
+    files = {ITEMS_FILE: table.file(), "score.onnx": _score_graph(parts, model, table, memory)}
+    if parts.basis is not None:
+        files["learn.onnx"] = _learn_graph(parts, model, table)
+    items = cloud.dataset.items
+    catalogue = {"items": items["item_id"].gather(shipped).to_list(), "names": items["name"].gather(shipped).to_list()}
+    if parts.basis is not None and patches is not None:
+        drawn = parts.number[parts.log.catalogue(Block.parse(patches.config["on"]))]
+        catalogue["drawn"] = drawn[drawn >= 0].tolist()
+    files["catalogue.json"] = _json(catalogue)
+    files["runner/python/device.py"] = RUNNER.read_bytes()
+    files |= {f"runner/web/{page.name}": page.read_bytes() for page in sorted(WEB.iterdir()) if page.is_file()}
+    spec = _specification(parts, model, memory, config, table, files)
+    with TemporaryDirectory() as folder:
+        write_folder(Path(folder), files | {BUNDLE_FILE: _json(spec | {"files": _listed(files)})})
+        files[GOLDEN_FILE] = golden_vectors(ReplayedDevices(Graphs(folder), parts.log, parts.number, users_of(parts)))
+    files[BUNDLE_FILE] = _json(spec | {"files": _listed(files)})
+    return files
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files, whose names may hold folders, into a folder."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def _listed(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Size and hash of every file."""
+    return {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())
+    }
+
+
+def chosen_items(cloud: CloudModel, items: str) -> Ints:
+    """(J,) numbers of the items that `--items` means, ascending.
+
+    Raises:
+        UsageError: no such items, or an unreadable file.
+    """
+    dataset = cloud.dataset
+    n_items = dataset.log.n_items
+    if items == "all":
+        return np.arange(n_items)
+    if items.startswith("top:") and items[4:].isdecimal() and int(items[4:]):
+        rows = dataset.log.events_in(*(Block(period) for period in range(2)))
+        counts = np.bincount(dataset.log.item[rows], minlength=n_items)
+        return np.sort(np.argsort(-counts, kind="stable")[: int(items[4:])])
+    if not items.startswith("@"):
+        raise UsageError(f"--items {items}: not understood", "Use all, top:5000, or @FILE with one id a line.")
+    try:
+        wanted = [line.strip() for line in Path(items[1:]).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--items {items}: cannot read the file ({error})", "Give one item id a line.") from error
+    ids = {item: at for at, item in enumerate(dataset.items["item_id"])}
+    missing = [item for item in wanted if item not in ids]
+    if missing or not wanted:
+        raise UsageError(
+            f"--items {items}: {dataset.ref} has no item {', '.join(missing[:5])}"
+            if wanted
+            else f"--items {items} is empty",
+            "Give ids of the dataset's items, one a line.",
+        )
+    return np.array(sorted({ids[item] for item in wanted}))
+
+
+def _module(cloud: CloudModel) -> Din | Sasrec:
+    backbone = open_backbone(cloud, torch.device("cpu"))
+    model = getattr(backbone, "model", None)
+    if not isinstance(model, Din | Sasrec):
+        raise UsageError(
+            f"{cloud.ref} is a {cloud.model} model, which has no graph for devices",
+            "Export a model made with dcclctl train --model din or --model sasrec.",
+        )
+    return model.eval()
+
+
+def _memory(parts: Parts) -> DeviceMemory:
+    assert parts.patches is not None and parts.patches.memory is not None
+    patches, memory, log = parts.patches, parts.patches.memory, parts.log
+    statistics = statistics_of(memory)
+    counted = log.up_to(Block.parse(memory.counted_through))
+    window = memory.profile_window
+    typical = np.zeros((1, 0), dtype=np.float32)
+    if window:
+        typical = array(Memories(log, statistics, memory.size, window, counted).typical)
+    return DeviceMemory(
+        patch_of(patches),
+        statistics,
+        typical,
+        memory.size,
+        int(patches.facts["smallest_memory"]),
+        prior_shift(patches.cloud.negatives, int(patches.config["negatives"])),
+    )
+
+
+def _memory_columns(parts: Parts, memory: DeviceMemory) -> dict[str, Array]:
+    """The item table's columns that memory features read; a related item that is not shipped has score 0."""
+    statistics, shipped = memory.statistics, parts.shipped
+    columns = {
+        "categories": array(parts.log.item_categories[shipped]),
+        "share": array(statistics.item_share[shipped]),
+        "mean": array(statistics.mean[shipped]),
+    }
+    pairs = {"similarity": ("neighbours", statistics.neighbours, statistics.similarity)}
+    if statistics.predecessors.shape[1]:
+        scores = (statistics.predecessors, statistics.transition_score)
+        pairs["transition_score"] = ("predecessors", *scores)
+    for name, (others, related, score) in pairs.items():
+        found = parts.number[array(related[shipped])]
+        columns[others] = np.maximum(found, 0)
+        columns[name] = np.where(found >= 0, array(score[shipped]), 0).astype(np.float32)
+    return columns
+
+
+def _score_graph(parts: Parts, model: Din | Sasrec, table: ItemTable, memory: DeviceMemory | None) -> bytes:
+    graph = Graph("score")
+    inputs = Inputs(graph)
+    items = ItemValues(graph, table)
+    below = DinGraph(inputs, items, model) if isinstance(model, Din) else SasrecGraph(inputs, items, model)
+    logits = below.logits(parts.basis)
+    if memory is not None:
+        remembered = MemoryGraph(inputs, items, memory)
+        logits = remembered.logits(logits)
+        graph.output("features", remembered.features, np.float32, "C", len(memory.statistics.features))
+    if parts.basis is not None:
+        shape = ("C", model.hidden_2.in_features) if isinstance(model, Din) else (model.embedding_size,)
+        graph.output("activations", below.activations, np.float32, *shape)
+    graph.output("logits", logits, np.float32, "C")
+    return graph.bytes()
+
+
+def _learn_graph(parts: Parts, model: Din | Sasrec, table: ItemTable) -> bytes:
+    assert parts.patches is not None and parts.basis is not None
+    settings, mean = local_settings(parts.patches), array(read_prior_mean(parts.patches.artifact))
+    if isinstance(model, Din):
+        return learn.din_step(model, parts.basis, mean, settings)
+    items = ItemValues(Graph("learn"), table, ("embedding", "bias"))
+    return learn.state_step(items, parts.basis, mean, settings)
+
+
+def local_settings(patches: PatchSet) -> LocalSettings:
+    """The settings that patches with θ̂ were learned with."""
+    known = method_of(patches.method).Settings(**patches.settings)
+    assert isinstance(known, LocalSettings)
+    return known
+
+
+def _specification(
+    parts: Parts,
+    model: Din | Sasrec,
+    memory: DeviceMemory | None,
+    config: ExportConfig,
+    table: ItemTable,
+    files: Mapping[str, bytes],
+) -> dict[str, Any]:
+    """bundle.json: what a runner must know."""
+    cloud, patches, log = parts.cloud, parts.patches, parts.log
+    baskets = isinstance(model, Sasrec)
+    window = model.sizes.history * (_EVENTS_OF_BASKET if baskets else 1)
+    basis = parts.basis
+    sizes = {
+        # events of one time are no history of one another: beside them there is room for a whole history
+        "ring": max(window, 0 if memory is None else memory.size) + _largest_basket(log),
+        "history": model.sizes.history,
+        "profile": 0 if baskets else cloud.dataset.log.profile.shape[1],
+        "theta": 0 if basis is None else basis.size,
+        "kept": 0 if memory is None else memory.typical.shape[0] - 1,
+        "kept_features": 0 if memory is None else memory.typical.shape[1],
+    }
+    return {
+        "spec": SPEC,
+        "id": hashlib.sha256(files["score.onnx"] + files[ITEMS_FILE]).hexdigest(),
+        "model": cloud.model,
+        "method": "" if patches is None else patches.method,
+        "parents": {
+            "cloud": cloud.id,
+            "dataset": cloud.dataset.id,
+            **({} if patches is None else {"patches": patches.id}),
+        },
+        "precision": config.precision,
+        "repeats": log.repeats,
+        "items": {"shipped": len(parts.shipped), "of": log.n_items},
+        "sizes": sizes,
+        "constants": {"steps": STEPS},
+        "learning": {}
+        if patches is None or basis is None
+        else {
+            "states": baskets,
+            "steps": local_settings(patches).steps,
+            "negatives": int(patches.config["negatives"]),
+            # of the draws of negatives, see events/sampling.py
+            "stream": stream(patches.artifact.seed, NEGATIVES),
+            "stream_left": stream(patches.artifact.seed, f"{NEGATIVES}/left"),
+            "start": array(read_prior_mean(patches.artifact)).tolist(),
+        },
+        "bytes": {
+            "shared": sum(len(data) for name, data in files.items() if name.endswith(".onnx")),
+            "item": table.bytes_per_item,
+            "items": len(files[ITEMS_FILE]),
+            # items and times of the ring, kept features, θ̂, a counter
+            "user": 8 * sizes["ring"] + sizes["kept"] * sizes["kept_features"] + 4 * sizes["theta"] + 8,
+        },
+        "fallback": "Items that are not shipped are never shown; events with them are counted and otherwise forgotten.",
+    }
+
+
+def _largest_basket(log: EventLog) -> int:
+    """Most positive events of one user at one time."""
+    return int(np.bincount(log.history_end[log.label > 0]).max(initial=0))
+
+
+def users_of(parts: Parts) -> dict[str, Array]:
+    """What the cloud sends to each device alone: (U, …) profile codes, θ̂, and whether it is patched and counted."""
+    patches, log = parts.patches, parts.log
+    codes, patched = (
+        (torch.zeros(log.n_users, 0), torch.zeros(log.n_users, dtype=torch.bool))
+        if patches is None
+        else patches.codes()
+    )
+    counted = np.zeros(log.n_users, dtype=bool)
+    if patches is not None and patches.memory is not None:
+        rows = log.up_to(Block.parse(patches.memory.counted_through)) & (log.label > 0)
+        counted[log.user[rows]] = True
+    return {"profile": array(log.profile), "theta": array(codes), "patched": array(patched), "counted": counted}
+
+
+def _json(document: Any) -> bytes:
+    return (
+        json.dumps(document, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+    ).encode()

@@ -1,0 +1,434 @@
+"""Run a bundle on a device: rank items for its user, remember events, learn θ̂. Needs numpy and onnxruntime only.
+
+    device = Device("bundle", user=json.load(open("user.json")))
+    device.recommend(10)                     # ids of the best items, with scores
+    device.observe("item 7", time=1700000000)
+    device.save("device.json")
+
+From the shell, for a device whose log is a file of lines `item,time,label`:
+
+    python device.py BUNDLE --user user.json --log log.csv --learn --uplink uplink.json
+
+This file is a part of every bundle (runner/python/device.py) and is the whole runner.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+#: version of the bundle's layout that this runner reads
+SPEC = 1
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+_INT8 = 127
+#: how often a negative is drawn again before all items that are left are listed
+_TRIES = 50
+#: an event of the device's own log: item, time, label (1: chosen)
+Event = tuple[str, float, int]
+
+
+class BundleError(Exception):
+    """The bundle or the saved state cannot be used; the message says why, and what to do."""
+
+
+def session(path: Path, threads: int = 1) -> ort.InferenceSession:
+    """Open one graph of a bundle."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common class of its own errors
+        raise BundleError(
+            f"{path.name}: this onnxruntime ({ort.__version__}) cannot open the graph: {error}. "
+            "It needs the operators of ONNX opset 18: pip install 'onnxruntime>=1.16'"
+        ) from error
+
+
+def read_bundle(folder: Path) -> dict[str, Any]:
+    """bundle.json, after checking its version and the hash of every file that it lists."""
+    try:
+        spec = json.loads((folder / "bundle.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder} holds no bundle: bundle.json: {error}. Export it again: dcclctl export") from error
+    if not isinstance(spec, dict) or spec.get("spec") != SPEC:
+        found = spec.get("spec") if isinstance(spec, dict) else None
+        raise BundleError(
+            f"{folder} has bundle version {found}; this runner reads {SPEC}. Use the runner inside the bundle."
+        )
+    for name, record in spec["files"].items():
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file() or path.is_symlink():
+            raise BundleError(f"{name} is missing from the bundle. Copy the whole folder again.")
+        data = path.read_bytes()
+        if len(data) != record["bytes"] or hashlib.sha256(data).hexdigest() != record["sha256"]:
+            raise BundleError(
+                f"{name} is cut or changed: its hash is not the one in bundle.json. Copy the bundle again."
+            )
+    return spec
+
+
+class Graphs:
+    """The graphs and tables of one bundle, opened once for any number of devices."""
+
+    def __init__(self, folder: str | os.PathLike[str], threads: int = 1) -> None:
+        self.folder = Path(folder)
+        self.spec = read_bundle(self.folder)
+        self.score = session(self.folder / "score.onnx", threads)
+        self.learn = session(self.folder / "learn.onnx", threads) if "learn.onnx" in self.spec["files"] else None
+        self.reads = {each.name for each in self.score.get_inputs()}
+        self.writes = [each.name for each in self.score.get_outputs()]
+        catalogue = json.loads((self.folder / "catalogue.json").read_bytes())
+        self.item_ids: list[str] = catalogue["items"]
+        self.names: list[str | None] = catalogue["names"]
+        #: numbers of the items that may be drawn as negatives
+        self.drawn: Ints = np.array(catalogue.get("drawn", []), dtype=np.int64)
+        self.number = {item: at for at, item in enumerate(self.item_ids)}
+
+
+class Device:
+    """One user's device.
+
+    Args:
+        bundle: its folder, or graphs that are open. user: what the cloud sends to this device alone: profile, theta,
+            patched, counted, events ([item, time], oldest first).
+    """
+
+    def __init__(self, bundle: "str | os.PathLike[str] | Graphs", user: dict[str, Any] | None = None) -> None:
+        self.graphs = bundle if isinstance(bundle, Graphs) else Graphs(bundle)
+        spec, user = self.graphs.spec, user or {}
+        sizes = spec["sizes"]
+        self.capacity: int = sizes["ring"]
+        self.items: list[int] = []  # newest last
+        self.times: list[float] = []
+        self.seen = 0
+        self.unknown = 0
+        self.profile = np.array(user.get("profile") or [0] * sizes["profile"], dtype=np.int64)
+        self.theta = np.array(user.get("theta") or [0.0] * sizes["theta"], dtype=np.float32)
+        self.learned_from = 0  # events
+        self.moments: tuple[Floats, Floats, int] = (np.zeros_like(self.theta), np.zeros_like(self.theta), 0)
+        self.patched, self.counted = bool(user.get("patched", True)), bool(user.get("counted", False))
+        self.kept = np.zeros((sizes["kept"], sizes["kept_features"]), dtype=np.int8)
+        if self.profile.shape != (sizes["profile"],) or self.theta.shape != (sizes["theta"],):
+            raise BundleError(
+                "The user's file is of another bundle: its profile or θ̂ has another size. Export it again."
+            )
+        for item, time in user.get("events", []):
+            self.observe(item, time)
+
+    # -- what the device knows
+
+    def observe(self, item: str, time: float) -> None:
+        """Remember one event. An item that the bundle does not hold is counted, and otherwise forgotten."""
+        number = self.graphs.number.get(item)
+        if number is None:
+            self.unknown += 1
+            return
+        self.observe_number(number, time)
+
+    def observe_number(self, number: int, time: float) -> None:
+        """`observe` by the item's number in the bundle."""
+        if len(self.kept):
+            # the item's features just before the event, one byte each
+            found = self._run(np.array([number]), before=time)["features"][0]
+            steps = self.graphs.spec["constants"]["steps"]
+            quantised = np.clip(np.rint(found[1:] * np.float32(steps)), -_INT8, _INT8)
+            self.kept[self.seen % len(self.kept)] = quantised.astype(np.int8)
+        self.items.append(number)
+        self.times.append(time)
+        del self.items[: -self.capacity], self.times[: -self.capacity]
+        self.seen += 1
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of what the device keeps of its user: items and times (4 each), kept features, θ̂, the counter."""
+        kept: int = min(self.seen, len(self.kept)) * self.kept.shape[1]
+        return 8 * len(self.items) + kept + self.theta.nbytes + 8
+
+    # -- scores
+
+    def logits(self, numbers: Ints, before: float | None = None) -> Floats:
+        """(C,) logits of items, by their numbers in the bundle.
+
+        Args:
+            before: only events earlier than this time count; None: all events.
+        """
+        found: Floats = self._run(numbers, before)["logits"]
+        return found
+
+    def recommend(self, top: int = 10, exclude_known: bool = True) -> list[tuple[str, float]]:
+        """The best items with their logits, best first; ties in the order of the bundle's items."""
+        logits = self.logits(np.arange(len(self.graphs.item_ids)))
+        if exclude_known and not self.graphs.spec["repeats"]:
+            logits = logits.copy()
+            logits[self.items] = -np.inf
+        order = np.argsort(-logits, kind="stable")[:top]
+        return [(self.graphs.item_ids[at], float(logits[at])) for at in order if np.isfinite(logits[at])]
+
+    def _run(self, numbers: Ints, before: float | None) -> dict[str, Any]:
+        graphs = self.graphs
+        return dict(zip(graphs.writes, graphs.score.run(None, self.inputs(numbers, before)), strict=True))
+
+    def inputs(self, numbers: Ints, before: float | None = None) -> dict[str, Any]:
+        """The scoring graph's inputs for some candidates."""
+        held = len(self.items)
+        if before is not None:
+            while held and self.times[held - 1] >= before:
+                held -= 1
+        # an event of the same time is no history of another one: what it added to `kept` is not known yet either
+        ring = np.array(self.items[:held][::-1] or [0], dtype=np.int64)
+        times = np.array(self.times[:held][::-1] or [0.0])
+        kept = min(self.seen, len(self.kept))
+        given = {
+            "ring": ring,
+            "held": np.array(held, dtype=np.int64),
+            "baskets": np.concatenate([[0], np.cumsum(np.diff(times) != 0)]).astype(np.int64),
+            "candidates": np.asarray(numbers, dtype=np.int64),
+            "profile": self.profile,
+            "theta": self.theta,
+            "kept": self.kept,
+            "kept_count": np.array(kept, dtype=np.int64),
+            "counted": np.array(self.counted),
+            "patched": np.array(self.patched),
+        }
+        return {name: value for name, value in given.items() if name in self.graphs.reads}
+
+    # -- learning
+
+    def learn(self, rows: list[dict[str, Any]], steps: int) -> Floats:
+        """Take some steps of Adam on θ̂, which starts at the mean of all users'; the new θ̂.
+
+        Args:
+            rows: of every event to learn from, see `rows_of`.
+        """
+        learn, given = self._learn_graph(), self.learning_inputs(rows)
+        if not self.moments[2]:
+            self.theta = np.array(self.graphs.spec["learning"]["start"], dtype=np.float32)
+        first, second, done = self.moments
+        for step in range(done + 1, done + steps + 1):
+            given |= {"theta": self.theta, "first": first, "second": second, "step": np.array(step, dtype=np.float32)}
+            self.theta, first, second = learn.run(None, given)
+            if not np.isfinite(self.theta).all():
+                raise BundleError("θ̂ became infinite. Export the bundle with a smaller learning rate.")
+        self.moments = (first, second, done + steps)
+        return self.theta
+
+    def learn_log(self, events: list[Event], plan: dict[str, Any]) -> Floats:
+        """Replay the user's log, and learn θ̂ from its events in the learning period; the new θ̂.
+
+        Args:
+            events: the user's whole log, oldest first. plan: `learn` of the user's file: since and until (times of the
+                period), row (number of the user's first event in the cloud's log, which names the draws of negatives).
+        """
+        learning = self.graphs.spec["learning"]
+        in_period = [plan["since"] <= time < plan["until"] for _, time, _ in events]
+        numbers = [self.graphs.number.get(item) for item, _, _ in events]
+        rows = []
+        for at, (item, time, label) in enumerate(events):
+            number = numbers[at]
+            if in_period[at] and number is not None:
+                taken = self._never_negative(events, plan, time)
+                drawn = draw_negatives(learning, self.graphs.drawn, plan["row"] + at, taken, learning["negatives"])
+                candidates = np.array([number, *(number if other is None else other for other in drawn)])
+                weights = np.array([1, *(other is not None and label > 0 for other in drawn)], dtype=np.float32)
+                labels = np.zeros_like(weights)
+                labels[0] = label
+                rows.append(self.rows_of(candidates, labels, weights, before=time))
+            if label > 0:
+                self.observe(item, time)
+        if not rows:
+            raise BundleError("The log has no event in the learning period, so there is nothing to learn.")
+        self.learned_from = len(rows)
+        return self.learn(rows, learning["steps"])
+
+    def _never_negative(self, events: list[Event], plan: dict[str, Any], time: float) -> set[int]:
+        """Items that may not be drawn as negatives of an event at this time; as EventLog.never_negative in the cloud."""
+        if self.graphs.spec["repeats"]:
+            taken = [item for item, other, label in events if other == time and label > 0]
+        else:
+            taken = [
+                item for item, other, label in events if other < plan["since"] or (label > 0 and other < plan["until"])
+            ]
+        return {self.graphs.number[item] for item in taken if item in self.graphs.number}
+
+    def learning_inputs(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The rows of some events as the learning graph reads them, without θ̂ and Adam's moments."""
+        states = self.graphs.spec["learning"]["states"]
+        join = np.stack if states else np.concatenate
+        names = ("activations", "labels", "weights", *(("candidates",) if states else ()))
+        return {name: join([row[name] for row in rows]) for name in names}
+
+    def rows_of(self, candidates: Ints, labels: Floats, weights: Floats, before: float | None = None) -> dict[str, Any]:
+        """One event for `learn`: (C,) its candidates with their labels and weights, and the activations as of then."""
+        activations = self._run(candidates, before)["activations"]
+        return {"activations": activations, "candidates": candidates, "labels": labels, "weights": weights}
+
+    def uplink(self, user: dict[str, Any]) -> dict[str, Any]:
+        """What the device sends to the cloud: θ̂ of this round, and nothing of its log but the number of events."""
+        return {
+            "bundle": self.graphs.spec["id"],
+            "token": user.get("token", ""),
+            "theta": self.theta.tolist(),
+            "events": self.learned_from,
+        }
+
+    def _learn_graph(self) -> ort.InferenceSession:
+        if self.graphs.learn is None:
+            raise BundleError(
+                "This bundle has nothing to learn on a device: export patches made with --method metapatch."
+            )
+        return self.graphs.learn
+
+    # -- the state on the device's disk
+
+    def state(self) -> dict[str, Any]:
+        """All that the device keeps, for JSON."""
+        return {
+            "bundle": self.graphs.spec["id"],
+            "items": self.items,
+            "times": self.times,
+            "seen": self.seen,
+            "unknown": self.unknown,
+            "profile": self.profile.tolist(),
+            "theta": self.theta.tolist(),
+            "moments": [self.moments[0].tolist(), self.moments[1].tolist(), self.moments[2]],
+            "patched": self.patched,
+            "counted": self.counted,
+            "kept": self.kept.tolist(),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state; a reader sees the old state or the new one, never a part."""
+        temporary = Path(f"{os.fspath(path)}.new")
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(self.state(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, bundle: "str | os.PathLike[str] | Graphs", path: str | os.PathLike[str]) -> "Device":
+        """A device from its saved state.
+
+        Raises:
+            BundleError: the state is of another bundle, or damaged.
+        """
+        state = json.loads(Path(path).read_bytes())
+        device = cls(bundle)
+        if state.get("bundle") != device.graphs.spec["id"]:
+            raise BundleError(
+                "The saved state is of another bundle: its item numbers mean other items. Start from user.json."
+            )
+        device.items, device.times, device.seen = state["items"], state["times"], state["seen"]
+        device.unknown, device.patched, device.counted = state["unknown"], state["patched"], state["counted"]
+        device.profile = np.array(state["profile"], dtype=np.int64)
+        device.theta = np.array(state["theta"], dtype=np.float32)
+        first, second, done = state["moments"]
+        device.moments = (np.array(first, dtype=np.float32), np.array(second, dtype=np.float32), done)
+        device.kept = np.array(state["kept"], dtype=np.int8).reshape(device.kept.shape)
+        return device
+
+
+# -- negatives: the same draws as in the cloud, see dcclctl/events/sampling.py
+
+
+def draw_negatives(streams: dict[str, Any], catalogue: Ints, key: int, taken: set[int], count: int) -> list[int | None]:
+    """Draw distinct items that are not taken; None where none is left.
+
+    Args:
+        streams: `learning` of bundle.json, which names the draws. catalogue: items that may be drawn.
+        key: number of the event.
+    """
+
+    def draw(slot: int, attempt: int) -> int:
+        number = hashed(streams["stream"], 0, key, slot, attempt) % max(len(catalogue), 1)
+        return int(catalogue[number])
+
+    if not len(catalogue):
+        return [None] * count
+    found = [draw(slot, 0) for slot in range(count)]
+    for attempt in range(1, _TRIES + 1):
+        wrong = [slot for slot in range(count) if found[slot] in taken or found[slot] in found[:slot]]
+        if not wrong:
+            return list(found)
+        for slot in wrong:
+            found[slot] = draw(slot, attempt)
+    left = [int(item) for item in catalogue if int(item) not in taken]
+    left.sort(key=lambda item: hashed(streams["stream_left"], key, 0, item))
+    allowed, spare, used = set(left), iter(left), set[int]()
+    mended: list[int | None] = []
+    for item in found:
+        if item in allowed and item not in used:
+            chosen: int | None = item
+        else:
+            chosen = next((other for other in spare if other not in used), None)
+        if chosen is not None:
+            used.add(chosen)
+        mended.append(chosen)
+    return mended
+
+
+def hashed(state: int, *keys: int) -> int:
+    """A 64-bit hash. Source: SplitMix64, Steele et al., OOPSLA 2014."""
+    mask = (1 << 64) - 1
+    for key in keys:
+        x = (state * 0x9E3779B97F4A7C15 + key + 0x9E3779B97F4A7C15) & mask
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+        state = x ^ (x >> 31)
+    return state
+
+
+# -- the command line
+
+
+def read_log(path: Path) -> list[Event]:
+    """The device's log: lines `item,time,label`, oldest first; without a label an event is a choice."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [(row[0], float(row[1]), int(row[2]) if len(row) > 2 else 1) for row in csv.reader(file) if row]
+
+
+def main() -> int:
+    """Run one device: read its log, learn, write what goes to the cloud, print its list."""
+    parser = argparse.ArgumentParser(description="Run a bundle on a device.")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--user", type=Path, help="user.json, what the cloud sends to this device alone")
+    parser.add_argument("--log", type=Path, help="the device's own log: lines item,time,label")
+    parser.add_argument("--learn", action="store_true", help="learn θ̂ from the log")
+    parser.add_argument("--uplink", type=Path, help="write θ̂ for the cloud to this file")
+    parser.add_argument("--state", type=Path, help="write the device's state to this file")
+    parser.add_argument("--top", type=int, default=0, help="print this many recommendations")
+    options = parser.parse_args()
+    try:
+        user = json.loads(options.user.read_bytes()) if options.user else {}
+        device = Device(options.bundle, user)
+        events = read_log(options.log) if options.log else []
+        if options.learn:
+            device.learn_log(events, user.get("learn") or {})
+        else:
+            for item, time, label in events:
+                if label > 0:
+                    device.observe(item, time)
+        if options.uplink:
+            options.uplink.write_text(json.dumps(device.uplink(user)), encoding="utf-8")
+        if options.state:
+            device.save(options.state)
+        for item, logit in device.recommend(options.top) if options.top else []:
+            print(f"{item}\t{logit:.4f}")
+    except (BundleError, OSError, ValueError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

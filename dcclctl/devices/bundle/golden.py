@@ -1,0 +1,75 @@
+"""Golden vectors: inputs of the graphs and the outputs that every runtime must give.
+
+In golden.safetensors a tensor is called CASE/in/NAME or CASE/out/NAME.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from dcclctl.devices.bundle.graph import Array
+from dcclctl.devices.bundle.serving import ReplayedDevices
+
+GOLDEN_FILE = "golden.safetensors"
+#: largest difference of a number that a runtime may have
+TOLERANCE = 1e-5
+#: candidates of a case
+_CANDIDATES = 20
+#: case → inputs and outputs
+Cases = dict[str, tuple[dict[str, Array], dict[str, Array]]]
+
+
+def golden_vectors(devices: ReplayedDevices) -> bytes:
+    """The content of golden.safetensors: devices with no event, one event, and most events; a user without a profile."""
+    from safetensors.numpy import save
+
+    graphs, log = devices.graphs, devices.log
+    held = devices.place[log.history_end] - devices.place[log.history_start]
+    events = {"empty": int(np.argmin(held)), "one": int(np.argmin(np.abs(held - 1))), "full": int(np.argmax(held))}
+    candidates = np.linspace(0, len(graphs.item_ids) - 1, min(_CANDIDATES, len(graphs.item_ids))).astype(np.int64)
+    cases: Cases = {}
+    for name, event in events.items():
+        cases[name] = _scored(devices.at(event).inputs(candidates), devices)
+    stranger = devices.at(events["full"])
+    stranger.profile, stranger.theta = np.zeros_like(stranger.profile), np.zeros_like(stranger.theta)
+    stranger.counted = not stranger.counted
+    cases["unknown-profile"] = _scored(stranger.inputs(candidates), devices)
+    if graphs.learn is not None:
+        cases["learn"] = _learned(devices, events["full"], candidates)
+    tensors: dict[str, Array] = {}
+    for name, (given, found) in cases.items():
+        tensors |= {f"{name}/in/{key}": np.array(value, order="C") for key, value in given.items()}
+        tensors |= {f"{name}/out/{key}": np.array(value, order="C") for key, value in found.items()}
+    return save(dict(sorted(tensors.items())))
+
+
+def golden_cases(tensors: dict[str, Any]) -> Cases:
+    """Cases of the tensors of golden.safetensors."""
+    cases: Cases = {}
+    for key, value in tensors.items():
+        name, side, tensor = key.split("/")
+        cases.setdefault(name, ({}, {}))[side == "out"][tensor] = value
+    return cases
+
+
+def _scored(given: dict[str, Array], devices: ReplayedDevices) -> tuple[dict[str, Array], dict[str, Array]]:
+    graphs = devices.graphs
+    return given, dict(zip(graphs.writes, graphs.score.run(None, given), strict=True))
+
+
+def _learned(devices: ReplayedDevices, event: int, candidates: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    """One step on one event, whose first candidate was chosen."""
+    graphs, device = devices.graphs, devices.at(event)
+    assert graphs.learn is not None
+    labels = np.zeros(len(candidates), dtype=np.float32)
+    labels[0] = 1
+    row = device.rows_of(candidates, labels, np.ones_like(labels))
+    zeros = np.zeros_like(device.theta)
+    given = device.learning_inputs([row]) | {
+        "theta": device.theta,
+        "first": zeros,
+        "second": zeros,
+        "step": np.array(1, dtype=np.float32),
+    }
+    names = [each.name for each in graphs.learn.get_outputs()]
+    return given, dict(zip(names, graphs.learn.run(None, given), strict=True))

@@ -1,0 +1,190 @@
+"""Write ONNX graphs by hand: a `Value` is one tensor of a graph, and arithmetic on values adds operators.
+
+The graphs are small, so written by hand they are shorter and clearer than what an exporter makes of a torch module, and
+every operator is one that ONNX Runtime has for Python and for the browser.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import onnx
+
+#: version of the operators; 18 has ScatterElements with a maximum
+OPSET = 18
+#: version of the file format that belongs to it
+_IR_VERSION = 9
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """One tensor of a graph."""
+
+    graph: "Graph"
+    name: str
+
+    def __add__(self, other: "Value | float") -> "Value":
+        return self.graph.op("Add", self, other)
+
+    def __sub__(self, other: "Value | float") -> "Value":
+        return self.graph.op("Sub", self, other)
+
+    def __rsub__(self, other: float) -> "Value":
+        return self.graph.op("Sub", self.graph.constant(other), self)
+
+    def __mul__(self, other: "Value | float") -> "Value":
+        return self.graph.op("Mul", self, other)
+
+    def __truediv__(self, other: "Value | float") -> "Value":
+        return self.graph.op("Div", self, other)
+
+    def __matmul__(self, other: "Value") -> "Value":
+        return self.graph.op("MatMul", self, other)
+
+    def __lt__(self, other: "Value | float") -> "Value":
+        return self.graph.op("Less", self, other)
+
+    def __and__(self, other: "Value") -> "Value":
+        return self.graph.op("And", self, other)
+
+    @property
+    def t(self) -> "Value":
+        """The transposed matrix."""
+        return self.graph.op("Transpose", self, perm=[1, 0])
+
+    def reshape(self, *shape: int) -> "Value":
+        """The same numbers in another shape; -1 is inferred, 0 keeps a dimension."""
+        return self.graph.op("Reshape", self, self.graph.constant(np.array(shape)))
+
+    def rows(self, index: "Value") -> "Value":
+        """The rows with the given numbers, of any shape."""
+        return self.graph.op("Gather", self, index, axis=0)
+
+    def first(self, count: int) -> "Value":
+        """The first `count` rows, or all if there are fewer."""
+        constant = self.graph.constant
+        return self.graph.op("Slice", self, constant(np.array([0])), constant(np.array([count])))
+
+    def last(self) -> "Value":
+        """The last row."""
+        return self.graph.op("Gather", self, self.graph.constant(-1), axis=0)
+
+    def cast(self, kind: type) -> "Value":
+        """The same numbers in another type of numpy."""
+        return self.graph.op("Cast", self, to=_kind(np.dtype(kind)))
+
+    def sum(self, axis: int, keep: bool = False) -> "Value":
+        return self._reduce("ReduceSum", axis, keep)
+
+    def max(self, axis: int, keep: bool = False) -> "Value":
+        return self._reduce("ReduceMax", axis, keep)
+
+    def _reduce(self, kind: str, axis: int, keep: bool) -> "Value":
+        return self.graph.op(kind, self, self.graph.constant(np.array([axis])), keepdims=int(keep))
+
+    def unsqueeze(self, axis: int) -> "Value":
+        return self.graph.op("Unsqueeze", self, self.graph.constant(np.array([axis])))
+
+    def length(self) -> "Value":
+        """The number of rows, a scalar int64."""
+        shape = self.graph.op("Shape", self, start=0, end=1)
+        return self.graph.op("Squeeze", shape, self.graph.constant(np.array([0])))
+
+
+class Graph:
+    """A graph in the making."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: dict[str, onnx.ValueInfoProto] = {}
+        self._outputs: dict[str, onnx.ValueInfoProto] = {}
+        self._tensors: list[onnx.TensorProto] = []
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
+
+    def input(self, name: str, kind: type, *shape: int | str) -> Value:
+        """An input; a dimension that is text may have any length."""
+        from onnx import helper
+
+        self._inputs[name] = helper.make_tensor_value_info(name, _kind(np.dtype(kind)), shape)
+        return Value(self, name)
+
+    def output(self, name: str, value: Value, kind: type, *shape: int | str) -> None:
+        """Call a value an output of the graph."""
+        from onnx import helper
+
+        self._nodes.append(helper.make_node("Identity", [value.name], [name]))
+        self._outputs[name] = helper.make_tensor_value_info(name, _kind(np.dtype(kind)), shape)
+
+    def constant(self, value: Array | float | int) -> Value:
+        """A tensor of the graph; a Python float is float32, an int is int64. Equal constants are stored once."""
+        from onnx import numpy_helper
+
+        array = np.asarray(value, dtype={int: np.int64, float: np.float32}.get(type(value)))
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            found = Value(self, f"c{len(self._constants)}")
+            self._tensors.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), found.name))
+            self._constants[key] = found
+        return self._constants[key]
+
+    def external(self, name: str, array: Array, location: str, offset: int) -> Value:
+        """A tensor whose bytes stand in another file beside the graph.
+
+        Args:
+            array: gives type and shape. location: name of the file. offset: of its first byte there.
+        """
+        from onnx import TensorProto
+
+        tensor = TensorProto(name=name, data_type=_kind(array.dtype), dims=array.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", str(offset)), ("length", str(array.nbytes))):
+            tensor.external_data.add(key=key, value=value)
+        self._tensors.append(tensor)
+        return Value(self, name)
+
+    def op(self, kind: str, *values: Value | float, **attributes: Any) -> Value:
+        """The result of one operator; numbers among its inputs become constants."""
+        from onnx import helper
+
+        found = Value(self, f"v{len(self._nodes)}")
+        inputs = [(value if isinstance(value, Value) else self.constant(float(value))).name for value in values]
+        self._nodes.append(helper.make_node(kind, inputs, [found.name], **attributes))
+        return found
+
+    def concat(self, *values: Value, axis: int = -1) -> Value:
+        return self.op("Concat", *values, axis=axis)
+
+    def where(self, condition: Value, yes: Value | float, no: Value | float) -> Value:
+        return self.op("Where", condition, yes, no)
+
+    def range(self, count: Value) -> Value:
+        """0 … count − 1, int64."""
+        return self.op("Range", self.constant(0), count, self.constant(1))
+
+    def scatter(self, size: int, index: Value, values: Value, reduction: str) -> Value:
+        """(size,) zeros, to which values are added ('add') or among which the largest stay ('max')."""
+        zeros = self.constant(np.zeros(size, dtype=np.float32))
+        return self.op("ScatterElements", zeros, index, values, axis=0, reduction=reduction)
+
+    def bytes(self) -> bytes:
+        """The finished graph as the content of an .onnx file; equal graphs have equal bytes."""
+        from onnx import helper
+
+        body = helper.make_graph(
+            self._nodes, self.name, list(self._inputs.values()), list(self._outputs.values()), self._tensors
+        )
+        model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="dcclctl")
+        model.ir_version = _IR_VERSION
+        found: bytes = model.SerializeToString(deterministic=True)
+        return found
+
+
+def _kind(dtype: "np.dtype[Any]") -> int:
+    from onnx import helper
+
+    return int(helper.np_dtype_to_tensor_dtype(dtype))

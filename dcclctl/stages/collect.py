@@ -1,0 +1,223 @@
+"""`collect`: what devices sent back → patches. Devices are not trusted: every uplink is checked, and θ̂ is clipped."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dcclctl.artifacts import Bundle, PatchSet
+from dcclctl.artifacts.cloud import BASIS_FILE
+from dcclctl.artifacts.patches import shard_name
+from dcclctl.config import CollectConfig
+from dcclctl.devices.basis_files import PRIOR_FILE, read_basis, read_prior_mean, write_basis
+from dcclctl.devices.learner import shard_table, with_ids
+from dcclctl.errors import DataError, UsageError
+from dcclctl.stages.export import token_of
+from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
+from dcclctl.stages.settings import resolve
+from dcclctl.store.store import Input
+
+#: bytes of an uplink, at most
+_LARGEST = 1 << 20
+#: of a normal distribution: standard deviations in a median absolute deviation
+_MAD = 1.4826
+#: a θ̂ this many times as long as the bound is no patch of an honest device: it is rejected, not clipped
+_ABSURD = 10.0
+#: why an uplink is rejected → in words
+REASONS = {
+    "unreadable": "no JSON object, or too large",
+    "other-bundle": "of another bundle, or replayed from another round",
+    "unknown-device": "its token belongs to no device",
+    "twice": "two from one device; neither is used",
+    "shape": "θ̂ has another length",
+    "not-finite": "θ̂ has a number that is not finite",
+    "absurd": f"θ̂ is more than {_ABSURD:g} times as far from the mean as the bound",
+}
+
+
+@dataclass(frozen=True)
+class _Uplinks:
+    """What was sent, checked.
+
+    Attributes:
+        users: (U,) ascending. theta: (U, K). events: (U,) that each device says it learned from.
+        rejected: reason → count. digest: SHA-256 of all that was read.
+    """
+
+    users: npt.NDArray[np.int64]
+    theta: npt.NDArray[np.float64]
+    events: npt.NDArray[np.int64]
+    rejected: Counter[str]
+    digest: str
+
+
+def collect(
+    bundle: Bundle, uplinks: Sequence[Path], settings: Settings = NO_SETTINGS, run: RunOptions = DEFAULT_RUN
+) -> PatchSet:
+    """Make patches of what devices learned.
+
+    θ̂ farther from the mean μ than a bound is moved to it. The bound is learned from all uplinks: their median distance plus
+    some median absolute deviations, which a minority of dishonest devices can hardly move.
+
+    Args:
+        bundle: what the devices have. uplinks: files with one JSON object each or a line, or folders of such files.
+        settings: see CollectConfig. run: how to run.
+
+    Raises:
+        UsageError: a bundle whose devices learn nothing, or a file that is not there.
+        DataError: no uplink can be used.
+    """
+    config = resolve(CollectConfig, settings, run.config)
+    patches = bundle.patches
+    if patches is None or not bundle.spec["learning"]:
+        raise UsageError(
+            f"{bundle.ref}: its devices learn nothing that could come back",
+            "Export patches made with --method metapatch.",
+        )
+    source, cloud = patches, patches.cloud
+    read = _read(bundle, uplinks)
+    if not len(read.users):
+        raise DataError(f"none of {sum(read.rejected.values())} uplinks can be used: {in_words(read.rejected)}", "")
+    mean = read_prior_mean(source.artifact).numpy().astype(np.float64)
+    kept, theta, bound, rejected = _bounded(read, mean, config)
+    inputs = {
+        "cloud": cloud.artifact.as_input(),
+        "dataset": cloud.dataset.artifact.as_input(),
+        "bundle": bundle.artifact.as_input(),
+        "uplinks": Input("raw", read.digest),
+    }
+    recorded = {**source.config, "users": f"@sha256:{read.digest}", "guard": False, "collect": config.recorded()}
+    with cloud.store.begin("collect", "patches", recorded, config.seed, inputs, run.force) as work:
+        if work.reused is not None:
+            return named(PatchSet(work.reused), run)
+        users = read.users[kept]
+        tensors = {
+            "theta": torch.from_numpy(theta.astype(np.float32)),
+            "user_index": torch.from_numpy(users),
+            "events": torch.from_numpy(read.events[kept]),
+            "losses": torch.full((len(users), 2), math.nan, dtype=torch.float64),
+            "kept": torch.ones(len(users), dtype=torch.bool),
+        }
+        work.write_tensors(shard_name(0), tensors)
+        work.write_tensors(PRIOR_FILE, source.artifact.read_tensors(PRIOR_FILE))
+        write_basis(work, read_basis(source.artifact))
+        work.write_table("users.parquet", with_ids(shard_table(0, tensors), cloud.dataset))
+        facts = {
+            **{name: source.facts[name] for name in ("id_map", "on", "own_basis", "patch_size", "bytes_per_user")},
+            "users": len(users),
+            "users_asked_for": len(users),
+            "users_without_events": 0,
+            "events": int(read.events[kept].sum()),
+            "users_tested": 0,
+            "users_improved": 0,
+            "improved_share": None,
+            "kept": len(users),
+            "rejected": dict(sorted(rejected.items())),
+            "bound": bound,
+            "clipped": int((np.linalg.norm(read.theta[kept] - mean, axis=1) > bound).sum()),
+            "basis": source.artifact.file_id(BASIS_FILE),
+        }
+        return named(PatchSet(work.commit(facts)), run)
+
+
+def in_words(rejected: "Counter[str] | dict[str, int]") -> str:
+    """'3 unreadable (…), 1 shape (…)'."""
+    return ", ".join(f"{count:,} {reason} ({REASONS[reason]})" for reason, count in sorted(rejected.items()) if count)
+
+
+def _read(bundle: Bundle, uplinks: Sequence[Path]) -> _Uplinks:
+    size, known = bundle.spec["sizes"]["theta"], bundle.spec["id"]
+    devices = {token_of(bundle, user): user for user in range(bundle.cloud.dataset.log.n_users)}
+    rejected: Counter[str] = Counter()
+    found: dict[int, list[tuple[npt.NDArray[np.float64], int]]] = {}
+    digest = hashlib.sha256()
+    for data in _documents(uplinks):
+        digest.update(hashlib.sha256(data).digest())
+        reason, user, theta, events = _checked(data, known, devices, size)
+        if reason:
+            rejected[reason] += 1
+        else:
+            found.setdefault(user, []).append((theta, events))
+    twice = [user for user, sent in found.items() if len(sent) > 1]
+    rejected["twice"] += sum(len(found.pop(user)) for user in twice)
+    users = sorted(found)
+    return _Uplinks(
+        np.array(users, dtype=np.int64),
+        np.array([found[user][0][0] for user in users]).reshape(len(users), size),
+        np.array([found[user][0][1] for user in users], dtype=np.int64),
+        rejected,
+        digest.hexdigest(),
+    )
+
+
+def _documents(uplinks: Sequence[Path]) -> Iterator[bytes]:
+    """The content of every uplink; too long ones are cut, so that they are unreadable.
+
+    Raises:
+        UsageError: a file that cannot be read.
+    """
+    for place in uplinks:
+        files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+        for path in files:
+            try:
+                with path.open("rb") as file:
+                    while line := file.readline(_LARGEST):
+                        if line.strip():
+                            yield line
+            except OSError as error:
+                raise UsageError(
+                    f"{path}: cannot read it ({error.strerror})", "Name files or folders of uplinks."
+                ) from error
+
+
+def _checked(
+    data: bytes, bundle: str, devices: dict[str, int], size: int
+) -> tuple[str, int, npt.NDArray[np.float64], int]:
+    """(reason to reject it or '', user, θ̂, events)."""
+    nothing = np.empty(0)
+    try:
+        document: Any = json.loads(data)
+    except (ValueError, RecursionError):
+        return "unreadable", -1, nothing, 0
+    if not isinstance(document, dict):
+        return "unreadable", -1, nothing, 0
+    if document.get("bundle") != bundle:
+        return "other-bundle", -1, nothing, 0
+    token = document.get("token")
+    if not isinstance(token, str) or token not in devices:
+        return "unknown-device", -1, nothing, 0
+    theta = document.get("theta")
+    if not isinstance(theta, list) or len(theta) != size or not all(type(each) in (int, float) for each in theta):
+        return "shape", -1, nothing, 0
+    try:
+        values = np.array([float(each) for each in theta])
+    except OverflowError:
+        return "not-finite", -1, nothing, 0
+    if not np.isfinite(values).all():
+        return "not-finite", -1, nothing, 0
+    events = document.get("events")
+    return "", devices[token], values, events if type(events) is int and 0 <= events < 1 << 31 else 0
+
+
+def _bounded(
+    read: _Uplinks, mean: npt.NDArray[np.float64], config: CollectConfig
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float, Counter[str]]:
+    """Places of the uplinks that are used, their θ̂ moved to the bound where they are beyond it, the bound, and rejections."""
+    away = read.theta - mean
+    with np.errstate(over="ignore"):
+        distance = np.linalg.norm(away, axis=1)
+    middle = float(np.median(distance))
+    bound = config.max_norm or middle + config.deviations * _MAD * float(np.median(np.abs(distance - middle)))
+    usable = np.flatnonzero(distance <= _ABSURD * bound)
+    rejected = read.rejected.copy()
+    rejected["absurd"] += len(distance) - len(usable)
+    scale = np.minimum(1.0, bound / np.maximum(distance[usable], 1e-300))
+    return usable, mean + away[usable] * scale[:, None], bound, rejected

@@ -1,0 +1,132 @@
+"""Uplinks of devices become patches; hostile ones are rejected, with counts."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import KINDS
+from world import World, dcclctl, done
+
+from dcclctl.artifacts import Bundle, PatchSet
+from dcclctl.devices.serving import Subject
+from dcclctl.stages.export import token_of
+from dcclctl.store.store import Store
+
+
+@dataclass(frozen=True)
+class Round:
+    """A bundle of MetaPatch, and what honest devices would send."""
+
+    root: Path
+    ref: str
+    honest: list[dict[str, Any]]
+
+    def collected(self, folder: Path, sent: list[Any], *flags: str) -> tuple[dict[str, Any], PatchSet]:
+        place = folder / "uplinks"
+        place.mkdir()
+        for at, each in enumerate(sent):
+            (place / f"{at:04d}.json").write_text(each if isinstance(each, str) else json.dumps(each))
+        made = done("collect", self.ref, place, *flags, store=self.root)
+        return made, PatchSet(Store(self.root).resolve(made["ref"]))
+
+
+@pytest.fixture
+def round_(world: World, tmp_path: Path) -> Round:
+    store = world.copy(tmp_path / "store")
+    for command in KINDS["din-metapatch"]:
+        done(*command, store=store)
+    made = done("export", store=store)
+    bundle = Bundle(Store(store).resolve(made["ref"]))
+    assert bundle.patches is not None
+    codes, _ = bundle.patches.codes()
+    honest = [
+        {"bundle": bundle.spec["id"], "token": token_of(bundle, user), "theta": codes[user].tolist(), "events": events}
+        for user, events in bundle.patches.users.select("user_index", "events").iter_rows()
+    ]
+    return Round(store, made["ref"], honest)
+
+
+def test_honest_uplinks_give_the_patches_of_central_learning(round_: Round, tmp_path: Path) -> None:
+    made, patches = round_.collected(tmp_path, round_.honest, "--max-norm=1000")
+    assert made["users"] == len(round_.honest) and made["clipped"] == 0 and sum(made["rejected"].values()) == 0
+    bundle = Bundle(Store(round_.root).resolve(round_.ref))
+    assert bundle.patches is not None
+    wanted, patched = bundle.patches.codes()
+    found, patched_too = patches.codes()
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(patched_too, patched)
+    # they serve, and they teach
+    found_ref = made["ref"]
+    assert done("evaluate", found_ref, "--threads=1", store=round_.root)["subjects"] == [found_ref]
+    assert dcclctl("audit", found_ref, store=round_.root).exit_code == 0
+    again = done("collect", round_.ref, tmp_path / "uplinks", "--max-norm=1000", store=round_.root)
+    assert again["reused"] and again["id"] == made["id"]
+
+
+def test_hostile_uplinks_are_rejected_and_counted(round_: Round, tmp_path: Path) -> None:
+    first, *others = round_.honest
+    size = len(first["theta"])
+    hostile = [
+        "not json",
+        "[" * 100_000,
+        "3",
+        {**first, "bundle": "another"},
+        {**first, "token": "unknown"},
+        {**first, "token": ["list"]},
+        {**others[0], "theta": [0.0] * (size + 1)},
+        {**others[0], "theta": ["1"] * size},
+        {**others[0], "theta": [True] * size},
+        json.dumps({**others[0], "theta": [0.0] * size}).replace("0.0", "NaN", 1),
+        json.dumps({**others[0], "theta": [0.0] * size}).replace("0.0", "1" + "0" * 400, 1),
+        {**others[1], "theta": [1e300] * size},
+        others[2],
+        others[2],
+        *others[3:],
+    ]
+    made, patches = round_.collected(tmp_path, hostile)
+    assert made["rejected"] == {
+        "absurd": 1,
+        "not-finite": 2,
+        "other-bundle": 1,
+        "shape": 3,
+        "twice": 2,
+        "unknown-device": 2,
+        "unreadable": 3,
+    }
+    assert made["users"] == len(others[3:]) == patches.users.height
+    codes, _ = patches.codes()
+    assert np.isfinite(codes.numpy()).all()
+
+
+def test_a_theta_beyond_the_bound_is_clipped(round_: Round, tmp_path: Path) -> None:
+    bundle = Bundle(Store(round_.root).resolve(round_.ref))
+    mean = np.array(bundle.spec["learning"]["start"])
+    far = {**round_.honest[0]}
+    far["theta"] = (mean + 30 * (np.array(far["theta"]) - mean)).tolist()
+    made, patches = round_.collected(tmp_path, [far, *round_.honest[1:]])
+    assert made["clipped"] >= 1
+    codes, patched = patches.codes()
+    distance = np.linalg.norm(codes.numpy()[patched.numpy()] - mean, axis=1)
+    assert distance.max() <= made["bound"] * 1.001
+    honest = np.array([each["theta"] for each in round_.honest]) - mean
+    assert made["bound"] < np.linalg.norm(np.array(far["theta"]) - mean) / 3
+    assert np.quantile(np.linalg.norm(honest, axis=1), 0.5) < made["bound"]
+
+
+def test_nothing_usable_is_an_error(round_: Round, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text("nothing")
+    result = dcclctl("collect", round_.ref, tmp_path / "bad.json", store=round_.root)
+    assert result.exit_code == 3 and "1 unreadable" in result.stderr
+    missing = dcclctl("collect", round_.ref, tmp_path / "none.json", store=round_.root)
+    assert missing.exit_code == 2
+
+
+def test_a_bundle_without_learning_has_nothing_to_collect(round_: Round, tmp_path: Path) -> None:
+    made = done("export", "cloud@1", store=round_.root)
+    result = dcclctl("collect", made["ref"], tmp_path, store=round_.root)
+    assert result.exit_code == 2 and "--method metapatch" in result.stderr
+    subject = Subject.of(made["ref"], Store(round_.root))
+    assert subject.patches is None and subject.bundle is not None

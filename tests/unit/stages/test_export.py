@@ -1,0 +1,164 @@
+"""`export`: what is written, what is refused, and a bundle as a subject of other commands."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import KINDS
+from world import World, dcclctl, done
+
+from dcclctl.artifacts import Bundle
+from dcclctl.devices.bundle.device import BundleError, Device, Graphs
+from dcclctl.store.store import Store
+
+
+@pytest.fixture(scope="module")
+def shipped(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with memory patches on a DIN, patches@2, and their bundle, bundle@1."""
+    store = world.copy(tmp_path_factory.mktemp("shipped") / "store")
+    for command in KINDS["din-memory"]:
+        done(*command, store=store)
+    done("export", store=store)
+    return store
+
+
+def test_a_bundle_is_evaluated_like_its_patches(shipped: Path) -> None:
+    made = done("evaluate", "patches@2", "bundle@1", "--against=patches@2", "--threads=1", store=shipped)
+    assert made["subjects"] == ["patches@2", "bundle@1"]
+    rows = [row for row in made["comparison"] if row["difference"] is not None]
+    assert len(rows) > 5 and max(abs(row["difference"]) for row in rows) < 5e-5
+    gate = dcclctl(
+        "evaluate", "bundle@1", "--against=patches@2", "--max-drop=all.ndcg@10=1%", "--threads=1", store=shipped
+    )
+    assert gate.exit_code == 0
+    assert dcclctl("audit", made["ref"], store=shipped).exit_code == 0
+
+
+def test_score_of_a_bundle_is_that_of_its_patches(shipped: Path) -> None:
+    lists = [done("score", ref, "--user=u3", store=shipped)["rankings"]["patched"] for ref in ("patches@2", "bundle@1")]
+    assert [row["item_id"] for row in lists[0]] == [row["item_id"] for row in lists[1]]
+    np.testing.assert_allclose(*([row["logit"] for row in rows] for rows in lists), atol=1e-5)
+
+
+def test_names_of_a_bundle(shipped: Path) -> None:
+    shown = dcclctl("artifacts", "list", "--kind=bundle", store=shipped).stdout
+    assert "bundle of patches@2: 80 items in fp32" in " ".join(shown.split())
+    lineage = dcclctl("artifacts", "lineage", "bundle@1", store=shipped).stdout
+    assert "patches@2" in lineage and "memory@1" in lineage
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_fewer_bytes_change_the_logits_little(shipped: Path, precision: str, tmp_path: Path) -> None:
+    full = Bundle(Store(shipped).resolve("bundle@1"))
+    small = Bundle(Store(shipped).resolve(done("export", f"--precision={precision}", store=shipped)["ref"]))
+    assert small.spec["bytes"]["item"] < full.spec["bytes"]["item"] * (0.7 if precision == "fp16" else 0.5)
+    user = {"patched": True, "counted": True, "events": [[f"i{at}", at] for at in range(5, 25)]}
+    numbers = np.arange(80)
+    logits = [Device(Graphs(bundle.artifact.path), user).logits(numbers) for bundle in (full, small)]
+    assert 0 < np.abs(logits[0] - logits[1]).max() < (0.01 if precision == "fp16" else 0.1) * np.abs(logits[0]).max()
+
+
+def test_items_that_are_not_shipped_are_never_shown(shipped: Path, tmp_path: Path) -> None:
+    (tmp_path / "wanted.txt").write_text("i7\ni3\ni12\n")
+    made = done("export", f"--items=@{tmp_path / 'wanted.txt'}", store=shipped)
+    device = Device(Graphs(Bundle(Store(shipped).resolve(made["ref"])).artifact.path))
+    assert sorted(item for item, _ in device.recommend(10)) == ["i12", "i3", "i7"]
+    device.observe("i40", 5.0)
+    device.observe("i3", 6.0)
+    assert device.unknown == 1 and device.items == [device.graphs.number["i3"]]
+    top = done("export", "--items=top:5", store=shipped)
+    assert Bundle(Store(shipped).resolve(top["ref"])).spec["items"] == {"shipped": 5, "of": 80}
+    evaluated = done("evaluate", made["ref"], "--threads=1", store=shipped)
+    assert evaluated["subjects"] == [made["ref"]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--items=top:0",), "not understood"),
+        (("--items=some",), "not understood"),
+        (("--items=@none.txt",), "cannot read"),
+        (("--user=u1",), "with -o only"),
+        (("-o", "here", "--user=nobody"), "no user"),
+        (("dataset@1",), "cannot be exported"),
+    ],
+)
+def test_what_cannot_be_exported(
+    shipped: Path, flags: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = dcclctl("export", *flags, store=shipped)
+    assert result.exit_code == 2 and said in result.stderr
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_model_without_a_graph_is_named(shipped: Path) -> None:
+    made = done("train", "--model=popularity", store=shipped)
+    result = dcclctl("export", made["ref"], store=shipped)
+    assert result.exit_code == 2 and "popularity" in result.stderr and "--model din" in result.stderr
+
+
+def test_a_zip_file_is_the_folder(shipped: Path, tmp_path: Path) -> None:
+    for name in ("a", "a.zip", "b.zip"):
+        done("export", "patches@2", "-o", tmp_path / name, store=shipped)
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        for name in archive.namelist():
+            assert archive.read(name) == (tmp_path / "a" / name).read_bytes()
+    assert dcclctl("export", "patches@2", "-o", tmp_path / "a", store=shipped).exit_code == 2
+
+
+def test_a_budget_is_measured_and_held(shipped: Path, tmp_path: Path) -> None:
+    made = done("export", "patches@2", "--measure", "-o", tmp_path / "measured", store=shipped)
+    measured = made["measured"]
+    assert measured["download_bytes"] == made["bytes"]["shared"] + made["bytes"]["items"]
+    assert measured["milliseconds"]["300"]["p95"] >= measured["milliseconds"]["20"]["p50"] > 0
+    assert json.loads((tmp_path / "measured" / "bundle.json").read_bytes())["measured"] == measured
+    Graphs(tmp_path / "measured")
+    assert dcclctl("export", "patches@2", "--max-bytes=100", store=shipped).exit_code == 4
+    assert dcclctl("export", "patches@2", "--max-ms=0.0001", store=shipped).exit_code == 4
+    assert dcclctl("export", "patches@2", "--max-bytes=100000000", "--max-ms=10000", store=shipped).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["score.onnx", "items.safetensors", "catalogue.json"])
+def test_a_cut_or_changed_bundle_is_refused(shipped: Path, name: str, tmp_path: Path) -> None:
+    done("export", "patches@2", "-o", tmp_path / "cut", store=shipped)
+    path = tmp_path / "cut" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=f"{name} is cut or changed"):
+        Graphs(tmp_path / "cut")
+    path.unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        Graphs(tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ("nothing", "holds no bundle"),
+        ("[]", "version None"),
+        ('{"spec": 99}', "version 99"),
+        ('{"spec": 1, "files": {"../x": {"bytes": 1, "sha256": ""}}}', "missing"),
+        ('{"spec": 1, "files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}}', "missing"),
+    ],
+)
+def test_a_document_that_is_no_bundle(document: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "bundle.json").write_text(document)
+    with pytest.raises(BundleError, match=said):
+        Graphs(tmp_path)
+
+
+def test_a_state_of_another_bundle_is_refused(shipped: Path, tmp_path: Path) -> None:
+    first = Graphs(Bundle(Store(shipped).resolve("bundle@1")).artifact.path)
+    other = Bundle(Store(shipped).resolve(done("export", "--items=top:30", store=shipped)["ref"]))
+    device = Device(first, {"events": [["i1", 1], ["i2", 2]]})
+    device.save(tmp_path / "state.json")
+    assert Device.load(first, tmp_path / "state.json").items == device.items
+    with pytest.raises(BundleError, match="another bundle"):
+        Device.load(Graphs(other.artifact.path), tmp_path / "state.json")
+    with pytest.raises(BundleError, match="another bundle"):
+        Device(first, {"theta": [1.0, 2.0]})
