@@ -173,7 +173,7 @@ def _check_outputs(config: Any, rules: "list[Rule]", strict: bool, junit: Path |
 
 def _scored_in_words(evaluation: "Evaluation", events: str = "") -> str:
     """What was scored: 'test of dataset@1: 1,000 events of 100 users, each ranked among all items'."""
-    from dcclctl.artifacts.names import label, log_in_words
+    from dcclctl.artifacts.names import log_in_words
     from dcclctl.evaluation.targets import targets_in_words
 
     facts = evaluation.facts
@@ -181,7 +181,7 @@ def _scored_in_words(evaluation: "Evaluation", events: str = "") -> str:
     among = "all items" if facts["candidates"] == "all" else f"{facts['candidates']:,} sampled items"
     targets = targets_in_words(evaluation.config)
     dataset = evaluation.artifact.input("dataset")
-    data = f"{label(dataset)} ({log_in_words(dataset, facts['on'])})"
+    data = f"{log_in_words(dataset, facts['on'])} ({dataset.ref})"
     return f"{facts['on']} of {data}: {events}{targets}, each ranked among {among}"
 
 

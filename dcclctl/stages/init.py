@@ -220,8 +220,12 @@ max_drop = "25%"
 _WORKFLOW = """\
 # Trains a candidate for each pull request and stops it if a group of users would really be worse off (see gate.toml).
 # Commit dccl.toml and gate.toml beside it. If the log is not in this repository, add a step that fetches it to $LOG.
+# Run it once by hand on the main branch (Actions, dcclctl gate, Run workflow): that trains the release that pull requests are
+# compared with. A pull request never makes a release from its own code: without one the job fails.
 name: dcclctl gate
-on: pull_request
+on:
+  pull_request:
+  workflow_dispatch:
 permissions:
   contents: read
 jobs:
@@ -244,8 +248,10 @@ jobs:
           key: dccl-${{ github.sha }}
           restore-keys: dccl-
       - run: dcclctl ingest "$LOG"
-      # the baseline; after a change of the log or of [ingest] train and name it again
-      - run: dcclctl artifacts show cloud@release --quiet > /dev/null || dcclctl train --name release
+      # by hand: the release; do it again after a change of the log or of [ingest]
+      - if: github.event_name == 'workflow_dispatch'
+        run: dcclctl train --name release
+      - run: dcclctl artifacts show cloud@release --quiet > /dev/null
       - run: dcclctl train --seed 1 --name candidate
       - run: dcclctl audit cloud@candidate
       - run: dcclctl evaluate cloud@candidate --against cloud@release --gate gate.toml --junit gate.xml --markdown gate.md
