@@ -82,4 +82,6 @@ class MindFormat(LogFormat):
             delimiter="\t",
             has_header=False,
             quoting=False,
+            timezone="UTC",
+            remarks=("MIND's times name no zone and are read as UTC; --timezone names another",),
         )

@@ -23,6 +23,7 @@ class Layout:
         list_columns: columns whose values are lists separated by this text.
         unreadable: columns that cannot be made text → their type.
         remarks: what a person should know of how the file is read, in sentences.
+        timezone: of its local times, for a format whose published logs name none; --timezone wins.
     """
 
     format: str
@@ -37,3 +38,4 @@ class Layout:
     list_columns: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    timezone: str = ""

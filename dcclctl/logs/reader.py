@@ -163,7 +163,8 @@ class LogReader:
             steps = column is None or (column == "ordinal" and self._config.time_unit == "auto")
             unit = "ordinal" if steps else self._config.time_unit
             where = f"{source.path}, column {column!r}"
-            times = TimeColumn(unit, self._config.timezone, self._config.now, where, self._config.time_format)
+            zone = self._config.timezone or layout.timezone
+            times = TimeColumn(unit, zone, self._config.now, where, self._config.time_format)
             rows = self._read_one(source, layout, times, done, total)
             self._remarks += [*layout.remarks, *times.remarks]
             read[source.name] += rows

@@ -69,8 +69,10 @@ def test_mind_as_published(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mapped", [{}, {"user": "2", "item": "5", "time": "3"}])
 def test_an_impression_is_one_basket_of_labels(tmp_path: Path, mapped: dict[str, str]) -> None:
-    text = "".join(f"{n}\tU{n % 2}\t2019-11-{n:02} 09:05:58\tN1 N2\tN{n}-1 N{n + 20}-0\n" for n in range(1, 11))
+    """The published form of the times, which name no zone."""
+    text = "".join(f"{n}\tU{n % 2}\t11/{n + 9}/2019 9:05:58 AM\tN1 N2\tN{n}-1 N{n + 20}-0\n" for n in range(1, 11))
     data = run(tmp_path / "behaviors.tsv", text, map=mapped)
+    assert any("UTC" in note for note in data.facts["remarks"])
     assert data.facts["labels"] == "observed"
     assert data.facts["label_expression"] == "clicked>0"
     assert (data.facts["rows"]["read"], data.facts["events"], data.facts["positives"]) == (20, 20, 10)
