@@ -7,10 +7,13 @@ import polars as pl
 from study import DISTILLED, LONGER, ONCE, TWICE
 
 from dcclctl.metrics.groups import paired_differences
+from dcclctl.metrics.seeds import compare_seeds
 from dcclctl.metrics.significance import compare, contrast, holm
 from dcclctl.report.comparison import metric_name
 
 METRICS = ("gauc", "hr@10", "ndcg@10")
+#: with as many seeds an interval is over seeds and users, with fewer over users alone
+CLAIM_SEEDS = 5
 #: rows of a table
 Records = list[dict[str, object]]
 
@@ -49,7 +52,11 @@ def figures_of(tables: list[pl.DataFrame], against: str = "") -> Records:
         return own[metric].mean()  # type: ignore[return-value]
 
     for subject in subjects:
-        found = None if subject == subjects[0] else compare(paired_differences(joint, subject, subjects[0]), seed=0)
+        found = None
+        if subject != subjects[0] and len(tables) >= CLAIM_SEEDS and not repeated:
+            found = compare_seeds([paired_differences(one, subject, subjects[0]) for one in each], seed=0)
+        elif subject != subjects[0]:
+            found = compare(paired_differences(joint, subject, subjects[0]), seed=0)
         # where every seed has users of its own, hardly anyone is judged under more than one
         worse = None if found is None or repeated else harmed(tables, subject, subjects[0])
         for group in ("all", "tail", "head", "new"):

@@ -34,6 +34,8 @@ def what(artifact: Artifact) -> str:
     if artifact.kind == "dataset":
         logs = sorted(_printable(role.removeprefix(_LOG_ROLE)) for role in inputs if role.startswith(_LOG_ROLE))
         return (logs[0] if logs else "log") + (f" and {len(logs) - 1} more" if len(logs) > 1 else "")
+    if artifact.kind == "bundle":
+        return f"bundle of {_input(artifact, 'patches' if 'patches' in inputs else 'cloud')}"
     on = _input(artifact, "dataset") if "dataset" in inputs else ""
     return f"{artifact.kind} of {on}" if on else artifact.kind
 
@@ -45,10 +47,11 @@ def model_of(artifact: Artifact) -> str:
         seen.add(artifact.id)
         if artifact.kind == "cloud" and "model" in artifact.config:
             return str(artifact.config["model"])
-        if "cloud" not in artifact.inputs:
+        below = next((role for role in ("cloud", "patches") if role in artifact.inputs), "")
+        if not below:
             break
         try:
-            artifact = artifact.input("cloud")
+            artifact = artifact.input(below)
         except ArtifactError:
             break
     return ""
@@ -61,7 +64,7 @@ def identity(artifact: Artifact, suffix: str = "") -> dict[str, Any]:
         ref, label, name ('' without one), kind, model, method, stands_on (label of the cloud model or dataset that it was
         made from), data (label of the dataset).
     """
-    below = next((role for role in ("cloud", "dataset") if role in artifact.inputs), "")
+    below = next((role for role in ("cloud", "patches", "dataset") if role in artifact.inputs), "")
     return {
         "ref": artifact.ref + (suffix and f"+{suffix}"),
         "label": label(artifact, suffix),

@@ -388,7 +388,7 @@ def gc(
 @command(app, "rm", shared=LOOKS)
 def rm(
     call: Call,
-    references: Annotated[list[str], typer.Argument(metavar="REF...", help="What to delete, e.g. cloud@7.")],
+    references: Annotated[list[str], typer.Argument(metavar="REF", help="What to delete, e.g. cloud@7.")],
     force: Annotated[
         bool, typer.Option("--force", help="Also delete everything that was made from it, and its names.")
     ] = False,
@@ -411,7 +411,7 @@ def rm(
 @command(app, "export", shared=LOOKS)
 def export(
     call: Call,
-    references: Annotated[list[str], typer.Argument(metavar="REF...", help="What to hand on, e.g. cloud@release.")],
+    references: Annotated[list[str], typer.Argument(metavar="REF", help="What to hand on, e.g. cloud@release.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write, e.g. model.tar.")],
 ) -> None:
     """Write artifacts and all that they were made from into one file.

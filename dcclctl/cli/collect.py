@@ -15,13 +15,13 @@ def collect(
     call: Call,
     reference: Annotated[str, typer.Argument(metavar="REF", help="The bundle that the devices have.")],
     uplinks: Annotated[
-        list[Path], typer.Argument(metavar="UPLINK…", help="What they sent: JSON files, or folders of them.")
+        list[Path], typer.Argument(metavar="UPLINK", help="What they sent: JSON files, or folders of them.")
     ],
 ) -> None:
     """Make patches of what devices learned and sent back.
 
-    Devices are not trusted. An uplink is rejected, and counted, if it is not of this bundle, of an unknown device, one of two
-    from a device, or no θ̂ of the right length with finite numbers. A θ̂ far from all others is clipped.
+    Devices are not trusted. An uplink is rejected, and counted, if it is not of this bundle, if its device is unknown or sent
+    two, or if it is no θ̂ of the right length with finite numbers. A θ̂ far away is clipped.
 
     \b
     Example:

@@ -18,7 +18,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def export(
     call: Call,
     reference: Annotated[
-        str, typer.Argument(metavar="[REF]", help="Patches, or a cloud model. [default: the newest patches]")
+        str, typer.Argument(metavar="REF", help="Patches, or a cloud model. [default: the newest patches]")
     ] = "patches@latest",
     output: Annotated[
         Path | None,
@@ -47,7 +47,7 @@ def export(
         ),
     ] = 0.0,
 ) -> None:
-    """Write what a device needs to run patches: graphs, item table, runner.
+    """Write what a device needs to run a model with patches.
 
     The bundle holds the cloud model with the patch as an ONNX graph, the table of the items, a second graph that learns θ̂
     on the device (MetaPatch), test vectors, and a runner in Python that needs numpy and onnxruntime only. A bundle can be

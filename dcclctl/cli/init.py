@@ -24,7 +24,7 @@ def init(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
-    """Look at a log and write settings for it, a gate and a CI workflow.
+    """Look at a log; write settings for it, a gate and a CI workflow.
 
     Writes dccl.toml (columns, unit of time, label rule, repeats and split, each with the reason for it), gate.toml (how much
     a new model may be worse) and .github/workflows/dcclctl-gate.yml. Commands find dccl.toml in the working directory.

@@ -12,7 +12,7 @@ from dcclctl.errors import DcclError
 #: command → one line for the list; the code is in dcclctl/cli/<command>.py, attribute `app`.
 COMMANDS = {
     "sample": "Write a small real log to try the commands on.",
-    "init": "Look at a log and write settings for it, a gate and a CI workflow.",
+    "init": "Look at a log; write settings for it, a gate and a CI workflow.",
     "ingest": "Read recommendation logs into a dataset.",
     "train": "Train a cloud model on the events of all users.",
     "memory": "Make every device's memory: its user's newest events.",
@@ -23,12 +23,12 @@ COMMANDS = {
     "report": "Write evaluations as one HTML page that works offline.",
     "recommend": "Recommend items to many users, and write a file.",
     "score": "Show users' recommendations with and without the patch.",
-    "export": "Write what a device needs to run patches: graphs, item table, runner.",
+    "export": "Write what a device needs to run a model with patches.",
     "collect": "Make patches of what devices learned and sent back.",
     "serve": "Open a bundle as a web page on this computer.",
     "settings": "List all settings of a command, a model or a method.",
     "audit": "Check that no model was trained on the events it is scored on.",
-    "artifacts": "List, show, verify, compare, name, delete and hand on what the commands made.",
+    "artifacts": "List, check, compare, name, delete and hand on artifacts.",
     "doctor": "Check the installation, this machine and the store.",
 }
 

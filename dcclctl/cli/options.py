@@ -146,7 +146,7 @@ class Call:
     def store(self) -> "Store":
         from dcclctl.store.store import Store
 
-        return Store(self.root, remark=self.reporter.remark)
+        return Store(self.root, remark=self.reporter.remark, leases=not self.plan)
 
     @cached_property
     def progress(self) -> "Progress":
@@ -234,7 +234,8 @@ def command(
         def called(**given: Any) -> None:
             flags = {key: given.pop(key) for key in settings}
             flags |= {key: given.get(option) for option, key in names.items() if key in fields}
-            values = {key: given.pop(key, default) for key, (_, default, _) in _SHARED.items()}
+            # a command may have an option of its own with the name of a shared one
+            values = {key: given.pop(key) if key in shared else default for key, (_, default, _) in _SHARED.items()}
             reporter = Reporter(values["as_json"], values["quiet"])
             call = Call(
                 reporter,

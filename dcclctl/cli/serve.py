@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def serve(
     call: Call,
     reference: Annotated[
-        str, typer.Argument(metavar="[REF]", help="The bundle. [default: the newest bundle]")
+        str, typer.Argument(metavar="REF", help="The bundle. [default: the newest bundle]")
     ] = "bundle@latest",
     user: Annotated[
         str,
@@ -28,7 +28,9 @@ def serve(
         typer.Option("--runtime", metavar="FILE", help="The npm package onnxruntime-web, where npm cannot fetch it."),
     ] = None,
 ) -> None:
-    """Open a bundle as a web page that ranks, remembers and learns in the browser.
+    """Open a bundle as a web page on this computer.
+
+    The page ranks, remembers and learns in the browser.
 
     The page is reached from this computer only and asks nothing of any other. The user's choices stay in the browser.
     The browser's ONNX Runtime is fetched once by npm, checked by its hash, and kept in the user's cache.

@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def tune(
     call: Call,
     section: Annotated[
-        str, typer.Argument(metavar="train|patch|distill", help="The command whose settings are tried.")
+        str, typer.Argument(metavar="COMMAND", help="The command whose settings are tried: train, patch or distill.")
     ],
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME,…", help="With train: the models, each with all trials.")

@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dcclctl.metrics.groups import members, metric_columns
-from dcclctl.metrics.significance import CONFIDENCE, MIN_USERS, RESAMPLES, bootstrap_means, holm
+from dcclctl.metrics.significance import CONFIDENCE, MIN_USERS, RESAMPLES, bootstrap_means, holm, with_two_more_users
 from dcclctl.tables import MAIN_GROUPS
 
 Floats = NDArray[np.float64]
@@ -161,7 +161,8 @@ def _resampled(
     values = np.stack([each.select(metrics).to_numpy().astype(np.float64) for each in tables])
     membership = members(tables[0])
     masks = np.stack([membership[group] for group in groups])
-    return metrics, values, masks, two_level_means(values, masks, seed, resamples)
+    means = two_level_means(values, masks, seed, resamples)
+    return metrics, values, masks, with_two_more_users(means, values.mean(0), masks, seed)
 
 
 def _facts(values: Floats, drawn: Floats) -> tuple[int, float, float, float, float]:

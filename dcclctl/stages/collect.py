@@ -95,7 +95,7 @@ def collect(
         "uplinks": Input("raw", read.digest),
     }
     recorded = {**source.config, "users": f"@sha256:{read.digest}", "guard": False, "collect": config.recorded()}
-    with cloud.store.begin("collect", "patches", recorded, config.seed, inputs, run.force) as work:
+    with cloud.store.begin("collect", "patches", recorded, config.seed, inputs, run.force, len(read.users)) as work:
         if work.reused is not None:
             return named(PatchSet(work.reused), run)
         users = read.users[kept]

@@ -48,7 +48,9 @@ def export(model: CloudModel | PatchSet, settings: Settings = NO_SETTINGS, run: 
         digest = hashlib.sha256(ids.encode()).hexdigest()
         inputs["items"] = Input("raw", digest)
         config = config.model_copy(update={"items": f"@sha256:{digest}"})
-    with cloud.store.begin("export", "bundle", config.recorded(), config.seed, inputs, run.force) as work:
+    with cloud.store.begin(
+        "export", "bundle", config.recorded(), config.seed, inputs, run.force, len(parts.shipped)
+    ) as work:
         if work.reused is not None:
             return named(Bundle(work.reused), run)
         files = build(parts, config)

@@ -57,7 +57,8 @@ def recommend(
     with compute_settings(config) as config:
         recorded = config.recorded() | {"suffix": subject.suffix}
         store = subject.cloud.store
-        with store.begin("recommend", "recommendations", recorded, config.seed, inputs, run.force) as work:
+        pairs = len(users) * people.log.n_items
+        with store.begin("recommend", "recommendations", recorded, config.seed, inputs, run.force, pairs) as work:
             if work.reused is not None:
                 return named(Recommendations(work.reused), run)
             lister = Lister(subject, people.log, users, rules, torch_device(config), config)

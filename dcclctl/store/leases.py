@@ -23,11 +23,11 @@ class Leases:
     """The leases of one store.
 
     Args:
-        root: the store. disk: its file system.
+        root: the store. disk: its file system. written: False for a look that may write nothing; then nothing is leased.
     """
 
-    def __init__(self, root: Path, disk: LocalDisk) -> None:
-        self._root, self._disk = root, disk
+    def __init__(self, root: Path, disk: LocalDisk, written: bool = True) -> None:
+        self._root, self._disk, self._written = root, disk, written
         self._folder = root / "leases"
         self._own: Held | None = None
         self._process = os.getpid()
@@ -50,7 +50,7 @@ class Leases:
         """
         if id in self._ids and self._process == os.getpid():
             return True
-        if not os.access(self._root, os.W_OK):
+        if not self._written or not os.access(self._root, os.W_OK):
             return is_there()
         try:
             with self.hygiene():

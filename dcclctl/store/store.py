@@ -54,10 +54,15 @@ class Store:
     Args:
         root: the directory; it is created by the first `begin`. disk: the file system.
         remark: called with one line when the store waits for another process or replaces a damaged artifact.
+        leases: keep other processes from deleting what this object uses, which writes a small file.
     """
 
     def __init__(
-        self, root: Path | str, disk: LocalDisk | None = None, remark: Callable[[str], None] = lambda line: None
+        self,
+        root: Path | str,
+        disk: LocalDisk | None = None,
+        remark: Callable[[str], None] = lambda line: None,
+        leases: bool = True,
     ) -> None:
         self.root = Path(root)
         self._disk = disk or LocalDisk()
@@ -65,7 +70,7 @@ class Store:
         self._plan: list[Step] | None = None
         self._on_record: Callable[[dict[str, Any]], None] | None = None
         #: what this object keeps other processes from deleting
-        self.leases = Leases(self.root, self._disk)
+        self.leases = Leases(self.root, self._disk, leases)
 
     # -- finding
 

@@ -180,11 +180,11 @@ def test_gate_file_junit_markdown_and_json(store: Path, tmp_path: Path) -> None:
     assert (root.attrib["tests"], root.attrib["failures"]) == ("2", "1")
     failed = root.findall(".//testcase[failure]")
     assert [(case.attrib["classname"], case.attrib["name"]) for case in failed] == [
-        ("patches@2", "tail.ndcg@10 drops by at most 5%")
+        ("metapatch on release (patches@2)", "tail.ndcg@10 drops by at most 5%")
     ]
     text = page.read_text()
     assert text.startswith("## Gate failed: 1 of 2 rules failed (tail.ndcg@10)\n")
-    assert "| patches@2 | tail NDCG@10 | 5% = " in text
+    assert "| metapatch on release (patches@2) | tail NDCG@10 | 5% = " in text
 
 
 def test_sampled_metrics_are_found_and_called_sampled(store: Path) -> None:

@@ -69,7 +69,7 @@ def test_train_killed_after_its_first_epoch(world: World, data_only: Path) -> No
     assert done("artifacts", "list", "--kind=cloud", store=data_only)["artifacts"] == []
     made = done("train", *TRAIN, store=data_only)
     assert (made["id"], made["reused"]) == (world.ids["train"], False)
-    again = World(data_only, data_only, {}).artifact("cloud@1")
+    again = World(data_only, data_only, {}).artifact(made["ref"])
     assert again.run["resumed"]
     # the first epoch was not done again: each epoch has one line
     assert (again.path / "metrics.jsonl").read_text().count('"epoch":1,') == 1
@@ -85,7 +85,7 @@ def test_patch_killed_between_shards(world: World, shop: Path) -> None:
     written = first.stat()
     made = done("patch", "--users=tail", "--cloud=cloud@1", *PATCH, store=shop)
     assert (made["id"], made["reused"]) == (world.ids["patch"], False)
-    kept = World(shop, shop, {}).artifact("patches@1").path / first.name
+    kept = World(shop, shop, {}).artifact(made["ref"]).path / first.name
     assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
 
 

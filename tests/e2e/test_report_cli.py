@@ -28,11 +28,11 @@ def test_the_newest_evaluation_is_the_default(world: World, text: str, tmp_path:
 def test_every_model_is_shown_with_what_it_is(text: str) -> None:
     for said in (
         "din trained on cloud",
-        "metapatch patches on cloud@1",
-        "distilled from patches@1 (momodistill), round 1",
+        "metapatch patches on din",
+        "distilled from metapatch on din (momodistill), round 1",
     ):
         assert said in text
-    assert "cloud@1 (din trained on cloud)" in text  # the baseline: the first model, as none was named
+    assert "din (cloud@1) (din trained on cloud)" in text  # the baseline: the first model, as none was named
 
 
 def type_again(text: str, store: Path) -> dict[str, str]:
@@ -69,7 +69,7 @@ def test_a_named_baseline_is_the_one_that_is_compared_with(
     done("evaluate", *models, f"--against={control}", "--k=10", "--threads=1", rare, store=shop)
     assert dcclctl("report", "-o", tmp_path / "page.html", store=shop).exit_code == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert f"{control} (cloud@1 trained further on device)" in text
+    assert f"din continued ({control}) (din trained further on device)" in text
     assert "not the strong control" not in text
     assert "its encoder patches every user" in text
     # in the store of the world, so that only what is new is computed

@@ -85,6 +85,8 @@ def test_packed_tensors_come_back_and_no_flipped_bit_passes(numbers: list[int], 
 
 
 def test_the_kinds_are_what_the_design_names() -> None:
-    assert list(KINDS) == ["dataset", "cloud", "memory", "patches", "evaluation", "recommendations"]
+    assert list(KINDS) == [
+        *("dataset", "cloud", "memory", "patches", "evaluation", "tuning", "recommendations", "bundle")
+    ]
     with pytest.raises(UsageError):
         parse_reference("raw@1")

@@ -59,7 +59,7 @@ def test_names_and_values(world: World) -> None:
         "train --device c": ["cpu", "cuda"],
         "train --on d": ["device"],
         "ingest --split p": ["per-user"],
-        "ingest --format m": ["movielens"],
+        "ingest --format m": ["mind", "movielens"],
         "artifacts list --kind d": ["dataset"],
         "settings pat": ["patch"],
         "settings train --model ea": ["ease"],

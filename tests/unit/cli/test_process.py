@@ -112,7 +112,7 @@ main()
     ("number", "code", "word"),
     [(signal.SIGINT, INTERRUPTED, "interrupted"), (signal.SIGTERM, TERMINATED, "terminated")],
 )
-@pytest.mark.parametrize("module", ["typer", "dcclctl.cli.artifacts", "rich.console"])
+@pytest.mark.parametrize("module", ["typer", "dcclctl.cli.artifacts", "dcclctl.store.snapshot"])
 def test_a_signal_while_starting(world: World, number: int, code: int, word: str, module: str) -> None:
     words = (str(int(number)), module, "artifacts", "list", f"--store={world.root}")
     script = [sys.executable, "-c", WHILE_STARTING, *words]

@@ -87,7 +87,7 @@ BAD = [
     (["evaluate", "cloud@1", "cloud@1"], 2, ["named twice"]),
     (["evaluate", "cloud@17"], 2, ["there is no cloud@17", "cloud@1, cloud@2"]),
     (["evaluate", "cloud@1+encoder"], 2, ["has no encoder", "dcclctl distill"]),
-    (["score", "evaluation", "--user=u1"], 2, ["evaluation cannot be"]),
+    (["score", "evaluation", "--user=u1"], 2, ["evaluation cannot serve"]),
     (["score", "patches", "--user=u1000"], 2, ["no user 'u1000'", "u"]),
     # contradictions
     (["train", "--continue=cloud@1", "--set=train.din.history=4"], 2, ["din.history: a model keeps its", "--continue"]),

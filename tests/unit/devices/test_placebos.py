@@ -126,7 +126,9 @@ def test_the_report_says_what_a_placebo_is(shop: Path, tmp_path: Path) -> None:
     result = dcclctl("report", "--output", tmp_path / "report.html", store=shop)
     assert result.exit_code == 0, result.stderr
     text = (tmp_path / "report.html").read_text()
-    assert "the mean patch for every user on cloud@1" in text and "metapatch patches of other users on cloud@1" in text
+    assert (
+        "the mean patch for every user on din (cloud@1)" in text and "patches of other users on din (cloud@1)" in text
+    )
 
 
 def test_one_user_scored_with_the_mean_patch(world: World) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
-from small_worlds import Row, log_of, random_log, same_state, scores, trained
+from small_worlds import Row, log_of, random_log, scores, trained
 from torch import nn
 
 from dcclctl.errors import DivergedError
@@ -154,19 +154,6 @@ def test_decay_shrinks_the_vectors_of_users(kind: str) -> None:
         trained(fresh(kind, log), log, epochs=5, weight_decay=decay).weights["user_table"] for decay in (0.0, 0.1)
     )
     assert held.norm() < 0.5 * free.norm()
-
-
-def test_negative_events_say_nothing_to_bpr() -> None:
-    log = random_log()
-    whole = trained(fresh("bpr", log), log, epochs=2)
-    rows = log.events_in(CLOUD)
-    disliked = rows[log.label[rows] == 0]
-    assert len(disliked)
-    log.item[disliked] = log.item[disliked][::-1]  # the catalogue stays
-    assert same_state(trained(fresh("bpr", log), log, epochs=2), whole)
-    assert not same_state(
-        trained(fresh("fm", log), log, epochs=2), trained(fresh("fm", random_log()), random_log(), epochs=2)
-    )
 
 
 def test_a_step_that_is_too_long_is_said_so() -> None:

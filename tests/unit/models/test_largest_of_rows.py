@@ -5,6 +5,7 @@ import pytest
 from references import dense_neighbours
 from small_worlds import random_log
 
+from dcclctl.compute import no_progress
 from dcclctl.devices.memory import statistics
 from dcclctl.devices.memory.statistics import StatisticsSettings
 from dcclctl.models import neighbours
@@ -54,5 +55,8 @@ def test_nearest_items_are_those_of_the_dense_table_to_the_last_bit(
     settings = StatisticsSettings(6, count, shrinkage, 3)
     rows = np.flatnonzero(log.label > 0)
     for some in (rows, rows[:5], rows[:0]):
-        found, expected = statistics._neighbours(log, some, settings), dense_neighbours(log, some, settings)
+        found, expected = (
+            statistics._neighbours(log, some, settings, no_progress),
+            dense_neighbours(log, some, settings),
+        )
         assert all(ours.equal(theirs) for ours, theirs in zip(found, expected, strict=True))

@@ -86,9 +86,9 @@ def test_tables_fit_into_80_columns_with_long_names(name: str) -> None:
     whole = pl.DataFrame([row | {"group": g, "metric": m} for g in ("tail", "all") for m in metrics])
     shown = [
         group_table(aggregate(values), names),
-        comparison_table(whole, names, "b", metrics),
+        comparison_table(whole, names, "b", metrics, "5 seeds and users"),
         harm_table(whole, whole, names, "b", "mrr"),
-        gate_table(whole, names, "b"),
+        gate_table(whole, names, "b", "5 seeds and users"),
     ]
     for table in shown:
         console = Console(width=80, record=True, file=io.StringIO())
@@ -110,7 +110,7 @@ def test_models_without_any_difference_are_one_line() -> None:
     rows += [row | few | {"subject": "b", "group": "head", "metric": m} for m in ("mrr", "gauc")]
     moved = row | {"subject": "c", "group": "all", "metric": "mrr", "difference": 0.1, "low": 0.05, "high": 0.2}
     rows += [moved | {"verdict": "better"}, moved | {"metric": "gauc", "difference": 0.0, "low": 0.0, "high": 0.0}]
-    shown = cells(comparison_table(pl.DataFrame(rows, infer_schema_length=None), NAMES, "a", ["mrr", "gauc"]))
+    shown = cells(comparison_table(pl.DataFrame(rows, infer_schema_length=None), NAMES, "a", ["mrr", "gauc"], "users"))
     assert [line[0] for line in shown] == ["all", "cloud@2", "MRR", "GAUC", "", "patches@1"]
     assert shown[-1][-1] == "no difference at all, for any user"
     assert [line[-1] for line in shown[2:4]] == ["better", "inconclusive: no difference at all"]

@@ -220,7 +220,7 @@ def test_report_and_text_of_a_model_without_epochs(
     page = tmp_path / "page.html"
     result = dcclctl("report", evaluation, "--output", page, store=root)
     assert result.exit_code == 0, result.output
-    assert f"Loss of {references[1]}" in page.read_text() and f"Loss of {references[0]}" not in page.read_text()
+    assert f"Loss of bpr ({references[1]})" in page.read_text() and "Loss of ease" not in page.read_text()
 
 
 @pytest.mark.parametrize("model", CLOSED)

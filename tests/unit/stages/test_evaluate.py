@@ -531,4 +531,4 @@ def test_users_of_a_mean(tmp_path: Path) -> None:
     [line] = [line for line in shown.splitlines() if line.startswith("all, users")]
     assert line.split()[2:] == ["8"] * 5 + ["0", "12"]
     assert "4 users have no positive event that can be ranked, therefore no HR, NDCG and MRR" in shown
-    assert "test of dataset@1 (log.csv, 2020-09-13 to 2020-09-13): " in shown
+    assert "test of log.csv, 2020-09-13 to 2020-09-13 (dataset@1): " in shown

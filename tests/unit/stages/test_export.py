@@ -39,12 +39,12 @@ def test_a_bundle_is_evaluated_like_its_patches(shipped: Path) -> None:
 def test_score_of_a_bundle_is_that_of_its_patches(shipped: Path) -> None:
     lists = [done("score", ref, "--user=u3", store=shipped)["rankings"]["patched"] for ref in ("patches@2", "bundle@1")]
     assert [row["item_id"] for row in lists[0]] == [row["item_id"] for row in lists[1]]
-    np.testing.assert_allclose(*([row["logit"] for row in rows] for rows in lists), atol=1e-5)
+    np.testing.assert_allclose(*([row["score"] for row in rows] for rows in lists), atol=1e-5)
 
 
 def test_names_of_a_bundle(shipped: Path) -> None:
     shown = dcclctl("artifacts", "list", "--kind=bundle", store=shipped).stdout
-    assert "bundle of patches@2: 80 items in fp32" in " ".join(shown.split())
+    assert "bundle of memory on din: 80 items in fp32" in " ".join(shown.split())
     lineage = dcclctl("artifacts", "lineage", "bundle@1", store=shipped).stdout
     assert "patches@2" in lineage and "memory@1" in lineage
 

@@ -209,7 +209,7 @@ def test_reports_and_explanations_know_memories(own: Path, tmp_path: Path) -> No
     done("evaluate", "cloud@3", "patches@2", "patches@2+shuffled", "--against=cloud@3", "--threads=1", store=own)
     done("report", "-o", tmp_path / "page.html", store=own)
     page = (tmp_path / "page.html").read_text()
-    assert "memory patches on cloud@3" in page and "memory patches of other users on cloud@3" in page
+    assert "memory patches on din" in page and "memory patches of other users on din" in page
     assert "dcclctl memory --dataset" in page and "--memory " in page
     users = Dataset.of(Store(own).resolve("dataset@1")).users
     for group, by in (("tail", {"cloud", "memory"}), ("head", {"cloud"})):

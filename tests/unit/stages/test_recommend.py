@@ -204,8 +204,8 @@ def test_an_artifact(shop: Path) -> None:
     assert tail["ref"] == "recommendations@1"  # seen is what auto means here
     assert done("recommend", "patches+mean", "--users=tail", "--top=3", "--threads=1", store=shop)["reused"] is False
     listed = dcclctl("artifacts", "list", "--kind=recommendations", store=shop).stdout
-    assert "nightly" in listed and "users by patches@1+mean" in listed
-    assert describe(Store(shop).resolve("recommendations@1")) == f"top 3 of {made['users']} users by patches@1"
+    assert "nightly" in listed and "users by metapatch on din+mean" in listed
+    assert describe(Store(shop).resolve("recommendations@1")) == f"top 3 of {made['users']} users by metapatch on din"
     assert dcclctl("artifacts", "verify", "recommendations@nightly", store=shop).exit_code == 0
     assert "model: patches@1" in dcclctl("artifacts", "lineage", "recommendations", store=shop).stdout
     assert "served_by.patch" in dcclctl("artifacts", "show", "recommendations@1", store=shop).stdout

@@ -92,7 +92,7 @@ def test_list_on_a_terminal_of_80_columns_keeps_dates_whole(store: Store, monkey
 def test_list_loads_nothing_heavy(store: Store) -> None:
     code = (
         "import sys\n"
-        "from dcclctl.cli.main import main\n"
+        "from dcclctl.__main__ import main\n"
         "sys.argv = ['dcclctl', 'artifacts', 'list']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print('\\n'.join(sys.modules), file=sys.stderr)\n"
