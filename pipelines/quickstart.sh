@@ -40,5 +40,11 @@ dcclctl evaluate cloud@control patches@memory cloud@taught cloud@frozen patches@
 
 step "8. report"
 dcclctl report evaluation@demo -o "$report"
+
+step "9. export: what a device needs to run the patched model, without torch and without dcclctl"
+dcclctl export patches@memory --name demo
+
+echo
 echo "Open $report"
+echo "The model on a device, as a web page: DCCL_STORE=$DCCL_STORE dcclctl serve bundle@demo --user 1011"
 echo "This is one seed. For a claim give train, patch, distill and evaluate --seeds 0..4, see docs/tuning.md."
