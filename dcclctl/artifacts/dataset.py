@@ -27,9 +27,10 @@ class Dataset(Handle):
         """The dataset in an artifact; while it is in use, always the same tensors."""
         made = Dataset(artifact)
         found = _open.setdefault((str(artifact.path), artifact.id), made)
-        if found.artifact.reused == artifact.reused:
+        if found.artifact.reused == artifact.reused and found.artifact.home is artifact.home:
             return found
-        made.__dict__ |= found.__dict__ | {"artifact": artifact}  # the same tensors; another answer to `reused`
+        # the same tensors, in another store object (which may be planning) or with another answer to `reused`
+        made.__dict__ |= found.__dict__ | {"artifact": artifact}
         return made
 
     @property

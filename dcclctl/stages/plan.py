@@ -11,7 +11,7 @@ from dcclctl.store.store import Step, Store
 
 #: seconds per unit of work where the store has no run of the kind, measured once on one core of a server; see `amount`
 _SECONDS = {"ingest": 2e-7, "train": 8e-5, "memory": 5e-5, "patch": 7e-5, "distill": 7e-4, "evaluate": 1e-6}
-_SECONDS |= {"recommend": 4e-6, "export": 1e-5, "collect": 2e-5, "tune": 0.0}
+_SECONDS |= {"recommend": 4e-6, "export": 1e-5, "collect": 2e-5, "tune": 8e-4}  # a trial: ten passes of training
 #: peak memory (runs on logs of 100,000 events took 0.2 to 1.1 GiB, most of it torch's), and the time of the smallest run
 _BYTES, _LEAST_SECONDS = 2**30, 1.0
 

@@ -81,7 +81,8 @@ def tune(
         raise UsageError(f"tune {search.command!r}: nothing to tune there", nearest(search.command, list(TUNED)))
     config = resolve(TuneConfig, settings, run.config)
     task = _Task(of, search, config, run)
-    with of.store.begin("tune", "tuning", task.recorded(), config.seed, task.inputs(), run.force) as work:
+    amount = config.trials * len(task.spaces) * int(_dataset(of).facts["events"])
+    with of.store.begin("tune", "tuning", task.recorded(), config.seed, task.inputs(), run.force, amount) as work:
         if work.reused is not None:
             return named(Tuning(work.reused), run)
         rows: list[dict[str, Any]] = []

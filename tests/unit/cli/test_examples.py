@@ -35,6 +35,7 @@ def _groups_of_seeds(store: Store) -> None:
         store.tag(store.resolve(f"cloud@{seed + 3}"), f"base-{seed}")
         store.tag(store.resolve("patches@1"), f"mine-{seed}")
     store.tag(store.resolve("patches@1"), "release")
+    store.tag(store.resolve("cloud@1"), "fresh")
 
 
 def _one_uplink(store: Store, folder: Path) -> None:
@@ -61,6 +62,8 @@ def full(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     _groups_of_seeds(Store(store))
     done("export", "patches@1", store=store)
     _one_uplink(Store(store), folder / "uplinks")
+    (folder / "best.toml").write_text('[train]\nmodel = "popularity"\n')
+    assert dcclctl("artifacts", "export", "cloud@1", "-o", folder / "release.tar", store=store).exit_code == 0
     (folder / "in-stock.txt").write_text("i1\ni2\ni3\n")
     (folder / "today.csv").write_text("user_id,item_id,timestamp,rating\nu1,i3,1700000000,5\n")
     rows = "".join(f"u{at % 9},i{at % 7},{1600000000 + at},u{at % 9},i{at % 7},{1600000000 + at}\n" for at in range(99))

@@ -207,7 +207,7 @@ def test_an_artifact(shop: Path) -> None:
     assert "nightly" in listed and "users by metapatch on din+mean" in listed
     assert describe(Store(shop).resolve("recommendations@1")) == f"top 3 of {made['users']} users by metapatch on din"
     assert dcclctl("artifacts", "verify", "recommendations@nightly", store=shop).exit_code == 0
-    assert "model: patches@1" in dcclctl("artifacts", "lineage", "recommendations", store=shop).stdout
+    assert "model: metapatch on din (patches@1" in dcclctl("artifacts", "lineage", "recommendations", store=shop).stdout
     assert "served_by.patch" in dcclctl("artifacts", "show", "recommendations@1", store=shop).stdout
     assert "suffix" in dcclctl("artifacts", "diff", "recommendations@1", "recommendations@2", store=shop).stdout
     assert dcclctl("audit", "recommendations@1", store=shop).exit_code == 0
