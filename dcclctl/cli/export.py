@@ -87,6 +87,11 @@ def _show(call: Call, made: "Bundle", budget: "Budget | None") -> None:
         f"{facts['items']:,} items of {made.spec['items']['of']:,}, {facts['bytes_per_item']:,} bytes each in "
         f"{made.spec['precision']}; graphs {size['shared']:,} bytes; at most {size['user']:,} bytes of its user on a device"
     )
+    if made.spec["short_rings"]:
+        line(
+            f"{made.spec['short_rings']:,} users have more events in their newest {made.spec['sizes']['history']} baskets "
+            f"than a device's ring of {made.spec['sizes']['ring']:,} holds; their devices read fewer baskets"
+        )
     if budget is None:
         return
     for count, spent in budget.milliseconds.items():

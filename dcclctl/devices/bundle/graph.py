@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 OPSET = 18
 #: version of the file format that belongs to it
 _IR_VERSION = 9
+#: numbers of a constant from which on it may be stored as float16, and float16's largest number
+_LARGE, _LARGEST = 64, 65504.0
 Array = npt.NDArray[Any]
 
 
@@ -96,10 +98,14 @@ class Value:
 
 
 class Graph:
-    """A graph in the making."""
+    """A graph in the making.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    Args:
+        half: store large constants as float16; they are still calculated with in float32.
+    """
+
+    def __init__(self, name: str, half: bool = False) -> None:
+        self.name, self.half = name, half
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: dict[str, onnx.ValueInfoProto] = {}
         self._outputs: dict[str, onnx.ValueInfoProto] = {}
@@ -128,8 +134,10 @@ class Graph:
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             found = Value(self, f"c{len(self._constants)}")
-            self._tensors.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), found.name))
-            self._constants[key] = found
+            halved = self.half and array.dtype == np.float32 and array.size >= _LARGE and np.abs(array).max() < _LARGEST
+            stored = np.ascontiguousarray(array, dtype=np.float16 if halved else None).reshape(array.shape)
+            self._tensors.append(numpy_helper.from_array(stored, found.name))
+            self._constants[key] = found.cast(np.float32) if halved else found
         return self._constants[key]
 
     def external(self, name: str, array: Array, location: str, offset: int) -> Value:
@@ -168,7 +176,7 @@ class Graph:
 
     def scatter(self, size: int, index: Value, values: Value, reduction: str) -> Value:
         """(size,) zeros, to which values are added ('add') or among which the largest stay ('max')."""
-        zeros = self.constant(np.zeros(size, dtype=np.float32))
+        zeros = self.op("ConstantOfShape", self.constant(np.array([size])))
         return self.op("ScatterElements", zeros, index, values, axis=0, reduction=reduction)
 
     def bytes(self) -> bytes:

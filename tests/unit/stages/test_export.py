@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from bundles import KINDS
 from world import World, dcclctl, done
@@ -39,12 +40,29 @@ def test_a_bundle_is_evaluated_like_its_patches(shipped: Path) -> None:
 def test_score_of_a_bundle_is_that_of_its_patches(shipped: Path) -> None:
     lists = [done("score", ref, "--user=u3", store=shipped)["rankings"]["patched"] for ref in ("patches@2", "bundle@1")]
     assert [row["item_id"] for row in lists[0]] == [row["item_id"] for row in lists[1]]
-    np.testing.assert_allclose(*([row["logit"] for row in rows] for rows in lists), atol=1e-5)
+    np.testing.assert_allclose(*([row["score"] for row in rows] for rows in lists), atol=1e-5)
+
+
+def test_lists_of_a_bundle_are_those_of_its_patches(shipped: Path, tmp_path: Path) -> None:
+    """Also of users and events that came after the export."""
+    log = tmp_path / "new.csv"
+    rows = ["user_id,item_id,timestamp,rating"]
+    rows += [f"{user},i{item},{4_000_000_000 + item},5" for user, item in (("u1", 1), ("u1", 2), ("brand-new", 3))]
+    log.write_text("\n".join(rows))
+    for flags in (("--as-of=test",), (f"--log={log}", "--users=u1,u2,brand-new")):
+        tables = []
+        for reference in ("patches@2", "bundle@1"):
+            output = tmp_path / f"{reference}.parquet"
+            done("recommend", reference, *flags, "--top=7", "-o", output, "--threads=1", store=shipped)
+            tables.append(pl.read_parquet(output))
+        assert tables[0].height >= 21
+        assert tables[0].drop("score").equals(tables[1].drop("score"))
+        np.testing.assert_allclose(tables[0]["score"], tables[1]["score"], atol=1e-5)
 
 
 def test_names_of_a_bundle(shipped: Path) -> None:
     shown = dcclctl("artifacts", "list", "--kind=bundle", store=shipped).stdout
-    assert "bundle of patches@2: 80 items in fp32" in " ".join(shown.split())
+    assert "bundle of memory on din: 80 items in fp32" in " ".join(shown.split())
     lineage = dcclctl("artifacts", "lineage", "bundle@1", store=shipped).stdout
     assert "patches@2" in lineage and "memory@1" in lineage
 
@@ -70,6 +88,9 @@ def test_items_that_are_not_shipped_are_never_shown(shipped: Path, tmp_path: Pat
     assert device.unknown == 1 and device.items == [device.graphs.number["i3"]]
     top = done("export", "--items=top:5", store=shipped)
     assert Bundle(Store(shipped).resolve(top["ref"])).spec["items"] == {"shipped": 5, "of": 80}
+    lists = done("recommend", made["ref"], "--top=10", "-o", tmp_path / "lists.csv", "--threads=1", store=shipped)
+    assert lists["candidates"] == 3
+    assert set(pl.read_csv(tmp_path / "lists.csv")["item_id"]) <= {"i12", "i3", "i7"}
     evaluated = done("evaluate", made["ref"], "--threads=1", store=shipped)
     assert evaluated["subjects"] == [made["ref"]]
 

@@ -58,10 +58,11 @@ export class Graphs {
     graphs.number = new Map(graphs.ids.map((id, at) => [id, at]));
     graphs.items = tensorsOf(files['items.safetensors']);
     graphs.golden = tensorsOf(files['golden.safetensors']);
-    const options = {externalData: [{path: 'items.safetensors', data: files['items.safetensors']}]};
-    graphs.score = await ort.InferenceSession.create(files['score.onnx'], options);
-    const learn = files['learn.onnx'];
-    graphs.learn = learn ? await ort.InferenceSession.create(learn, options).catch(() => ort.InferenceSession.create(learn)) : null;
+    const open = name => ort.InferenceSession.create(files[name], {
+      externalData: graphs.spec.reads[name].map(path => ({path, data: files[path]})),
+    });
+    graphs.score = await open('score.onnx');
+    graphs.learn = files['learn.onnx'] ? await open('learn.onnx') : null;
     return graphs;
   }
 
