@@ -25,6 +25,7 @@ from dcclctl.devices.bundle.golden import GOLDEN_FILE, golden_vectors
 from dcclctl.devices.bundle.graph import Array, Graph
 from dcclctl.devices.bundle.score import Basis, DeviceMemory, DinGraph, Inputs, MemoryGraph, SasrecGraph, array
 from dcclctl.devices.bundle.serving import ReplayedDevices
+from dcclctl.devices.bundle.spec import SCHEMA_FILE, SPEC, BundleSpec, schema
 from dcclctl.devices.bundle.table import BASIS_FILE, ITEMS_FILE, Table, TableValues
 from dcclctl.devices.learner import NEGATIVES
 from dcclctl.devices.memory.features import STEPS, Memories
@@ -39,8 +40,6 @@ from dcclctl.models.din import Din
 from dcclctl.models.kind import open_backbone
 from dcclctl.models.sequence import Sasrec
 
-#: version of the layout; the runners refuse every other one
-SPEC = 1
 RUNNER = Path(__file__).with_name("device.py")
 WEB = Path(__file__).with_name("web")
 #: events that a ring holds without a memory, for a model that reads baskets: several a basket
@@ -106,10 +105,12 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
         columns |= _memory_columns(parts, memory)
     table = Table.of(columns, config.precision)
     basis = None if parts.basis is None else Basis.table(parts.basis, config.precision)
-    files = {ITEMS_FILE: table.bytes(), "score.onnx": _score_graph(parts, model, table, basis, memory, half)}
+    files = {SCHEMA_FILE: schema(), ITEMS_FILE: table.bytes()}
+    graphs = {"score.onnx": _score_graph(parts, model, table, basis, memory, half)}
     if basis is not None:
         files[BASIS_FILE] = basis.bytes()
-        files["learn.onnx"] = _learn_graph(parts, model, table, basis, half)
+        graphs["learn.onnx"] = _learn_graph(parts, model, table, basis, half)
+    files |= {name: graph.bytes() for name, graph in graphs.items()}
     items = cloud.dataset.items
     catalogue = {"items": items["item_id"].gather(shipped).to_list(), "names": items["name"].gather(shipped).to_list()}
     if parts.basis is not None and patches is not None:
@@ -119,11 +120,17 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
     files["runner/python/device.py"] = RUNNER.read_bytes()
     files |= {f"runner/web/{page.name}": page.read_bytes() for page in sorted(WEB.iterdir()) if page.is_file()}
     spec = _specification(parts, model, memory, config, table, files)
+    spec["graphs"] = {name: {"tables": graph.files, **graph.signature()} for name, graph in graphs.items()}
     with TemporaryDirectory() as folder:
-        write_folder(Path(folder), files | {BUNDLE_FILE: _json(spec | {"files": _listed(files)})})
+        write_folder(Path(folder), files | {BUNDLE_FILE: bundle_json(spec, files)})
         files[GOLDEN_FILE] = golden_vectors(ReplayedDevices(Graphs(folder), parts.log, parts.number, users_of(parts)))
-    files[BUNDLE_FILE] = _json(spec | {"files": _listed(files)})
+    files[BUNDLE_FILE] = bundle_json(spec, files)
     return files
+
+
+def bundle_json(spec: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
+    """The content of bundle.json: what is known of the bundle, and size and hash of its files."""
+    return _json(BundleSpec(**spec, files=_listed(files)).model_dump(exclude_unset=True))
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -224,7 +231,7 @@ def _memory_columns(parts: Parts, memory: DeviceMemory) -> dict[str, Array]:
 
 def _score_graph(
     parts: Parts, model: Din | Sasrec, table: Table, basis: Table | None, memory: DeviceMemory | None, half: bool
-) -> bytes:
+) -> Graph:
     graph = Graph("score", half)
     inputs = Inputs(graph)
     items = TableValues(graph, table)
@@ -238,14 +245,14 @@ def _score_graph(
         shape = ("C", model.hidden_2.in_features) if isinstance(model, Din) else (model.embedding_size,)
         graph.output("activations", below.activations, np.float32, *shape)
     graph.output("logits", logits, np.float32, "C")
-    return graph.bytes()
+    return graph
 
 
 def _basis(graph: Graph, parts: Parts, table: Table | None) -> Basis | None:
     return None if table is None or parts.basis is None else Basis(graph, table, parts.basis.shape.parts)
 
 
-def _learn_graph(parts: Parts, model: Din | Sasrec, table: Table, basis: Table, half: bool) -> bytes:
+def _learn_graph(parts: Parts, model: Din | Sasrec, table: Table, basis: Table, half: bool) -> Graph:
     graph = Graph("learn", half)
     inside = _basis(graph, parts, basis)
     assert parts.patches is not None and inside is not None
@@ -297,17 +304,12 @@ def _specification(
             **({} if patches is None else {"patches": patches.id}),
         },
         "precision": config.precision,
-        # graph → the tables that it reads in place
-        "reads": {
-            "score.onnx": [name for name in (ITEMS_FILE, BASIS_FILE) if name in files],
-            "learn.onnx": [name for name in (ITEMS_FILE if baskets else "", BASIS_FILE) if name in files],
-        },
         "repeats": log.repeats,
         "items": {"shipped": len(parts.shipped), "of": log.n_items},
         "sizes": sizes,
         "short_rings": users_with_short_rings(log, sizes["ring"], model.sizes.history) if baskets else 0,
         "constants": {"steps": STEPS},
-        "learning": {}
+        "learning": None
         if patches is None or basis is None
         else {
             "states": baskets,

@@ -17,6 +17,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def session(path: Path, threads: int = 1) -> ort.InferenceSession:
 
 
 def read_bundle(folder: Path) -> dict[str, Any]:
-    """bundle.json, after checking its version and the hash of every file that it lists."""
+    """bundle.json, after checking its version, its form, and the hash of every file that it lists."""
     try:
         spec = json.loads((folder / "bundle.json").read_bytes())
     except (OSError, ValueError) as error:
@@ -65,16 +66,67 @@ def read_bundle(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"{folder} has bundle version {found}; this runner reads {SPEC}. Use the runner inside the bundle."
         )
-    for name, record in spec["files"].items():
+    files = spec.get("files")
+    for name, record in files.items() if isinstance(files, dict) else ():
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file() or path.is_symlink():
             raise BundleError(f"{name} is missing from the bundle. Copy the whole folder again.")
         data = path.read_bytes()
-        if len(data) != record["bytes"] or hashlib.sha256(data).hexdigest() != record["sha256"]:
+        if not isinstance(record, dict) or hashlib.sha256(data).hexdigest() != record.get("sha256"):
             raise BundleError(
                 f"{name} is cut or changed: its hash is not the one in bundle.json. Copy the bundle again."
             )
+    try:
+        schema = json.loads((folder / "bundle.schema.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"bundle.schema.json is missing or cut ({error}). Copy the whole folder again.") from error
+    if wrong := misfit(spec, schema, schema.get("$defs", {})):
+        raise BundleError(f"bundle.json is damaged: {wrong}. Copy the bundle again.")
     return spec
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+
+def misfit(value: Any, schema: dict[str, Any], parts: dict[str, Any], at: str = "") -> str:
+    """Where a document does not fit its JSON Schema, or ''; of the standard's words those that bundle.schema.json uses."""
+    if "$ref" in schema:
+        return misfit(value, parts[schema["$ref"].rpartition("/")[2]], parts, at)
+    if "anyOf" in schema:
+        found = [misfit(value, each, parts, at) for each in schema["anyOf"]]
+        return "" if "" in found else found[0]
+    kinds = _KINDS.get(schema.get("type", ""), (object,))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds and object not in kinds):
+        return f"{at or 'it'} is no {schema['type']}"
+    if value not in schema.get("enum", [value]) or value != schema.get("const", value):
+        return f"{at} is {value!r}"
+    if isinstance(value, (int, float)) and value < schema.get("minimum", value):
+        return f"{at} is less than {schema['minimum']}"
+    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
+        return f"{at} is not like {schema['pattern']}"
+    inside: list[tuple[str, Any, Any]] = []
+    if isinstance(value, list):
+        inside = [(f"{at}[{place}]", each, schema.get("items", True)) for place, each in enumerate(value)]
+    if isinstance(value, dict):
+        missing = [name for name in schema.get("required", ()) if name not in value]
+        if missing:
+            return f"{at + ': ' if at else ''}{missing[0]} is missing"
+        known, other = schema.get("properties", {}), schema.get("additionalProperties", True)
+        inside = [(f"{at}.{name}".lstrip("."), each, known.get(name, other)) for name, each in value.items()]
+    for place, each, wanted in inside:
+        if wanted is False:
+            return f"{place} is unknown"
+        if wanted is not True and (wrong := misfit(each, wanted, parts, place)):
+            return wrong
+    return ""
 
 
 class Graphs:

@@ -4,6 +4,7 @@ The graphs are small, so written by hand they are shorter and clearer than what 
 every operator is one that ONNX Runtime has for Python and for the browser.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -102,10 +103,14 @@ class Graph:
 
     Args:
         half: store large constants as float16; they are still calculated with in float32.
+
+    Attributes:
+        files: beside the graph, whose bytes it reads in place.
     """
 
     def __init__(self, name: str, half: bool = False) -> None:
         self.name, self.half = name, half
+        self.files: list[str] = []
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: dict[str, onnx.ValueInfoProto] = {}
         self._outputs: dict[str, onnx.ValueInfoProto] = {}
@@ -148,6 +153,8 @@ class Graph:
         """
         from onnx import TensorProto
 
+        if location not in self.files:
+            self.files.append(location)
         tensor = TensorProto(name=name, data_type=_kind(array.dtype), dims=array.shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", location), ("offset", str(offset)), ("length", str(array.nbytes))):
@@ -179,6 +186,10 @@ class Graph:
         zeros = self.op("ConstantOfShape", self.constant(np.array([size])))
         return self.op("ScatterElements", zeros, index, values, axis=0, reduction=reduction)
 
+    def signature(self) -> dict[str, list[dict[str, Any]]]:
+        """Names, types and shapes of inputs and outputs, in order."""
+        return {"inputs": _described(self._inputs.values()), "outputs": _described(self._outputs.values())}
+
     def bytes(self) -> bytes:
         """The finished graph as the content of an .onnx file; equal graphs have equal bytes."""
         from onnx import helper
@@ -190,6 +201,19 @@ class Graph:
         model.ir_version = _IR_VERSION
         found: bytes = model.SerializeToString(deterministic=True)
         return found
+
+
+def _described(tensors: "Iterable[onnx.ValueInfoProto]") -> list[dict[str, Any]]:
+    from onnx import helper
+
+    return [
+        {
+            "name": each.name,
+            "type": helper.tensor_dtype_to_np_dtype(each.type.tensor_type.elem_type).name,
+            "shape": [size.dim_param or size.dim_value for size in each.type.tensor_type.shape.dim],
+        }
+        for each in tensors
+    ]
 
 
 def _kind(dtype: "np.dtype[Any]") -> int:

@@ -9,7 +9,7 @@ H1 and H2 hidden units, R bottleneck.
 
 import numpy as np
 
-from dcclctl.devices.bundle.graph import Array, Value
+from dcclctl.devices.bundle.graph import Array, Graph, Value
 from dcclctl.devices.bundle.score import Basis, array
 from dcclctl.devices.bundle.table import TableValues
 from dcclctl.devices.settings import LocalSettings
@@ -19,7 +19,7 @@ from dcclctl.models.din import Din
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
 
-def din_step(model: Din, basis: Basis, mean: Array, settings: LocalSettings) -> bytes:
+def din_step(model: Din, basis: Basis, mean: Array, settings: LocalSettings) -> Graph:
     """One step for a patch inside a DIN; the basis is of the graph that becomes the result.
 
     Inputs: theta, first, second (K,), step (1 for the first), activations (N, H1), labels and weights (N,).
@@ -51,10 +51,10 @@ def din_step(model: Din, basis: Basis, mean: Array, settings: LocalSettings) -> 
     g_d1 = (g_a2 @ up_1) * (1.0 - s1 * s1)
     pieces = [g_d1.t @ z1, g_up_1, g_d2.t @ z2, g_up_2, g_out, residual.sum(0, keep=True)]
     _adam(theta, pieces, basis, mean, settings)
-    return graph.bytes()
+    return graph
 
 
-def state_step(items: TableValues, basis: Basis, mean: Array, settings: LocalSettings) -> bytes:
+def state_step(items: TableValues, basis: Basis, mean: Array, settings: LocalSettings) -> Graph:
     """One step for a patch after a sequence encoder; `items` and `basis` are of the graph that becomes the result.
 
     Inputs: theta, first, second (K,), step, activations (E, D) states, candidates (E, C), labels and weights (E, C).
@@ -75,7 +75,7 @@ def state_step(items: TableValues, basis: Basis, mean: Array, settings: LocalSet
     g_state = (residual.unsqueeze(1) @ rows).reshape(0, -1)  # (E, D)
     g_down = ((g_state @ patch["up"]) * (1.0 - s * s)).t @ states
     _adam(theta, [g_down, g_state.t @ s, g_state.sum(0)], basis, mean, settings)
-    return graph.bytes()
+    return graph
 
 
 def _adam(theta: Value, pieces: list[Value], basis: Basis, mean: Array, settings: LocalSettings) -> None:

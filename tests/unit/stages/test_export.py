@@ -3,6 +3,7 @@
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -135,6 +136,10 @@ def test_a_budget_is_measured_and_held(shipped: Path, tmp_path: Path) -> None:
     made = done("export", "patches@2", "--measure", "-o", tmp_path / "measured", store=shipped)
     measured = made["measured"]
     assert measured["download_bytes"] == made["bytes"]["shared"] + made["bytes"]["items"]
+    assert 0 < measured["ram_own_bytes"] < measured["ram_bytes"]
+    assert measured["microjoules"] == pytest.approx(
+        (4.6 * measured["macs"] + 162.5 * measured["moved_bytes"]) / 1e6, abs=0.1
+    )
     assert measured["milliseconds"]["300"]["p95"] >= measured["milliseconds"]["20"]["p50"] > 0
     assert json.loads((tmp_path / "measured" / "bundle.json").read_bytes())["measured"] == measured
     Graphs(tmp_path / "measured")
@@ -171,6 +176,38 @@ def test_a_document_that_is_no_bundle(document: str, said: str, tmp_path: Path) 
     (tmp_path / "bundle.json").write_text(document)
     with pytest.raises(BundleError, match=said):
         Graphs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("sizes", "ring"), None, "sizes.ring is no integer"),
+        (("sizes", "ring"), 0, "sizes.ring is less than 1"),
+        (("sizes", "ring"), True, "sizes.ring is no integer"),
+        (("precision",), "int4", "precision is 'int4'"),
+        (("graphs", "score.onnx", "inputs", 0, "shape"), [[]], "shape"),
+        (("id",), "../x", "id is not like"),
+        (("learning",), {"states": True}, "learning: steps is missing"),
+        (("run",), "rm", "run is unknown"),
+    ],
+)
+def test_a_damaged_document_is_refused_like_the_schema_does(
+    shipped: Path, place: tuple[str | int, ...], value: Any, said: str, tmp_path: Path
+) -> None:
+    validators = pytest.importorskip("jsonschema")
+    done("export", "patches@2", "-o", tmp_path / "bundle", store=shipped)
+    path = tmp_path / "bundle" / "bundle.json"
+    document = json.loads(path.read_bytes())
+    schema = validators.Draft202012Validator(json.loads((tmp_path / "bundle" / "bundle.schema.json").read_bytes()))
+    assert schema.is_valid(document)
+    inside = document
+    for name in place[:-1]:
+        inside = inside[name]
+    inside[place[-1]] = value
+    assert not schema.is_valid(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=said):
+        Graphs(tmp_path / "bundle")
 
 
 def test_a_state_of_another_bundle_is_refused(shipped: Path, tmp_path: Path) -> None:

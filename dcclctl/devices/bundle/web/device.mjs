@@ -59,7 +59,7 @@ export class Graphs {
     graphs.items = tensorsOf(files['items.safetensors']);
     graphs.golden = tensorsOf(files['golden.safetensors']);
     const open = name => ort.InferenceSession.create(files[name], {
-      externalData: graphs.spec.reads[name].map(path => ({path, data: files[path]})),
+      externalData: graphs.spec.graphs[name].tables.map(path => ({path, data: files[path]})),
     });
     graphs.score = await open('score.onnx');
     graphs.learn = files['learn.onnx'] ? await open('learn.onnx') : null;
