@@ -1,5 +1,7 @@
 """`export`: what is written, what is refused, and a bundle as a subject of other commands."""
 
+import importlib
+import importlib.util
 import json
 import zipfile
 from pathlib import Path
@@ -11,8 +13,11 @@ import pytest
 from bundles import KINDS
 from world import World, dcclctl, done
 
-from dcclctl.artifacts import Bundle
+import dcclctl as api
+from dcclctl.artifacts import Bundle, PatchSet
+from dcclctl.devices import bundle as room
 from dcclctl.devices.bundle.device import BundleError, Device, Graphs
+from dcclctl.errors import UsageError
 from dcclctl.store.store import Store
 
 
@@ -59,6 +64,22 @@ def test_lists_of_a_bundle_are_those_of_its_patches(shipped: Path, tmp_path: Pat
         assert tables[0].height >= 21
         assert tables[0].drop("score").equals(tables[1].drop("score"))
         np.testing.assert_allclose(tables[0]["score"], tables[1]["score"], atol=1e-5)
+
+
+def test_a_bundle_from_python(shipped: Path, tmp_path: Path) -> None:
+    store = Store(shipped)
+    patches = PatchSet(store.resolve("patches@2"))
+    bundle = api.export(patches, to=tmp_path / "bundle", user="u3")
+    assert bundle.ref == "bundle@1" and (tmp_path / "bundle" / "user.json").is_file()
+    lists = [api.recommend(model, users="u3", threads=1).lists for model in (bundle, patches)]
+    assert lists[0].drop("score").equals(lists[1].drop("score"))
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    with pytest.raises(UsageError, match="onnxruntime"):
+        importlib.reload(room)
 
 
 def test_names_of_a_bundle(shipped: Path) -> None:
