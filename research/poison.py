@@ -1,6 +1,6 @@
 """How much a minority of dishonest devices moves the distilled model: a table in research/results/bundles.md.
 
-    python research/poison.py --out results/ [--log ml-100k] [--seed 0]
+    python research/poison.py --out results/ [--log ml-100k] [--shares 0.01,0.05,0.2]
 
 Honest devices send the θ̂ that `patch --method metapatch` learns (what the runner learns on a device is the same). A share
 of the devices, chosen at random, sends something else, and the cloud model is distilled from what `collect` makes of it:
@@ -26,7 +26,6 @@ from dcclctl.metrics.significance import compare
 from dcclctl.stages.export import token_of
 from dcclctl.store.store import Store
 
-SHARES = (0.01, 0.05, 0.2)
 ATTACKS = ("scaled", "flipped", "colluding")
 #: of the bound; `collect` rejects from ten times on
 _FAR = 9.0
@@ -45,7 +44,7 @@ def poisoned(theta: np.ndarray, mean: np.ndarray, bound: float, attack: str, sha
     return sent
 
 
-def study(run: Runner, dataset: str, seed: int, out: Path) -> str:
+def study(run: Runner, dataset: str, seed: int, out: Path, shares: list[float]) -> str:
     """The table, in Markdown."""
     s = ["--seed", str(seed)]
     cloud = run("train", "train", "--dataset", dataset, *s)
@@ -71,7 +70,7 @@ def study(run: Runner, dataset: str, seed: int, out: Path) -> str:
     models = {"clean": distilled("clean", theta)}
     bound = float(models["clean"][1]["bound"])  # type: ignore[arg-type]
     for attack in ATTACKS:
-        for share in SHARES:
+        for share in shares:
             sent = poisoned(theta, mean, bound, attack, share, seed)
             models[f"{attack} {share:.0%}"] = distilled(f"{attack} {share:.0%}", sent)
         models[f"{attack} {share:.0%}, no bound"] = distilled(
@@ -100,12 +99,13 @@ def main() -> None:
     parser.add_argument("--log", default="ml-100k")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shares", default="0.01,0.05,0.2", help="of dishonest devices; the last one also without a bound")
     parser.add_argument("--data", type=Path, default=DATA)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     run = Runner(options.out / f"{options.log}.poison.store", 1)
     dataset = run("ingest", "ingest", *ingest_arguments(options.data)[options.log])
-    text = study(run, dataset, options.seed, options.out)
+    text = study(run, dataset, options.seed, options.out, [float(share) for share in options.shares.split(",")])
     (options.out / f"{options.log}.poison.md").write_text(text)
     print(text)
 

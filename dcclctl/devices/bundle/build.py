@@ -103,7 +103,8 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
     memory = None if patches is None or patches.memory is None else _memory(parts)
     if memory is not None:
         columns |= _memory_columns(parts, memory)
-    table = Table.of(columns, config.precision)
+    # a row of means has numbers of very different sizes, which one factor for all of them would blur
+    table = Table.of(columns, config.precision, halves=("mean",))
     basis = None if parts.basis is None else Basis.table(parts.basis, config.precision)
     files = {SCHEMA_FILE: schema(), ITEMS_FILE: table.bytes()}
     graphs = {"score.onnx": _score_graph(parts, model, table, basis, memory, half)}
@@ -139,6 +140,12 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+
+
+def _identity(files: Mapping[str, bytes]) -> str:
+    """A hash of all that gives a state on a device its meaning: graphs, tables and ids of the items."""
+    named = (name for name in sorted(files) if name.endswith((".onnx", ".safetensors")) or name == "catalogue.json")
+    return hashlib.sha256(b"".join(hashlib.sha256(files[name]).digest() for name in named)).hexdigest()
 
 
 def _listed(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
@@ -295,7 +302,7 @@ def _specification(
     }
     return {
         "spec": SPEC,
-        "id": hashlib.sha256(files["score.onnx"] + files[ITEMS_FILE]).hexdigest(),
+        "id": _identity(files),
         "model": cloud.model,
         "method": "" if patches is None else patches.method,
         "parents": {

@@ -159,6 +159,8 @@ class Device:
         self.graphs = bundle if isinstance(bundle, Graphs) else Graphs(bundle)
         spec, user = self.graphs.spec, user or {}
         sizes = spec["sizes"]
+        if user.get("bundle", spec["id"]) != spec["id"]:
+            raise BundleError("The user's file is of another bundle. Export it again, with this bundle.")
         self.capacity: int = sizes["ring"]
         self.items: list[int] = []  # newest last
         self.times: list[float] = []
@@ -374,20 +376,29 @@ class Device:
         Raises:
             BundleError: the state is of another bundle, or damaged.
         """
-        state = json.loads(Path(path).read_bytes())
         device = cls(bundle)
-        if state.get("bundle") != device.graphs.spec["id"]:
-            raise BundleError(
-                "The saved state is of another bundle: its item numbers mean other items. Start from user.json."
-            )
-        device.items, device.times, device.seen = state["items"], state["times"], state["seen"]
-        device.unknown, device.patched, device.counted = state["unknown"], state["patched"], state["counted"]
-        device.profile = np.array(state["profile"], dtype=np.int64)
-        device.theta = np.array(state["theta"], dtype=np.float32)
-        first, second, done = state["moments"]
-        device.moments = (np.array(first, dtype=np.float32), np.array(second, dtype=np.float32), done)
-        device.kept = np.array(state["kept"], dtype=np.int8).reshape(device.kept.shape)
+        try:
+            state = json.loads(Path(path).read_bytes())
+            if state["bundle"] != device.graphs.spec["id"]:
+                raise BundleError(
+                    "The saved state is of another bundle: its item numbers mean other items. Start from user.json."
+                )
+            device._restore(state)
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{path} is cut or damaged ({error!r}). Start from user.json.") from error
         return device
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        numbers, times = [int(item) for item in state["items"]], [float(time) for time in state["times"]]
+        if len(numbers) != len(times) or not all(0 <= number < len(self.graphs.item_ids) for number in numbers):
+            raise ValueError("items that are not in the bundle")
+        self.items, self.times, self.seen = numbers, times, int(state["seen"])
+        self.unknown, self.patched, self.counted = state["unknown"], bool(state["patched"]), bool(state["counted"])
+        self.profile = np.array(state["profile"], dtype=np.int64).reshape(self.profile.shape)
+        self.theta = np.array(state["theta"], dtype=np.float32).reshape(self.theta.shape)
+        first, second, done = state["moments"]
+        self.moments = (np.array(first, dtype=np.float32), np.array(second, dtype=np.float32), int(done))
+        self.kept = np.array(state["kept"], dtype=np.int8).reshape(self.kept.shape)
 
 
 # -- negatives: the same draws as in the cloud, see dcclctl/events/sampling.py
@@ -462,6 +473,8 @@ def main() -> int:
     options = parser.parse_args()
     try:
         user = json.loads(options.user.read_bytes()) if options.user else {}
+        if not isinstance(user, dict):
+            raise BundleError(f"{options.user} is no file of a user. Export it: dcclctl export -o FOLDER --user ID")
         device = Device(options.bundle, user)
         events = read_log(options.log) if options.log else []
         if options.learn:
@@ -476,7 +489,7 @@ def main() -> int:
             device.save(options.state)
         for item, logit in device.recommend(options.top) if options.top else []:
             print(f"{item}\t{logit:.4f}")
-    except (BundleError, OSError, ValueError, KeyError) as error:
+    except (BundleError, OSError, ValueError, KeyError, IndexError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
     return 0

@@ -33,11 +33,16 @@ class Table:
     file: str = ITEMS_FILE
 
     @classmethod
-    def of(cls, columns: Mapping[str, Array], precision: Precision, file: str = ITEMS_FILE) -> "Table":
+    def of(
+        cls, columns: Mapping[str, Array], precision: Precision, file: str = ITEMS_FILE, halves: Collection[str] = ()
+    ) -> "Table":
         """The table in a precision.
 
         A float column of several numbers becomes bytes with a factor for each row (int8), one of a single number
         float16 at least.
+
+        Args:
+            halves: columns that are float16 where others are bytes.
         """
         stored: dict[str, Array] = {}
         for name, column in columns.items():
@@ -45,7 +50,7 @@ class Table:
                 stored[name] = column.astype(np.uint16 if column.max(initial=0) < _SHORT else np.int32)
             elif precision == "fp32":
                 stored[name] = column.astype(np.float32)
-            elif precision == "fp16" or column.ndim == 1:
+            elif precision == "fp16" or column.ndim == 1 or name in halves:
                 stored[name] = column.astype(np.float16)
             else:
                 # the factor is rounded first, so that what is stored is what the graph multiplies with

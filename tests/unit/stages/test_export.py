@@ -97,7 +97,7 @@ def test_fewer_bytes_change_the_logits_little(shipped: Path, precision: str, tmp
     user = {"patched": True, "counted": True, "events": [[f"i{at}", at] for at in range(5, 25)]}
     numbers = np.arange(80)
     logits = [Device(Graphs(bundle.artifact.path), user).logits(numbers) for bundle in (full, small)]
-    assert 0 < np.abs(logits[0] - logits[1]).max() < (0.01 if precision == "fp16" else 0.1) * np.abs(logits[0]).max()
+    assert 0 < np.abs(logits[0] - logits[1]).max() < (0.01 if precision == "fp16" else 0.03) * np.abs(logits[0]).max()
 
 
 def test_items_that_are_not_shipped_are_never_shown(shipped: Path, tmp_path: Path) -> None:
@@ -241,3 +241,10 @@ def test_a_state_of_another_bundle_is_refused(shipped: Path, tmp_path: Path) -> 
         Device.load(Graphs(other.artifact.path), tmp_path / "state.json")
     with pytest.raises(BundleError, match="another bundle"):
         Device(first, {"theta": [1.0, 2.0]})
+    with pytest.raises(BundleError, match="another bundle"):
+        Device(first, {"bundle": other.spec["id"]})
+    state = json.loads((tmp_path / "state.json").read_text())
+    for damaged in ("", "[]", {**state, "items": [10**6, 1]}, {**state, "kept": [1]}, {**state, "moments": None}):
+        (tmp_path / "damaged.json").write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
+        with pytest.raises(BundleError, match="cut or damaged"):
+            Device.load(first, tmp_path / "damaged.json")

@@ -55,6 +55,7 @@ export class Graphs {
     const catalogue = json(files['catalogue.json']);
     graphs.ids = catalogue.items;
     graphs.names = catalogue.names;
+    graphs.drawn = catalogue.drawn;
     graphs.number = new Map(graphs.ids.map((id, at) => [id, at]));
     graphs.items = tensorsOf(files['items.safetensors']);
     graphs.golden = tensorsOf(files['golden.safetensors']);
@@ -206,9 +207,12 @@ export class Device {
       const before = this.theta;
       const parts = {activations: [], candidates: [], labels: [], weights: []};
       const newest = this.events.slice(-events);
+      const chosen = new Set(newest.map(event => event.number));
+      const free = this.graphs.drawn.filter(number => !chosen.has(number));
+      const pool = free.length ? free : this.graphs.drawn;
       for (const event of newest) {
         const candidates = [event.number];
-        while (candidates.length <= negatives) candidates.push(Math.floor(Math.random() * this.graphs.ids.length));
+        while (candidates.length <= negatives) candidates.push(pool[Math.floor(Math.random() * pool.length)]);
         const {activations} = await this.run(candidates, event.time);
         parts.activations.push(...activations.data);
         parts.candidates.push(...candidates);
