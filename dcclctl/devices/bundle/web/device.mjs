@@ -101,6 +101,7 @@ function rounded(value) {
 // One user's device. Every event is appended to IndexedDB, so that a reload or a second tab sees the same user.
 export class Device {
   static async open(graphs, user) {
+    if (user?.bundle && user.bundle !== graphs.spec.id) throw new BundleError('user.json is of another bundle. Export it again.');
     const device = new Device();
     device.graphs = graphs;
     device.database = await database(`dcclctl ${graphs.spec.id}${user ? ' ' + await sha256(new TextEncoder().encode(JSON.stringify(user))) : ''}`);
