@@ -5,6 +5,7 @@ from typing import Any
 from dcclctl.version import __version__ as __version__
 
 __all__ = [
+    "Bundle",
     "CloudModel",
     "Dataset",
     "Evaluation",
@@ -13,8 +14,10 @@ __all__ = [
     "Recommendations",
     "Store",
     "Tuning",
+    "collect",
     "distill",
     "evaluate",
+    "export",
     "find_leaks",
     "ingest",
     "memory",

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dcclctl import artifacts
-from dcclctl.artifacts import Dataset, Evaluation, Memory, Recommendations, Tuning
+from dcclctl.artifacts import Bundle, Dataset, Evaluation, Memory, Recommendations, Tuning
 from dcclctl.artifacts.handle import Handle
 from dcclctl.audit.finding import Finding
 from dcclctl.compute import no_progress
@@ -150,7 +150,7 @@ def distill(patches: artifacts.PatchSet, *, student: artifacts.CloudModel | None
 
 
 #: a model, its reference, or its trainings
-_Model = artifacts.CloudModel | artifacts.PatchSet | str | Sequence[artifacts.CloudModel | artifacts.PatchSet]
+_Model = artifacts.CloudModel | artifacts.PatchSet | Bundle | str | Sequence[artifacts.CloudModel | artifacts.PatchSet]
 
 
 def evaluate(
@@ -207,12 +207,15 @@ def tune(
 
 
 def recommend(
-    model: "artifacts.CloudModel | artifacts.PatchSet", *, log: str | Path | Sequence[str | Path] = (), **settings: Any
+    model: "artifacts.CloudModel | artifacts.PatchSet | Bundle",
+    *,
+    log: str | Path | Sequence[str | Path] = (),
+    **settings: Any,
 ) -> Recommendations:
     """Make the lists of many users, after each user's last event.
 
     Args:
-        model: a cloud model or patches. log: new events of known and new users, in the form of the dataset's own log.
+        model: a cloud model, patches or a bundle. log: new events of known and new users, in the form of the dataset's own log.
         settings: of `dcclctl recommend`, e.g. users="tail", top=20, candidates="@in-stock.txt", as_of="test".
 
     Returns:
@@ -223,6 +226,44 @@ def recommend(
     """
     logs = [log] if isinstance(log, str | Path) else log
     return _recommend(_subject(model, model.store), settings, _run(settings), [Path(path) for path in logs])
+
+
+def export(
+    model: "artifacts.CloudModel | artifacts.PatchSet", *, to: str | Path | None = None, user: str = "", **settings: Any
+) -> Bundle:
+    """Write what a device needs to run patches, or a cloud model alone.
+
+    Args:
+        model: what to ship. to: also write it to this new folder, or .zip file.
+        user: with `to`, also write user.json, what the device of this user alone is sent.
+        settings: of `dcclctl export`, e.g. items="top:5000", precision="int8".
+
+    Raises:
+        UsageError: a model without a graph, unknown items or user, a place that exists, or a missing package.
+    """
+    from dcclctl.stages.export import export as run  # needs the packages of the extra `bundle`
+    from dcclctl.stages.export import write_bundle
+
+    bundle = run(model, settings, _run(settings))
+    if to is not None:
+        write_bundle(bundle, Path(to), user)
+    return bundle
+
+
+def collect(bundle: Bundle, uplinks: str | Path | Sequence[str | Path], **settings: Any) -> PatchSet:
+    """Make patches of what devices learned and sent back; uplinks that cannot be trusted are rejected.
+
+    Args:
+        bundle: what the devices have. uplinks: files or folders of what they sent.
+        settings: of `dcclctl collect`, e.g. max_norm=3.0.
+
+    Raises:
+        UsageError: a bundle whose devices learn nothing, or no such file. DataError: no uplink can be used.
+    """
+    from dcclctl.stages.collect import collect as run  # needs the packages of the extra `bundle`
+
+    paths = [uplinks] if isinstance(uplinks, str | Path) else uplinks
+    return PatchSet(run(bundle, [Path(path) for path in paths], settings, _run(settings)).artifact)
 
 
 def write_report(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
@@ -274,4 +315,6 @@ def _subject(model: Any, store: Store) -> Subject:
         return Subject(model.cloud, model)
     if isinstance(model, artifacts.CloudModel):
         return Subject(model)
+    if isinstance(model, Bundle):
+        return Subject(model.cloud, model.patches, "", model)
     return Subject.of(str(model), store)

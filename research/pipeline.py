@@ -61,7 +61,7 @@ class Runner:
             raise RuntimeError(f"{name} is {' '.join(self.asked[name])} already, not {command} {' '.join(arguments)}")
         if name in self.made:
             return self.made[name]
-        compute = ["--threads", str(self.threads)] if command not in ("ingest", "memory") else []
+        compute = ["--threads", str(self.threads)] if command not in ("ingest", "memory", "export", "collect") else []
         line = [sys.executable, "-m", "dcclctl", command, *arguments, *compute, "--store", str(self.store), "--json"]
         started = time.perf_counter()
         done = subprocess.run(line, cwd=HERE, capture_output=True, text=True, check=False)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from dcclctl.artifacts.bundle import Bundle
 from dcclctl.artifacts.cloud import CloudModel
 from dcclctl.artifacts.handle import Handle, check_same
 from dcclctl.artifacts.patches import PatchSet
@@ -20,7 +21,7 @@ _NUMBER: Final = r"^[+-]?\d+(\.\d+)?$"
 
 
 class Recommendations(Handle):
-    """The lists of many users, made by one cloud model or set of patches.
+    """The lists of many users, made by one cloud model, set of patches or bundle.
 
     Raises:
         ArtifactError: the lists and their model do not belong together.
@@ -29,7 +30,9 @@ class Recommendations(Handle):
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact)
         model = artifact.input("model")
-        self.model: CloudModel | PatchSet = CloudModel(model) if model.kind == "cloud" else PatchSet(model)
+        kinds: dict[str, type[CloudModel] | type[PatchSet] | type[Bundle]]
+        kinds = {"cloud": CloudModel, "patches": PatchSet, "bundle": Bundle}
+        self.model = kinds[model.kind](model)
         below = self.model if isinstance(self.model, CloudModel) else self.model.cloud
         check_same("the id map", artifact, artifact.facts["id_map"], below.artifact, below.dataset.id_map)
 

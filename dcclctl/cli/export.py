@@ -31,7 +31,7 @@ def export(
         ),
     ] = "",
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure bytes and milliseconds on this machine, on one thread.")
+        bool, typer.Option("--measure", help="Measure bytes, milliseconds and memory on this machine, on one thread.")
     ] = False,
     max_bytes: Annotated[
         int,
@@ -87,6 +87,11 @@ def _show(call: Call, made: "Bundle", budget: "Budget | None") -> None:
         f"{facts['items']:,} items of {made.spec['items']['of']:,}, {facts['bytes_per_item']:,} bytes each in "
         f"{made.spec['precision']}; graphs {size['shared']:,} bytes; at most {size['user']:,} bytes of its user on a device"
     )
+    if made.spec["short_rings"]:
+        line(
+            f"{made.spec['short_rings']:,} users have more events in their newest {made.spec['sizes']['history']} baskets "
+            f"than a device's ring of {made.spec['sizes']['ring']:,} holds; their devices read fewer baskets"
+        )
     if budget is None:
         return
     for count, spent in budget.milliseconds.items():
@@ -94,3 +99,16 @@ def _show(call: Call, made: "Bundle", budget: "Budget | None") -> None:
     line(f"opening the graphs and the first ranking: {budget.open_milliseconds:.0f} ms")
     if budget.learning_step_milliseconds is not None:
         line(f"one learning step on 50 rows: {budget.learning_step_milliseconds:.2f} ms")
+    if budget.ram_bytes is not None and budget.ram_own_bytes is not None:
+        line(
+            f"memory: {budget.ram_bytes / 1e6:.0f} MB with Python and ONNX Runtime, of which {budget.ram_own_bytes / 1e6:.1f} MB "
+            "for the bundle"
+        )
+    line(
+        f"ranking 300 items takes {budget.macs / 1e6:.1f} million multiplications and moves {budget.moved_bytes / 1e6:.1f} MB: "
+        f"about {budget.microjoules:,.0f} µJ (for comparison, not measured)"
+    )
+    line(
+        f"an event writes {budget.written_bytes:,} bytes to the device's disk"
+        + (f"; a round sends {budget.uplink_bytes:,} bytes of θ̂" if budget.uplink_bytes else "")
+    )

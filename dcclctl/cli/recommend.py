@@ -23,7 +23,8 @@ def recommend(
     reference: Annotated[
         str,
         typer.Argument(
-            metavar="REF", help="Patches (patches: the newest), a cloud model, cloud@N+encoder, or patches@N+mean."
+            metavar="REF",
+            help="Patches (patches: the newest), a cloud model, a bundle, cloud@N+encoder, or patches@N+mean.",
         ),
     ],
     output: Annotated[

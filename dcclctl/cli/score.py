@@ -20,7 +20,8 @@ def score(
     reference: Annotated[
         str,
         typer.Argument(
-            metavar="REF", help="Patches (patches: the newest), a cloud model, cloud@N+encoder, or patches@N+mean."
+            metavar="REF",
+            help="Patches (patches: the newest), a cloud model, a bundle, cloud@N+encoder, or patches@N+mean.",
         ),
     ],
     user: Annotated[

@@ -156,6 +156,10 @@ class Lister:
         self.log, self.rows = at_moment(log, users, rules.as_of)
         self.backbone = open_backbone(subject.cloud, device, self.log)
         self.served = serve(subject, self.backbone, settings.unpatched, settings.seed)
+        if subject.bundle is not None:  # a device cannot show what it does not hold
+            shipped = subject.bundle.users()["number"].numpy() >= 0
+            held = shipped if rules.candidates is None else shipped & rules.candidates
+            self.rules = rules = replace(rules, candidates=held)
         #: (C,) items that are scored, ascending; None: the whole catalogue
         self.items: Int[Tensor, "C"] | None = None
         if rules.candidates is not None and rules.candidates.mean() < _FEW:
@@ -227,7 +231,7 @@ class Lister:
             users: the lister's users: user_index, user_id, group.
         """
         heads = {"cloud": self.backbone.head}
-        if self.subject.patches is not None or self.subject.suffix:
+        if self.subject.patches is not None or self.subject.suffix or self.subject.bundle is not None:
             heads["patched"] = self.served.head
         found = {}
         # one by one: a list is shown for few users, and their histories are of different lengths

@@ -31,7 +31,7 @@ def recommend(
     """Make the lists of many users; each user's is what `score` shows of that user at the same moment.
 
     Args:
-        subject: a cloud model or patches. settings: see RecommendConfig. run: how to run.
+        subject: a cloud model, patches or a bundle. settings: see RecommendConfig. run: how to run.
         logs: new events of known and new users, read as the dataset's own log was.
 
     Raises:
@@ -67,7 +67,9 @@ def recommend(
             facts = _write(work, lister, people, users, config, run.on_progress)
             facts |= {
                 "id_map": dataset.id_map,
-                "candidates": dataset.items.height if rules.candidates is None else int(rules.candidates.sum()),
+                "candidates": dataset.items.height
+                if lister.rules.candidates is None
+                else int(lister.rules.candidates.sum()),
                 "unknown_candidates": len(unknown),
                 "newest_event": people.newest if dataset.facts["time_kind"] == "ordinal" else iso(people.newest),
                 "log": people.facts,

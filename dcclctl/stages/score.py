@@ -24,7 +24,7 @@ def score(
     """Rank all items for some users; each list is what `recommend` makes for the same moment.
 
     Args:
-        subject: a cloud model or patches. user_ids: outside ids.
+        subject: a cloud model, patches or a bundle. user_ids: outside ids.
         settings: see ScoreConfig. config_file: TOML. logs: new events, as for `recommend`.
 
     Returns:

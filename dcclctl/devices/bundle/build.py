@@ -23,9 +23,10 @@ from dcclctl.devices.bundle import learn
 from dcclctl.devices.bundle.device import Graphs
 from dcclctl.devices.bundle.golden import GOLDEN_FILE, golden_vectors
 from dcclctl.devices.bundle.graph import Array, Graph
-from dcclctl.devices.bundle.items import ITEMS_FILE, ItemTable, ItemValues
-from dcclctl.devices.bundle.score import DeviceMemory, DinGraph, Inputs, MemoryGraph, SasrecGraph, array
+from dcclctl.devices.bundle.score import Basis, DeviceMemory, DinGraph, Inputs, MemoryGraph, SasrecGraph, array
 from dcclctl.devices.bundle.serving import ReplayedDevices
+from dcclctl.devices.bundle.spec import SCHEMA_FILE, SPEC, BundleSpec, schema
+from dcclctl.devices.bundle.table import BASIS_FILE, ITEMS_FILE, Table, TableValues
 from dcclctl.devices.learner import NEGATIVES
 from dcclctl.devices.memory.features import STEPS, Memories
 from dcclctl.devices.memory.method import patch_of, statistics_of
@@ -39,8 +40,6 @@ from dcclctl.models.din import Din
 from dcclctl.models.kind import open_backbone
 from dcclctl.models.sequence import Sasrec
 
-#: version of the layout; the runners refuse every other one
-SPEC = 1
 RUNNER = Path(__file__).with_name("device.py")
 WEB = Path(__file__).with_name("web")
 #: events that a ring holds without a memory, for a model that reads baskets: several a basket
@@ -91,7 +90,7 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
     Raises:
         UsageError: a model or a method that has no graph.
     """
-    cloud, patches, shipped = parts.cloud, parts.patches, parts.shipped
+    cloud, patches, shipped, half = parts.cloud, parts.patches, parts.shipped, config.precision != "fp32"
     model = _module(cloud)
     if patches is not None and patches.memory is None and patches.method != "metapatch":
         raise UsageError(
@@ -104,10 +103,15 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
     memory = None if patches is None or patches.memory is None else _memory(parts)
     if memory is not None:
         columns |= _memory_columns(parts, memory)
-    table = ItemTable.of(columns, config.precision)
-    files = {ITEMS_FILE: table.file(), "score.onnx": _score_graph(parts, model, table, memory)}
-    if parts.basis is not None:
-        files["learn.onnx"] = _learn_graph(parts, model, table)
+    # a row of means has numbers of very different sizes, which one factor for all of them would blur
+    table = Table.of(columns, config.precision, halves=("mean",))
+    basis = None if parts.basis is None else Basis.table(parts.basis, config.precision)
+    files = {SCHEMA_FILE: schema(), ITEMS_FILE: table.bytes()}
+    graphs = {"score.onnx": _score_graph(parts, model, table, basis, memory, half)}
+    if basis is not None:
+        files[BASIS_FILE] = basis.bytes()
+        graphs["learn.onnx"] = _learn_graph(parts, model, table, basis, half)
+    files |= {name: graph.bytes() for name, graph in graphs.items()}
     items = cloud.dataset.items
     catalogue = {"items": items["item_id"].gather(shipped).to_list(), "names": items["name"].gather(shipped).to_list()}
     if parts.basis is not None and patches is not None:
@@ -117,11 +121,17 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
     files["runner/python/device.py"] = RUNNER.read_bytes()
     files |= {f"runner/web/{page.name}": page.read_bytes() for page in sorted(WEB.iterdir()) if page.is_file()}
     spec = _specification(parts, model, memory, config, table, files)
+    spec["graphs"] = {name: {"tables": graph.files, **graph.signature()} for name, graph in graphs.items()}
     with TemporaryDirectory() as folder:
-        write_folder(Path(folder), files | {BUNDLE_FILE: _json(spec | {"files": _listed(files)})})
+        write_folder(Path(folder), files | {BUNDLE_FILE: bundle_json(spec, files)})
         files[GOLDEN_FILE] = golden_vectors(ReplayedDevices(Graphs(folder), parts.log, parts.number, users_of(parts)))
-    files[BUNDLE_FILE] = _json(spec | {"files": _listed(files)})
+    files[BUNDLE_FILE] = bundle_json(spec, files)
     return files
+
+
+def bundle_json(spec: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
+    """The content of bundle.json: what is known of the bundle, and size and hash of its files."""
+    return _json(BundleSpec(**spec, files=_listed(files)).model_dump(exclude_unset=True))
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -130,6 +140,12 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+
+
+def _identity(files: Mapping[str, bytes]) -> str:
+    """A hash of all that gives a state on a device its meaning: graphs, tables and ids of the items."""
+    named = (name for name in sorted(files) if name.endswith((".onnx", ".safetensors")) or name == "catalogue.json")
+    return hashlib.sha256(b"".join(hashlib.sha256(files[name]).digest() for name in named)).hexdigest()
 
 
 def _listed(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
@@ -220,12 +236,14 @@ def _memory_columns(parts: Parts, memory: DeviceMemory) -> dict[str, Array]:
     return columns
 
 
-def _score_graph(parts: Parts, model: Din | Sasrec, table: ItemTable, memory: DeviceMemory | None) -> bytes:
-    graph = Graph("score")
+def _score_graph(
+    parts: Parts, model: Din | Sasrec, table: Table, basis: Table | None, memory: DeviceMemory | None, half: bool
+) -> Graph:
+    graph = Graph("score", half)
     inputs = Inputs(graph)
-    items = ItemValues(graph, table)
+    items = TableValues(graph, table)
     below = DinGraph(inputs, items, model) if isinstance(model, Din) else SasrecGraph(inputs, items, model)
-    logits = below.logits(parts.basis)
+    logits = below.logits(_basis(graph, parts, basis))
     if memory is not None:
         remembered = MemoryGraph(inputs, items, memory)
         logits = remembered.logits(logits)
@@ -234,16 +252,21 @@ def _score_graph(parts: Parts, model: Din | Sasrec, table: ItemTable, memory: De
         shape = ("C", model.hidden_2.in_features) if isinstance(model, Din) else (model.embedding_size,)
         graph.output("activations", below.activations, np.float32, *shape)
     graph.output("logits", logits, np.float32, "C")
-    return graph.bytes()
+    return graph
 
 
-def _learn_graph(parts: Parts, model: Din | Sasrec, table: ItemTable) -> bytes:
-    assert parts.patches is not None and parts.basis is not None
+def _basis(graph: Graph, parts: Parts, table: Table | None) -> Basis | None:
+    return None if table is None or parts.basis is None else Basis(graph, table, parts.basis.shape.parts)
+
+
+def _learn_graph(parts: Parts, model: Din | Sasrec, table: Table, basis: Table, half: bool) -> Graph:
+    graph = Graph("learn", half)
+    inside = _basis(graph, parts, basis)
+    assert parts.patches is not None and inside is not None
     settings, mean = local_settings(parts.patches), array(read_prior_mean(parts.patches.artifact))
     if isinstance(model, Din):
-        return learn.din_step(model, parts.basis, mean, settings)
-    items = ItemValues(Graph("learn"), table, ("embedding", "bias"))
-    return learn.state_step(items, parts.basis, mean, settings)
+        return learn.din_step(model, inside, mean, settings)
+    return learn.state_step(TableValues(graph, table, ("embedding", "bias")), inside, mean, settings)
 
 
 def local_settings(patches: PatchSet) -> LocalSettings:
@@ -258,7 +281,7 @@ def _specification(
     model: Din | Sasrec,
     memory: DeviceMemory | None,
     config: ExportConfig,
-    table: ItemTable,
+    table: Table,
     files: Mapping[str, bytes],
 ) -> dict[str, Any]:
     """bundle.json: what a runner must know."""
@@ -272,12 +295,14 @@ def _specification(
         "history": model.sizes.history,
         "profile": 0 if baskets else cloud.dataset.log.profile.shape[1],
         "theta": 0 if basis is None else basis.size,
+        # events from which on a memory patch serves its user
+        "smallest": 0 if memory is None else memory.smallest,
         "kept": 0 if memory is None else memory.typical.shape[0] - 1,
         "kept_features": 0 if memory is None else memory.typical.shape[1],
     }
     return {
         "spec": SPEC,
-        "id": hashlib.sha256(files["score.onnx"] + files[ITEMS_FILE]).hexdigest(),
+        "id": _identity(files),
         "model": cloud.model,
         "method": "" if patches is None else patches.method,
         "parents": {
@@ -289,8 +314,9 @@ def _specification(
         "repeats": log.repeats,
         "items": {"shipped": len(parts.shipped), "of": log.n_items},
         "sizes": sizes,
+        "short_rings": users_with_short_rings(log, sizes["ring"], model.sizes.history) if baskets else 0,
         "constants": {"steps": STEPS},
-        "learning": {}
+        "learning": None
         if patches is None or basis is None
         else {
             "states": baskets,
@@ -302,14 +328,30 @@ def _specification(
             "start": array(read_prior_mean(patches.artifact)).tolist(),
         },
         "bytes": {
-            "shared": sum(len(data) for name, data in files.items() if name.endswith(".onnx")),
-            "item": table.bytes_per_item,
+            "shared": sum(len(data) for name, data in files.items() if name.endswith(".onnx") or name == BASIS_FILE),
+            "item": table.bytes_per_row,
             "items": len(files[ITEMS_FILE]),
             # items and times of the ring, kept features, θ̂, a counter
             "user": 8 * sizes["ring"] + sizes["kept"] * sizes["kept_features"] + 4 * sizes["theta"] + 8,
         },
         "fallback": "Items that are not shipped are never shown; events with them are counted and otherwise forgotten.",
     }
+
+
+def users_with_short_rings(log: EventLog, ring: int, history: int) -> int:
+    """Users whose newest baskets do not all fit into a ring, so that a device knows less than the cloud model reads.
+
+    Args:
+        ring: events in it. history: L, baskets that the model reads.
+    """
+    rows = np.flatnonzero(log.label > 0)
+    user, basket = log.user[rows], log.history_end[rows]
+    begins, ends = (np.searchsorted(user, np.arange(log.n_users), side) for side in ("left", "right"))
+    full = ends - begins > ring
+    first = ends[full] - ring
+    number = np.cumsum(np.diff(basket, prepend=-1) != 0)
+    whole = number[ends[full] - 1] - number[first] + (number[first] != number[first - 1])
+    return int((whole < history).sum())
 
 
 def _largest_basket(log: EventLog) -> int:

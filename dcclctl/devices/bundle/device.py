@@ -17,6 +17,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def session(path: Path, threads: int = 1) -> ort.InferenceSession:
 
 
 def read_bundle(folder: Path) -> dict[str, Any]:
-    """bundle.json, after checking its version and the hash of every file that it lists."""
+    """bundle.json, after checking its version, its form, and the hash of every file that it lists."""
     try:
         spec = json.loads((folder / "bundle.json").read_bytes())
     except (OSError, ValueError) as error:
@@ -65,16 +66,67 @@ def read_bundle(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"{folder} has bundle version {found}; this runner reads {SPEC}. Use the runner inside the bundle."
         )
-    for name, record in spec["files"].items():
+    files = spec.get("files")
+    for name, record in files.items() if isinstance(files, dict) else ():
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file() or path.is_symlink():
             raise BundleError(f"{name} is missing from the bundle. Copy the whole folder again.")
         data = path.read_bytes()
-        if len(data) != record["bytes"] or hashlib.sha256(data).hexdigest() != record["sha256"]:
+        if not isinstance(record, dict) or hashlib.sha256(data).hexdigest() != record.get("sha256"):
             raise BundleError(
                 f"{name} is cut or changed: its hash is not the one in bundle.json. Copy the bundle again."
             )
+    try:
+        schema = json.loads((folder / "bundle.schema.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"bundle.schema.json is missing or cut ({error}). Copy the whole folder again.") from error
+    if wrong := misfit(spec, schema, schema.get("$defs", {})):
+        raise BundleError(f"bundle.json is damaged: {wrong}. Copy the bundle again.")
     return spec
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+
+def misfit(value: Any, schema: dict[str, Any], parts: dict[str, Any], at: str = "") -> str:
+    """Where a document does not fit its JSON Schema, or ''; of the standard's words those that bundle.schema.json uses."""
+    if "$ref" in schema:
+        return misfit(value, parts[schema["$ref"].rpartition("/")[2]], parts, at)
+    if "anyOf" in schema:
+        found = [misfit(value, each, parts, at) for each in schema["anyOf"]]
+        return "" if "" in found else found[0]
+    kinds = _KINDS.get(schema.get("type", ""), (object,))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds and object not in kinds):
+        return f"{at or 'it'} is no {schema['type']}"
+    if value not in schema.get("enum", [value]) or value != schema.get("const", value):
+        return f"{at} is {value!r}"
+    if isinstance(value, (int, float)) and value < schema.get("minimum", value):
+        return f"{at} is less than {schema['minimum']}"
+    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
+        return f"{at} is not like {schema['pattern']}"
+    inside: list[tuple[str, Any, Any]] = []
+    if isinstance(value, list):
+        inside = [(f"{at}[{place}]", each, schema.get("items", True)) for place, each in enumerate(value)]
+    if isinstance(value, dict):
+        missing = [name for name in schema.get("required", ()) if name not in value]
+        if missing:
+            return f"{at + ': ' if at else ''}{missing[0]} is missing"
+        known, other = schema.get("properties", {}), schema.get("additionalProperties", True)
+        inside = [(f"{at}.{name}".lstrip("."), each, known.get(name, other)) for name, each in value.items()]
+    for place, each, wanted in inside:
+        if wanted is False:
+            return f"{place} is unknown"
+        if wanted is not True and (wrong := misfit(each, wanted, parts, place)):
+            return wrong
+    return ""
 
 
 class Graphs:
@@ -107,6 +159,8 @@ class Device:
         self.graphs = bundle if isinstance(bundle, Graphs) else Graphs(bundle)
         spec, user = self.graphs.spec, user or {}
         sizes = spec["sizes"]
+        if user.get("bundle", spec["id"]) != spec["id"]:
+            raise BundleError("The user's file is of another bundle. Export it again, with this bundle.")
         self.capacity: int = sizes["ring"]
         self.items: list[int] = []  # newest last
         self.times: list[float] = []
@@ -322,20 +376,29 @@ class Device:
         Raises:
             BundleError: the state is of another bundle, or damaged.
         """
-        state = json.loads(Path(path).read_bytes())
         device = cls(bundle)
-        if state.get("bundle") != device.graphs.spec["id"]:
-            raise BundleError(
-                "The saved state is of another bundle: its item numbers mean other items. Start from user.json."
-            )
-        device.items, device.times, device.seen = state["items"], state["times"], state["seen"]
-        device.unknown, device.patched, device.counted = state["unknown"], state["patched"], state["counted"]
-        device.profile = np.array(state["profile"], dtype=np.int64)
-        device.theta = np.array(state["theta"], dtype=np.float32)
-        first, second, done = state["moments"]
-        device.moments = (np.array(first, dtype=np.float32), np.array(second, dtype=np.float32), done)
-        device.kept = np.array(state["kept"], dtype=np.int8).reshape(device.kept.shape)
+        try:
+            state = json.loads(Path(path).read_bytes())
+            if state["bundle"] != device.graphs.spec["id"]:
+                raise BundleError(
+                    "The saved state is of another bundle: its item numbers mean other items. Start from user.json."
+                )
+            device._restore(state)
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{path} is cut or damaged ({error!r}). Start from user.json.") from error
         return device
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        numbers, times = [int(item) for item in state["items"]], [float(time) for time in state["times"]]
+        if len(numbers) != len(times) or not all(0 <= number < len(self.graphs.item_ids) for number in numbers):
+            raise ValueError("items that are not in the bundle")
+        self.items, self.times, self.seen = numbers, times, int(state["seen"])
+        self.unknown, self.patched, self.counted = state["unknown"], bool(state["patched"]), bool(state["counted"])
+        self.profile = np.array(state["profile"], dtype=np.int64).reshape(self.profile.shape)
+        self.theta = np.array(state["theta"], dtype=np.float32).reshape(self.theta.shape)
+        first, second, done = state["moments"]
+        self.moments = (np.array(first, dtype=np.float32), np.array(second, dtype=np.float32), int(done))
+        self.kept = np.array(state["kept"], dtype=np.int8).reshape(self.kept.shape)
 
 
 # -- negatives: the same draws as in the cloud, see dcclctl/events/sampling.py
@@ -410,6 +473,8 @@ def main() -> int:
     options = parser.parse_args()
     try:
         user = json.loads(options.user.read_bytes()) if options.user else {}
+        if not isinstance(user, dict):
+            raise BundleError(f"{options.user} is no file of a user. Export it: dcclctl export -o FOLDER --user ID")
         device = Device(options.bundle, user)
         events = read_log(options.log) if options.log else []
         if options.learn:
@@ -424,7 +489,7 @@ def main() -> int:
             device.save(options.state)
         for item, logit in device.recommend(options.top) if options.top else []:
             print(f"{item}\t{logit:.4f}")
-    except (BundleError, OSError, ValueError, KeyError) as error:
+    except (BundleError, OSError, ValueError, KeyError, IndexError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
     return 0

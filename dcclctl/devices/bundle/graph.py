@@ -4,6 +4,7 @@ The graphs are small, so written by hand they are shorter and clearer than what 
 every operator is one that ONNX Runtime has for Python and for the browser.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 OPSET = 18
 #: version of the file format that belongs to it
 _IR_VERSION = 9
+#: numbers of a constant from which on it may be stored as float16, and float16's largest number
+_LARGE, _LARGEST = 64, 65504.0
 Array = npt.NDArray[Any]
 
 
@@ -96,10 +99,18 @@ class Value:
 
 
 class Graph:
-    """A graph in the making."""
+    """A graph in the making.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    Args:
+        half: store large constants as float16; they are still calculated with in float32.
+
+    Attributes:
+        files: beside the graph, whose bytes it reads in place.
+    """
+
+    def __init__(self, name: str, half: bool = False) -> None:
+        self.name, self.half = name, half
+        self.files: list[str] = []
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: dict[str, onnx.ValueInfoProto] = {}
         self._outputs: dict[str, onnx.ValueInfoProto] = {}
@@ -128,8 +139,10 @@ class Graph:
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             found = Value(self, f"c{len(self._constants)}")
-            self._tensors.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), found.name))
-            self._constants[key] = found
+            halved = self.half and array.dtype == np.float32 and array.size >= _LARGE and np.abs(array).max() < _LARGEST
+            stored = np.ascontiguousarray(array, dtype=np.float16 if halved else None).reshape(array.shape)
+            self._tensors.append(numpy_helper.from_array(stored, found.name))
+            self._constants[key] = found.cast(np.float32) if halved else found
         return self._constants[key]
 
     def external(self, name: str, array: Array, location: str, offset: int) -> Value:
@@ -140,6 +153,8 @@ class Graph:
         """
         from onnx import TensorProto
 
+        if location not in self.files:
+            self.files.append(location)
         tensor = TensorProto(name=name, data_type=_kind(array.dtype), dims=array.shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", location), ("offset", str(offset)), ("length", str(array.nbytes))):
@@ -168,8 +183,12 @@ class Graph:
 
     def scatter(self, size: int, index: Value, values: Value, reduction: str) -> Value:
         """(size,) zeros, to which values are added ('add') or among which the largest stay ('max')."""
-        zeros = self.constant(np.zeros(size, dtype=np.float32))
+        zeros = self.op("ConstantOfShape", self.constant(np.array([size])))
         return self.op("ScatterElements", zeros, index, values, axis=0, reduction=reduction)
+
+    def signature(self) -> dict[str, list[dict[str, Any]]]:
+        """Names, types and shapes of inputs and outputs, in order."""
+        return {"inputs": _described(self._inputs.values()), "outputs": _described(self._outputs.values())}
 
     def bytes(self) -> bytes:
         """The finished graph as the content of an .onnx file; equal graphs have equal bytes."""
@@ -182,6 +201,19 @@ class Graph:
         model.ir_version = _IR_VERSION
         found: bytes = model.SerializeToString(deterministic=True)
         return found
+
+
+def _described(tensors: "Iterable[onnx.ValueInfoProto]") -> list[dict[str, Any]]:
+    from onnx import helper
+
+    return [
+        {
+            "name": each.name,
+            "type": helper.tensor_dtype_to_np_dtype(each.type.tensor_type.elem_type).name,
+            "shape": [size.dim_param or size.dim_value for size in each.type.tensor_type.shape.dim],
+        }
+        for each in tensors
+    ]
 
 
 def _kind(dtype: "np.dtype[Any]") -> int:

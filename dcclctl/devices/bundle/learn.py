@@ -7,14 +7,11 @@ Shapes: N rows (a row is one candidate of one event), E events, C candidates of 
 H1 and H2 hidden units, R bottleneck.
 """
 
-from typing import Any
-
 import numpy as np
 
-from dcclctl.devices.basis import SharedBasis
 from dcclctl.devices.bundle.graph import Array, Graph, Value
-from dcclctl.devices.bundle.items import ItemValues
-from dcclctl.devices.bundle.score import array, patch_weights
+from dcclctl.devices.bundle.score import Basis, array
+from dcclctl.devices.bundle.table import TableValues
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.models.din import Din
 
@@ -22,17 +19,17 @@ from dcclctl.models.din import Din
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
 
-def din_step(model: Din, basis: SharedBasis[Any], mean: Array, settings: LocalSettings) -> bytes:
-    """One step for a patch inside a DIN.
+def din_step(model: Din, basis: Basis, mean: Array, settings: LocalSettings) -> Graph:
+    """One step for a patch inside a DIN; the basis is of the graph that becomes the result.
 
     Inputs: theta, first, second (K,), step (1 for the first), activations (N, H1), labels and weights (N,).
     Outputs: new_theta, new_first, new_second.
     """
-    graph = Graph("learn")
+    graph = basis.graph
     theta = graph.input("theta", np.float32, basis.size)
     z1 = graph.input("activations", np.float32, "N", model.hidden_2.in_features)
     labels, weights = (graph.input(name, np.float32, "N") for name in ("labels", "weights"))
-    patch = patch_weights(theta, basis)
+    patch = basis.weights(theta)
     weight_2, slope = graph.constant(array(model.hidden_2.weight)), graph.constant(array(model.slope_2))
     s1 = graph.op("Tanh", z1 @ patch["down_1"].t)
     a2 = (z1 + s1 @ patch["up_1"].t) @ weight_2.t + graph.constant(array(model.hidden_2.bias))
@@ -54,22 +51,22 @@ def din_step(model: Din, basis: SharedBasis[Any], mean: Array, settings: LocalSe
     g_d1 = (g_a2 @ up_1) * (1.0 - s1 * s1)
     pieces = [g_d1.t @ z1, g_up_1, g_d2.t @ z2, g_up_2, g_out, residual.sum(0, keep=True)]
     _adam(theta, pieces, basis, mean, settings)
-    return graph.bytes()
+    return graph
 
 
-def state_step(items: ItemValues, basis: SharedBasis[Any], mean: Array, settings: LocalSettings) -> bytes:
-    """One step for a patch after a sequence encoder; `items` are of the graph that becomes the result.
+def state_step(items: TableValues, basis: Basis, mean: Array, settings: LocalSettings) -> Graph:
+    """One step for a patch after a sequence encoder; `items` and `basis` are of the graph that becomes the result.
 
     Inputs: theta, first, second (K,), step, activations (E, D) states, candidates (E, C), labels and weights (E, C).
     Outputs: new_theta, new_first, new_second.
     """
     graph = items.graph
     theta = graph.input("theta", np.float32, basis.size)
-    size = basis.shape.parts["offset"][0]
+    size = basis.parts["offset"][0]
     states = graph.input("activations", np.float32, "N", size)
     candidates = graph.input("candidates", np.int64, "N", "C")
     labels, weights = (graph.input(name, np.float32, "N", "C") for name in ("labels", "weights"))
-    patch = patch_weights(theta, basis)
+    patch = basis.weights(theta)
     s = graph.op("Tanh", states @ patch["down"].t)  # (E, R)
     patched = states + s @ patch["up"].t + patch["offset"]
     rows = items.rows("embedding", candidates)  # (E, C, D)
@@ -78,13 +75,13 @@ def state_step(items: ItemValues, basis: SharedBasis[Any], mean: Array, settings
     g_state = (residual.unsqueeze(1) @ rows).reshape(0, -1)  # (E, D)
     g_down = ((g_state @ patch["up"]) * (1.0 - s * s)).t @ states
     _adam(theta, [g_down, g_state.t @ s, g_state.sum(0)], basis, mean, settings)
-    return graph.bytes()
+    return graph
 
 
-def _adam(theta: Value, pieces: list[Value], basis: SharedBasis[Any], mean: Array, settings: LocalSettings) -> None:
+def _adam(theta: Value, pieces: list[Value], basis: Basis, mean: Array, settings: LocalSettings) -> None:
     """The outputs: θ̂ and Adam's moments after a step on Σ CE + λ‖θ̂ − μ‖²; pieces: gradient of Σ CE, piece by piece."""
     graph, size = theta.graph, basis.size
-    slope = graph.concat(*(piece.reshape(-1) for piece in pieces), axis=0) @ graph.constant(array(basis.theta))
+    slope = graph.concat(*(piece.reshape(-1) for piece in pieces), axis=0) @ basis.theta
     slope = slope + (theta - graph.constant(mean)) * (2 * settings.prior)
     first, second = (graph.input(name, np.float32, size) for name in ("first", "second"))
     step = graph.input("step", np.float32)

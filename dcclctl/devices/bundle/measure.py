@@ -1,18 +1,47 @@
-"""What a bundle costs a device: bytes, and milliseconds on this machine with one thread."""
+"""What a bundle costs a device: bytes, milliseconds on this machine with one thread, memory, and an estimate of energy."""
 
+import json
+import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 
 from dcclctl.devices.bundle.device import Device, Graphs
+from dcclctl.devices.bundle.table import BASIS_FILE
 
 #: candidates of a ranking
 _SIZES = (20, 300)
 _RUNS = 200
+#: energy of one multiplication with addition in float32, and of one byte from DRAM, in picojoules. Source: Horowitz,
+#: Computing's energy problem, ISSCC 2014, table 1.1.9, at 45 nm: 3.7 + 0.9 pJ, and 1.3 nJ for 64 bits (the least given)
+MAC_PICOJOULES, BYTE_PICOJOULES = 4.6, 1300 / 8
+#: prints the largest resident memory of a process that only imports, or that also opens a bundle and ranks
+_RESIDENT = """
+import re, sys
+sys.path.insert(0, sys.argv[1])
+import device
+def peak():
+    try:
+        text = open("/proc/self/status").read()
+    except OSError:
+        return 0
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", text)[1])
+before = peak()
+found = device.Device(sys.argv[2])
+found.items = [at % len(found.graphs.item_ids) for at in range(found.capacity)]
+found.times = [float(at) for at in range(found.capacity)]
+found.logits(device.np.arange(int(sys.argv[3])) % len(found.graphs.item_ids))
+print(peak(), peak() - before)
+"""
 
 
 @dataclass(frozen=True)
@@ -23,6 +52,11 @@ class Budget:
         download_bytes: graphs and item table. shared_bytes: graphs alone. item_bytes: per shipped item.
         user_bytes: what a device keeps of its user, with full rings. uplink_bytes: θ̂ of one round; 0 without θ̂.
         written_bytes: to the device's disk for one event.
+        ram_bytes: largest resident memory of a process with Python, numpy and ONNX Runtime that ranks 300 candidates;
+            None where the system does not tell. ram_own_bytes: what of it the bundle adds.
+        macs, moved_bytes: multiplications with addition in matrix products of one ranking of 300 candidates with a full
+            ring, and bytes that all its operators read and write. microjoules: an estimate from both, see the constants
+            of this module. No operator is fused and no byte is found in a cache, so it is for comparing bundles.
         open_milliseconds: opening the graphs and the first ranking, cold.
         milliseconds: candidates → p50 and p95 of a ranking with a full ring.
         learning_step_milliseconds: one step on 50 rows; None if nothing is learned on the device.
@@ -34,6 +68,11 @@ class Budget:
     user_bytes: int
     uplink_bytes: int
     written_bytes: int
+    ram_bytes: int | None
+    ram_own_bytes: int | None
+    macs: int
+    moved_bytes: int
+    microjoules: float
     open_milliseconds: float
     milliseconds: dict[str, dict[str, float]]
     learning_step_milliseconds: float | None
@@ -59,6 +98,9 @@ def measure(graphs: Graphs) -> Budget:
     for size in _SIZES:
         candidates = draw.integers(0, n_items, size)
         found[str(size)] = _percentiles(partial(device.logits, candidates))
+    macs, moved = operations(graphs.folder / "score.onnx", device.inputs(candidates))
+    moved += spec["files"].get(BASIS_FILE, {"bytes": 0})["bytes"]
+    resident, own = _resident(graphs.folder)
     step = None
     if graphs.learn is not None:
         candidates = draw.integers(0, n_items, 10)
@@ -72,10 +114,59 @@ def measure(graphs: Graphs) -> Budget:
         user_bytes=spec["bytes"]["user"],
         uplink_bytes=device.theta.nbytes,
         written_bytes=8 + device.kept.shape[1],
+        ram_bytes=resident,
+        ram_own_bytes=own,
+        macs=macs,
+        moved_bytes=moved,
+        microjoules=round((MAC_PICOJOULES * macs + BYTE_PICOJOULES * moved) / 1e6, 1),
         open_milliseconds=round(cold, 2),
         milliseconds=found,
         learning_step_milliseconds=step,
     )
+
+
+def operations(graph: Path, inputs: dict[str, Any]) -> tuple[int, int]:
+    """Multiplications with addition in the matrix products of one run, and bytes that its operators read and write.
+
+    The shapes are those that ONNX Runtime reports of a run without optimisation; it leaves weights out, so the bytes of the
+    graph are added once. Of an operator that gathers rows only the rows count, not the table that they are taken from. The
+    first matrix of a product must not be a weight.
+    """
+    with TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
+        session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        session.run(None, inputs)
+        records = json.loads(Path(session.end_profiling()).read_bytes())
+    macs, moved = 0, graph.stat().st_size
+    for record in records:
+        of = record.get("args", {})
+        if "input_type_shape" not in of:
+            continue
+        given, made = (_shapes(of[f"{side}_type_shape"]) for side in ("input", "output"))
+        kind = of["op_name"]
+        if kind == "MatMul":
+            macs += math.prod(made[0][1]) * given[0][1][-1]
+        read = made if kind in ("Gather", "Slice") else given
+        moved += sum(_BYTES[name] * math.prod(shape) for name, shape in (*read, *made))
+    return macs, moved
+
+
+#: ONNX Runtime's name of a type → bytes of a number
+_BYTES = {"float": 4, "float16": 2, "double": 8, "int64": 8, "int32": 4, "uint16": 2, "int8": 1, "bool": 1}
+
+
+def _shapes(tensors: list[dict[str, list[int]]]) -> list[tuple[str, list[int]]]:
+    return [(name, shape) for each in tensors for name, shape in each.items()]
+
+
+def _resident(folder: Path) -> tuple[int | None, int | None]:
+    """Largest resident memory of a process of the runner, and what the bundle adds to it."""
+    command = [sys.executable, "-c", _RESIDENT, str(Path(__file__).parent), str(folder), str(max(_SIZES))]
+    total, own = (int(value) for value in subprocess.run(command, capture_output=True, check=True).stdout.split())
+    return (total, own) if total else (None, None)
 
 
 def _percentiles(run: Callable[[], Any]) -> dict[str, float]:

@@ -9,7 +9,7 @@ item, A attention units, H1 and H2 hidden units.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dcclctl.devices.basis import SharedBasis
 from dcclctl.devices.bundle.graph import Array, Graph, Value
-from dcclctl.devices.bundle.items import ItemValues
+from dcclctl.devices.bundle.table import BASIS_FILE, Precision, Table, TableValues
 from dcclctl.devices.memory.features import DECAY, HALF, NO_LIFT, PRIOR_EVENTS, STEPS, Statistics
 from dcclctl.devices.memory.patch import MemoryPatch
 from dcclctl.models.din import Din
@@ -60,7 +60,7 @@ class Inputs:
 class DinGraph:
     """DIN in a graph; `activations` are (C, H1), the first hidden layer's outputs."""
 
-    def __init__(self, inputs: Inputs, items: ItemValues, model: Din) -> None:
+    def __init__(self, inputs: Inputs, items: TableValues, model: Din) -> None:
         self.inputs, self.items, self.model, self.graph = inputs, items, model, inputs.graph
         self.activations = self._first_layer()
 
@@ -95,10 +95,10 @@ class DinGraph:
         z = self.graph.concat(query, interest, query * interest) @ constant(first[: 3 * size]) + shared
         return self.graph.op("PRelu", z, weight(model.slope_1))
 
-    def logits(self, basis: SharedBasis[Any] | None) -> Value:
+    def logits(self, basis: "Basis | None") -> Value:
         """(C,) the cloud model's logits, or with a basis those of the patch ϑ₀ + Θ·θ̂."""
         model, weight, z1 = self.model, self.weight, self.activations
-        pieces = {} if basis is None else patch_weights(self.inputs.theta(basis.size), basis)
+        pieces = {} if basis is None else basis.weights(self.inputs.theta(basis.size))
         if pieces:
             z1 = z1 + _tanh(z1 @ pieces["down_1"].t) @ pieces["up_1"].t
         z2 = z1 @ weight(model.hidden_2.weight.T) + weight(model.hidden_2.bias)
@@ -113,7 +113,7 @@ class DinGraph:
 class SasrecGraph:
     """SASRec in a graph; `activations` are the state (D,)."""
 
-    def __init__(self, inputs: Inputs, items: ItemValues, model: Sasrec) -> None:
+    def __init__(self, inputs: Inputs, items: TableValues, model: Sasrec) -> None:
         self.inputs, self.items, self.model, self.graph = inputs, items, model, inputs.graph
         self.activations = self._state()
 
@@ -156,26 +156,46 @@ class SasrecGraph:
     def _normed(self, x: Value, scale: Tensor, shift: Tensor) -> Value:
         return self.graph.op("LayerNormalization", x, self.weight(scale), self.weight(shift), epsilon=_EPSILON)
 
-    def logits(self, basis: SharedBasis[Any] | None) -> Value:
+    def logits(self, basis: "Basis | None") -> Value:
         """(C,) the cloud model's logits, or with a basis those of the patch ϑ₀ + Θ·θ̂."""
         state = self.activations
         if basis is not None:
-            pieces = patch_weights(self.inputs.theta(basis.size), basis)
+            pieces = basis.weights(self.inputs.theta(basis.size))
             state = state + pieces["up"] @ _tanh(pieces["down"] @ state) + pieces["offset"]
         candidates = self.inputs.candidates
         return self.items.rows("embedding", candidates) @ state + self.items.rows("bias", candidates)
 
 
-def patch_weights(theta: Value, basis: SharedBasis[Any]) -> dict[str, Value]:
-    """The named pieces of ϑ = ϑ₀ + Θ·θ̂, from θ̂ (K,)."""
-    graph = theta.graph
-    weights = graph.constant(array(basis.theta)) @ theta + graph.constant(array(basis.origin))
-    pieces, at = {}, 0
-    for name, shape in basis.shape.parts.items():
-        end = at + math.prod(shape)
-        piece = graph.op("Slice", weights, graph.constant(np.array([at])), graph.constant(np.array([end])))
-        pieces[name], at = piece.reshape(*shape), end
-    return pieces
+class Basis:
+    """The basis of all users' patches in a graph; scoring and learning graph read the same file.
+
+    Args:
+        table: see `table`. parts: name and shape of every piece of ϑ, in order, see basis.Layout.
+
+    Attributes:
+        theta: Θ (P, K). size: K.
+    """
+
+    def __init__(self, graph: Graph, table: Table, parts: Mapping[str, tuple[int, ...]]) -> None:
+        self.graph, self.parts, self.size = graph, parts, table.columns["theta"].shape[1]
+        values = TableValues(graph, table)
+        self.theta, self.origin = values.rows("theta"), values.rows("origin")
+
+    @staticmethod
+    def table(basis: SharedBasis[Any], precision: Precision) -> Table:
+        """The file of Θ and ϑ₀, a row for each weight of a patch."""
+        return Table.of({"theta": array(basis.theta), "origin": array(basis.origin)}, precision, BASIS_FILE)
+
+    def weights(self, theta: Value) -> dict[str, Value]:
+        """The named pieces of ϑ = ϑ₀ + Θ·θ̂, from θ̂ (K,)."""
+        graph = self.graph
+        weights = self.theta @ theta + self.origin
+        pieces, at = {}, 0
+        for name, shape in self.parts.items():
+            end = at + math.prod(shape)
+            piece = graph.op("Slice", weights, graph.constant(np.array([at])), graph.constant(np.array([end])))
+            pieces[name], at = piece.reshape(*shape), end
+        return pieces
 
 
 @dataclass(frozen=True)
@@ -199,7 +219,7 @@ class DeviceMemory:
 class MemoryGraph:
     """The memory patch in a graph."""
 
-    def __init__(self, inputs: Inputs, items: ItemValues, memory: DeviceMemory) -> None:
+    def __init__(self, inputs: Inputs, items: TableValues, memory: DeviceMemory) -> None:
         self.inputs, self.items, self.memory, self.graph = inputs, items, memory, inputs.graph
         newest = inputs.ring.first(memory.size)
         self.mask = inputs.exists(newest)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -22,7 +23,14 @@ def serve_bundle(bundle: Bundle, log: EventLog) -> Served:
     """A bundle as a model that serves the users of a log."""
     users = {name: value.numpy() for name, value in bundle.users().items()}
     bundle.files()  # checks every file against its hash
-    return ReplayedDevices(Graphs(bundle.artifact.path), log, users.pop("number"), users).served()
+    number = users.pop("number")
+    # the log may have users that came after the export: their devices were sent nothing of their own
+    new = log.n_users - len(users["profile"])
+    users = {
+        name: np.concatenate([value, np.zeros((new, *value.shape[1:]), value.dtype)]) for name, value in users.items()
+    }
+    users["profile"] = log.profile.numpy()
+    return ReplayedDevices(Graphs(bundle.artifact.path), log, number, users).served()
 
 
 class ReplayedDevices:
@@ -104,6 +112,13 @@ class ReplayedDevices:
             return torch.stack(found)
 
         by = np.full(self.log.n_users, "cloud", dtype="<U7")
-        method = self.graphs.spec["method"]
-        by[self.users["patched"]] = {"memory": "memory"}.get(method, "patch") if method else "cloud"
-        return Served(head, by)
+        spec = self.graphs.spec
+        by[self.users["patched"]] = {"": "cloud", "memory": "memory"}.get(spec["method"], "patch")
+        smallest = spec["sizes"]["smallest"]
+
+        def enough(events: Ints) -> npt.NDArray[np.bool_]:
+            starts, ends = self.place[self.log.history_start[events]], self.place[self.log.history_end[events]]
+            held: npt.NDArray[np.bool_] = np.minimum(ends - starts, self.ring) >= smallest
+            return held
+
+        return Served(head, by, enough)

@@ -10,13 +10,13 @@ from safetensors.numpy import load_file
 from world import World, done
 
 from dcclctl.config import ExportConfig
-from dcclctl.devices.bundle.build import Parts, build, users_of, write_folder
+from dcclctl.devices.bundle.build import Parts, build, users_of, users_with_short_rings, write_folder
 from dcclctl.devices.bundle.device import Device, Graphs
 from dcclctl.devices.bundle.device import draw_negatives as device_draws
 from dcclctl.devices.bundle.golden import golden_cases
 from dcclctl.devices.bundle.serving import ReplayedDevices
 from dcclctl.devices.serving import Subject, serve
-from dcclctl.events.log import TEST, Block
+from dcclctl.events.log import TEST, Block, EventColumns, EventLog
 from dcclctl.events.sampler import Sampler
 from dcclctl.events.sampling import NO_ITEM, PairSet, draw_negatives, stream
 from dcclctl.models.kind import open_backbone
@@ -56,6 +56,38 @@ def test_the_graph_gives_the_logits_of_torch(kind: str, subjects: dict[str, Subj
         wanted = serve(subject, backbone).head(events, candidates, backbone.activations(events, candidates))
     found = devices.served().head(events, candidates, torch.empty(0))
     np.testing.assert_allclose(found.numpy(), wanted.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["din-metapatch", "sasrec-metapatch"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_shared_weights_take_fewer_bytes_and_change_little(
+    kind: str, precision: str, subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    full, small = (exported(subjects[kind], tmp_path / each, precision=each) for each in ("fp32", precision))
+    stored = [devices.graphs.spec["files"]["basis.safetensors"]["bytes"] for devices in (full, small)]
+    assert stored[1] < stored[0] * (0.7 if precision == "fp16" else 0.6)
+    log = full.log
+    events = log.events_in(TEST)
+    wanted, found = (each.served().head(events, None, torch.empty(0)).numpy() for each in (full, small))
+    # so small that most pairs of items keep their order
+    assert 0 < np.abs(found - wanted).max() < 0.1 * wanted.std()
+
+
+def test_users_whose_baskets_do_not_fit_into_a_ring_are_counted() -> None:
+    # the newest two baskets have 3 + 1, 2, and 1 + 1 events
+    baskets = {0: [1, 3, 1], 1: [2], 2: [1, 1, 1, 1, 1]}
+    sizes = [(user, size) for user, each in baskets.items() for size in each]
+    user = np.repeat([user for user, _ in sizes], [size for _, size in sizes])
+    time = np.repeat(np.arange(len(sizes)), [size for _, size in sizes])
+    label = np.ones_like(user)
+    log = EventLog.build(
+        EventColumns(user, np.zeros_like(user), time, label, label),
+        torch.zeros(1, 1, dtype=torch.long),
+        1,
+        torch.zeros(3, 1).long(),
+        (1,),
+    )
+    assert [users_with_short_rings(log, ring, 2) for ring in (4, 3, 2, 1)] == [0, 1, 1, 3]
 
 
 @pytest.mark.parametrize("kind", ["din-metapatch", "sasrec-metapatch"])

@@ -1,16 +1,23 @@
 """`export`: what is written, what is refused, and a bundle as a subject of other commands."""
 
+import importlib
+import importlib.util
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from bundles import KINDS
 from world import World, dcclctl, done
 
-from dcclctl.artifacts import Bundle
+import dcclctl as api
+from dcclctl.artifacts import Bundle, PatchSet
+from dcclctl.devices import bundle as room
 from dcclctl.devices.bundle.device import BundleError, Device, Graphs
+from dcclctl.errors import UsageError
 from dcclctl.store.store import Store
 
 
@@ -42,6 +49,39 @@ def test_score_of_a_bundle_is_that_of_its_patches(shipped: Path) -> None:
     np.testing.assert_allclose(*([row["score"] for row in rows] for rows in lists), atol=1e-5)
 
 
+def test_lists_of_a_bundle_are_those_of_its_patches(shipped: Path, tmp_path: Path) -> None:
+    """Also of users and events that came after the export."""
+    log = tmp_path / "new.csv"
+    rows = ["user_id,item_id,timestamp,rating"]
+    rows += [f"{user},i{item},{4_000_000_000 + item},5" for user, item in (("u1", 1), ("u1", 2), ("brand-new", 3))]
+    log.write_text("\n".join(rows))
+    for flags in (("--as-of=test",), (f"--log={log}", "--users=u1,u2,brand-new")):
+        tables = []
+        for reference in ("patches@2", "bundle@1"):
+            output = tmp_path / f"{reference}.parquet"
+            done("recommend", reference, *flags, "--top=7", "-o", output, "--threads=1", store=shipped)
+            tables.append(pl.read_parquet(output))
+        assert tables[0].height >= 21
+        assert tables[0].drop("score").equals(tables[1].drop("score"))
+        np.testing.assert_allclose(tables[0]["score"], tables[1]["score"], atol=1e-5)
+
+
+def test_a_bundle_from_python(shipped: Path, tmp_path: Path) -> None:
+    store = Store(shipped)
+    patches = PatchSet(store.resolve("patches@2"))
+    bundle = api.export(patches, to=tmp_path / "bundle", user="u3")
+    assert bundle.ref == "bundle@1" and (tmp_path / "bundle" / "user.json").is_file()
+    lists = [api.recommend(model, users="u3", threads=1).lists for model in (bundle, patches)]
+    assert lists[0].drop("score").equals(lists[1].drop("score"))
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    with pytest.raises(UsageError, match="onnxruntime"):
+        importlib.reload(room)
+
+
 def test_names_of_a_bundle(shipped: Path) -> None:
     shown = dcclctl("artifacts", "list", "--kind=bundle", store=shipped).stdout
     assert "bundle of memory on din: 80 items in fp32" in " ".join(shown.split())
@@ -57,7 +97,7 @@ def test_fewer_bytes_change_the_logits_little(shipped: Path, precision: str, tmp
     user = {"patched": True, "counted": True, "events": [[f"i{at}", at] for at in range(5, 25)]}
     numbers = np.arange(80)
     logits = [Device(Graphs(bundle.artifact.path), user).logits(numbers) for bundle in (full, small)]
-    assert 0 < np.abs(logits[0] - logits[1]).max() < (0.01 if precision == "fp16" else 0.1) * np.abs(logits[0]).max()
+    assert 0 < np.abs(logits[0] - logits[1]).max() < (0.01 if precision == "fp16" else 0.03) * np.abs(logits[0]).max()
 
 
 def test_items_that_are_not_shipped_are_never_shown(shipped: Path, tmp_path: Path) -> None:
@@ -70,6 +110,9 @@ def test_items_that_are_not_shipped_are_never_shown(shipped: Path, tmp_path: Pat
     assert device.unknown == 1 and device.items == [device.graphs.number["i3"]]
     top = done("export", "--items=top:5", store=shipped)
     assert Bundle(Store(shipped).resolve(top["ref"])).spec["items"] == {"shipped": 5, "of": 80}
+    lists = done("recommend", made["ref"], "--top=10", "-o", tmp_path / "lists.csv", "--threads=1", store=shipped)
+    assert lists["candidates"] == 3
+    assert set(pl.read_csv(tmp_path / "lists.csv")["item_id"]) <= {"i12", "i3", "i7"}
     evaluated = done("evaluate", made["ref"], "--threads=1", store=shipped)
     assert evaluated["subjects"] == [made["ref"]]
 
@@ -114,6 +157,10 @@ def test_a_budget_is_measured_and_held(shipped: Path, tmp_path: Path) -> None:
     made = done("export", "patches@2", "--measure", "-o", tmp_path / "measured", store=shipped)
     measured = made["measured"]
     assert measured["download_bytes"] == made["bytes"]["shared"] + made["bytes"]["items"]
+    assert 0 < measured["ram_own_bytes"] < measured["ram_bytes"]
+    assert measured["microjoules"] == pytest.approx(
+        (4.6 * measured["macs"] + 162.5 * measured["moved_bytes"]) / 1e6, abs=0.1
+    )
     assert measured["milliseconds"]["300"]["p95"] >= measured["milliseconds"]["20"]["p50"] > 0
     assert json.loads((tmp_path / "measured" / "bundle.json").read_bytes())["measured"] == measured
     Graphs(tmp_path / "measured")
@@ -152,6 +199,38 @@ def test_a_document_that_is_no_bundle(document: str, said: str, tmp_path: Path) 
         Graphs(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("sizes", "ring"), None, "sizes.ring is no integer"),
+        (("sizes", "ring"), 0, "sizes.ring is less than 1"),
+        (("sizes", "ring"), True, "sizes.ring is no integer"),
+        (("precision",), "int4", "precision is 'int4'"),
+        (("graphs", "score.onnx", "inputs", 0, "shape"), [[]], "shape"),
+        (("id",), "../x", "id is not like"),
+        (("learning",), {"states": True}, "learning: steps is missing"),
+        (("run",), "rm", "run is unknown"),
+    ],
+)
+def test_a_damaged_document_is_refused_like_the_schema_does(
+    shipped: Path, place: tuple[str | int, ...], value: Any, said: str, tmp_path: Path
+) -> None:
+    validators = pytest.importorskip("jsonschema")
+    done("export", "patches@2", "-o", tmp_path / "bundle", store=shipped)
+    path = tmp_path / "bundle" / "bundle.json"
+    document = json.loads(path.read_bytes())
+    schema = validators.Draft202012Validator(json.loads((tmp_path / "bundle" / "bundle.schema.json").read_bytes()))
+    assert schema.is_valid(document)
+    inside = document
+    for name in place[:-1]:
+        inside = inside[name]
+    inside[place[-1]] = value
+    assert not schema.is_valid(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=said):
+        Graphs(tmp_path / "bundle")
+
+
 def test_a_state_of_another_bundle_is_refused(shipped: Path, tmp_path: Path) -> None:
     first = Graphs(Bundle(Store(shipped).resolve("bundle@1")).artifact.path)
     other = Bundle(Store(shipped).resolve(done("export", "--items=top:30", store=shipped)["ref"]))
@@ -162,3 +241,10 @@ def test_a_state_of_another_bundle_is_refused(shipped: Path, tmp_path: Path) -> 
         Device.load(Graphs(other.artifact.path), tmp_path / "state.json")
     with pytest.raises(BundleError, match="another bundle"):
         Device(first, {"theta": [1.0, 2.0]})
+    with pytest.raises(BundleError, match="another bundle"):
+        Device(first, {"bundle": other.spec["id"]})
+    state = json.loads((tmp_path / "state.json").read_text())
+    for damaged in ("", "[]", {**state, "items": [10**6, 1]}, {**state, "kept": [1]}, {**state, "moments": None}):
+        (tmp_path / "damaged.json").write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
+        with pytest.raises(BundleError, match="cut or damaged"):
+            Device.load(first, tmp_path / "damaged.json")

@@ -55,13 +55,15 @@ export class Graphs {
     const catalogue = json(files['catalogue.json']);
     graphs.ids = catalogue.items;
     graphs.names = catalogue.names;
+    graphs.drawn = catalogue.drawn;
     graphs.number = new Map(graphs.ids.map((id, at) => [id, at]));
     graphs.items = tensorsOf(files['items.safetensors']);
     graphs.golden = tensorsOf(files['golden.safetensors']);
-    const options = {externalData: [{path: 'items.safetensors', data: files['items.safetensors']}]};
-    graphs.score = await ort.InferenceSession.create(files['score.onnx'], options);
-    const learn = files['learn.onnx'];
-    graphs.learn = learn ? await ort.InferenceSession.create(learn, options).catch(() => ort.InferenceSession.create(learn)) : null;
+    const open = name => ort.InferenceSession.create(files[name], {
+      externalData: graphs.spec.graphs[name].tables.map(path => ({path, data: files[path]})),
+    });
+    graphs.score = await open('score.onnx');
+    graphs.learn = files['learn.onnx'] ? await open('learn.onnx') : null;
     return graphs;
   }
 
@@ -99,6 +101,7 @@ function rounded(value) {
 // One user's device. Every event is appended to IndexedDB, so that a reload or a second tab sees the same user.
 export class Device {
   static async open(graphs, user) {
+    if (user?.bundle && user.bundle !== graphs.spec.id) throw new BundleError('user.json is of another bundle. Export it again.');
     const device = new Device();
     device.graphs = graphs;
     device.database = await database(`dcclctl ${graphs.spec.id}${user ? ' ' + await sha256(new TextEncoder().encode(JSON.stringify(user))) : ''}`);
@@ -205,9 +208,12 @@ export class Device {
       const before = this.theta;
       const parts = {activations: [], candidates: [], labels: [], weights: []};
       const newest = this.events.slice(-events);
+      const chosen = new Set(newest.map(event => event.number));
+      const free = this.graphs.drawn.filter(number => !chosen.has(number));
+      const pool = free.length ? free : this.graphs.drawn;
       for (const event of newest) {
         const candidates = [event.number];
-        while (candidates.length <= negatives) candidates.push(Math.floor(Math.random() * this.graphs.ids.length));
+        while (candidates.length <= negatives) candidates.push(pool[Math.floor(Math.random() * pool.length)]);
         const {activations} = await this.run(candidates, event.time);
         parts.activations.push(...activations.data);
         parts.candidates.push(...candidates);
