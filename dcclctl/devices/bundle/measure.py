@@ -28,7 +28,7 @@ MAC_PICOJOULES, BYTE_PICOJOULES = 4.6, 1300 / 8
 _RESIDENT = """
 import re, sys
 sys.path.insert(0, sys.argv[1])
-import device
+device = __import__("device")
 def peak():
     try:
         text = open("/proc/self/status").read()
