@@ -99,7 +99,9 @@ def main() -> None:
     parser.add_argument("--log", default="ml-100k")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shares", default="0.01,0.05,0.2", help="of dishonest devices; the last one also without a bound")
+    parser.add_argument(
+        "--shares", default="0.01,0.05,0.2", help="of dishonest devices; the last one also without a bound"
+    )
     parser.add_argument("--data", type=Path, default=DATA)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -91,7 +91,9 @@ class BundleSpec(_Part):
     """All of bundle.json."""
 
     spec: Literal[1]
-    id: Sha256 = Field(description="Of graphs, tables and ids of the items; a state of another bundle has another meaning.")
+    id: Sha256 = Field(
+        description="Of graphs, tables and ids of the items; a state of another bundle has another meaning."
+    )
     model: str
     method: str = Field(description="Of the patches; empty for a cloud model alone.")
     parents: dict[str, str] = Field(description="Kind of artifact → its id.")
