@@ -85,7 +85,7 @@ def _show(call: Call, made: "Bundle", budget: "Budget | None") -> None:
     size = made.spec["bytes"]
     line(
         f"{facts['items']:,} items of {made.spec['items']['of']:,}, {facts['bytes_per_item']:,} bytes each in "
-        f"{made.spec['precision']}; graphs {size['shared']:,} bytes; at most {size['user']:,} bytes of its user on a device"
+        f"{made.spec['precision']}; graphs and basis {size['shared']:,} bytes; at most {size['user']:,} bytes of its user on a device"
     )
     if made.spec["short_rings"]:
         line(
