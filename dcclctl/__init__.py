@@ -16,6 +16,7 @@ __all__ = [
     "distill",
     "evaluate",
     "find_leaks",
+    "forget",
     "ingest",
     "memory",
     "patch",

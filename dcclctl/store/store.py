@@ -387,11 +387,11 @@ class Store:
         return None
 
     @contextmanager
-    def adding(self, kind: str, id: str) -> Iterator[Incoming]:
-        """Take in an artifact from an archive; what is not committed in the body is removed.
+    def adding(self, kind: str, id: str, again: bool = False) -> Iterator[Incoming]:
+        """Take in an artifact that is made already, e.g. from an archive; what is not committed in the body is removed.
 
         Args:
-            kind: one of KINDS. id: full id, which the caller has checked.
+            kind: one of KINDS. id: full id, which the caller has checked. again: also if it is there already, under a new number.
         """
         folder = self.root / kind / "work" / f"import-{id}"
         self._disk.make_folder(folder.parent)
@@ -399,8 +399,8 @@ class Store:
         with self._disk.lock(folder.with_name(f"{folder.name}.lock"), lambda: None):
             there = None
             with suppress(ArtifactError):
-                found = self.find(kind, id)
-                there = None if found.verify() else found
+                found = None if again else self.find(kind, id)
+                there = None if found is None or found.verify() else found
             self._disk.remove(folder)
             if there is None:
                 self._disk.make_folder(folder)
