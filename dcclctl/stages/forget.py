@@ -113,7 +113,7 @@ def forget(store: Store, users: Sequence[str], apply: bool = False) -> Forgotten
         ArtifactError: an artifact is damaged, so that it cannot be rewritten; or another command uses one.
     """
     gone = list(dict.fromkeys(users))
-    if not store.root.is_dir():
+    if not store.exists():
         return Forgotten(unknown=gone)
     snapshot = Snapshot(store)
     if snapshot.damaged:

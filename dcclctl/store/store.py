@@ -15,7 +15,7 @@ from typing import Any
 
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, Artifact, damaged, remake
-from dcclctl.store.disk import NUMBER_DIGITS, LocalDisk, is_number
+from dcclctl.store.disk import NUMBER_DIGITS, LocalDisk, explained, is_number
 from dcclctl.store.leases import Leases
 from dcclctl.store.manifest import KINDS, MAX_BYTES, Input, inputs_document, read_manifest, work_key
 from dcclctl.store.references import check_alias, is_alias, parse_reference
@@ -66,6 +66,14 @@ class Store:
         self._on_record: Callable[[dict[str, Any]], None] | None = None
         #: what this object keeps other processes from deleting
         self.leases = Leases(self.root, self._disk)
+
+    def exists(self) -> bool:
+        """Is there a store already?
+
+        Raises:
+            ArtifactError: the path cannot be used, e.g. a link that leads to itself.
+        """
+        return self._disk.is_folder(self.root)
 
     # -- finding
 
@@ -417,8 +425,11 @@ class Store:
         self._disk.make_folder(trash)
         self._disk.give(folder.parent.parent / "last", max(self.numbers(kind)))
         target = trash / f"{kind}-{number}-{secrets.token_hex(4)}"
-        self._disk.rename(folder, target)
-        self._disk.sync(folder.parent)
+        try:
+            self._disk.rename(folder, target)
+            self._disk.sync(folder.parent)
+        except OSError as error:
+            raise explained(error, f"cannot delete {kind}@{number}") from error
         return target
 
     def in_trash(self) -> list[Path]:
