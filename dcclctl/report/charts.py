@@ -5,10 +5,12 @@ Colours are the page's own variables (`currentColor`, `--s0` …), so one drawin
 
 import html
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcclctl.errors import DataError
 from dcclctl.report.comparison import POINTS, metric_name
 from dcclctl.report.page import EvaluationPart, Fit, Model
 from dcclctl.report.text import plain

@@ -129,7 +129,7 @@ class LocalDisk:
         """Is there a folder, perhaps behind a link? A link that leads to itself, or a path that is too long, is an error."""
         with _explained(path, "read"):
             try:
-                return stat.S_ISDIR(os.stat(path).st_mode)
+                return stat.S_ISDIR(path.stat().st_mode)
             except (FileNotFoundError, NotADirectoryError):
                 return False
 

@@ -36,18 +36,18 @@ def store(tmp_path: Path) -> Store:
     ],
 )
 def test_an_error_of_a_library_has_a_remedy(store: Store, number: int, as_said: Callable[[int], Exception]) -> None:
-    with pytest.raises(ArtifactError) as caught, store.begin("ingest", "dataset", {}, 0, {}) as work:
-        with work.new_file("a.json"):
-            raise as_said(number)
+    begun = store.begin("ingest", "dataset", {}, 0, {})
+    with pytest.raises(ArtifactError) as caught, begun as work, work.new_file("a.json"):
+        raise as_said(number)
     assert os.strerror(number) in caught.value.what and "a.json" in caught.value.what
     assert caught.value.remedy == REMEDIES[number] and caught.value.exit_code == 3
 
 
 def test_other_errors_stay_as_they_are(store: Store) -> None:
     assert system_error(ValueError("column 7 (code 5)")) is None
-    with pytest.raises(ZeroDivisionError), store.begin("ingest", "dataset", {}, 0, {}) as work:
-        with work.new_file("a.json"):
-            raise ZeroDivisionError
+    begun = store.begin("ingest", "dataset", {}, 0, {})
+    with pytest.raises(ZeroDivisionError), begun as work, work.new_file("a.json"):
+        raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("library", ["polars", "safetensors"])
