@@ -19,6 +19,7 @@ __all__ = [
     "evaluate",
     "export",
     "find_leaks",
+    "forget",
     "ingest",
     "memory",
     "patch",

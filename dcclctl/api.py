@@ -27,6 +27,8 @@ from dcclctl.stages.audit import audit
 from dcclctl.stages.distill import distill as _distill
 from dcclctl.stages.evaluate import evaluate as _evaluate
 from dcclctl.stages.evaluate import with_baseline
+from dcclctl.stages.forget import Forgotten
+from dcclctl.stages.forget import forget as _forget
 from dcclctl.stages.ingest import Sides
 from dcclctl.stages.ingest import ingest as _ingest
 from dcclctl.stages.memory import remember
@@ -277,6 +279,15 @@ def write_report(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
 def write_sample(folder: str | Path) -> list[Path]:
     """Write the bundled log and its README into a folder, and return the files."""
     return _write_sample(Path(folder))
+
+
+def forget(users: Sequence[str], store: Store, apply: bool = False) -> Forgotten:
+    """Take users' ids and events out of all artifacts of a store, see docs/store.md.
+
+    Args:
+        users: their ids as the log has them. apply: False only tells what would be done.
+    """
+    return _forget(store, users, apply)
 
 
 def find_leaks(made: Handle) -> list[Finding]:

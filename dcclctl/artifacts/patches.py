@@ -7,12 +7,21 @@ from dcclctl.artifacts.cloud import BASIS_FILE, CloudModel
 from dcclctl.artifacts.handle import Handle, check_same
 from dcclctl.artifacts.memory import Memory
 from dcclctl.config import recorded_settings
+from dcclctl.errors import ArtifactError
+from dcclctl.store.artifact import remake
 from dcclctl.store.store import Artifact
+from dcclctl.tables import PATCHED_USERS
 
 if TYPE_CHECKING:
     import polars as pl
     from jaxtyping import Float
     from torch import Tensor
+
+USERS_FILE = "users.parquet"
+#: columns of USERS_FILE: whose θ̂ a row is, and where in the shard
+_PLACES = ("user_index", "row")
+#: K that is believed where no θ̂ says how many numbers it has
+_LARGEST_UNUSED = 1 << 16
 
 
 class PatchSet(Handle):
@@ -50,31 +59,79 @@ class PatchSet(Handle):
 
     @cached_property
     def users(self) -> "pl.DataFrame":
-        """A PATCHED_USERS table, see tables.py."""
-        return self.artifact.read_table("users.parquet")
+        """A PATCHED_USERS table, see tables.py, with each user once and every user known to the dataset."""
+        table, n_users = self.artifact.read_table(USERS_FILE), self.cloud.dataset.users.height
+        wrong = ""
+        try:
+            PATCHED_USERS.check(USERS_FILE, table)
+        except ValueError as error:
+            raise self._wrong(str(error)) from error
+        twice = table.height - table["user_index"].n_unique()
+        unknown = table.filter(~table["user_index"].is_between(0, n_users - 1)).height
+        if twice:
+            wrong = f"lists {twice:,} users more than once"
+        elif unknown:
+            wrong = f"lists {unknown:,} users whose number the dataset does not have"
+        elif (table["shard"] < 0).any() or (table["row"] < 0).any():
+            wrong = "has negative numbers of shards or rows"
+        if wrong:
+            raise self._wrong(f"{USERS_FILE} {wrong}")
+        return table
 
     def codes(self, n_users: int | None = None) -> "tuple[Float[Tensor, 'U K'], Tensor]":
         """θ̂ of every user (zero without a patch), and a mask (U,) of the users whose patch is kept.
 
         Args:
             n_users: U, of a log with more users than the dataset; None: of the dataset.
+
+        Raises:
+            ArtifactError: θ̂ is missing, or has another shape or type than is declared.
         """
         import numpy as np
         import torch
 
         n_users = n_users or self.cloud.dataset.users.height
-        codes = torch.zeros(n_users, int(self.facts["patch_size"]))
-        if codes.shape[1]:
+        shards = []
+        # all are read and compared with the declared size before anything is allocated by it
+        if self._patch_size:
             for (shard,), rows in self.users.group_by("shard", maintain_order=True):
-                theta = self.artifact.read_tensors(shard_name(int(str(shard))))["theta"]
-                own, place = (
-                    torch.from_numpy(rows[name].to_numpy().astype(np.int64)) for name in ("user_index", "row")
-                )
-                codes[own] = theta[place]
+                theta = self._theta(int(str(shard)), int(rows["row"].max()))  # type: ignore[arg-type]
+                shards.append((theta, *(torch.from_numpy(rows[at].to_numpy().astype(np.int64)) for at in _PLACES)))
+        # without patches nothing but the declared size says how large a row is
+        codes = torch.zeros(n_users, self._patch_size if shards else min(self._patch_size, _LARGEST_UNUSED))
+        for theta, own, place in shards:
+            codes[own] = theta[place]
         patched = torch.zeros(n_users, dtype=torch.bool)
         kept = self.users.filter("kept")["user_index"].to_numpy().astype(np.int64)
         patched[torch.from_numpy(kept)] = True
         return codes, patched
+
+    @property
+    def _patch_size(self) -> int:
+        size = self.facts["patch_size"]
+        if type(size) is not int or size < 0:
+            raise self._wrong(f"its facts declare θ̂ of {size!r:.40} numbers")
+        return size
+
+    def _theta(self, shard: int, last_row: int) -> "Float[Tensor, 'S K']":
+        """θ̂ of one shard of users, checked."""
+        import torch
+
+        name, size = shard_name(shard), self._patch_size
+        theta = self.artifact.read_tensors(name).get("theta")
+        if theta is None or theta.dtype != torch.float32 or theta.dim() != 2:
+            raise self._wrong(f"{name} does not hold a matrix θ̂ of 32-bit floats")
+        if theta.shape[1] != size:
+            raise self._wrong(f"{name} has θ̂ of {theta.shape[1]:,} numbers, and {size:,} are declared")
+        if last_row >= len(theta):
+            raise self._wrong(f"{name} has {len(theta):,} rows, and {USERS_FILE} names row {last_row:,}")
+        return theta
+
+    def _wrong(self, problem: str) -> ArtifactError:
+        return ArtifactError(
+            f"{self.ref} cannot be used: {problem} (in {self.artifact.path})",
+            f"dcclctl did not write it so; make it again: {remake(self.artifact.manifest)} --force",
+        )
 
 
 def shard_name(shard: int) -> str:

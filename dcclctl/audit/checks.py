@@ -11,7 +11,7 @@ from dcclctl.audit.timeline import Timeline
 from dcclctl.evaluation.targets import targets_in_words
 from dcclctl.events.log import VALID, Block
 from dcclctl.events.sampling import Ints
-from dcclctl.store.artifact import Artifact
+from dcclctl.store.artifact import Artifact, remake
 from dcclctl.store.lineage import ancestors
 
 #: stages that learn, and whether they also choose their best epoch by the valid period
@@ -108,10 +108,18 @@ def events_learned(artifact: Artifact, timeline: Timeline) -> list[Finding]:
             return [Finding("leak", artifact.ref, text)]
         rows = rows[np.isin(timeline.user[rows], table["user_index"].to_numpy())]
         said, users = artifact.facts["events"], f" of its {table.height:,} users"
+    if said is not None and said > len(rows) and artifact.facts.get("forgotten"):
+        return [_forgotten(artifact, f"it learned from {said:,} events, {said - len(rows):,} of them")]
     if said != len(rows):
         text = f"says that it learned from {said} events, but {_text(blocks)} holds {len(rows):,}{users}"
         return [Finding("leak", artifact.ref, text)]
     return [Finding("proven", artifact.ref, f"learned from the {len(rows):,} events of {_text(blocks)}{users}")]
+
+
+def _forgotten(artifact: Artifact, what: str) -> Finding:
+    """What an artifact still holds of users that `artifacts forget` took out of the dataset."""
+    text = f"{what} of users that were forgotten since; to be rid of these too: {remake(artifact.manifest)}"
+    return Finding("remark", artifact.ref, text)
 
 
 def events_remembered(memory: Artifact, timeline: Timeline) -> list[Finding]:
@@ -131,6 +139,8 @@ def events_remembered(memory: Artifact, timeline: Timeline) -> list[Finding]:
     share = memory.read_tensors("statistics.safetensors")["item_share"].numpy().astype(np.float64)
     expected = (counts + 0.5) / (counts.sum() + 0.5 * log.n_items)
     wrong = np.flatnonzero(~np.isclose(share, expected, rtol=1e-5, atol=0))
+    if len(wrong) and memory.facts.get("forgotten"):
+        return [_forgotten(memory, "its statistics count events")]
     if len(wrong):
         at = int(wrong[0])
         text = (

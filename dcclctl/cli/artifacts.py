@@ -408,6 +408,65 @@ def rm(
     _show_deleted(call, remove(call.store, references, force), "deleted")
 
 
+@command(app, "forget", shared=LOOKS)
+def forget(
+    call: Call,
+    users: Annotated[list[str], typer.Argument(metavar="USER...", help="Ids of the users, as the log has them.")],
+    apply: Annotated[bool, typer.Option("--apply", help="Do it. Without it, only show what would be done.")] = False,
+) -> None:
+    """Take users' ids and events out of all artifacts; without --apply only show it.
+
+    Every artifact that holds something of the users, or was made from one that does, is made once more without it, and the
+    old one is deleted: it gets a new number and id, and its names move along. Bundles are deleted, because they hold samples
+    of devices; so is what stopped runs left. Patches of other users stay the same to the bit.
+
+    What models, memories and evaluations learned or counted from the users cannot be taken out: it is listed with the command
+    that makes it anew. Logs, exported files, archives and backups lie outside the store: delete the users there yourself.
+
+    \b
+    Example:
+      dcclctl artifacts forget u17
+      dcclctl artifacts forget u17 u21 --apply
+    """
+    from dcclctl.artifacts.names import label
+    from dcclctl.stages.forget import forget as run
+
+    done = run(call.store, users, apply)
+    line, made = call.reporter.line, done.artifacts
+    left = [each for each in made if each.command]
+    if call.reporter.as_json:
+        rows = [
+            {"old": each.old.ref, "new": each.ref if each.id else None, "id": each.id, "rows": each.rows}
+            | {"stays": each.learned, "command": each.command}
+            for each in made
+        ]
+        moved = [{"old": old, "new": new or None} for old, new in done.moved]
+        paths = [str(path) for path in done.work + done.trash]
+        facts = {"artifacts": rows, "moved": moved, "left_by_killed_runs": paths, "unknown": done.unknown}
+        print_json({"applied": apply, **facts})
+        return
+    for each in made:
+        becomes = each.ref if each.number else "a new one"
+        held = f", {each.rows:,} rows of the users" if each.rows else ""
+        old = label(each.old) if not apply else each.old.ref
+        line(f"{old} → {becomes}{held}" if each.id else f"{old}: deleted" if apply else f"{old}: would be deleted")
+    for old, new in done.moved:
+        line(f"{old} → {new or 'a new number'}, the same artifact, so that it stays the newest")
+    for path in done.work + done.trash:
+        line(f"{'deleted' if apply else 'would delete'} {path}")
+    if left:
+        line("What was learned from the users stays until you make it anew and remove the old one:")
+    for each in left:
+        line(f"  {each.ref if each.number else each.old.ref}: {each.learned or 'deleted'}")
+        line(f"    {each.command}")
+    if made:
+        line("Not in the store, so not reached: logs, exported files, archives, trackers, devices, backups.")
+    for user in done.unknown:
+        call.reporter.remark(f"nothing in the store holds a user {plain(user)}")
+    if made and not apply:
+        call.reporter.remark("nothing is done yet; to do it, add --apply")
+
+
 @command(app, "export", shared=LOOKS)
 def export(
     call: Call,

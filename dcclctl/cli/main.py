@@ -1,6 +1,8 @@
 """The `dcclctl` command. Each subcommand's file is imported only when it is called, so that --help stays quick."""
 
+import errno
 import importlib
+import os
 from typing import Any
 
 import typer
@@ -64,6 +66,19 @@ class LazyGroup(TyperGroup):
 
             print_error(error)
             ctx.exit(error.exit_code)
+        except Exception as error:
+            # the machine's fault, not a bug: a full disk, a limit, a permission, also where a library says so
+            from dcclctl.cli.console import print_error
+            from dcclctl.store.disk import REMEDIES, explained, system_error
+
+            limit = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) if isinstance(error, MemoryError) else None
+            system = limit or system_error(error)
+            if system is None or system.errno not in REMEDIES:
+                raise
+            where = getattr(system, "filename", None)
+            told = explained(system, f"cannot use {os.fsdecode(where)}" if where else "the system refused a request")
+            print_error(told)
+            ctx.exit(told.exit_code)
         except KeyboardInterrupt as stopped:
             ctx.exit(say_stopped(stopped))
 

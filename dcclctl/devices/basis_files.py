@@ -31,7 +31,12 @@ def read_basis(source: Artifact | Work) -> SharedBasis[Any]:
         shape = PatchShape((first, second), sizes["bottleneck"])
     else:
         shape = StateShape(**sizes)
-    return SharedBasis(shape, **source.read_tensors(BASIS_FILE))
+    tensors = source.read_tensors(BASIS_FILE)
+    origin, theta = (tensors.get(name, torch.empty(0)) for name in ("origin", "theta"))
+    if tuple(origin.shape) != (shape.size,) or theta.dim() != 2 or len(theta) != shape.size:
+        shapes = f"{tuple(origin.shape)} and {tuple(theta.shape)}"
+        raise source.unreadable(BASIS_FILE, f"has ϑ₀ and Θ of the shapes {shapes}, not of {shape.size:,} weights")
+    return SharedBasis(shape, origin, theta)
 
 
 def basis_of(cloud: CloudModel) -> SharedBasis[Any] | None:
@@ -56,5 +61,5 @@ def encoder_of(cloud: CloudModel) -> Encoder | None:
     tensors = cloud.artifact.read_tensors(ENCODER_FILE)
     size, hidden = tensors["out"].shape
     encoder = Encoder(size, hidden, cloud.dataset.log.profile_sizes, torch.Generator().manual_seed(0))
-    encoder.load_state_dict(tensors)
+    encoder.load_state_dict(cloud.artifact.read_weights(ENCODER_FILE, encoder.state_dict()))
     return encoder

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dcclctl.artifacts import PatchSet
+from dcclctl.artifacts.patches import USERS_FILE
 from dcclctl.config import Rate, searched
 from dcclctl.devices.basis import descend
 from dcclctl.devices.hidden import HiddenLearner
@@ -136,4 +137,8 @@ class FineTune(CodeMethod[FineTuneSettings]):
         return _Devices(task, backbone)
 
     def head(self, patches: PatchSet, backbone: Backbone, codes: Float[Tensor, "U K"]) -> HeadFunction:
+        model = cast(DinBackbone, backbone).model
+        size = number_of_weights(Head.of(model))
+        if size != codes.shape[1]:
+            raise patches.artifact.unreadable(USERS_FILE, f"is for θ̂ of {codes.shape[1]:,} numbers, not {size:,}")
         return layer_head(cast(DinBackbone, backbone), codes)

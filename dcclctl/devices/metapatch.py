@@ -167,7 +167,10 @@ class MetaPatch(CodeMethod[MetaPatchSettings]):
         return devices(task, backbone, events)
 
     def head(self, patches: PatchSet, backbone: Backbone, codes: Float[Tensor, "U K"]) -> HeadFunction:
-        return head_of(read_basis(patches.artifact), backbone, codes)
+        basis = read_basis(patches.artifact)
+        if basis.size != codes.shape[1]:
+            raise patches.artifact.unreadable(BASIS_FILE, f"is for θ̂ of {basis.size:,} numbers, not {codes.shape[1]:,}")
+        return head_of(basis, backbone, codes)
 
 
 def head_of(basis: SharedBasis[Any], backbone: Backbone, codes: Float[Tensor, "U K"]) -> HeadFunction:

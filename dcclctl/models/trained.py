@@ -33,7 +33,7 @@ class TrainedKind(CloudModelKind[SettingsT]):
         """A fresh copy of a committed model."""
         settings = self.Settings(**cloud.sizes)
         model = self.new(cloud.dataset.log, settings, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-        restore(model, cloud.artifact.read_tensors("model.safetensors"))
+        restore(model, cloud.artifact.read_weights("model.safetensors", dict(model.named_parameters())))
         return model.to(device)
 
     def fit(self, task: FitTask[SettingsT]) -> dict[str, Any]:

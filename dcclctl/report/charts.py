@@ -5,10 +5,12 @@ Colours are the page's own variables (`currentColor`, `--s0` …), so one drawin
 
 import html
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcclctl.errors import DataError
 from dcclctl.report.comparison import POINTS, metric_name
 from dcclctl.report.page import EvaluationPart, Fit, Model
 from dcclctl.report.text import plain
@@ -41,6 +43,10 @@ def label(model: Model) -> str:
     return f"{model.ref} · {model.role}"
 
 
+#: address space that V8, inside vl-convert, reserves; it was seen to end the process under limits up to 16 GB
+_ADDRESS_SPACE = 32 * 2**30
+
+
 def _svg(chart: "alt.Chart | alt.LayerChart | alt.FacetChart", name: str, about: str) -> str:
     """Draw one chart.
 
@@ -50,6 +56,7 @@ def _svg(chart: "alt.Chart | alt.LayerChart | alt.FacetChart", name: str, about:
     """
     import vl_convert
 
+    _check_address_space()
     axis: dict[str, Any] = {f"{part}Color": "currentColor" for part in ("label", "title", "grid", "domain", "tick")}
     axis |= {"gridOpacity": 0.13, "domainOpacity": 0.5, "tickOpacity": 0.5}
     axis |= {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
@@ -67,6 +74,24 @@ def _svg(chart: "alt.Chart | alt.LayerChart | alt.FacetChart", name: str, about:
     assert size is not None  # every drawing of vl-convert has one
     head = f'<svg role="img" aria-label="{html.escape(plain(about))}" style="width:{size[1]}px" viewBox'
     return re.sub(r"^<svg .*?viewBox", lambda found: head, drawn, count=1)
+
+
+def _check_address_space() -> None:
+    """Refuse a limit of memory under which the drawing library would end the process without a word.
+
+    Raises:
+        DataError: there is such a limit (ulimit -v).
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE:
+        raise DataError(
+            f"charts cannot be drawn: this process may use {limit / 2**30:.1f} GiB of address space (ulimit -v)",
+            "Lift the limit for this command: ulimit -v unlimited. The figures: dcclctl evaluate shows them too.",
+        )
 
 
 def _styles(part: EvaluationPart) -> dict[str, tuple[str, list[int]]]:

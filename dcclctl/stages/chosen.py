@@ -23,6 +23,10 @@ def chosen_users(dataset: Dataset, users: str, table: pl.DataFrame | None = None
         UsageError: an unreadable file, or an id that is not known.
     """
     table = dataset.users if table is None else table
+    # a forgotten user is an empty row
+    forgotten = dataset.users.filter(pl.col("events") == 0)["user_index"]
+    if len(forgotten):
+        table = table.filter(~pl.col("user_index").is_in(forgotten.implode()))
     if users == "all":
         return table["user_index"].to_numpy().astype(np.int64), users
     if users in GROUPS:

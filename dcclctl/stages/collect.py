@@ -18,6 +18,7 @@ from dcclctl.artifacts.cloud import BASIS_FILE
 from dcclctl.artifacts.patches import shard_name
 from dcclctl.config import CollectConfig
 from dcclctl.devices.basis_files import PRIOR_FILE, read_basis, read_prior_mean, write_basis
+from dcclctl.devices.bound import ABSURD, bounded
 from dcclctl.devices.learner import shard_table, with_ids
 from dcclctl.errors import DataError, UsageError
 from dcclctl.stages.export import token_of
@@ -27,10 +28,6 @@ from dcclctl.store.store import Input
 
 #: bytes of an uplink, at most
 _LARGEST = 1 << 20
-#: of a normal distribution: standard deviations in a median absolute deviation
-_MAD = 1.4826
-#: a θ̂ this many times as long as the bound is no patch of an honest device: it is rejected, not clipped
-_ABSURD = 10.0
 #: why an uplink is rejected → in words
 REASONS = {
     "unreadable": "no JSON object, or too large",
@@ -39,7 +36,7 @@ REASONS = {
     "twice": "two from one device; neither is used",
     "shape": "θ̂ has another length",
     "not-finite": "θ̂ has a number that is not finite",
-    "absurd": f"θ̂ is more than {_ABSURD:g} times as far from the mean as the bound",
+    "absurd": f"θ̂ is more than {ABSURD:g} times as far from the mean as the bound",
 }
 
 
@@ -87,7 +84,9 @@ def collect(
     if not len(read.users):
         raise DataError(f"none of {sum(read.rejected.values())} uplinks can be used: {in_words(read.rejected)}", "")
     mean = read_prior_mean(source.artifact).numpy().astype(np.float64)
-    kept, theta, bound, rejected = _bounded(read, mean, config)
+    found = bounded(read.theta, mean, config.deviations, config.max_norm)
+    kept = np.flatnonzero(~found.rejected)
+    rejected = read.rejected + Counter(absurd=int(found.rejected.sum()))
     inputs = {
         "cloud": cloud.artifact.as_input(),
         "dataset": cloud.dataset.artifact.as_input(),
@@ -100,7 +99,7 @@ def collect(
             return named(PatchSet(work.reused), run)
         users = read.users[kept]
         tensors = {
-            "theta": torch.from_numpy(theta.astype(np.float32)),
+            "theta": torch.from_numpy(found.theta[kept].astype(np.float32)),
             "user_index": torch.from_numpy(users),
             "events": torch.from_numpy(read.events[kept]),
             "losses": torch.full((len(users), 2), math.nan, dtype=torch.float64),
@@ -121,8 +120,8 @@ def collect(
             "improved_share": None,
             "kept": len(users),
             "rejected": dict(sorted(rejected.items())),
-            "bound": bound,
-            "clipped": int((np.linalg.norm(read.theta[kept] - mean, axis=1) > bound).sum()),
+            "bound": found.bound,
+            "clipped": int(found.clipped.sum()),
             "basis": source.artifact.file_id(BASIS_FILE),
         }
         return named(PatchSet(work.commit(facts)), run)
@@ -205,19 +204,3 @@ def _checked(
         return "not-finite", -1, nothing, 0
     events = document.get("events")
     return "", devices[token], values, events if type(events) is int and 0 <= events < 1 << 31 else 0
-
-
-def _bounded(
-    read: _Uplinks, mean: npt.NDArray[np.float64], config: CollectConfig
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float, Counter[str]]:
-    """Places of the uplinks that are used, their θ̂ moved to the bound where they are beyond it, the bound, and rejections."""
-    away = read.theta - mean
-    with np.errstate(over="ignore"):
-        distance = np.linalg.norm(away, axis=1)
-    middle = float(np.median(distance))
-    bound = config.max_norm or middle + config.deviations * _MAD * float(np.median(np.abs(distance - middle)))
-    usable = np.flatnonzero(distance <= _ABSURD * bound)
-    rejected = read.rejected.copy()
-    rejected["absurd"] += len(distance) - len(usable)
-    scale = np.minimum(1.0, bound / np.maximum(distance[usable], 1e-300))
-    return usable, mean + away[usable] * scale[:, None], bound, rejected

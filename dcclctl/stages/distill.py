@@ -7,6 +7,7 @@ import torch
 from dcclctl.artifacts import CloudModel, PatchSet
 from dcclctl.compute import compute_settings, torch_device
 from dcclctl.config import DistillConfig
+from dcclctl.devices.bound import BoundedPatches
 from dcclctl.distillation.method import DistillTask, default_method, method_of
 from dcclctl.distillation.teachers import TaughtObjective
 from dcclctl.errors import ArtifactError, UsageError
@@ -19,6 +20,9 @@ from dcclctl.stages.plan import events_of
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
 
+#: users that a remark names at most
+_SHOWN = 5
+
 
 def distill(
     patches: PatchSet,
@@ -29,7 +33,8 @@ def distill(
     """Teach the cloud model with the patched models.
 
     Args:
-        patches: the teachers, of any method and on any kind of cloud model. The teacher on a user's events is the model
+        patches: the teachers, of any method and on any kind of cloud model; θ̂ of one device cannot be longer than a bound
+            that is learned from all (see devices/bound.py). The teacher on a user's events is the model
             that serves the user: without a patch the cloud model under the patches.
         settings: see DistillConfig and the method's own section. The default method depends on the teachers. With β = 0
             only the labels teach. run: how to run.
@@ -54,6 +59,9 @@ def distill(
         "patches": patches.artifact.as_input(),
     }
     amount = events_of(dataset, [block]) * own.epochs
+    teachers = patches
+    if config.teachers != "unpatched" and patches.facts["patch_size"]:
+        teachers = BoundedPatches(patches)
     with (
         compute_settings(config, run.remark) as config,
         cloud.store.begin("distill", "cloud", config.recorded(), config.seed, inputs, run.force, amount) as work,
@@ -61,7 +69,8 @@ def distill(
         if work.reused is not None:
             return named(CloudModel(work.reused), run)
         device = torch_device(config)
-        task: DistillTask[Any] = DistillTask(patches, cloud, block, config, own, device, work, run.on_progress)
+        task: DistillTask[Any] = DistillTask(teachers, cloud, block, config, own, device, work, run.on_progress)
+        bound = _said_bound(teachers, run) if isinstance(teachers, BoundedPatches) else {}
         assert isinstance(kind, TrainedKind)
         model, log = kind.module(cloud, device), method.histories(task)
         objective = method.objective(task, log)
@@ -74,6 +83,7 @@ def distill(
             "id_map": dataset.id_map,
             **method.after(task, model, objective),
             **_teachers(task, objective),
+            **bound,
             "round": max(cloud.round, patches.cloud.round) + 1,
             **trainer.facts(state),
         }
@@ -94,6 +104,21 @@ def _check_student(student: CloudModel, patches: PatchSet) -> None:
             f"{student.ref} is a {student.model} model, which cannot be taught (it can be patched and evaluated)",
             f"Name another model as the student: --cloud REF, of kind {' or '.join(taught)}. The teachers may stay.",
         )
+
+
+def _said_bound(teachers: BoundedPatches, run: RunOptions) -> dict[str, Any]:
+    """Say what is not used of the patches as it is, and return it as facts."""
+    facts, rejected = dict(teachers.facts_of_bound()), teachers.rejected_ids()
+    if rejected:
+        shown = ", ".join(rejected[:_SHOWN]) + (" …" if len(rejected) > _SHOWN else "")
+        run.remark(
+            f"{len(rejected):,} patches of {teachers.ref} are absurdly far from all others and do not teach: {shown}"
+        )
+    if facts["patches_clipped"]:
+        run.remark(
+            f"{facts['patches_clipped']:,} patches of {teachers.ref} are clipped to a distance of {facts['patch_bound']:.3g}"
+        )
+    return facts
 
 
 def _teachers(task: DistillTask[Any], objective: Any) -> dict[str, Any]:

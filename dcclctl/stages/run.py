@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from dcclctl.artifacts.handle import Handle
 from dcclctl.compute import OnProgress, no_progress
 from dcclctl.config import Presets
+from dcclctl.errors import ArtifactError
 from dcclctl.store.store import NotMade
 
 HandleT = TypeVar("HandleT", bound=Handle)
@@ -40,9 +41,17 @@ DEFAULT_RUN = RunOptions()
 
 
 def named(made: HandleT, run: RunOptions) -> HandleT:
-    """Give the artifact the name of the options, if they have one."""
-    if run.name:
-        made.store.tag(made.artifact, run.name)
+    """Give the artifact the name of the options, if they have one.
+
+    Raises:
+        ArtifactError: the name cannot be written; the artifact is made nevertheless.
+    """
+    try:
+        if run.name:
+            made.store.tag(made.artifact, run.name)
+    except ArtifactError as error:
+        remedy = f"{error.remedy} Then: dcclctl artifacts tag {made.ref} {run.name}"
+        raise ArtifactError(f"{made.ref} is made, but has no name yet: {error.what}", remedy) from error
     return made
 
 

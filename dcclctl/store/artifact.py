@@ -7,12 +7,15 @@ import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dcclctl.errors import ArtifactError
 from dcclctl.store.contents import Files, file_sha256
 from dcclctl.store.disk import LocalDisk, open_inside
-from dcclctl.store.manifest import INPUT_FLAGS, KINDS, Input
+from dcclctl.store.manifest import INPUT_FLAGS, KINDS, VARIANTS, Input
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = "manifest.json"
 #: The id, in the form that `sha256sum -c` reads. Without it, damage to the manifest would look like another id.
@@ -21,6 +24,9 @@ RUN = "run.json"
 METRICS = "metrics.jsonl"
 #: Files that the manifest does not list. The last two are outside the hash and trusted by nothing: they hold clock times.
 OWN_FILES = frozenset((MANIFEST, MANIFEST_HASH, RUN, METRICS))
+
+#: the only tensor whose numbers may be NaN: losses of users without held-back events
+MAY_BE_NAN = "losses"
 
 
 class Home(Protocol):
@@ -33,6 +39,8 @@ class Home(Protocol):
     def aliases(self, artifact: "Artifact") -> list[str]: ...
 
 
+#: roles of what `recommend` and `export` are given
+_SUBJECTS = ("model", "patches", "cloud")
 #: The largest run.json that is read.
 _RUN_BYTES = 2**20
 
@@ -177,6 +185,19 @@ class Artifact(Files):
             raise self.unreadable(name, problem)
         return data
 
+    def read_tensors(self, name: str) -> "dict[str, Tensor]":
+        """Read every tensor of a safetensors file onto the CPU.
+
+        Raises:
+            ArtifactError: missing, damaged, or with numbers that are not finite, which no command writes.
+        """
+        tensors = super().read_tensors(name)
+        for each, tensor in tensors.items():
+            if each != MAY_BE_NAN and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                rows = int((~tensor.isfinite()).reshape(len(tensor), -1).any(1).sum()) if tensor.dim() else 1
+                raise self.unreadable(name, f"has numbers that are not finite in {rows:,} rows of {each}")
+        return tensors
+
     def file(self, name: str) -> Path:
         """Path of a file, after checking its bytes; `read` gives the bytes that were checked."""
         problem = self.damage(name)
@@ -207,6 +228,11 @@ def remake(manifest: dict[str, Any]) -> str:
     words = [f"{flags[role]} {given['kind']}@{given['id'][:12]}" for role, given in inputs.items() if role in flags]
     if stage == "distill" and "patches" in inputs:
         words = [word for word in words if not word.startswith("--cloud")]
+    if stage in ("recommend", "export"):
+        words = [f"{given['kind']}@{given['id'][:12]}" for role, given in inputs.items() if role in _SUBJECTS]
+    chosen = manifest["config"].get(VARIANTS.get(stage, ""))
+    if isinstance(chosen, str):
+        words.insert(0, f"--{VARIANTS[stage]} {shlex.quote(chosen)}")
     if stage == "evaluate":
         words = [f"{given['kind']}@{given['id'][:12]}" for role, given in inputs.items() if role.startswith("subject-")]
     if stage == "ingest":

@@ -8,9 +8,9 @@ import json
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -42,7 +42,7 @@ def file_sha256(file: BufferedReader) -> str:
     return digest
 
 
-def write_table(path: Path, table: "pl.DataFrame") -> None:
+def write_table(path: Path | BytesIO, table: "pl.DataFrame") -> None:
     """Write Parquet with the same bytes for every number of threads and chunks."""
     table.write_parquet(path, compression=COMPRESSION, row_group_size=ROW_GROUP_ROWS)
 
@@ -118,6 +118,21 @@ class Files(ABC):
 
         with self._parsing(name) as data:
             return dict(load(data))
+
+    def read_weights(self, name: str, like: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+        """Read a safetensors file that has tensors of these names and shapes, so that none is stretched to fit.
+
+        Raises:
+            ArtifactError: missing, damaged, or with other tensors.
+        """
+        found = self.read_tensors(name)
+        for each, wanted in like.items():
+            if each not in found or found[each].shape != wanted.shape:
+                has = f"the shape {tuple(found[each].shape)}" if each in found else "no such tensor"
+                raise self.unreadable(
+                    name, f"does not fit: {each} must have the shape {tuple(wanted.shape)}; it has {has}"
+                )
+        return found
 
     def tensor_metadata(self, name: str) -> dict[str, Any]:
         """Read the metadata that `write_tensors` was given."""

@@ -6,6 +6,7 @@ An object store would be a second class with these methods. It cannot rename, so
 
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -22,7 +23,6 @@ RESERVE_BYTES = 16 * 2**20
 NUMBER_DIGITS = 6
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 #: Can files be opened relative to an open folder? Windows cannot.
 _RELATIVE = os.open in os.supports_dir_fd
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -31,18 +31,60 @@ _FOLDER = os.O_RDONLY | _NO_LINK | getattr(os, "O_DIRECTORY", 0)
 _FILE = os.O_RDONLY | _NO_LINK | getattr(os, "O_NONBLOCK", 0)
 
 
+#: error number → what to do about it
+REMEDIES = {
+    **dict.fromkeys(_FORBIDDEN, "Choose a store that you may write to with --store DIR, or mend its permissions."),
+    **dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR), "Something there is not a folder; name another store with --store DIR."
+    ),
+    errno.ELOOP: "A link there leads to itself; mend it, or name another store with --store DIR.",
+    errno.ENAMETOOLONG: "That path is too long; name a shorter one with --store DIR.",
+    errno.ENOSPC: "Free some space, then type the same command: it continues where it stopped.",
+    errno.EDQUOT: "Your disk quota is used up: free some space, or name another store with --store DIR.",
+    errno.EFBIG: "Files may not become that large here (ulimit -f): raise the limit, or use another --store DIR.",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "Too many files are open at once: raise the limit (ulimit -n 4096)."),
+    errno.ENOMEM: "Memory is short: end other programs, or raise the limit (ulimit -v).",
+    **dict.fromkeys(
+        (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS),
+        "This file system has no locks; name a store on a local disk with --store DIR (dcclctl doctor tries it).",
+    ),
+    errno.EIO: "The disk reports a fault: look into the system's log, and name a store on another one with --store DIR.",
+}
+#: how a library in Rust quotes an error of the operating system
+_QUOTED = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The error of the operating system that an exception is, or that a library quotes in it; None for all others."""
+    if isinstance(error, OSError):
+        return error
+    found = _QUOTED.search(str(error))
+    if found is None:
+        return None
+    number = int(found[1] or found[2])
+    return OSError(number, os.strerror(number))
+
+
+def explained(error: OSError, what: str) -> ArtifactError:
+    """The error for people, with a remedy.
+
+    Args:
+        what: that could not be done, e.g. 'cannot write FILE'.
+    """
+    remedy = REMEDIES.get(error.errno or 0, "Check the disk, or name another store with --store DIR.")
+    return ArtifactError(f"{what}: {error.strerror or error}", remedy)
+
+
 @contextmanager
 def _explained(path: Path, verb: str = "write") -> Iterator[None]:
-    """Turn an error of the operating system into one with a remedy."""
+    """Turn an error of the operating system into one with a remedy, also when a library hides it in its own."""
     try:
         yield
-    except OSError as error:
-        remedy = "Check the disk, or name another store with --store DIR."
-        if error.errno in _FORBIDDEN:
-            remedy = "Choose a store that you may write to with --store DIR, or mend its permissions."
-        elif error.errno in _NO_FOLDER:
-            remedy = "Something there is not a folder; name another store with --store DIR."
-        raise ArtifactError(f"cannot {verb} {path}: {error.strerror or error}", remedy) from error
+    except Exception as error:
+        system = system_error(error)
+        if system is None:
+            raise
+        raise explained(system, f"cannot {verb} {path}") from error
 
 
 def open_inside(folder: Path, name: str) -> BufferedReader:
@@ -83,6 +125,14 @@ def _regular(descriptor: int, path: Path) -> BufferedReader:
 class LocalDisk:
     """A POSIX file system. A process may be killed in any method without damage to the store."""
 
+    def is_folder(self, path: Path) -> bool:
+        """Is there a folder, perhaps behind a link? A link that leads to itself, or a path that is too long, is an error."""
+        with _explained(path, "read"):
+            try:
+                return stat.S_ISDIR(path.stat().st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+
     def names(self, folder: Path) -> list[str]:
         """Sorted names in a folder; [] if there is no such folder."""
         with _explained(folder, "read"):
@@ -115,15 +165,15 @@ class LocalDisk:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise ArtifactError(f"cannot read {path}: {error.strerror}", "Mend its permissions or the disk.") from error
+            raise explained(error, f"cannot read {path}") from error
         if limit is not None and len(data) > limit:
             raise ArtifactError(f"{path} is larger than {limit:,} bytes", "dcclctl did not write it; remove it.")
         return data
 
     def make_folder(self, folder: Path) -> None:
         """Create a folder and its parents and wait until they are on the disk."""
-        missing = [place for place in (folder, *folder.parents) if not place.exists()]
         with _explained(folder):
+            missing = [place for place in (folder, *folder.parents) if not place.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             for place in reversed(missing):
                 self.sync(place.parent)
@@ -196,7 +246,8 @@ class LocalDisk:
         with _explained(folder):
             for place, _, names in os.walk(folder, topdown=False):
                 for name in names:
-                    (Path(place) / name).chmod(0o444)
+                    path = Path(place) / name
+                    path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)  # what the umask hid stays hidden
                 self.sync(Path(place))
 
     def publish(self, work: Path, versions: Path) -> int:
@@ -215,9 +266,16 @@ class LocalDisk:
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
                     number += 1
+        try:
             self.sync(versions)
             self.sync(work.parent)
-        self.give(given, number)
+            self.give(given, number)
+        except (OSError, ArtifactError) as error:
+            reason = error.what if isinstance(error, ArtifactError) else error.strerror
+            raise ArtifactError(
+                f"{versions.parent.name}@{number} is made, but the disk did not confirm it: {reason}",
+                "Mend the disk or its permissions, then type the same command: it finds what is made and confirms it.",
+            ) from error
         return number
 
     def give(self, given: Path, number: int) -> None:

@@ -49,7 +49,7 @@ def collect(store: Store, keep: int = KEEP, apply: bool = False) -> Deleted:
     """
     if keep < 0:
         raise UsageError(f"--keep {keep} is negative", "Give how many of each kind stay, e.g. --keep 3.")
-    if not store.root.is_dir():
+    if not store.exists():
         return Deleted()
     with store.leases.hygiene():
         snapshot = Snapshot(store)

@@ -74,12 +74,16 @@ class Leases:
             self._disk.append(self._own.path.with_suffix(_IDS), f"{id}\n".encode())
             self._ids.add(id)
 
-    def in_use(self) -> set[str]:
-        """Ids that living processes use; what dead ones left is removed. Call it while `hygiene` is held."""
+    def in_use(self, by_others: bool = False) -> set[str]:
+        """Ids that living processes use; what dead ones left is removed. Call it while `hygiene` is held.
+
+        Args:
+            by_others: leave out what this object itself has leased.
+        """
         found: set[str] = set()
         for name in self._disk.names(self._folder):
             path = self._folder / name
-            if path.suffix != ".lock":
+            if path.suffix != ".lock" or (by_others and self._own is not None and path == self._own.path):
                 continue
             dead = self._disk.try_lock(path)
             ids = path.with_suffix(_IDS)

@@ -38,6 +38,8 @@ INPUT_FLAGS: Final = {
     "patch": {"cloud": "--cloud", "memory": "--memory"},
     "distill": {"patches": "--patches", "cloud": "--cloud"},
 }
+#: stage → the setting that chooses a model or method, which is a flag too
+VARIANTS: Final = {"train": "model", "patch": "method", "distill": "method"}
 #: Fields that are known before the work starts.
 HEAD: Final = ("stage", "kind", "config", "seed", "inputs")
 #: The keys that every manifest has; it has no others.

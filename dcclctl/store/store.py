@@ -15,7 +15,7 @@ from typing import Any
 
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, Artifact, damaged, remake
-from dcclctl.store.disk import NUMBER_DIGITS, LocalDisk, is_number
+from dcclctl.store.disk import NUMBER_DIGITS, LocalDisk, explained, is_number
 from dcclctl.store.leases import Leases
 from dcclctl.store.manifest import KINDS, MAX_BYTES, Input, inputs_document, read_manifest, work_key
 from dcclctl.store.references import check_alias, is_alias, parse_reference
@@ -71,6 +71,14 @@ class Store:
         self._on_record: Callable[[dict[str, Any]], None] | None = None
         #: what this object keeps other processes from deleting
         self.leases = Leases(self.root, self._disk, leases)
+
+    def exists(self) -> bool:
+        """Is there a store already?
+
+        Raises:
+            ArtifactError: the path cannot be used, e.g. a link that leads to itself.
+        """
+        return self._disk.is_folder(self.root)
 
     # -- finding
 
@@ -392,11 +400,11 @@ class Store:
         return None
 
     @contextmanager
-    def adding(self, kind: str, id: str) -> Iterator[Incoming]:
-        """Take in an artifact from an archive; what is not committed in the body is removed.
+    def adding(self, kind: str, id: str, again: bool = False) -> Iterator[Incoming]:
+        """Take in an artifact that is made already, e.g. from an archive; what is not committed in the body is removed.
 
         Args:
-            kind: one of KINDS. id: full id, which the caller has checked.
+            kind: one of KINDS. id: full id, which the caller has checked. again: also if it is there already, under a new number.
         """
         folder = self.root / kind / "work" / f"import-{id}"
         self._disk.make_folder(folder.parent)
@@ -404,8 +412,8 @@ class Store:
         with self._disk.lock(folder.with_name(f"{folder.name}.lock"), lambda: None):
             there = None
             with suppress(ArtifactError):
-                found = self.find(kind, id)
-                there = None if found.verify() else found
+                found = None if again else self.find(kind, id)
+                there = None if found is None or found.verify() else found
             self._disk.remove(folder)
             if there is None:
                 self._disk.make_folder(folder)
@@ -422,8 +430,11 @@ class Store:
         self._disk.make_folder(trash)
         self._disk.give(folder.parent.parent / "last", max(self.numbers(kind)))
         target = trash / f"{kind}-{number}-{secrets.token_hex(4)}"
-        self._disk.rename(folder, target)
-        self._disk.sync(folder.parent)
+        try:
+            self._disk.rename(folder, target)
+            self._disk.sync(folder.parent)
+        except OSError as error:
+            raise explained(error, f"cannot delete {kind}@{number}") from error
         return target
 
     def in_trash(self) -> list[Path]:

@@ -236,7 +236,9 @@ class Work(contents.Files):
         with suppress(FileNotFoundError):
             self._disk.write(self._folder / METRICS, self._disk.read(self._state / METRICS))
         made = commit(self._home, self._disk, self._folder, manifest, self._run())
-        self._disk.remove(self._state)
+        # the artifact is there: what cannot be tidied up is no reason to lose its reference
+        with suppress(OSError, ArtifactError):
+            self._disk.remove(self._state)
         return made
 
     def _run(self) -> dict[str, Any]:

@@ -37,6 +37,8 @@ from dcclctl.store.lineage import ancestors
 
 PATCH_FILE = "memory_patch.safetensors"
 _BATCH = 512
+#: of a learned patch the weights are below 10; logits of a patch with far larger ones would be noise
+_LARGEST_WEIGHT = 1e3
 #: rows (events with their negatives) to learn from, at most; more rows change the third digit only
 _ROWS = 1_500_000
 #: parts of the block, at most: statistics are counted for each
@@ -254,10 +256,18 @@ def new_patch(memory: Memory, hidden_size: int, seed: int) -> MemoryPatch:
 
 
 def patch_of(patches: PatchSet) -> MemoryPatch:
-    """The patch's weights of committed memory patches."""
+    """The patch's weights of committed memory patches.
+
+    Raises:
+        ArtifactError: other shapes than the settings say, or weights that no learning comes to.
+    """
     assert patches.memory is not None
     patch = new_patch(patches.memory, patches.settings["hidden_size"], 0)
-    patch.load_state_dict(patches.artifact.read_tensors(PATCH_FILE))
+    weights = patches.artifact.read_weights(PATCH_FILE, patch.state_dict())
+    largest = max(float(weight.abs().max()) for weight in weights.values() if weight.numel())
+    if largest > _LARGEST_WEIGHT:
+        raise patches.artifact.unreadable(PATCH_FILE, f"has a weight of {largest:.3g}, which no learning comes to")
+    patch.load_state_dict(weights)
     return patch.requires_grad_(False)
 
 

@@ -164,3 +164,17 @@ def test_a_hostile_name_is_inert() -> None:
     for svg in (charts.activity(evaluation, "a", False), charts.gains(evaluation, hostile, "b")):
         assert ET.fromstring(svg).find(".//script") is None
         assert "<script" not in svg and "\x1b" not in svg and "\u202e" not in svg
+
+
+def test_a_limit_of_memory_that_ends_the_drawing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    from dcclctl.errors import DataError
+    from dcclctl.report.charts import _check_address_space
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (4 * 2**30, resource.RLIM_INFINITY))
+    with pytest.raises(DataError, match=r"4\.0 GiB of address space") as caught:
+        _check_address_space()
+    assert "ulimit -v unlimited" in caught.value.remedy
+    monkeypatch.undo()
+    _check_address_space()
