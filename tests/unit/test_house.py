@@ -263,13 +263,6 @@ def test_the_package_is_typed_and_has_one_version() -> None:
     assert (ROOT / "dcclctl" / "py.typed").exists()
 
 
-@pytest.mark.parametrize("word", ["pickle", "eval(", "exec(", "torch.load", "yaml.load", "shell=True"])
-def test_nothing_runs_what_it_reads(word: str) -> None:
-    for path in (ROOT / "dcclctl").rglob("*.py"):
-        code = re.sub(r'""".*?"""|#.*', "", path.read_text(), flags=re.DOTALL)
-        assert not re.search(rf"(?<![\w.]){re.escape(word)}", code), path
-
-
 def test_core_code_neither_prints_nor_exits() -> None:
     for path in (ROOT / "dcclctl").rglob("*.py"):
         room = path.relative_to(ROOT / "dcclctl").parts[0]
