@@ -113,11 +113,12 @@ class Files(ABC):
             return json.loads(data)
 
     def read_tensors(self, name: str) -> dict[str, "Tensor"]:
-        """Read every tensor of a safetensors file onto the CPU."""
+        """Read every tensor of a safetensors file onto the CPU, in the order of their names."""
         from safetensors.torch import load
 
         with self._parsing(name) as data:
-            return dict(load(data))
+            # from bytes the package reads them in another order each time
+            return dict(sorted(load(data).items()))
 
     def read_weights(self, name: str, like: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """Read a safetensors file that has tensors of these names and shapes, so that none is stretched to fit.
@@ -161,4 +162,4 @@ def unpack_tensors(data: bytes) -> tuple[dict[str, "Tensor"], dict[str, Any]] | 
     digest, body = data[:32], data[32:]
     if hashlib.sha256(body).digest() != digest:
         return None
-    return dict(load(body)), _metadata(body)
+    return dict(sorted(load(body).items())), _metadata(body)

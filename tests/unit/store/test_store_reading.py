@@ -343,3 +343,13 @@ def test_difference_of_evaluations_compares_metrics(store: Store) -> None:
             work.write_table("aggregate.parquet", pl.DataFrame({**rows, "value": [0.5, tail], "users": [9, 4]}))
             made.append(work.commit({}))
     assert difference(*made) == {"config": {"seed": (0, 1)}, "metrics": {"tail.ndcg@5": (0.25, 0.5)}}
+
+
+def test_tensors_come_in_the_order_of_their_names(tmp_path: Path) -> None:
+    """What is drawn for one tensor after the other is then the same in every process."""
+    store = Store(tmp_path)
+    names = [f"w{number}" for number in range(40)]
+    with store.begin("train", "cloud", {}, 0, {}) as work:
+        work.write_tensors("model.safetensors", {name: torch.zeros(2) for name in reversed(names)})
+        made = work.commit({})
+    assert list(made.read_tensors("model.safetensors")) == sorted(names)
