@@ -411,7 +411,7 @@ def rm(
 @command(app, "forget", shared=LOOKS)
 def forget(
     call: Call,
-    users: Annotated[list[str], typer.Argument(metavar="USER...", help="Ids of the users, as the log has them.")],
+    users: Annotated[list[str], typer.Argument(metavar="USER", help="Ids of the users, as the log has them.")],
     apply: Annotated[bool, typer.Option("--apply", help="Do it. Without it, only show what would be done.")] = False,
 ) -> None:
     """Take users' ids and events out of all artifacts; without --apply only show it.

@@ -229,4 +229,4 @@ def test_the_remedy_names_the_command_that_made_it(store: Store) -> None:
     replace(distilled.path / "model.json", b"x")
     with pytest.raises(ArtifactError) as caught:
         distilled.read_json("model.json")
-    assert f"dcclctl distill --patches patches@{patches.id[:12]} --force" in caught.value.remedy
+    assert f"dcclctl distill --method momodistill --patches patches@{patches.id[:12]} --force" in caught.value.remedy
