@@ -1,6 +1,5 @@
 """Recommendations: the best items of many users, in one table for each shard of users."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -10,6 +9,7 @@ from dcclctl.artifacts.cloud import CloudModel
 from dcclctl.artifacts.handle import Handle, check_same
 from dcclctl.artifacts.patches import PatchSet
 from dcclctl.errors import UsageError
+from dcclctl.store.disk import whole_file
 from dcclctl.store.store import Artifact
 
 if TYPE_CHECKING:
@@ -61,18 +61,11 @@ class Recommendations(Handle):
             UsageError: another suffix, no such folder, or a file that cannot be written.
         """
         target = check_output(Path(path))
-        # beside the target, so that the last step is a rename on one file system
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
-            with part.open("wb") as file:
+            with whole_file(target) as file:
                 _WRITERS[target.suffix](file, self.shards())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
         except OSError as error:
             raise UsageError(f"cannot write {target}: {error.strerror}", "Choose another file after -o.") from error
-        finally:
-            part.unlink(missing_ok=True)
         return target
 
 

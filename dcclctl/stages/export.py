@@ -14,7 +14,7 @@ import torch
 from dcclctl.artifacts import Bundle, CloudModel, PatchSet
 from dcclctl.artifacts.bundle import BUNDLE_FILE, USERS_FILE
 from dcclctl.config import ExportConfig
-from dcclctl.devices.bundle.build import Parts, build, users_of
+from dcclctl.devices.bundle.build import Parts, build, users_of, write_folder
 from dcclctl.devices.bundle.device import Graphs
 from dcclctl.devices.bundle.measure import Budget, measure
 from dcclctl.devices.bundle.web_server import page_files, server, web_runtime
@@ -23,6 +23,7 @@ from dcclctl.events.log import TEST, Block
 from dcclctl.stages.chosen import find_users
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
+from dcclctl.store.disk import whole_file
 from dcclctl.store.store import Input
 
 #: of every entry of a zip file, so that equal bundles are equal files: the earliest time that the format has
@@ -107,21 +108,16 @@ def write_bundle(bundle: Bundle, target: Path, user_id: str = "", budget: Budget
     Raises:
         UsageError: the target exists, or there is no such user.
     """
-    files = {name: path.read_bytes() for name, path in bundle.files().items()}
+    files = _contents(bundle, user_id)
     if budget is not None:
         files[BUNDLE_FILE] = _json(json.loads(files[BUNDLE_FILE]) | {"measured": budget.document()})
-    if user_id:
-        files["user.json"] = _json(user_document(bundle, user_id))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"-o {target}: it exists already", "Name a new folder or file, or remove it first.")
     try:
         if target.suffix == ".zip":
             _write_zip(target, files)
-            return
-        for name, data in files.items():
-            path = target / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        else:
+            write_folder(target, files)
     except OSError as error:
         raise DataError(f"-o {target}: cannot write ({error})", "Choose another place.") from error
 
@@ -136,10 +132,7 @@ def web_page(bundle: Bundle, user_id: str = "", port: int = 0, runtime: Path | N
     Raises:
         UsageError: no such user, a port that is taken, or no runtime.
     """
-    files = {name: path.read_bytes() for name, path in bundle.files().items()}
-    if user_id:
-        files["user.json"] = _json(user_document(bundle, user_id))
-    return server(page_files(files, web_runtime(runtime)), port)
+    return server(page_files(_contents(bundle, user_id), web_runtime(runtime)), port)
 
 
 def user_document(bundle: Bundle, user_id: str) -> dict[str, Any]:
@@ -176,12 +169,18 @@ def token_of(bundle: Bundle, user: int) -> str:
     return hashlib.sha256(f"{bundle.id}/{bundle.artifact.file_id(USERS_FILE)}/{user}".encode()).hexdigest()
 
 
+def _contents(bundle: Bundle, user_id: str) -> dict[str, bytes]:
+    """The bundle's files, and user.json where a user is named."""
+    files = {name: path.read_bytes() for name, path in bundle.files().items()}
+    if user_id:
+        files["user.json"] = _json(user_document(bundle, user_id))
+    return files
+
+
 def _write_zip(target: Path, files: Mapping[str, bytes]) -> None:
-    temporary = target.with_name(f".{target.name}.new")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with whole_file(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in sorted(files.items()):
             archive.writestr(zipfile.ZipInfo(name, _ZIP_TIME), data, zipfile.ZIP_DEFLATED)
-    temporary.replace(target)
 
 
 def _json(document: Any) -> bytes:

@@ -7,7 +7,6 @@ manifest whose SHA-256 is the artifact's id, and is compared with it before the 
 
 import hashlib
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import IO, Any
 from dcclctl.errors import ArtifactError, DataError, UsageError
 from dcclctl.store.artifact import MANIFEST, Artifact
 from dcclctl.store.canonical import canonical
-from dcclctl.store.disk import open_inside
+from dcclctl.store.disk import open_inside, whole_file
 from dcclctl.store.manifest import KINDS, MAX_BYTES, read_manifest
 from dcclctl.store.references import is_alias
 from dcclctl.store.snapshot import Snapshot
@@ -71,9 +70,8 @@ def export_archive(store: Store, references: list[str], path: Path) -> list[Arti
         "artifacts": [{"kind": artifact.kind, "id": artifact.id} for artifact in found],
         "names": {f"{artifact.kind}@{name}": artifact.id for artifact in found for name in snapshot.aliases(artifact)},
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as out:
+        with whole_file(path) as out:
             _add(out, INDEX, canonical(index, "index"))
             for artifact in found:
                 inside = f"{artifact.kind}/{artifact.id}"
@@ -82,13 +80,8 @@ def export_archive(store: Store, references: list[str], path: Path) -> list[Arti
                 for name in sorted(artifact.manifest["files"]):
                     _add(out, f"{inside}/{name}", artifact.read(name))
             out.write(bytes(2 * _BLOCK))
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}", "Choose another file with -o FILE.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return found
 
 

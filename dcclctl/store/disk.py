@@ -12,7 +12,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
 from dcclctl.errors import ArtifactError
@@ -85,6 +85,25 @@ def _explained(path: Path, verb: str = "write") -> Iterator[None]:
         if system is None:
             raise
         raise explained(system, f"cannot {verb} {path}") from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BufferedWriter]:
+    """Write a file outside a store whole or not at all; an existing file is replaced.
+
+    Raises:
+        OSError: it cannot be written. Nothing is left behind.
+    """
+    # beside the target, so that the last step is a rename on one file system
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def open_inside(folder: Path, name: str) -> BufferedReader:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -76,7 +77,7 @@ class Parts:
     def log(self) -> EventLog:
         return self.cloud.dataset.log
 
-    @property
+    @cached_property
     def basis(self) -> SharedBasis[Any] | None:
         """Θ of patches with θ̂."""
         if self.patches is None or not self.patches.facts["patch_size"]:
