@@ -1,6 +1,6 @@
 """What a bundle is worth when it is some blocks old, while the device's ring goes on: the table in research/results/bundles.md.
 
-    python research/staleness.py --out results/ [LOG …] [--seeds 0,1,2]
+    python research/staleness.py --out results/ [LOG …] [--seeds 0,1,2] [--journey complete_journey/]
 
 LOG is one of pipeline.ingest_arguments (default: ml-100k sample-repeats). The device period is cut into six blocks. The
 cloud model learns block after block; after a block the cloud counts statistics and learns patches on that block. All are
@@ -76,12 +76,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--journey", type=Path, default=Path(), help="folder of research/complete_journey.py")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for log in options.logs:
         print(log, flush=True)
         run = Runner(options.out / f"{log}.staleness.store", options.threads)
-        dataset = run("ingest", "ingest", *ingest_arguments(options.data)[log])
+        dataset = run("ingest", "ingest", *ingest_arguments(options.data, options.journey.resolve())[log])
         tables: list[pl.DataFrame] = []
         for seed in options.seeds.split(","):
             tables.append(one_seed(run, dataset, int(seed)))

@@ -1,7 +1,6 @@
 """The users and items that an option names: a group, @FILE, or ids."""
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +9,7 @@ import polars as pl
 from dcclctl.artifacts import Dataset
 from dcclctl.errors import UsageError
 from dcclctl.events.sampling import Ints
+from dcclctl.logs.id_file import ids_in
 from dcclctl.tables import GROUPS
 
 
@@ -32,7 +32,7 @@ def chosen_users(dataset: Dataset, users: str, table: pl.DataFrame | None = None
     if users in GROUPS:
         return table.filter(pl.col("group") == users)["user_index"].to_numpy().astype(np.int64), users
     if users.startswith("@"):
-        wanted = _ids_in("users", users, "user")
+        wanted = ids_in("users", users, "user")
     else:
         wanted = [part.strip() for part in users.split(",") if part.strip()]
     found = table.filter(pl.col("user_id").is_in(wanted))
@@ -77,7 +77,7 @@ def chosen_items(dataset: Dataset, candidates: str) -> tuple[npt.NDArray[np.bool
         raise UsageError(
             f"--candidates {candidates!r} is not @FILE", "Give a text file with one item id a line: @FILE."
         )
-    wanted = _ids_in("candidates", candidates, "item")
+    wanted = ids_in("candidates", candidates, "item")
     ids = dataset.items["item_id"]
     known = ids.is_in(wanted)
     if not known.any():
@@ -95,18 +95,6 @@ def _name_of(ids: list[str]) -> str:
     are sorted, so that the same ones in another order, or in a file, are the same work.
     """
     return f"@sha256:{hashlib.sha256(chr(10).join(sorted(set(ids))).encode()).hexdigest()}"
-
-
-def _ids_in(option: str, value: str, what: str) -> list[str]:
-    """The ids of a file given as @FILE."""
-    try:
-        # -sig: some editors put a byte-order mark before the first id
-        text = Path(value[1:]).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"--{option} {value}: cannot read {value[1:]} ({error})", f"Give a text file with one {what} id a line."
-        ) from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _some(ids: list[str]) -> str:

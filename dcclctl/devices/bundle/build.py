@@ -37,6 +37,7 @@ from dcclctl.devices.settings import LocalSettings
 from dcclctl.errors import UsageError
 from dcclctl.events.log import Block, EventLog
 from dcclctl.events.sampling import Ints, stream
+from dcclctl.logs.id_file import ids_in
 from dcclctl.models.din import Din
 from dcclctl.models.kind import open_backbone
 from dcclctl.models.sequence import Sasrec
@@ -172,10 +173,7 @@ def chosen_items(cloud: CloudModel, items: str) -> Ints:
         return np.sort(np.argsort(-counts, kind="stable")[: int(items[4:])])
     if not items.startswith("@"):
         raise UsageError(f"--items {items}: not understood", "Use all, top:5000, or @FILE with one id a line.")
-    try:
-        wanted = [line.strip() for line in Path(items[1:]).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--items {items}: cannot read the file ({error})", "Give one item id a line.") from error
+    wanted = ids_in("items", items, "item")
     ids = {item: at for at, item in enumerate(dataset.items["item_id"])}
     missing = [item for item in wanted if item not in ids]
     if missing or not wanted:

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dcclctl.errors import DataError, UsageError
+from dcclctl.store.disk import whole_file
 
 #: version of the npm package onnxruntime-web
 RUNTIME_VERSION = "1.30.0"
@@ -62,9 +63,8 @@ def web_runtime(source: Path | None = None) -> dict[str, bytes]:
         found = _checked(_of_package(package), package)
     cache.mkdir(parents=True, exist_ok=True)
     for name, data in found.items():
-        temporary = cache / f".{name}.{os.getpid()}"
-        temporary.write_bytes(data)
-        temporary.replace(cache / name)
+        with whole_file(cache / name) as file:
+            file.write(data)
     return found
 
 
