@@ -25,7 +25,6 @@ from dcclctl.errors import ArtifactError
 from dcclctl.store.artifact import METRICS, Artifact, remake
 from dcclctl.store.canonical import canonical
 from dcclctl.store.contents import plain_tensors, write_table
-from dcclctl.store.disk import LocalDisk
 from dcclctl.store.manifest import KINDS
 from dcclctl.store.snapshot import Snapshot
 from dcclctl.store.store import Store
@@ -395,7 +394,7 @@ def _parquet(table: pl.DataFrame) -> bytes:
 
 def _commit(store: Store, old: Artifact, new: _New | None) -> int:
     """Commit the new form, or a copy of the old one under a new number; returns the number."""
-    disk, manifest, id = LocalDisk(), canonical(old.manifest, "manifest"), old.id
+    manifest, id = canonical(old.manifest, "manifest"), old.id
     files: dict[str, bytes] = {}
     if new is not None:
         manifest, files, id = new.manifest, new.files, new.id
@@ -407,7 +406,7 @@ def _commit(store: Store, old: Artifact, new: _New | None) -> int:
             with incoming.new_file(name, len(data)) as file:
                 file.write(data)
         try:
-            figures = disk.read(old.path / METRICS)
+            figures = old.disk.read(old.path / METRICS)
         except (FileNotFoundError, ArtifactError):
             figures = b""
         if figures:

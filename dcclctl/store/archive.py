@@ -75,7 +75,7 @@ def export_archive(store: Store, references: list[str], path: Path) -> list[Arti
             _add(out, INDEX, canonical(index, "index"))
             for artifact in found:
                 inside = f"{artifact.kind}/{artifact.id}"
-                with open_inside(artifact.path, MANIFEST) as file:
+                with artifact.disk.open(artifact.path, MANIFEST) as file:
                     _add(out, f"{inside}/{MANIFEST}", file.read())
                 for name in sorted(artifact.manifest["files"]):
                     _add(out, f"{inside}/{name}", artifact.read(name))

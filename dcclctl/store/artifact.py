@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dcclctl.errors import ArtifactError
 from dcclctl.store.contents import Files, file_sha256
-from dcclctl.store.disk import LocalDisk, open_inside
+from dcclctl.store.disk import LocalDisk
 from dcclctl.store.manifest import INPUT_FLAGS, KINDS, VARIANTS, Input
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Artifact(Files):
         kind: one of KINDS. number: its version number in this store, from 1. path: its folder.
         id: SHA-256 of its manifest; the same in every store.
         manifest: the manifest, checked.
-        home: its store. reused: whether `Store.begin` found it instead of making it.
+        home: its store. reused: whether `Store.begin` found it instead of making it. disk: the file system of its store.
     """
 
     kind: str
@@ -86,6 +86,7 @@ class Artifact(Files):
     manifest: dict[str, Any] = field(repr=False)
     home: "Home" = field(repr=False, compare=False)
     reused: bool = field(default=False, compare=False)
+    disk: LocalDisk = field(default_factory=LocalDisk, repr=False, compare=False)
 
     @property
     def ref(self) -> str:
@@ -130,7 +131,7 @@ class Artifact(Files):
     def run(self) -> dict[str, Any]:
         """Time, duration and memory of the run that made it (not part of the id); what is no figure or text is left out."""
         try:
-            run = json.loads(LocalDisk().read(self.path / RUN, _RUN_BYTES))
+            run = json.loads(self.disk.read(self.path / RUN, _RUN_BYTES))
         except (OSError, ValueError, RecursionError, ArtifactError):
             return {}
         if not isinstance(run, dict):
@@ -148,8 +149,14 @@ class Artifact(Files):
         return Input(self.kind, self.id)
 
     def damage(self, name: str) -> str:
-        """What is wrong with one of its files, all of which is read; '' if nothing is wrong."""
-        return self._checked(name)[0]
+        """What is wrong with one of its files as the store keeps it, all of which is read; '' if nothing is wrong."""
+        listed = self.manifest["files"].get(name)
+        if listed is None:
+            return "is not in the manifest"
+        try:
+            return _difference(listed, *self.disk.digest(self.path, name))
+        except OSError as error:
+            return _no_file(error)
 
     def _checked(self, name: str, keep: bool = False) -> tuple[str, bytes]:
         """What is wrong with a file ('' if nothing is), and its bytes if they are to be kept."""
@@ -157,24 +164,18 @@ class Artifact(Files):
         if listed is None:
             return "is not in the manifest", b""
         try:
-            with open_inside(self.path, name) as file:
+            with self.disk.open(self.path, name, listed["sha256"]) as file:
                 size = os.fstat(file.fileno()).st_size
-                if size != listed["bytes"]:
-                    return f"has {size} bytes instead of {listed['bytes']}", b""
-                data = file.read() if keep else b""
+                data = file.read() if keep and size == listed["bytes"] else b""
                 found = hashlib.sha256(data).hexdigest() if keep else file_sha256(file)
-                if found != listed["sha256"]:
-                    return "does not have the SHA-256 that was recorded for it", b""
-        except FileNotFoundError:
-            return "is missing", b""
         except OSError as error:
-            return f"cannot be read: {error.strerror}", b""
-        return "", data
+            return _no_file(error), b""
+        return _difference(listed, size, found), data
 
     def verify(self) -> dict[str, str]:
         """Damaged, missing or unknown file → what is wrong with it; {} if the artifact is whole."""
         found = {name: self.damage(name) for name in self.manifest["files"]}
-        for name in LocalDisk().files(self.path):
+        for name in self.disk.files(self.path):
             if name not in OWN_FILES and name not in found:
                 found[name] = "is not in the manifest"
         return {name: problem for name, problem in sorted(found.items()) if problem}
@@ -200,23 +201,36 @@ class Artifact(Files):
 
     def file(self, name: str) -> Path:
         """Path of a file, after checking its bytes; `read` gives the bytes that were checked."""
-        problem = self.damage(name)
+        problem, _ = self._checked(name)
         if problem:
             raise self.unreadable(name, problem)
         return self.path / name
 
     def unreadable(self, name: str, problem: str) -> ArtifactError:
-        return damaged(self.kind, self.number, f"{name} {problem}", self.path, remake(self.manifest))
+        place = self.disk.shown(self.path)
+        return damaged(self.kind, self.number, f"{name} {problem}", place, remake(self.manifest))
 
 
-def damaged(kind: str, number: int, problem: str, path: Path, command: str = "") -> ArtifactError:
+def _difference(listed: dict[str, Any], size: int, sha256: str) -> str:
+    """How a file differs from what the manifest lists; '' if it does not."""
+    if size != listed["bytes"]:
+        return f"has {size} bytes instead of {listed['bytes']}"
+    return "" if sha256 == listed["sha256"] else "does not have the SHA-256 that was recorded for it"
+
+
+def _no_file(error: OSError) -> str:
+    return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+
+
+def damaged(kind: str, number: int, problem: str, place: str, command: str = "") -> ArtifactError:
     """The error for an artifact that differs from what was committed.
 
     Args:
+        place: of the version, as people are told of it.
         command: that made it, if its manifest says so.
     """
     return ArtifactError(
-        f"{kind}@{number} is damaged: {problem} (in {path})",
+        f"{kind}@{number} is damaged: {problem} (in {place})",
         f"Restore that folder from a backup, or make the artifact again: {command or KINDS[kind]} --force",
     )
 

@@ -5,7 +5,6 @@ Layout: `STORE/<kind>/v/000007/` committed, `STORE/<kind>/work/<key>/` in the ma
 
 import difflib
 import hashlib
-import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -72,6 +71,11 @@ class Store:
         #: what this object keeps other processes from deleting
         self.leases = Leases(self.root, self._disk, leases)
 
+    @property
+    def name(self) -> str:
+        """The store as people are told of it."""
+        return self._disk.shown(self.root)
+
     def exists(self) -> bool:
         """Is there a store already?
 
@@ -128,7 +132,7 @@ class Store:
             )
         near = difflib.get_close_matches(wanted.name, [*self.alias_names(wanted.kind), "latest"], n=1)
         hint = f"Did you mean {wanted.kind}@{near[0]}? " if near and wanted.by == "alias" else ""
-        raise UsageError(f"there is no {reference} in the store {self.root}", hint + self._choices(wanted.kind))
+        raise UsageError(f"there is no {reference} in the store {self.name}", hint + self._choices(wanted.kind))
 
     def latest(self, kind: str) -> Artifact:
         """The artifact with the highest number.
@@ -143,7 +147,7 @@ class Store:
         numbers = self.numbers(kind)
         if not numbers:
             raise UsageError(
-                f"there is no {kind} in the store {self.root} yet",
+                f"there is no {kind} in the store {self.name} yet",
                 f"Run first: {KINDS[kind]}   (or name another store with --store DIR)",
             )
         return numbers[-1]
@@ -160,16 +164,19 @@ class Store:
         numbers = [number for number, found in self._ids(kind) if found == id]
         if not numbers:
             raise ArtifactError(
-                f"the {kind} with the id {id[:12]}… is not in the store {self.root}",
+                f"the {kind} with the id {id[:12]}… is not in the store {self.name}",
                 f"See what is damaged with 'dcclctl artifacts verify', or make it again: {KINDS[kind]}",
             )
         return numbers[-1]
 
     def _in_use(self, artifact: Artifact) -> Artifact:
         """The artifact, which from now on is not deleted while this store object lives."""
-        if not self.leases.add(artifact.id, (artifact.path / MANIFEST).exists):
+        if not self._leased(artifact):
             raise ArtifactError(f"{artifact.ref} has just been deleted by another command", "Name another one.")
         return artifact
+
+    def _leased(self, artifact: Artifact) -> bool:
+        return self.leases.add(artifact.id, lambda: self._disk.exists(artifact.path / MANIFEST))
 
     def artifacts(self, kind: str | None = None) -> list[Artifact]:
         """All artifacts of a kind, or of all kinds if None, oldest first.
@@ -200,14 +207,15 @@ class Store:
             data = self._disk.read(path / MANIFEST, MAX_BYTES)
             id = self._recorded_id(kind, number)
         except FileNotFoundError as error:
-            if not os.path.lexists(path):
-                raise ArtifactError(f"{kind}@{number} is not in the store {self.root}", self._choices(kind)) from error
-            raise damaged(kind, number, f"{Path(error.filename).name} is missing", path) from error
+            if not self._disk.exists(path):
+                raise ArtifactError(f"{kind}@{number} is not in the store {self.name}", self._choices(kind)) from error
+            raise damaged(kind, number, f"{Path(error.filename).name} is missing", self._disk.shown(path)) from error
         except ArtifactError as error:
-            raise damaged(kind, number, error.what, path) from error
+            raise damaged(kind, number, error.what, self._disk.shown(path)) from error
         if hashlib.sha256(data).hexdigest() != id:
-            raise damaged(kind, number, f"{MANIFEST} does not have the SHA-256 in {MANIFEST_HASH}", path)
-        return Artifact(kind, number, path, id, read_manifest(data, kind, f"{kind}@{number}"), self)
+            problem = f"{MANIFEST} does not have the SHA-256 in {MANIFEST_HASH}"
+            raise damaged(kind, number, problem, self._disk.shown(path))
+        return Artifact(kind, number, path, id, read_manifest(data, kind, f"{kind}@{number}"), self, disk=self._disk)
 
     def verify(self, kind: str, number: int) -> dict[str, str]:
         """Damaged file of one version → what is wrong with it; {} if the version is whole. Reads every byte."""
@@ -224,10 +232,11 @@ class Store:
             return KINDS[kind]
 
     def _recorded_id(self, kind: str, number: int) -> str:
-        text = self._disk.read(self.folder(kind, number) / MANIFEST_HASH, _SMALL).decode("ascii", "replace")
+        path = self.folder(kind, number)
+        text = self._disk.read(path / MANIFEST_HASH, _SMALL).decode("ascii", "replace")
         id, name = text[:64], text[64:]
         if name != f"  {MANIFEST}\n":
-            raise damaged(kind, number, f"{MANIFEST_HASH} is not a hash of {MANIFEST}", self.folder(kind, number))
+            raise damaged(kind, number, f"{MANIFEST_HASH} is not a hash of {MANIFEST}", self._disk.shown(path))
         return id
 
     def _ids(self, kind: str) -> Iterator[tuple[int, str]]:
@@ -387,7 +396,7 @@ class Store:
                 continue
             if key != work_key(artifact.manifest):
                 continue
-            if not self.leases.add(artifact.id, (artifact.path / MANIFEST).exists):
+            if not self._leased(artifact):
                 continue
             problems = artifact.verify()
             if not problems:
@@ -459,14 +468,14 @@ class Store:
                 with held:
                     left = [work / name for name in names if name in (key, f"{key}.state")]
                     found += left
-                    size += sum(map(self.size_of, left))
+                    size += sum(map(self._disk.size_of, left))
                     for path in reversed(left) if remove else ():
                         self._disk.remove(path)
         return found, size
 
     def size_of(self, folder: Path) -> int:
         """Bytes of all files below a folder."""
-        return sum((folder / name).lstat().st_size for name in self._disk.files(folder))
+        return self._disk.size_of(folder)
 
     # -- places and hints
 

@@ -293,7 +293,7 @@ def commit(home: Maker, disk: LocalDisk, folder: Path, manifest: bytes, run: dic
     disk.freeze(folder)
     versions = folder.parent.parent / "v"
     number = disk.publish(folder, versions)
-    return Artifact(document["kind"], number, versions / f"{number:06d}", id, document, home)
+    return Artifact(document["kind"], number, versions / f"{number:06d}", id, document, home, disk=disk)
 
 
 def _peak_memory() -> dict[str, int]:
