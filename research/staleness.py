@@ -25,10 +25,14 @@ AGES = {5: 0, 4: 1, 3: 2, 1: 4}
 METRICS = ("gauc", "ndcg@10")
 
 
-def one_seed(run: Runner, dataset: str, seed: int) -> pl.DataFrame:
-    """The per-user table of all ages under one seed."""
+def one_seed(run: Runner, dataset: str, seed: int, first: list[str]) -> pl.DataFrame:
+    """The per-user table of all ages under one seed.
+
+    Args:
+        first: flags of the first training.
+    """
     s = ["--seed", str(seed)]
-    model, models, names = run(f"train {seed}", "train", "--dataset", dataset, *s), [], []
+    model, models, names = run(f"train {seed}", "train", "--dataset", dataset, *first, *s), [], []
     for block in range(1, BLOCKS):
         on = f"device:{block}/{BLOCKS}"
         model = run(f"continue {block} {seed}", "train", "--continue", model, "--on", on, *s)
@@ -77,7 +81,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--journey", type=Path, default=Path(), help="folder of research/complete_journey.py")
+    parser.add_argument("--epochs", type=int, default=0, help="of the first training; 0: until it ranks no better")
     options = parser.parse_args()
+    first = ["--epochs", str(options.epochs)] if options.epochs else []
     options.out.mkdir(parents=True, exist_ok=True)
     for log in options.logs:
         print(log, flush=True)
@@ -85,7 +91,7 @@ def main() -> None:
         dataset = run("ingest", "ingest", *ingest_arguments(options.data, options.journey.resolve())[log])
         tables: list[pl.DataFrame] = []
         for seed in options.seeds.split(","):
-            tables.append(one_seed(run, dataset, int(seed)))
+            tables.append(one_seed(run, dataset, int(seed), first))
             text = table_of(tables)
             (options.out / f"{log}.staleness.md").write_text(text)
             print(text, flush=True)

@@ -109,6 +109,6 @@ def _show(call: Call, made: "Bundle", budget: "Budget | None") -> None:
         f"about {budget.microjoules:,.0f} µJ (for comparison, not measured)"
     )
     line(
-        f"an event writes {budget.written_bytes:,} bytes to the device's disk"
+        f"saving the device's state writes {budget.written_bytes:,} bytes"
         + (f"; a round sends {budget.uplink_bytes:,} bytes of θ̂" if budget.uplink_bytes else "")
     )

@@ -44,7 +44,7 @@ sys.path.insert(0, sys.argv[1] + "/runner/python")
 from device import Device
 device = Device(sys.argv[1], json.load(open(sys.argv[1] + "/user.json")))
 first = device.recommend(5)
-device.observe(first[2][0], 1e9)
+device.observe(first[2][0], 4e9)
 device.save(sys.argv[1] + "/state.json")
 again = Device.load(sys.argv[1], sys.argv[1] + "/state.json")
 print(json.dumps([first, device.recommend(5), again.recommend(5), device.bytes]))
@@ -90,7 +90,7 @@ def test_the_runner_needs_neither_torch_nor_dcclctl(exported: Exported, tmp_path
     ours_too = Device(exported.folder, json.loads((exported.folder / "user.json").read_text()))
     assert [item for item, _ in first] == [item for item, _ in ours_too.recommend(5)]
     chosen = first[2][0]
-    ours_too.observe(chosen, 1e9)
+    ours_too.observe(chosen, 4e9)
     assert after == again == [list(each) for each in ours_too.recommend(5)]
     assert chosen not in [item for item, _ in after]
     assert 0 < size <= ours_too.graphs.spec["bytes"]["user"]
@@ -138,7 +138,7 @@ def test_a_page_ranks_as_the_python_runner_does(address: tuple[str, Exported], t
         chosen = best()[3]
         tab.evaluate("document.querySelectorAll('button.item')[3].click()")
         tab.wait(f"{READY} && document.body.dataset.events == {len(device.items) + 1}")
-        device.observe_number(chosen, 1e9)
+        device.observe_number(chosen, 4e9)
         after = tab.evaluate(BEST)
         assert [int(number) for number in after.split()] == best()
         tab.open(place)  # the events are still there

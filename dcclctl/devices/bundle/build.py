@@ -21,7 +21,7 @@ from dcclctl.config import ExportConfig
 from dcclctl.devices.basis import SharedBasis
 from dcclctl.devices.basis_files import read_basis, read_prior_mean
 from dcclctl.devices.bundle import learn
-from dcclctl.devices.bundle.device import Graphs
+from dcclctl.devices.bundle.device import Graphs, user_bytes
 from dcclctl.devices.bundle.golden import GOLDEN_FILE, golden_vectors
 from dcclctl.devices.bundle.graph import Array, Graph
 from dcclctl.devices.bundle.score import Basis, DeviceMemory, DinGraph, Inputs, MemoryGraph, SasrecGraph, array
@@ -330,8 +330,7 @@ def _specification(
             "shared": sum(len(data) for name, data in files.items() if name.endswith(".onnx") or name == BASIS_FILE),
             "item": table.bytes_per_row,
             "items": len(files[ITEMS_FILE]),
-            # items and times of the ring, kept features, θ̂, a counter
-            "user": 8 * sizes["ring"] + sizes["kept"] * sizes["kept_features"] + 4 * sizes["theta"] + 8,
+            "user": user_bytes(sizes, len(parts.shipped), sizes["ring"]),
         },
         "fallback": "Items that are not shipped are never shown; events with them are counted and otherwise forgotten.",
     }

@@ -13,6 +13,7 @@ This file is a part of every bundle (runner/python/device.py) and is the whole r
 """
 
 import argparse
+import base64
 import csv
 import hashlib
 import json
@@ -147,8 +148,25 @@ class Graphs:
         self.number = {item: at for at, item in enumerate(self.item_ids)}
 
 
+def user_bytes(sizes: dict[str, int], n_items: int, events: int) -> int:
+    """Bytes of what a device keeps of its user: the ring's items with one bit each, kept features, θ̂ with Adam's two
+    moments, and three numbers of 8 bytes (the newest time, events seen and unknown).
+
+    Args:
+        sizes: of bundle.json. n_items: in the bundle. events: that the device has seen.
+    """
+    held = min(events, sizes["ring"])
+    kept = min(events, sizes["kept"]) * sizes["kept_features"]
+    return held * number_type(n_items).itemsize + (held + 7) // 8 + kept + 12 * sizes["theta"] + 24
+
+
+def number_type(n_items: int) -> "np.dtype[Any]":
+    """What a state stores an item's number in."""
+    return np.dtype("<u2" if n_items <= 1 << 16 else "<u4")
+
+
 class Device:
-    """One user's device.
+    """One user's device. Events come in the order of their times; one that is older than the newest counts as of its time.
 
     Args:
         bundle: its folder, or graphs that are open. user: what the cloud sends to this device alone: profile, theta,
@@ -163,7 +181,9 @@ class Device:
             raise BundleError("The user's file is of another bundle. Export it again, with this bundle.")
         self.capacity: int = sizes["ring"]
         self.items: list[int] = []  # newest last
-        self.times: list[float] = []
+        #: of each event in `items`: is it later than the one before?
+        self.later: list[bool] = []
+        self.newest_time = -np.inf
         self.seen = 0
         self.unknown = 0
         self.profile = np.array(user.get("profile") or [0] * sizes["profile"], dtype=np.int64)
@@ -198,15 +218,15 @@ class Device:
             quantised = np.clip(np.rint(found[1:] * np.float32(steps)), -_INT8, _INT8)
             self.kept[self.seen % len(self.kept)] = quantised.astype(np.int8)
         self.items.append(number)
-        self.times.append(time)
-        del self.items[: -self.capacity], self.times[: -self.capacity]
+        self.later.append(time > self.newest_time)
+        self.newest_time = max(self.newest_time, time)
+        del self.items[: -self.capacity], self.later[: -self.capacity]
         self.seen += 1
 
     @property
     def bytes(self) -> int:
-        """Bytes of what the device keeps of its user: items and times (4 each), kept features, θ̂, the counter."""
-        kept: int = min(self.seen, len(self.kept)) * self.kept.shape[1]
-        return 8 * len(self.items) + kept + self.theta.nbytes + 8
+        """Bytes of what the device keeps of its user now."""
+        return user_bytes(self.graphs.spec["sizes"], len(self.graphs.item_ids), self.seen)
 
     # -- scores
 
@@ -214,7 +234,7 @@ class Device:
         """(C,) logits of items, by their numbers in the bundle.
 
         Args:
-            before: only events earlier than this time count; None: all events.
+            before: only events earlier than this time count, which is no earlier than the newest event; None: all events.
         """
         found: Floats = self._run(numbers, before)["logits"]
         return found
@@ -235,17 +255,16 @@ class Device:
     def inputs(self, numbers: Ints, before: float | None = None) -> dict[str, Any]:
         """The scoring graph's inputs for some candidates."""
         held = len(self.items)
-        if before is not None:
-            while held and self.times[held - 1] >= before:
-                held -= 1
-        # an event of the same time is no history of another one: what it added to `kept` is not known yet either
+        if before is not None and before <= self.newest_time:
+            # an event of the same time is no history of another one
+            held = max((at for at, later in enumerate(self.later) if later), default=0)
         ring = np.array(self.items[:held][::-1] or [0], dtype=np.int64)
-        times = np.array(self.times[:held][::-1] or [0.0])
+        later = np.array(self.later[:held][::-1] or [True])
         kept = min(self.seen, len(self.kept))
         given = {
             "ring": ring,
             "held": np.array(held, dtype=np.int64),
-            "baskets": np.concatenate([[0], np.cumsum(np.diff(times) != 0)]).astype(np.int64),
+            "baskets": np.concatenate([[0], np.cumsum(later[:-1])]).astype(np.int64),
             "candidates": np.asarray(numbers, dtype=np.int64),
             "profile": self.profile,
             "theta": self.theta,
@@ -348,17 +367,22 @@ class Device:
         """All that the device keeps, for JSON."""
         return {
             "bundle": self.graphs.spec["id"],
-            "items": self.items,
-            "times": self.times,
+            "items": _packed(np.array(self.items, dtype=self._number_type)),
+            "later": _packed(np.packbits(np.array(self.later, dtype=bool))),
+            "newest_time": None if self.newest_time == -np.inf else self.newest_time,
             "seen": self.seen,
             "unknown": self.unknown,
             "profile": self.profile.tolist(),
-            "theta": self.theta.tolist(),
-            "moments": [self.moments[0].tolist(), self.moments[1].tolist(), self.moments[2]],
+            "theta": _packed(self.theta),
+            "moments": [_packed(self.moments[0]), _packed(self.moments[1]), self.moments[2]],
             "patched": self.patched,
             "counted": self.counted,
-            "kept": self.kept.tolist(),
+            "kept": _packed(self.kept),
         }
+
+    @property
+    def _number_type(self) -> "np.dtype[Any]":
+        return number_type(len(self.graphs.item_ids))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state; a reader sees the old state or the new one, never a part."""
@@ -389,16 +413,30 @@ class Device:
         return device
 
     def _restore(self, state: dict[str, Any]) -> None:
-        numbers, times = [int(item) for item in state["items"]], [float(time) for time in state["times"]]
-        if len(numbers) != len(times) or not all(0 <= number < len(self.graphs.item_ids) for number in numbers):
+        self.seen, self.unknown = int(state["seen"]), int(state["unknown"])
+        numbers = _unpacked(state["items"], self._number_type, min(self.seen, self.capacity))
+        if self.seen < 0 or numbers.max(initial=0) >= max(len(self.graphs.item_ids), 1):
             raise ValueError("items that are not in the bundle")
-        self.items, self.times, self.seen = numbers, times, int(state["seen"])
-        self.unknown, self.patched, self.counted = state["unknown"], bool(state["patched"]), bool(state["counted"])
+        bits = _unpacked(state["later"], np.uint8, (len(numbers) + 7) // 8)
+        self.items, self.later = numbers.tolist(), np.unpackbits(bits, count=len(numbers)).astype(bool).tolist()
+        self.newest_time = -np.inf if state["newest_time"] is None else float(state["newest_time"])
+        self.patched, self.counted = bool(state["patched"]), bool(state["counted"])
         self.profile = np.array(state["profile"], dtype=np.int64).reshape(self.profile.shape)
-        self.theta = np.array(state["theta"], dtype=np.float32).reshape(self.theta.shape)
+        self.theta = _unpacked(state["theta"], np.float32, self.theta.shape)
         first, second, done = state["moments"]
-        self.moments = (np.array(first, dtype=np.float32), np.array(second, dtype=np.float32), int(done))
-        self.kept = np.array(state["kept"], dtype=np.int8).reshape(self.kept.shape)
+        shape = self.theta.shape
+        self.moments = (_unpacked(first, np.float32, shape), _unpacked(second, np.float32, shape), int(done))
+        self.kept = _unpacked(state["kept"], np.int8, self.kept.shape)
+
+
+def _packed(array: npt.NDArray[Any]) -> str:
+    """The bytes of an array as text."""
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def _unpacked(text: str, kind: Any, shape: int | tuple[int, ...]) -> npt.NDArray[Any]:
+    """An array from `_packed`; ValueError if it has another shape."""
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype=kind).reshape(shape).copy()
 
 
 # -- negatives: the same draws as in the cloud, see dcclctl/events/sampling.py

@@ -38,7 +38,7 @@ def peak():
 before = peak()
 found = device.Device(sys.argv[2])
 found.items = [at % len(found.graphs.item_ids) for at in range(found.capacity)]
-found.times = [float(at) for at in range(found.capacity)]
+found.later = [True] * found.capacity
 found.logits(device.np.arange(int(sys.argv[3])) % len(found.graphs.item_ids))
 print(peak(), peak() - before)
 """
@@ -51,7 +51,7 @@ class Budget:
     Attributes:
         download_bytes: graphs and item table. shared_bytes: graphs alone. item_bytes: per shipped item.
         user_bytes: what a device keeps of its user, with full rings. uplink_bytes: θ̂ of one round; 0 without θ̂.
-        written_bytes: to the device's disk for one event.
+        written_bytes: of the file of the device's state, which the runner writes whole.
         ram_bytes: largest resident memory of a process with Python, numpy and ONNX Runtime that ranks 300 candidates;
             None where the system does not tell. ram_own_bytes: what of it the bundle adds.
         macs, moved_bytes: multiplications with addition in matrix products of one ranking of 300 candidates with a full
@@ -91,9 +91,7 @@ def measure(graphs: Graphs) -> Budget:
     cold = 1000 * (time.perf_counter() - started)
     n_items = len(graphs.item_ids)
     for place, item in enumerate(draw.integers(0, n_items, spec["sizes"]["ring"])):
-        device.items.append(int(item))
-        device.times.append(float(place))
-    device.seen = len(device.items)
+        device.observe_number(int(item), float(place))
     found = {}
     for size in _SIZES:
         candidates = draw.integers(0, n_items, size)
@@ -113,7 +111,7 @@ def measure(graphs: Graphs) -> Budget:
         item_bytes=spec["bytes"]["item"],
         user_bytes=spec["bytes"]["user"],
         uplink_bytes=device.theta.nbytes,
-        written_bytes=8 + device.kept.shape[1],
+        written_bytes=len(json.dumps(device.state())),
         ram_bytes=resident,
         ram_own_bytes=own,
         macs=macs,

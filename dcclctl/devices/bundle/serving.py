@@ -52,6 +52,7 @@ class ReplayedDevices:
         rows = rows[self.known]
         self.items = number[log.item[rows]]
         self.times = log.history_end[rows].astype(np.float64)  # a number for each time of a user
+        self.later = np.diff(self.times, prepend=-1) != 0
         self.kept = np.zeros((len(rows), sizes["kept_features"]), dtype=np.int8)
         self.has_kept = np.zeros(len(rows), dtype=bool)
 
@@ -85,7 +86,8 @@ class ReplayedDevices:
 
     def _fill(self, device: Device, start: int, end: int) -> None:
         first = max(start, end - self.ring)
-        device.items, device.times = self.items[first:end].tolist(), self.times[first:end].tolist()
+        device.items, device.later = self.items[first:end].tolist(), self.later[first:end].tolist()
+        device.newest_time = float(self.times[end - 1]) if end > start else -np.inf
         device.seen = end - start
 
     def _remember(self, user: int, start: int, at: int) -> None:
