@@ -39,6 +39,8 @@ def collect(
     call.reporter.line(
         f"{facts['users']:,} patches from devices, {facts['clipped']:,} of them clipped to a distance of {facts['bound']:.3g}"
     )
+    if facts["with_noise"]:
+        call.reporter.line(f"{facts['with_noise']:,} of them came with noise (differential privacy)")
     if rejected:
         call.reporter.line(f"rejected: {rejected}")
     call.finish(made, users=facts["users"], clipped=facts["clipped"], rejected=facts["rejected"], bound=facts["bound"])

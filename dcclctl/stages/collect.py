@@ -26,18 +26,28 @@ from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, n
 from dcclctl.stages.settings import resolve
 from dcclctl.store.store import Input
 
-#: bytes of an uplink, at most
-_LARGEST = 1 << 20
+#: bytes of an uplink, at most; noise beyond this leaves nothing of θ̂, and its square is still a number
+_LARGEST, _LARGEST_NOISE = 1 << 20, 1e150
 #: why an uplink is rejected → in words
 REASONS = {
     "unreadable": "no JSON object, or too large",
     "other-bundle": "of another bundle, or replayed from another round",
     "unknown-device": "its token belongs to no device",
     "twice": "two from one device; neither is used",
-    "shape": "θ̂ has another length",
-    "not-finite": "θ̂ has a number that is not finite",
+    "shape": "θ̂ has another length, or is no list of numbers",
+    "not-finite": "θ̂ has a number that is not finite, or its noise is negative",
     "absurd": f"θ̂ is more than {ABSURD:g} times as far from the mean as the bound",
 }
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """One uplink that can be used; see `_Uplinks`."""
+
+    user: int
+    theta: npt.NDArray[np.float64]
+    events: int
+    noise: float
 
 
 @dataclass(frozen=True)
@@ -45,13 +55,15 @@ class _Uplinks:
     """What was sent, checked.
 
     Attributes:
-        users: (U,) ascending. theta: (U, K). events: (U,) that each device says it learned from.
+        users: (U,) ascending. theta: (U, K). events: (U,) that each device says it learned from; 0 where it does not say.
+        noise: (U,) standard deviation of the noise in each number of θ̂; 0 without differential privacy.
         rejected: reason → count. digest: SHA-256 of all that was read.
     """
 
     users: npt.NDArray[np.int64]
     theta: npt.NDArray[np.float64]
     events: npt.NDArray[np.int64]
+    noise: npt.NDArray[np.float64]
     rejected: Counter[str]
     digest: str
 
@@ -61,7 +73,8 @@ def collect(
 ) -> PatchSet:
     """Make patches of what devices learned.
 
-    θ̂ farther from the mean μ than a bound is moved to it. The bound is learned from all uplinks: their median distance plus
+    θ̂ with noise (see the runner's --dp) is moved towards the mean μ first, by the share of its expected squared distance that
+    is noise; this uses nothing but what was sent. Then θ̂ farther from μ than a bound is moved to it. The bound is learned from all uplinks: their median distance plus
     some median absolute deviations, which a minority of dishonest devices can hardly move.
 
     Args:
@@ -84,7 +97,8 @@ def collect(
     if not len(read.users):
         raise DataError(f"none of {sum(read.rejected.values())} uplinks can be used: {in_words(read.rejected)}", "")
     mean = read_prior_mean(source.artifact).numpy().astype(np.float64)
-    found = bounded(read.theta, mean, config.deviations, config.max_norm)
+    clip = bundle.spec["learning"]["clip"]
+    found = bounded(_shrunk(read, mean, clip), mean, config.deviations, config.max_norm)
     kept = np.flatnonzero(~found.rejected)
     rejected = read.rejected + Counter(absurd=int(found.rejected.sum()))
     inputs = {
@@ -122,9 +136,18 @@ def collect(
             "rejected": dict(sorted(rejected.items())),
             "bound": found.bound,
             "clipped": int(found.clipped.sum()),
+            "with_noise": int((read.noise[kept] > 0).sum()),
+            "clip": clip,
             "basis": source.artifact.file_id(BASIS_FILE),
         }
         return named(PatchSet(work.commit(facts)), run)
+
+
+def _shrunk(read: _Uplinks, mean: npt.NDArray[np.float64], clip: float) -> npt.NDArray[np.float64]:
+    """(U, K) the best linear estimate of each θ̂ before noise was added, for θ̂ around μ at a distance of `clip`."""
+    variance = clip**2 / len(mean)
+    share = np.where(read.noise > 0, variance / np.maximum(variance + read.noise**2, 1e-300), 1.0)
+    return mean + (read.theta - mean) * share[:, None]
 
 
 def in_words(rejected: "Counter[str] | dict[str, int]") -> str:
@@ -136,22 +159,23 @@ def _read(bundle: Bundle, uplinks: Sequence[Path]) -> _Uplinks:
     size, known = bundle.spec["sizes"]["theta"], bundle.spec["id"]
     devices = {token_of(bundle, user): user for user in range(bundle.cloud.dataset.log.n_users)}
     rejected: Counter[str] = Counter()
-    found: dict[int, list[tuple[npt.NDArray[np.float64], int]]] = {}
+    found: dict[int, list[_Sent]] = {}
     digest = hashlib.sha256()
     for data in _documents(uplinks):
         digest.update(hashlib.sha256(data).digest())
-        reason, user, theta, events = _checked(data, known, devices, size)
-        if reason:
-            rejected[reason] += 1
+        sent = _checked(data, known, devices, size)
+        if isinstance(sent, str):
+            rejected[sent] += 1
         else:
-            found.setdefault(user, []).append((theta, events))
-    twice = [user for user, sent in found.items() if len(sent) > 1]
+            found.setdefault(sent.user, []).append(sent)
+    twice = [user for user, sent_by in found.items() if len(sent_by) > 1]
     rejected["twice"] += sum(len(found.pop(user)) for user in twice)
-    users = sorted(found)
+    first = [found[user][0] for user in sorted(found)]
     return _Uplinks(
-        np.array(users, dtype=np.int64),
-        np.array([found[user][0][0] for user in users]).reshape(len(users), size),
-        np.array([found[user][0][1] for user in users], dtype=np.int64),
+        np.array([each.user for each in first], dtype=np.int64),
+        np.array([each.theta for each in first]).reshape(len(first), size),
+        np.array([each.events for each in first], dtype=np.int64),
+        np.array([each.noise for each in first]),
         rejected,
         digest.hexdigest(),
     )
@@ -177,30 +201,30 @@ def _documents(uplinks: Sequence[Path]) -> Iterator[bytes]:
                 ) from error
 
 
-def _checked(
-    data: bytes, bundle: str, devices: dict[str, int], size: int
-) -> tuple[str, int, npt.NDArray[np.float64], int]:
-    """(reason to reject it or '', user, θ̂, events)."""
-    nothing = np.empty(0)
+def _checked(data: bytes, bundle: str, devices: dict[str, int], size: int) -> "_Sent | str":
+    """What one uplink says, or the reason to reject it."""
     try:
         document: Any = json.loads(data)
     except (ValueError, RecursionError):
-        return "unreadable", -1, nothing, 0
+        return "unreadable"
     if not isinstance(document, dict):
-        return "unreadable", -1, nothing, 0
+        return "unreadable"
     if document.get("bundle") != bundle:
-        return "other-bundle", -1, nothing, 0
+        return "other-bundle"
     token = document.get("token")
     if not isinstance(token, str) or token not in devices:
-        return "unknown-device", -1, nothing, 0
-    theta = document.get("theta")
-    if not isinstance(theta, list) or len(theta) != size or not all(type(each) in (int, float) for each in theta):
-        return "shape", -1, nothing, 0
+        return "unknown-device"
+    theta, noise = document.get("theta"), document.get("noise", 0)
+    if not isinstance(theta, list) or len(theta) != size:
+        return "shape"
+    if not all(type(each) in (int, float) for each in (*theta, noise)):
+        return "shape"
     try:
-        values = np.array([float(each) for each in theta])
+        values = np.array([float(each) for each in (*theta, noise)])
     except OverflowError:
-        return "not-finite", -1, nothing, 0
-    if not np.isfinite(values).all():
-        return "not-finite", -1, nothing, 0
+        return "not-finite"
+    if not np.isfinite(values).all() or values[-1] < 0:
+        return "not-finite"
     events = document.get("events")
-    return "", devices[token], values, events if type(events) is int and 0 <= events < 1 << 31 else 0
+    known = events if type(events) is int and 0 <= events < 1 << 31 else 0
+    return _Sent(devices[token], values[:-1], known, min(float(values[-1]), _LARGEST_NOISE))

@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import subprocess
+import sys
 import threading
 import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import CHROMIUM, Browser
@@ -94,6 +96,40 @@ def test_the_runner_needs_neither_torch_nor_dcclctl(exported: Exported, tmp_path
     assert after == again == [list(each) for each in ours_too.recommend(5)]
     assert chosen not in [item for item, _ in after]
     assert 0 < size <= ours_too.graphs.spec["bytes"]["user"]
+
+
+def test_a_device_sends_theta_with_noise(world: World, tmp_path: Path) -> None:
+    made = _exported(world, tmp_path, "din-metapatch")
+    user = json.loads((made.folder / "user.json").read_text())
+    since, until = user["learn"]["since"], user["learn"]["until"]
+    events = [[*event, 1] for event in user["events"] if event[1] < until]
+    (tmp_path / "log.csv").write_text("\n".join(",".join(map(str, event)) for event in events))
+    (tmp_path / "empty.csv").write_text("\n".join(",".join(map(str, each)) for each in events if each[1] < since))
+
+    def run(log: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, made.folder / "runner/python/device.py", made.folder]
+        given = ["--user", made.folder / "user.json", "--log", tmp_path / log, "--learn"]
+        return subprocess.run([*command, *given, *flags], capture_output=True, text=True)
+
+    def sent(log: str, *flags: str) -> dict[str, Any]:
+        done_ = run(log, "--uplink", str(tmp_path / "uplink.json"), *flags)
+        assert done_.returncode == 0, done_.stderr
+        found: dict[str, Any] = json.loads((tmp_path / "uplink.json").read_text())
+        return found
+
+    plain = sent("log.csv")
+    assert plain["events"] == sum(event[1] >= since for event in events) > 0 and "noise" not in plain
+    private = [sent("log.csv", "--dp=1"), sent("log.csv", "--dp=1"), sent("empty.csv", "--dp=1")]
+    assert len({tuple(each["theta"]) for each in (plain, *private)}) == 4
+    # neither the number of events nor that there are none is told
+    assert {each["events"] for each in private} == {0} and len({each["noise"] for each in private}) == 1
+    clip = json.loads((made.folder / "bundle.json").read_text())["learning"]["clip"]
+    assert private[0]["noise"] == pytest.approx(3.7306316348 * 2 * clip)
+    assert sent("log.csv", "--dp=1", "--delta=0.01")["noise"] < private[0]["noise"]
+    nothing = run("empty.csv", "--uplink", str(tmp_path / "none.json"))
+    assert nothing.returncode == 3 and "nothing to learn" in nothing.stderr
+    assert run("log.csv", "--dp=1").returncode == 2
+    assert run("log.csv", "--uplink", str(tmp_path / "none.json"), "--dp=0").returncode == 3
 
 
 @pytest.fixture

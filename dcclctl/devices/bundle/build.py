@@ -324,7 +324,9 @@ def _specification(
             # of the draws of negatives, see events/sampling.py
             "stream": stream(patches.artifact.seed, NEGATIVES),
             "stream_left": stream(patches.artifact.seed, f"{NEGATIVES}/left"),
-            "start": array(read_prior_mean(patches.artifact)).tolist(),
+            "start": array(mean := read_prior_mean(patches.artifact)).tolist(),
+            # θ̂ that came back with noise says little of the usual distance: it stays that of the first round
+            "clip": patches.facts.get("clip") or usual_distance(patches, mean),
         },
         "bytes": {
             "shared": sum(len(data) for name, data in files.items() if name.endswith(".onnx") or name == BASIS_FILE),
@@ -355,6 +357,12 @@ def users_with_short_rings(log: EventLog, ring: int, history: int) -> int:
 def _largest_basket(log: EventLog) -> int:
     """Most positive events of one user at one time."""
     return int(np.bincount(log.history_end[log.label > 0]).max(initial=0))
+
+
+def usual_distance(patches: PatchSet, mean: torch.Tensor) -> float:
+    """The median distance of users' θ̂ to the mean μ; 0 if there is no θ̂."""
+    codes, patched = patches.codes()
+    return float((codes[patched].double() - mean).norm(dim=1).median()) if patched.any() else 0.0
 
 
 def users_of(parts: Parts) -> dict[str, Array]:

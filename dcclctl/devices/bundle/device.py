@@ -7,7 +7,7 @@
 
 From the shell, for a device whose log is a file of lines `item,time,label`:
 
-    python device.py BUNDLE --user user.json --log log.csv --learn --uplink uplink.json
+    python device.py BUNDLE --user user.json --log log.csv --learn --uplink uplink.json --dp 2
 
 This file is a part of every bundle (runner/python/device.py) and is the whole runner.
 """
@@ -17,9 +17,12 @@ import base64
 import csv
 import hashlib
 import json
+import math
 import os
 import re
+import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,10 @@ Event = tuple[str, float, int]
 
 class BundleError(Exception):
     """The bundle or the saved state cannot be used; the message says why, and what to do."""
+
+
+class NothingToLearnError(BundleError):
+    """The device's log has no event to learn from."""
 
 
 def session(path: Path, threads: int = 1) -> ort.InferenceSession:
@@ -319,7 +326,7 @@ class Device:
             if label > 0:
                 self.observe(item, time)
         if not rows:
-            raise BundleError("The log has no event in the learning period, so there is nothing to learn.")
+            raise NothingToLearnError("The log has no event in the learning period, so there is nothing to learn.")
         self.learned_from = len(rows)
         return self.learn(rows, learning["steps"])
 
@@ -347,12 +354,24 @@ class Device:
 
     def uplink(self, user: dict[str, Any]) -> dict[str, Any]:
         """What the device sends to the cloud: θ̂ of this round, and nothing of its log but the number of events."""
-        return {
-            "bundle": self.graphs.spec["id"],
-            "token": user.get("token", ""),
-            "theta": self.theta.tolist(),
-            "events": self.learned_from,
-        }
+        sent = {"theta": self.theta.tolist(), "events": self.learned_from}
+        return {"bundle": self.graphs.spec["id"], "token": user.get("token", ""), **sent}
+
+    def private_uplink(self, user: dict[str, Any], epsilon: float, delta: float) -> dict[str, Any]:
+        """`uplink` under local differential privacy: whatever the log holds, what is sent is nearly as likely.
+
+        θ̂ gets noise, the number of events is not sent, and a device without an event in the period sends μ with noise.
+        The device itself keeps its own θ̂. Each round spends ε and δ anew.
+
+        Args:
+            epsilon, delta: see `noise_of`.
+        """
+        learning = self.graphs.spec["learning"]
+        mean = np.array(learning["start"])
+        theta = self.theta if self.learned_from else mean
+        gauss = secrets.SystemRandom().gauss
+        sent, noise = with_noise(theta, mean, learning["clip"], epsilon, delta, gauss)
+        return self.uplink(user) | {"theta": sent.tolist(), "events": 0, "noise": noise}
 
     def _learn_graph(self) -> ort.InferenceSession:
         if self.graphs.learn is None:
@@ -489,6 +508,59 @@ def hashed(state: int, *keys: int) -> int:
     return state
 
 
+# -- differential privacy of what is sent
+
+
+def with_noise(
+    theta: npt.NDArray[Any],
+    mean: npt.NDArray[Any],
+    clip: float,
+    epsilon: float,
+    delta: float,
+    gauss: Callable[[float, float], float],
+) -> tuple[npt.NDArray[np.float64], float]:
+    """θ̂ moved to within `clip` of the mean μ, with Gaussian noise; and the noise's standard deviation.
+
+    Args:
+        clip: any two devices' θ̂ are then at most twice as far apart. epsilon, delta: see `noise_of`.
+        gauss: draws a number, from mean and standard deviation.
+    """
+    away = theta.astype(np.float64) - mean
+    away *= min(1.0, clip / max(float(np.linalg.norm(away)), 1e-300))
+    noise = noise_of(epsilon, delta, 2 * clip)
+    return mean + away + np.array([gauss(0.0, noise) for _ in away]), noise
+
+
+def noise_of(epsilon: float, delta: float, sensitivity: float) -> float:
+    """The least standard deviation of Gaussian noise that makes a release (ε, δ)-differentially private.
+
+    Args:
+        epsilon: > 0, at most 100. delta: between 0 and 1. sensitivity: largest distance of what two logs give.
+
+    Source: Balle and Wang, Improving the Gaussian mechanism for differential privacy, ICML 2018, theorem 8.
+    """
+    if not 0 < epsilon <= 100 or not 0 < delta < 1:
+        raise BundleError(f"ε = {epsilon:g}, δ = {delta:g}: ε lies between 0 and 100, δ between 0 and 1.")
+
+    def spent(ratio: float) -> float:
+        """δ at noise of `ratio` sensitivities."""
+        half, shift = 0.5 / ratio, epsilon * ratio
+        return _below(half - shift) - math.exp(epsilon) * _below(-half - shift)
+
+    low, high = 1e-3, 1.0
+    while spent(high) > delta:
+        high *= 2
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(middle) > delta else (low, middle)
+    return high * sensitivity
+
+
+def _below(x: float) -> float:
+    """The share of a normal distribution that lies below x standard deviations."""
+    return math.erfc(-x / math.sqrt(2)) / 2
+
+
 # -- the command line
 
 
@@ -506,9 +578,15 @@ def main() -> int:
     parser.add_argument("--log", type=Path, help="the device's own log: lines item,time,label")
     parser.add_argument("--learn", action="store_true", help="learn θ̂ from the log")
     parser.add_argument("--uplink", type=Path, help="write θ̂ for the cloud to this file")
+    parser.add_argument(
+        "--dp", type=float, metavar="EPSILON", help="with --uplink: local differential privacy with this ε"
+    )
+    parser.add_argument("--delta", type=float, default=1e-5, help="δ of --dp (default: 1e-5)")
     parser.add_argument("--state", type=Path, help="write the device's state to this file")
     parser.add_argument("--top", type=int, default=0, help="print this many recommendations")
     options = parser.parse_args()
+    if options.dp is not None and options.uplink is None:
+        parser.error("--dp is read with --uplink only")
     try:
         user = json.loads(options.user.read_bytes()) if options.user else {}
         if not isinstance(user, dict):
@@ -516,13 +594,18 @@ def main() -> int:
         device = Device(options.bundle, user)
         events = read_log(options.log) if options.log else []
         if options.learn:
-            device.learn_log(events, user.get("learn") or {})
+            try:
+                device.learn_log(events, user.get("learn") or {})
+            except NothingToLearnError:
+                if options.dp is None:  # else that it sends nothing would tell that it has nothing
+                    raise
         else:
             for item, time, label in events:
                 if label > 0:
                     device.observe(item, time)
         if options.uplink:
-            options.uplink.write_text(json.dumps(device.uplink(user)), encoding="utf-8")
+            sent = device.uplink(user) if options.dp is None else device.private_uplink(user, options.dp, options.delta)
+            options.uplink.write_text(json.dumps(sent), encoding="utf-8")
         if options.state:
             device.save(options.state)
         for item, logit in device.recommend(options.top) if options.top else []:

@@ -76,6 +76,9 @@ class Learning(_Part):
     stream: Count = Field(description="Names the draws of negatives.")
     stream_left: Count = Field(description="Names the order of the items that are left when nearly all are excluded.")
     start: list[float] = Field(description="μ, the θ̂ that learning starts at.")
+    clip: Annotated[float, Field(ge=0)] = Field(
+        description="Largest distance to μ of a θ̂ that is sent under differential privacy."
+    )
 
 
 class Bytes(_Part):

@@ -1,12 +1,13 @@
 """What a device remembers, and what it keeps of it on its disk."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dcclctl.devices.bundle.device import BundleError, Device, Graphs, user_bytes
+from dcclctl.devices.bundle.device import BundleError, Device, Graphs, noise_of, user_bytes, with_noise
 
 SIZES = {"ring": 6, "history": 4, "profile": 1, "theta": 3, "smallest": 0, "kept": 0, "kept_features": 0}
 
@@ -89,3 +90,39 @@ def test_a_damaged_state_is_refused(damage: dict[str, object], tmp_path: Path) -
     (tmp_path / "state.json").write_text(json.dumps(device.state() | damage))
     with pytest.raises(BundleError, match="cut or damaged"):
         Device.load(device.graphs, tmp_path / "state.json")
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "wanted"),
+    # dp-accounting 0.6 gives these ε for these noises at δ = 1e-5, from the distribution of the privacy loss
+    [(0.5, 7.0318266755), (1, 3.7306316348), (2, 1.9938124456), (8, 0.6002290722), (50, 0.1497606076)],
+)
+def test_noise_is_the_least_that_is_private(epsilon: float, wanted: float) -> None:
+    noise = noise_of(epsilon, 1e-5, 1.0)
+    assert noise == pytest.approx(wanted, rel=1e-9)
+    assert noise_of(epsilon, 1e-5, 3.0) == pytest.approx(3 * noise)
+    # δ is the area by which one density exceeds e^ε times the other
+    x = np.linspace(-30 * noise, 30 * noise, 1_000_001)
+    density, other = (np.exp(-0.5 * ((x - at) / noise) ** 2) / (noise * np.sqrt(2 * np.pi)) for at in (0.0, 1.0))
+    assert np.maximum(density - np.exp(epsilon) * other, 0).sum() * (x[1] - x[0]) == pytest.approx(1e-5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta"), [(0, 1e-5), (-1, 1e-5), (101, 1e-5), (float("nan"), 1e-5), (1, 0), (1, 1)]
+)
+def test_noise_of_an_epsilon_that_means_nothing(epsilon: float, delta: float) -> None:
+    with pytest.raises(BundleError, match="between 0 and"):
+        noise_of(epsilon, delta, 1.0)
+
+
+def test_what_is_sent_is_within_the_clip_before_noise() -> None:
+    mean = np.array([1.0, -1.0, 0.5])
+    far, near = mean + np.array([3.0, 0.0, 4.0]), mean + np.array([0.1, 0.0, 0.0])
+    for theta, wanted in ((far, mean + np.array([0.6, 0.0, 0.8])), (near, near), (mean, mean)):
+        sent, noise = with_noise(theta, mean, 1.0, 2.0, 1e-5, lambda middle, _: middle)
+        np.testing.assert_allclose(sent, wanted)
+        assert noise == noise_of(2.0, 1e-5, 2.0)
+    draw = random.Random(0)
+    drawn = np.array([with_noise(far, mean, 1.0, 2.0, 1e-5, draw.gauss)[0] for _ in range(4000)])
+    np.testing.assert_allclose(drawn.mean(0), mean + np.array([0.6, 0.0, 0.8]), atol=4 * noise / np.sqrt(4000))
+    np.testing.assert_allclose(drawn.std(0), noise, rtol=0.05)

@@ -81,6 +81,9 @@ def test_hostile_uplinks_are_rejected_and_counted(round_: Round, tmp_path: Path)
         {**others[0], "theta": [True] * size},
         json.dumps({**others[0], "theta": [0.0] * size}).replace("0.0", "NaN", 1),
         json.dumps({**others[0], "theta": [0.0] * size}).replace("0.0", "1" + "0" * 400, 1),
+        {**others[0], "noise": "1"},
+        {**others[0], "noise": -1.0},
+        json.dumps({**others[0], "noise": 0.5}).replace("0.5", "1e999"),
         {**others[1], "theta": [1e300] * size},
         others[2],
         others[2],
@@ -89,9 +92,9 @@ def test_hostile_uplinks_are_rejected_and_counted(round_: Round, tmp_path: Path)
     made, patches = round_.collected(tmp_path, hostile)
     assert made["rejected"] == {
         "absurd": 1,
-        "not-finite": 2,
+        "not-finite": 4,
         "other-bundle": 1,
-        "shape": 3,
+        "shape": 4,
         "twice": 2,
         "unknown-device": 2,
         "unreadable": 3,
@@ -114,6 +117,27 @@ def test_a_theta_beyond_the_bound_is_clipped(round_: Round, tmp_path: Path) -> N
     honest = np.array([each["theta"] for each in round_.honest]) - mean
     assert made["bound"] < np.linalg.norm(np.array(far["theta"]) - mean) / 3
     assert np.quantile(np.linalg.norm(honest, axis=1), 0.5) < made["bound"]
+
+
+def test_theta_with_noise_is_moved_towards_the_mean(round_: Round, tmp_path: Path) -> None:
+    bundle = Bundle(Store(round_.root).resolve(round_.ref))
+    learning = bundle.spec["learning"]
+    mean, clip = np.array(learning["start"]), learning["clip"]
+    honest = np.array([each["theta"] for each in round_.honest])
+    assert clip == pytest.approx(np.sort(np.linalg.norm(honest - mean, axis=1))[(len(honest) - 1) // 2])
+    # noise as large as what is expected of a number of θ̂ leaves half of it
+    noise = clip / np.sqrt(len(mean))
+    first, second, third, *others = round_.honest
+    sent = [{**first, "noise": noise}, {**second, "noise": 1e300}, third, *others]
+    made, patches = round_.collected(tmp_path, sent, "--max-norm=1000")
+    assert patches.facts["with_noise"] == 2
+    codes = patches.codes()[0].numpy()[patches.users["user_index"].to_numpy()]
+    np.testing.assert_allclose(codes[0], mean + (honest[0] - mean) / 2, atol=1e-6)
+    np.testing.assert_allclose(codes[1], mean, atol=1e-6)
+    np.testing.assert_array_equal(codes[2:], honest[2:].astype(np.float32))
+    # the next round's bundle keeps the clip: noise says nothing of the usual distance
+    again = done("export", made["ref"], store=round_.root)
+    assert Bundle(Store(round_.root).resolve(again["ref"])).spec["learning"]["clip"] == clip
 
 
 def test_nothing_usable_is_an_error(round_: Round, tmp_path: Path) -> None:
