@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _EASE_ITEMS = 20_000
 
 SettingsT = TypeVar("SettingsT", bound=ModelSettings)
+#: a weight that shrinks by this factor from basket to basket
+Decay = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class RecentSettings(ModelSettings):
@@ -41,6 +43,11 @@ class ItemKnnSettings(ModelSettings):
         100.0,
         description="Added to the denominator of the cosine, against chance pairs of rare items.",
         json_schema_extra=searched("1..1000"),
+    )
+    decay: Decay = Field(
+        1.0,
+        description="Weight of an item of the history relative to one a basket later; 1: all weigh the same.",
+        json_schema_extra=searched("0.8..1"),
     )
 
 
@@ -59,6 +66,11 @@ class CountedKind(CloudModelKind[SettingsT]):
     def tensors(self, task: FitTask[SettingsT], counted: Ints) -> dict[str, Tensor]:
         """The model's tensors, from the positive events (N,) in `counted`."""
 
+    def settings_of(self, cloud: "CloudModel") -> SettingsT:
+        """The settings that a committed model was made with."""
+        settings: SettingsT = self.Settings(**cloud.config[cloud.model])  # type: ignore[assignment]
+        return settings
+
     def select(self, task: FitTask[SettingsT], events: Ints) -> Ints:
         """The events that are counted."""
         return events
@@ -72,7 +84,7 @@ class CountedKind(CloudModelKind[SettingsT]):
         log = task.dataset.log
         if task.start is not None:
             raise UsageError(
-                f"--continue: {task.start.ref} is a {task.start.model} model, which has no weights to train further",
+                f"--continue: {task.start.ref} is a {task.start.model} model, which learns from all events at once",
                 f"Count both periods at once: dcclctl train --model {task.start.model} --on cloud,device",
             )
         events = log.events_in(*task.blocks)
@@ -119,7 +131,7 @@ class RecentKind(PopularityKind[RecentSettings]):
 
 class GpTopfreqKind(CountedKind[ModelSettings]):
     def tensors(self, task: FitTask[ModelSettings], counted: Ints) -> dict[str, Tensor]:
-        return _popularity(task.dataset.log, counted)
+        return popularity_of(task.dataset.log, counted)
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
         popularity = cloud.artifact.read_tensors("model.safetensors")["popularity"]
@@ -133,12 +145,12 @@ class ItemKnnKind(CountedKind[ItemKnnSettings]):
         log, own = task.dataset.log, task.settings
         pairs = _pairs(log, counted)
         near = item_knn(*pairs, log.n_items, own.neighbours, own.shrinkage, log.repeats, task.on_progress)
-        return {"start": near.start, "target": near.target, "value": near.value, **_popularity(log, counted)}
+        return {"start": near.start, "target": near.target, "value": near.value, **popularity_of(log, counted)}
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
         tensors = cloud.artifact.read_tensors("model.safetensors")
         near = Neighbours(tensors["start"], tensors["target"], tensors["value"])
-        return HistoryBackbone(near.faster(), log, tensors["popularity"])
+        return HistoryBackbone(near.faster(), log, tensors["popularity"], self.settings_of(cloud).decay)
 
 
 class EaseKind(CountedKind[EaseSettings]):
@@ -161,14 +173,14 @@ class EaseKind(CountedKind[EaseSettings]):
     def tensors(self, task: FitTask[EaseSettings], counted: Ints) -> dict[str, Tensor]:
         log = task.dataset.log
         weights = ease(*_pairs(log, counted), log.n_items, task.settings.ridge, task.on_progress).weights
-        return {"weights": weights, **_popularity(log, counted)}
+        return {"weights": weights, **popularity_of(log, counted)}
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
         tensors = cloud.artifact.read_tensors("model.safetensors")
         return HistoryBackbone(ItemWeights(tensors["weights"].to(device)), log, tensors["popularity"].to(device))
 
 
-def _popularity(log: EventLog, counted: Ints) -> dict[str, Tensor]:
+def popularity_of(log: EventLog, counted: Ints) -> dict[str, Tensor]:
     """Number of each item's events, which breaks ties."""
     return {"popularity": torch.from_numpy(item_counts(log, counted)).float()}
 

@@ -30,6 +30,13 @@ MODELS: Mapping[str, Variant] = {
     "gp-topfreq": Variant("dcclctl.models.counts:GpTopfreqKind", "the user's own most frequent items, then popularity"),
     "item-knn": Variant("dcclctl.models.counts:ItemKnnKind", "nearest items by co-occurrence"),
     "ease": Variant("dcclctl.models.counts:EaseKind", "linear autoencoder in closed form"),
+    "ials": Variant("dcclctl.models.ials:IalsKind", "implicit matrix factorisation by alternating least squares"),
+    "tifu-knn": Variant(
+        "dcclctl.models.user_neighbours:TifuKnnKind", "the user's item frequencies over time, and the nearest users'"
+    ),
+    "up-cf": Variant(
+        "dcclctl.models.user_neighbours:UpCfKind", "popularity in the user's newest baskets, and in similar users'"
+    ),
     "bpr": Variant("dcclctl.models.factors:BprKind", "matrix factorisation learned from pairs"),
     "fm": Variant("dcclctl.models.factors:FmKind", "factorisation machine over user, profile, history and item"),
     "neumf": Variant("dcclctl.models.factors:NeumfKind", "neural matrix factorisation"),

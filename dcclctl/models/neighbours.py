@@ -1,9 +1,10 @@
-"""Item-kNN, EASE and a user's own counts: a candidate's score is a sum over the items of the user's history.
+"""Item-kNN, EASE and a user's own counts: a candidate's score is computed from the items of the user's history.
 
 No model has parameters of a user, so users without training events are scored like all others. Of two items with equal
 scores the more popular one is ranked first.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,7 +20,9 @@ from dcclctl.compute import OnProgress, Phase, no_progress
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.models.scoring import Backbone
+from dcclctl.models.windows import Baskets
 
+Floats = npt.NDArray[np.float64]
 #: numbers of a block of the co-occurrence matrix
 _BLOCK = 1 << 23
 #: pairs of items of one user that are multiplied at once, about
@@ -138,8 +141,31 @@ def ranges(begins: Ints, ends: Ints) -> Ints:
     return numbers
 
 
+class HistoryModel(ABC):
+    """What HistoryBackbone asks of a model.
+
+    Attributes:
+        tie: the most that popularity adds to a score. counts: an item weighs as often as it occurs in the history.
+    """
+
+    tie: ClassVar[float]
+    counts: ClassVar[bool]
+
+    @abstractmethod
+    def width(self, length: int) -> int:
+        """Numbers held at once for a history of some length, beside the scores."""
+
+    @abstractmethod
+    def scores(self, bags: Ints, items: Ints, weights: Floats | None, n_bags: int) -> Float[Tensor, "B I"]:
+        """Scores of all items for each bag.
+
+        Args:
+            bags: (H,) the bag of each item, ascending. items: (H,) distinct in a bag. weights: (H,); None: all 1.
+        """
+
+
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbours(HistoryModel):
     """Sparse similarities: item j of a history adds `value` to the scores of the items target[start[j] : start[j + 1]].
 
     Attributes:
@@ -163,16 +189,18 @@ class Neighbours:
         return ItemWeights(weights)
 
     def width(self, length: int) -> int:
-        """Mean count of numbers held at once for a history of some length, beside the scores."""
         return length * (1 + len(self.target) // max(1, len(self.start) - 1))
 
-    def scores(self, bags: Ints, items: Ints, n_bags: int) -> Float[Tensor, "B I"]:
-        """Each bag's sum of the similarities to its items; `bags` (H,) has the bag of each of the `items` (H,)."""
+    def scores(self, bags: Ints, items: Ints, weights: Floats | None, n_bags: int) -> Float[Tensor, "B I"]:
+        """Each bag's weighted sum of the similarities to its items."""
         start, n_items = self.start.numpy(), len(self.start) - 1
         begins, ends = start[items], start[items + 1]
         at = ranges(begins, ends)
         cells = np.repeat(bags, ends - begins) * n_items + self.target.numpy()[at]
-        sums = np.bincount(cells, weights=self.value.numpy()[at], minlength=n_bags * n_items)
+        values = self.value.numpy()[at]
+        if weights is not None:
+            values = values * np.repeat(weights, ends - begins)
+        sums = np.bincount(cells, weights=values, minlength=n_bags * n_items)
         return torch.from_numpy(sums).view(n_bags, n_items).float()
 
 
@@ -212,7 +240,7 @@ def item_knn(
 
 
 @dataclass(frozen=True)
-class ItemWeights:
+class ItemWeights(HistoryModel):
     """Dense weights of all pairs of items: a row for each item of a history, a column for each candidate."""
 
     tie: ClassVar[float] = _TIE
@@ -223,11 +251,13 @@ class ItemWeights:
     def width(self, length: int) -> int:
         return length
 
-    def scores(self, bags: Ints, items: Ints, n_bags: int) -> Float[Tensor, "B I"]:
-        """X B, for bags of distinct items; `bags` is ascending."""
+    def scores(self, bags: Ints, items: Ints, weights: Floats | None, n_bags: int) -> Float[Tensor, "B I"]:
+        """X B, for the bags as rows of X."""
         offsets = torch.from_numpy(np.searchsorted(bags, np.arange(n_bags)))
         device = self.weights.device
-        return F.embedding_bag(torch.from_numpy(items).to(device), self.weights, offsets.to(device), mode="sum")
+        own = None if weights is None else torch.from_numpy(weights).float().to(device)
+        rows = torch.from_numpy(items).to(device)
+        return F.embedding_bag(rows, self.weights, offsets.to(device), mode="sum", per_sample_weights=own)
 
 
 def ease(users: Ints, items: Ints, n_items: int, ridge: float, on_progress: OnProgress = no_progress) -> ItemWeights:
@@ -250,7 +280,7 @@ def ease(users: Ints, items: Ints, n_items: int, ridge: float, on_progress: OnPr
 
 
 @dataclass(frozen=True)
-class OwnCounts:
+class OwnCounts(HistoryModel):
     """How often the user has interacted with the candidate itself.
 
     Source: GP-TopFreq of Li, Jullien, Ariannezhad & de Rijke, "A next basket recommendation reality check", TOIS 2023
@@ -266,9 +296,9 @@ class OwnCounts:
     def width(self, length: int) -> int:
         return length
 
-    def scores(self, bags: Ints, items: Ints, n_bags: int) -> Float[Tensor, "B I"]:
+    def scores(self, bags: Ints, items: Ints, weights: Floats | None, n_bags: int) -> Float[Tensor, "B I"]:
         """How many times each bag holds each item."""
-        counts = np.bincount(bags * self.n_items + items, minlength=n_bags * self.n_items)
+        counts = np.bincount(bags * self.n_items + items, weights, minlength=n_bags * self.n_items)
         return torch.from_numpy(counts).view(n_bags, self.n_items).float()
 
 
@@ -276,14 +306,13 @@ class HistoryBackbone(Backbone):
     """Scores from all strictly earlier positive events of the event's user: activations are the logits (B, C).
 
     Args:
-        model: gives the scores. Its `tie` is the most that popularity adds to them; with `counts` every event of an
-            item counts, else an item counts once. popularity: (I,) training events of each item, which break ties.
+        model: gives the scores. popularity: (I,) training events of each item, which break ties.
+        decay: the weight of an item is `decay` to the power of the number of the user's baskets since its newest event.
     """
 
-    def __init__(
-        self, model: Neighbours | ItemWeights | OwnCounts, log: EventLog, popularity: Float[Tensor, "I"]
-    ) -> None:
-        self.model, self.log = model, log
+    def __init__(self, model: HistoryModel, log: EventLog, popularity: Float[Tensor, "I"], decay: float = 1.0) -> None:
+        self.model, self.log, self.decay = model, log, decay
+        self.baskets = Baskets(log)
         self.ties = model.tie * popularity / popularity.max().clamp(min=1)
 
     def lengths(self, events: Ints) -> Ints:
@@ -292,15 +321,20 @@ class HistoryBackbone(Backbone):
     def activation_cost(self, n_candidates: int, length: int) -> int:
         return self.log.n_items + self.model.width(length)
 
-    def bags(self, events: Ints) -> tuple[Ints, Ints]:
-        """The events' histories as bags: the bag of each item (H,), ascending, and the items (H,)."""
+    def bags(self, events: Ints) -> tuple[Ints, Ints, Floats | None]:
+        """The events' histories as bags of distinct items: bag (H,), ascending, item (H,) and its weight (H,) or None."""
         begins, ends = self.log.history_start[events], self.log.history_end[events]
-        bags = np.repeat(np.arange(len(events)), ends - begins)
-        items = self.log.sequence.numpy()[ranges(begins, ends)]
+        places = ranges(begins, ends)
+        keys = np.repeat(np.arange(len(events)), ends - begins) * self.log.n_items + self.log.sequence.numpy()[places]
+        # of the reversed history the first occurrence is the newest
+        keys, newest, counts = np.unique(keys[::-1], return_index=True, return_counts=True)
+        bags, items = keys // self.log.n_items, keys % self.log.n_items
         if self.model.counts:
-            return bags, items
-        keys = np.unique(bags * self.log.n_items + items)
-        return keys // self.log.n_items, keys % self.log.n_items
+            return bags, items, counts.astype(np.float64)
+        if self.decay == 1.0:
+            return bags, items, None
+        since = self.baskets.number(ends - 1)[bags] - self.baskets.number(places[::-1][newest])
+        return bags, items, self.decay**since
 
     def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C"]:
         scores = self.model.scores(*self.bags(events), len(events)) + self.ties

@@ -40,6 +40,11 @@ class Baskets:
         #: (M,) where each basket begins in `sequence`
         self.starts: Ints = np.unique(log.history_end[log.label > 0])
 
+    def number(self, places: Ints) -> Ints:
+        """The number of the basket that holds each of some places in `sequence`."""
+        numbers: Ints = np.searchsorted(self.starts, places, side="right") - 1
+        return numbers
+
     def before(self, log: EventLog, events: Ints) -> tuple[Ints, Ints]:
         """(B,) each event's history as baskets: the number of its first basket, and that of the basket after its last.
 

@@ -40,7 +40,7 @@ def pairs(seed: int = 0, n_users: int = 40) -> tuple[np.ndarray, np.ndarray, np.
 def dense(model: Neighbours) -> np.ndarray:
     """(I, I): row = item of the history, column = candidate."""
     n_items = len(model.start) - 1
-    return model.scores(np.arange(n_items), np.arange(n_items), n_items).numpy()
+    return model.scores(np.arange(n_items), np.arange(n_items), None, n_items).numpy()
 
 
 def all_logits(backbone: Backbone, log: EventLog, period: int, batch: int = 500) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +143,7 @@ def test_many_neighbours_are_held_dense_with_the_same_scores(monkeypatch: pytest
     bags, past = np.array([0, 0, 0, 2, 2, 3]), np.array([1, 4, 7, 0, 11, 5])
     full = near.faster()
     assert isinstance(full, ItemWeights)
-    assert full.scores(bags, past, 5).numpy() == pytest.approx(near.scores(bags, past, 5).numpy(), abs=1e-6)
+    assert full.scores(bags, past, None, 5).numpy() == pytest.approx(near.scores(bags, past, None, 5).numpy(), abs=1e-6)
     monkeypatch.setattr(neighbours, "_DENSE", 0.9)
     assert near.faster() is near
 
@@ -223,3 +223,31 @@ def test_two_tastes_are_told_apart_also_for_users_that_training_never_saw(kind: 
     judged = (mask.sum(1, keepdim=True) > 2).numpy() & ~seen
     assert (log.user[events[judged.any(1)]] >= 50).any()
     assert roc_auc_score(right[judged], logits[judged]) > 0.98
+
+
+def test_decay_weighs_an_item_by_the_baskets_since_its_newest_event() -> None:
+    log = random_log()
+    _, users, items = pairs()
+    weights = np.random.default_rng(0).random((log.n_items, log.n_items))
+    backbone = HistoryBackbone(ItemWeights(torch.from_numpy(weights).float()), log, torch.zeros(log.n_items), 0.7)
+    events, found = all_logits(backbone, log, TEST)
+    most = 0
+    for event, row in zip(events, found, strict=True):
+        # the user's positive events strictly before the event; a basket is the events with one history_end
+        mine = [
+            e
+            for e in log.events_of(int(log.user[event]))
+            if log.label[e] and log.history_end[e] < log.history_end[event]
+        ]
+        order = sorted({log.history_end[e] for e in mine}, reverse=True)
+        newest = {int(log.item[e]): order.index(log.history_end[e]) for e in mine}
+        expected = sum((0.7**since * weights[item] for item, since in newest.items()), np.zeros(log.n_items))
+        assert row == pytest.approx(expected, rel=1e-5)
+        most = max(most, len(order))
+    assert most > 5
+    near = item_knn(users, items, N_ITEMS, 4, 1.0, itself=False)
+    bags, past, own = np.array([0, 0, 2]), np.array([1, 4, 7]), np.array([0.5, 1.0, 0.25])
+    sparse_scores, dense_scores = (model.scores(bags, past, own, 3).numpy() for model in (near, near.faster()))
+    assert sparse_scores == pytest.approx(dense_scores, abs=1e-6) and sparse_scores[0] == pytest.approx(
+        0.5 * dense(near)[1] + dense(near)[4], abs=1e-6
+    )

@@ -17,7 +17,7 @@ from dcclctl.models.kind import MODELS, kind_of
 from dcclctl.stages.settings import resolve
 from dcclctl.store.store import Artifact, Store
 
-CLOSED = ("popularity", "recent", "gp-topfreq", "item-knn", "ease")
+CLOSED = ("popularity", "recent", "gp-topfreq", "item-knn", "ease", "ials", "tifu-knn", "up-cf")
 FACTORS = ("bpr", "fm", "neumf")
 BASELINES = (*CLOSED, *FACTORS)
 QUICK = ("--epochs=8", "--patience=0", "--batch-size=128", "--learning-rate=0.03", "--set=item_size=8")
@@ -26,6 +26,9 @@ OWN = {
     "ease": sets("train.ease", ridge=20),
     "item-knn": sets("train.item-knn", neighbours=10),
     "recent": sets("train.recent", newest=0.1),
+    "ials": sets("train.ials", item_size=8, sweeps=4),
+    "tifu-knn": sets("train.tifu-knn", neighbours=20),
+    "up-cf": sets("train.up-cf", neighbours=20),
     "bpr": QUICK,
     "fm": (*QUICK, "--set=history=8"),
     "neumf": (*QUICK, "--set=hidden_sizes=16,8"),
@@ -148,6 +151,29 @@ def test_own_counts_are_popularity_unless_users_come_back_to_what_they_had(
     assert hits["gp-topfreq"] == 1.0 and hits["popularity"] < 0.5
 
 
+@pytest.mark.parametrize("model", ["tifu-knn", "up-cf", "ials"])
+def test_repeats_are_ranked_by_models_of_baskets_and_the_list_of_a_user_holds_them(tmp_path: Path, model: str) -> None:
+    store = tmp_path / "store"
+    habits(tmp_path / "log.csv", store)
+    made = done(*train_flags(model), store=store)
+    found = done("evaluate", made["ref"], "--k=2", "--threads=1", store=store)
+    assert ranking(store, found["ref"], made["id"])["all", "hr@2"] == 1.0
+    (shown,) = done("score", made["ref"], "--user=u3", "--top=2", "--threads=1", store=store)["users"]
+    assert "own6" in str(shown) and "own7" in str(shown)
+    assert done("recommend", made["ref"], "--top=2", "--threads=1", store=store)["ref"] == "recommendations@1"
+
+
+def test_decay_of_the_history_changes_scores_and_not_the_neighbours(world: World, tmp_path: Path) -> None:
+    store = world.copy(tmp_path / "store")
+    flags = ("train", "--model=item-knn", "--threads=1", "--set=train.item-knn.neighbours=10")
+    made = [done(*flags, f"--set=train.item-knn.decay={decay}", store=store) for decay in (1, 0.5)]
+    first, second = (Store(store).resolve(one["ref"]).read_tensors("model.safetensors") for one in made)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    found = done("evaluate", *(one["ref"] for one in made), "--threads=1", store=store)
+    values = [ranking(store, found["ref"], one["id"]) for one in made]
+    assert values[0] != values[1]
+
+
 def ranking(store: Path, reference: str, model: str) -> dict[tuple[str, str], float]:
     """(group, metric) → value of one model's ranking in an evaluation; the rest is for probabilities, which counts are not."""
     found = aggregates(store, reference)
@@ -189,7 +215,7 @@ def test_the_same_command_gives_the_same_artifact(
     assert made["id"] == baselines[1][model]["id"]
 
 
-@pytest.mark.parametrize("model", ["popularity", "item-knn", "fm"])
+@pytest.mark.parametrize("model", ["popularity", "item-knn", "ials", "tifu-knn", "up-cf", "fm"])
 def test_score_explains_a_user_and_a_new_one(baselines: tuple[Path, dict[str, dict[str, Any]]], model: str) -> None:
     root, made = baselines
     for user in ("u1", "n2"):
@@ -294,7 +320,11 @@ def test_nothing_positive_to_learn_from(tmp_path: Path) -> None:
         ("recent", "newest=1.1"),
         ("item-knn", "neighbours=0"),
         ("item-knn", "shrinkage=-1"),
+        ("item-knn", "decay=0"),
         ("ease", "ridge=0"),
+        ("ials", "unobserved=0"),
+        ("tifu-knn", "own_share=1.1"),
+        ("up-cf", "locality=0"),
     ],
 )
 def test_settings_out_of_range(world: World, model: str, setting: str) -> None:
