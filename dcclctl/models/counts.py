@@ -47,7 +47,7 @@ class ItemKnnSettings(ModelSettings):
     decay: Decay = Field(
         1.0,
         description="Weight of an item of the history relative to one a basket later; 1: all weigh the same.",
-        json_schema_extra=searched("0.8..1"),
+        json_schema_extra=searched("0.5..1"),
     )
 
 
