@@ -160,11 +160,11 @@ class UserModel(ABC):
         """Weights of the baskets at some places (0 the oldest) of histories with `total` baskets."""
 
     @abstractmethod
-    def nearness(self, vectors: Any, others: Any) -> Floats:
-        """(B, T) how near some users are to others; only the order counts.
+    def nearness(self, others: Any) -> Callable[[Any], Floats]:
+        """How near users are to others: a function from their vectors (B, I) to (B, T), of which only the order counts.
 
         Args:
-            vectors: (B, I) sparse. others: (T, I) sparse.
+            others: vectors (T, I), sparse, as those of the users.
         """
 
     @abstractmethod
@@ -208,11 +208,15 @@ class TifuKnn(UserModel):
         weights: Floats = baskets * self.settings.group_decay ** (groups - 1 - group) / groups
         return weights
 
-    def nearness(self, vectors: Any, others: Any) -> Floats:
+    def nearness(self, others: Any) -> Callable[[Any], Floats]:
         """Minus the squared Euclidean distance, without the part that is the same for all others."""
-        products: Floats = (vectors @ others.T).toarray()
-        squares: Floats = others.multiply(others).sum(axis=1)
-        return 2 * products - squares
+        by_item, squares = others.T.tocsr(), others.multiply(others).sum(axis=1)
+
+        def near(vectors: Any) -> Floats:
+            distances: Floats = squares - 2 * (vectors @ by_item).toarray()
+            return -distances
+
+        return near
 
     def weights(self, nearness: Floats) -> Floats:
         near = np.isfinite(nearness)
@@ -243,17 +247,26 @@ class UpCf(UserModel):
         weights: Floats = (place >= total - counted) / counted
         return weights
 
-    def nearness(self, vectors: Any, others: Any) -> Floats:
+    def nearness(self, others: Any) -> Callable[[Any], Floats]:
         """The asymmetric cosine of the sets of items."""
-        mine, theirs = vectors.astype(bool).astype(float), others.astype(bool).astype(float)
-        shared: Floats = (mine @ theirs.T).toarray()
-        share = self.settings.asymmetry
-        mine_size, their_size = (np.maximum(np.diff(sets.indptr), 1).astype(float) for sets in (mine, theirs))
-        return shared / np.outer(mine_size**share, their_size ** (1 - share))
+        share, by_item = self.settings.asymmetry, _sets(others).T.tocsr()
+        their_sizes = np.diff(others.indptr) ** (1 - share)
+
+        def near(vectors: Any) -> Floats:
+            my_sizes = np.maximum(np.diff(vectors.indptr), 1) ** share
+            cosines: Floats = (_sets(vectors) @ by_item).toarray() / np.outer(my_sizes, their_sizes)
+            return cosines
+
+        return near
 
     def weights(self, nearness: Floats) -> Floats:
         weights: Floats = np.maximum(nearness, 0) ** self.settings.locality
         return weights
+
+
+def _sets(vectors: Any) -> Any:
+    """The same sparse matrix with ones."""
+    return vectors.astype(bool).astype(np.float64)
 
 
 class UserKnnBackbone(Backbone):
@@ -268,6 +281,7 @@ class UserKnnBackbone(Backbone):
 
     def __init__(self, model: UserModel, log: EventLog, others: TrainingUsers, popularity: Float[Tensor, "I"]) -> None:
         self.model, self.log, self.others = model, log, others
+        self.nearness = model.nearness(others.vectors)
         self.baskets = Baskets(log)
         self.popularity = (popularity / popularity.max().clamp(min=1)).double().numpy()
 
@@ -291,7 +305,7 @@ class UserKnnBackbone(Backbone):
         from scipy import sparse
 
         vectors, users = self.vectors(events), self.others.users
-        nearness = self.model.nearness(vectors, self.others.vectors)
+        nearness = self.nearness(vectors)
         own = np.searchsorted(users, self.log.user[events])
         is_known = np.append(users, -1)[own] == self.log.user[events]
         nearness[np.flatnonzero(is_known), own[is_known]] = -np.inf
