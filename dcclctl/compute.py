@@ -3,6 +3,7 @@
 # The command line calls own_process() before anything else, also for --help: nothing heavy is imported here.
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -191,6 +192,16 @@ def keep_freed_memory() -> bool:
     kept = libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
     large = libc.mallopt(_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_MMAP_THRESHOLD, 1 << 25)  # the limit of old ones
     return bool(kept and large)
+
+
+def peak_memory() -> int:
+    """The largest memory that this process had, in bytes; 0 on Windows, whose Python does not know it."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def usable_cores() -> int:

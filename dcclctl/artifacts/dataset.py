@@ -69,6 +69,7 @@ class Dataset(Handle):
     @cached_property
     def log(self) -> "EventLog":
         """Everything that models and devices need, as tensors."""
+        self.store.on_progress("open", 0, 0, self.ref)
         return self.log_of(self.artifact.read_table("events.parquet"))
 
     def log_of(self, events: "pl.DataFrame", new_users: int = 0) -> "EventLog":

@@ -12,6 +12,7 @@ import typer
 
 from dcclctl.cli.console import plain, print_json, size, table_of
 from dcclctl.cli.options import LOOKS, Call, command
+from dcclctl.compute import Phase
 from dcclctl.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
@@ -269,8 +270,14 @@ def verify(
         versions = [(artifact.kind, artifact.number)]
     damage: list[dict[str, str]] = []
     remedies = []
-    for kind, number in versions:
-        ref, found = f"{kind}@{number}", store.verify(kind, number)
+    with call.working():
+        phase = Phase(call.progress, "verify", len(versions), "artifacts")
+        checked = []
+        for kind, number in versions:
+            checked.append((kind, number, store.verify(kind, number)))
+            phase.add(1, f"{kind}@{number}")
+    for kind, number, found in checked:
+        ref = f"{kind}@{number}"
         damage += [{"ref": ref, "file": file, "problem": problem} for file, problem in found.items()]
         for file, problem in found.items():
             reporter.line(f"{ref}  DAMAGED  {file} {problem}")
@@ -379,7 +386,8 @@ def gc(
     """
     from dcclctl.store.hygiene import collect
 
-    done = collect(call.store, keep, apply)
+    with call.working():
+        done = collect(call.store, keep, apply)
     _show_deleted(call, done, "deleted" if apply else "would delete")
     if not apply and (done.versions or done.work or done.trash):
         call.reporter.remark("nothing is deleted yet; to delete: dcclctl artifacts gc --apply")
@@ -405,7 +413,9 @@ def rm(
     """
     from dcclctl.store.hygiene import remove
 
-    _show_deleted(call, remove(call.store, references, force), "deleted")
+    with call.working():
+        done = remove(call.store, references, force)
+    _show_deleted(call, done, "deleted")
 
 
 @command(app, "forget", shared=LOOKS)
@@ -429,9 +439,11 @@ def forget(
       dcclctl artifacts forget u17 u21 --apply
     """
     from dcclctl.artifacts.names import label
-    from dcclctl.stages.forget import forget as run
 
-    done = run(call.store, users, apply)
+    with call.working():
+        from dcclctl.stages.forget import forget as run
+
+        done = run(call.store, users, apply)
     line, made = call.reporter.line, done.artifacts
     left = [each for each in made if each.command]
     if call.reporter.as_json:
@@ -484,7 +496,8 @@ def export(
     from dcclctl.artifacts.names import label
     from dcclctl.store.archive import export_archive
 
-    found = export_archive(call.store, references, output)
+    with call.working():
+        found = export_archive(call.store, references, output)
     written = output.stat().st_size
     if call.reporter.as_json:
         print_json({"file": str(output), "bytes": written, "artifacts": [artifact.ref for artifact in found]})
@@ -509,7 +522,8 @@ def import_(
     from dcclctl.artifacts.names import label
     from dcclctl.store.archive import import_archive
 
-    done = import_archive(call.store, archive)
+    with call.working():
+        done = import_archive(call.store, archive)
     if call.reporter.as_json:
         new, present = ([artifact.ref for artifact in found] for found in (done.new, done.present))
         print_json({"new": new, "present": present, "names": done.names, "names_taken": done.names_taken})

@@ -34,13 +34,14 @@ def audit(
       dcclctl audit evaluation@3
       dcclctl audit dataset@1
     """
-    from dcclctl.artifacts.names import identity, label
-    from dcclctl.audit.finding import as_rows, leaks
-    from dcclctl.stages.audit import audit as run
-    from dcclctl.stages.audit import default_artifact
+    with call.working():
+        from dcclctl.artifacts.names import identity, label
+        from dcclctl.audit.finding import as_rows, leaks
+        from dcclctl.stages.audit import audit as run
+        from dcclctl.stages.audit import default_artifact
 
-    artifact = call.store.resolve(reference) if reference else default_artifact(call.store)
-    findings = run(artifact)
+        artifact = call.store.resolve(reference) if reference else default_artifact(call.store)
+        findings = run(artifact)
     call.reporter.line(f"{label(artifact)}:")
     for finding in findings:
         call.reporter.line(f"{_LABELS[finding.kind]}  {finding.artifact}: {finding.text}")

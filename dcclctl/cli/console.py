@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dcclctl.cli.timeline import Span, Timeline
 from dcclctl.errors import DcclError
 from dcclctl.report.text import plain as plain
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
     from rich.table import Table
 
 
@@ -116,10 +117,10 @@ class Reporter:
         else:
             self.line(f"{ref} is {', '.join(each['ref'] for each in made)}")
 
-    def progress(self) -> "Progress":
+    def progress(self, timeline: Timeline | None = None) -> "Progress":
         """A progress display on stderr: a bar on a terminal, else a line every 30 seconds; nothing with --quiet."""
         live = not self.quiet and sys.stderr.isatty()
-        return Progress(live, None if live or self.quiet else self.remark)
+        return Progress(live, None if live or self.quiet else self.remark, timeline)
 
 
 #: seconds between two lines where stderr is no terminal, and between two looks at the clock
@@ -131,102 +132,79 @@ class Progress:
 
     Args:
         live: redraw a bar on the terminal. say: else, called with a line every 30 seconds; None: nothing is shown.
-        clock: seconds, ascending.
+        timeline: keeps the phases and the clock.
     """
 
-    def __init__(
-        self, live: bool, say: Callable[[str], None] | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._say, self._clock = say, clock
-        self._said = clock()
-        self._phase: _Shown | None = None
-        self._bars: Any = None
+    def __init__(self, live: bool, say: Callable[[str], None] | None = None, timeline: Timeline | None = None) -> None:
+        self._say, self.timeline = say, timeline or Timeline()
+        self._said = self.timeline.clock()
+        self._live = live
+        self._bars: RichProgress | None = None
         self._tasks: dict[str, Any] = {}
-        self._entered, self._ended = False, threading.Event()
-        if live:
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as RichProgress
-
-            self._bars = RichProgress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[shown]}", markup=False),
-                console=Console(file=sys.stderr),
-                transient=True,
-            )
+        self._entered, self._ended, self._drawing = False, threading.Event(), threading.Lock()
 
     def __enter__(self) -> "Progress":
-        if self._entered:
-            return self
-        self._entered = True
-        if self._bars is not None:
-            self._bars.start()
-        elif self._say is not None:
+        if not self._entered and (self._live or self._say is not None):
             threading.Thread(target=self._watch, daemon=True).start()
+        self._entered = True
         return self
 
     def __exit__(self, *_: object) -> None:
         """End the display, for good."""
-        self._ended.set()
-        if self._bars is not None:
-            self._bars.stop()
+        with self._drawing:
+            self._ended.set()
+            if self._bars is not None:
+                self._bars.stop()
 
     def __call__(self, what: str, done: float, total: float, note: str = "") -> None:
-        now, phase = self._clock(), self._phase
-        if phase is None or phase.what != what or done < phase.done:
-            if phase is not None and not phase.total and self._bars is not None:
-                self._bars.remove_task(self._tasks.pop(phase.what))  # its end is not known
-            self._phase = phase = _Shown(what, done, total, note, done, now)
-        phase.done, phase.total, phase.note = done, total, note
-        if self._bars is not None:
-            if what not in self._tasks:
-                self._tasks[what] = self._bars.add_task(what, shown="")
-            self._bars.update(self._tasks[what], completed=done, total=total or None, shown=phase.text(now))
+        self._draw(self.timeline.at(what, done, total, note))
         self.look()
 
     def look(self) -> None:
         """Say how far the work is, if the last line is 30 seconds old."""
-        now, phase = self._clock(), self._phase
-        if self._say is not None and phase is not None and now - self._said >= LINE_EVERY:
+        now, span = self.timeline.clock(), self.timeline.current()
+        if self._say is not None and now - self._said >= LINE_EVERY:
             self._said = now
-            self._say(f"{phase.what}: {phase.text(now)}")
+            self._say(f"{span.what}: {span.text(now)}")
+
+    def _draw(self, span: Span) -> None:
+        """Show a phase on the terminal; one of unknown size only as long as it lasts."""
+        with self._drawing:
+            if not self._live or self._ended.is_set() or self.timeline.passed() < LOOK_EVERY:
+                return
+            bars = self._bars = self._bars or _bars()
+            known = {span.what, *(each.what for each in self.timeline.under_way)}
+            for task in bars.tasks:
+                if task.total is None and task.description not in known:
+                    bars.remove_task(self._tasks.pop(task.description))
+            if span.what not in self._tasks:
+                self._tasks[span.what] = bars.add_task(span.what, shown="")
+            shown = span.text(self.timeline.clock())
+            bars.update(self._tasks[span.what], completed=span.done, total=span.total or None, shown=shown)
 
     def _watch(self) -> None:
+        """Show once a second that the time goes on, also where a phase says nothing."""
         while not self._ended.wait(LOOK_EVERY):
             self.look()
+            self._draw(self.timeline.current())
 
 
-@dataclass
-class _Shown:
-    """A phase as it is shown; `first` of `total` was done when it began at `started`. A total of 0 is not known."""
+def _bars() -> "RichProgress":
+    """One bar a phase, on stderr; rich is imported only for a command that takes its time."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as RichProgress
 
-    what: str
-    done: float
-    total: float
-    note: str
-    first: float
-    started: float
-
-    def text(self, now: float) -> str:
-        """Fraction, note and time left, e.g. '42 %, loss 0.3512  1,200 events/s, 3 min left'."""
-        passed = now - self.started
-        if not self.total:
-            parts = [self.note, f"{duration(passed)} so far"]
-        else:
-            parts = [f"{self.done / self.total:.0%}".replace("%", " %"), self.note]
-            if self.first < self.done < self.total:
-                left = passed * (self.total - self.done) / (self.done - self.first)
-                parts.append(f"{duration(left)} left")
-        return ", ".join(part for part in parts if part)
-
-
-def duration(seconds: float) -> str:
-    """A time for people: 40 s, 3 min, 2 h 5 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+    bars = RichProgress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[shown]}", markup=False),
+        console=Console(file=sys.stderr),
+        transient=True,
+        redirect_stdout=False,
+    )
+    bars.start()
+    return bars
 
 
 def kept_epoch(facts: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from dcclctl.cli.completion import completer
 from dcclctl.cli.console import Progress, Reporter
+from dcclctl.cli.timeline import START, Timeline, profiled
 from dcclctl.config import CommandSection, ComputeSection, Presets
 from dcclctl.errors import UsageError
 
@@ -75,6 +76,15 @@ _SHARED: dict[str, tuple[Any, Any, Any]] = {
             help="Print the references only, or nothing if there are none: no progress, remarks or tables.",
         ),
     ),
+    "profile": (
+        Path | None,
+        None,
+        typer.Option(
+            "--profile",
+            metavar="FILE.json",
+            help="Write where the time goes: phases, functions, memory. ui.perfetto.dev opens it.",
+        ),
+    ),
     "force": (bool, False, typer.Option("--force", help="Compute again even if the store has the same artifact.")),
     "plan": (
         bool,
@@ -90,7 +100,8 @@ _SEEDS = typer.Option(
     "means those of the same seeds wherever --seeds is given.",
 )
 #: the shared options of a command that makes an artifact; that scores; and that only looks at artifacts
-MAKES, SCORES, LOOKS = tuple(_SHARED), ("set", "config", "store", "as_json", "quiet"), ("store", "as_json", "quiet")
+LOOKS = ("store", "as_json", "quiet", "profile")
+MAKES, SCORES = tuple(_SHARED), ("set", "config", *LOOKS)
 #: a longer list of names stands in the help text, not beside the flag
 _WIDEST_CHOICE = 40
 
@@ -129,7 +140,7 @@ class Call:
     Attributes:
         reporter: prints. root: folder of the store. settings: name → value, of the flags that were given and of --set.
         config: settings from a file and the environment. force, name: see RunOptions. track: trackers.
-        plan: only say what would be done. seeds: of --seeds.
+        plan: only say what would be done. seeds: of --seeds. timeline: where the time goes.
     """
 
     reporter: Reporter
@@ -141,17 +152,18 @@ class Call:
     track: list[str]
     plan: bool = False
     seeds: list[int] = field(default_factory=list)
+    timeline: Timeline = field(default_factory=Timeline)
 
     @cached_property
     def store(self) -> "Store":
         from dcclctl.store.store import Store
 
-        return Store(self.root, remark=self.reporter.remark, leases=not self.plan)
+        return Store(self.root, remark=self.reporter.remark, leases=not self.plan, on_progress=self.progress)
 
     @cached_property
     def progress(self) -> "Progress":
         """The progress display."""
-        return self.reporter.progress()
+        return self.reporter.progress(self.timeline)
 
     @cached_property
     def _trackers(self) -> "list[Tracker]":
@@ -177,6 +189,14 @@ class Call:
             raise typer.Exit
         with self.progress:
             yield RunOptions(self.progress, self.force, self.name, self.config, self.reporter.remark)
+
+    @contextmanager
+    def working(self) -> Iterator["Progress"]:
+        """Show progress from here on, because importing torch alone may take seconds. Results are printed after the body, or
+        after `run` in it."""
+        with self.progress:
+            self.progress(START, 0, 0)
+            yield self.progress
 
     def send(self, made: "Handle | Artifact") -> None:
         """Send an artifact to the trackers that --track names."""
@@ -252,15 +272,16 @@ def command(
                 from dcclctl.stages.seeds import parse_seeds
 
                 call.seeds = parse_seeds(text)
-            if call.seeds and seeded:
-                _for_each_seed(function, call, given, seeded)
-                return
-            if call.plan or "plan" not in shared:
-                function(call, **given)
-                return
-            with call.progress:  # from here on, because importing torch alone may take seconds
-                call.progress("start", 0, 0)
-                function(call, **given)
+            with profiled(call.timeline, values["profile"]):
+                if call.seeds and seeded:
+                    _for_each_seed(function, call, given, seeded)
+                elif call.plan or "plan" not in shared:
+                    function(call, **given)
+                else:
+                    with call.working():
+                        function(call, **given)
+            if call.timeline.seconds:  # not of a command that only looks something up
+                reporter.remark(call.timeline.summary())
 
         parameters = [
             *own,

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from dcclctl.cli.console import Reporter, duration, print_json, size, table_of
+from dcclctl.cli.console import Reporter, print_json, size, table_of
+from dcclctl.cli.timeline import duration
 
 if TYPE_CHECKING:
     from dcclctl.store.store import Step, Store

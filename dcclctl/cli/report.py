@@ -1,12 +1,15 @@
 """`dcclctl report`: evaluations as one HTML page."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dcclctl.cli.options import LOOKS, Call, command
 from dcclctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from dcclctl.store.store import Artifact
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -33,18 +36,24 @@ def report(
       dcclctl report
       dcclctl report evaluation@1 evaluation@2 -o rounds.html
     """
-    from dcclctl.artifacts import Evaluation
-    from dcclctl.report.html import render
-    from dcclctl.stages.report import load_page
-
-    chosen = [call.store.resolve(reference, "evaluation") for reference in evaluations or ["evaluation@latest"]]
-    for at, artifact in enumerate(chosen):
-        if artifact.id in [other.id for other in chosen[:at]]:
-            raise UsageError(f"{artifact.ref} is named twice", "Name each evaluation once.")
-    page = render(load_page([Evaluation(artifact) for artifact in chosen])).encode()
+    with call.working():
+        chosen, page = _page(call, evaluations or ["evaluation@latest"])
     try:
         output.write_bytes(page)
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}", "Name another file with -o.") from error
     call.reporter.line(f"{output}  {len(page) / 1024:,.0f} KiB, one HTML page that works offline")
     call.finish(chosen[0], evaluations=[each.ref for each in chosen], path=str(output), bytes=len(page))
+
+
+def _page(call: Call, references: list[str]) -> "tuple[list[Artifact], bytes]":
+    """The evaluations, and the page about them."""
+    from dcclctl.artifacts import Evaluation
+    from dcclctl.report.html import render
+    from dcclctl.stages.report import load_page
+
+    chosen = [call.store.resolve(reference, "evaluation") for reference in references]
+    for at, artifact in enumerate(chosen):
+        if artifact.id in [other.id for other in chosen[:at]]:
+            raise UsageError(f"{artifact.ref} is named twice", "Name each evaluation once.")
+    return chosen, render(load_page([Evaluation(artifact) for artifact in chosen])).encode()

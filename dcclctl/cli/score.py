@@ -43,12 +43,13 @@ def score(
       dcclctl score patches@1 --user 196
       dcclctl score patches --user 196 --user 22 --top 20 --json
     """
-    from dcclctl.artifacts.names import identity, label
-    from dcclctl.devices.serving import Subject
-    from dcclctl.stages.score import score as run
+    with call.working():
+        from dcclctl.artifacts.names import identity, label
+        from dcclctl.devices.serving import Subject
+        from dcclctl.stages.score import score as run
 
-    subject = Subject.of(reference, call.store)
-    found = run(subject, user, call.settings, call.config, [Path(path) for path in log or []])
+        subject = Subject.of(reference, call.store)
+        found = run(subject, user, call.settings, call.config, [Path(path) for path in log or []])
     called = label(subject.artifact, subject.suffix)
     for each in found:
         _show(call.reporter, each, {"cloud": label(subject.cloud.artifact)}, called)

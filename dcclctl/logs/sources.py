@@ -11,7 +11,7 @@ import stat
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -125,8 +125,19 @@ def _log_in_folder(folder: Path) -> Path:
     )
 
 
-def identify(path: Path) -> Source:
+def _sha256(file: IO[bytes], on_bytes: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(BLOCK_BYTES):
+        digest.update(block)
+        on_bytes(len(block))
+    return digest.hexdigest()
+
+
+def identify(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> Source:
     """Hash a file, or what comes out of a pipe.
+
+    Args:
+        on_bytes: called with how many bytes have been hashed since the last call; not for a pipe, whose size nobody knows.
 
     Raises:
         DataError: it cannot be read, is empty, is a device, or is an archive.
@@ -143,7 +154,7 @@ def identify(path: Path) -> Source:
         with place.open("rb") as file:
             start = file.read(16)
             file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = _sha256(file, on_bytes if copy is None else lambda count: None)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", "Check the path and its permissions.") from error
     if before.st_size == 0:

@@ -233,6 +233,7 @@ def item_knn(
         value, near = similarity.topk(min(neighbours, n_items), dim=1)
         i, slot = torch.nonzero(value > 0, as_tuple=True)
         found.append((rows[i], near[i, slot], value[i, slot]))
+    on_progress("sort neighbours", 0, 0, "")
     target, source, value = (torch.cat(parts) for parts in zip(*found, strict=True))
     order = torch.argsort(source * n_items + target)
     start = torch.searchsorted(source[order], torch.arange(n_items + 1))

@@ -212,6 +212,7 @@ class Trainer:
             state = self.epoch(state, on_step, on_progress)
             work.record({"stage": what, **state.history[-1]})
             state.save(work)
+        phase.at(settings.epochs * each)  # also where it stopped early
         restore(self.model, state.best)
         return state
 

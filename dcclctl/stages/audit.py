@@ -19,6 +19,7 @@ from dcclctl.audit.checks import (
 )
 from dcclctl.audit.finding import Finding, leaks
 from dcclctl.audit.timeline import Timeline
+from dcclctl.compute import Phase
 from dcclctl.events.log import TEST, VALID, Block
 from dcclctl.store.lineage import SUBJECT_ROLE, ancestors
 from dcclctl.store.store import Artifact, Store
@@ -46,12 +47,15 @@ def audit(artifact: Artifact) -> list[Finding]:
         # Nothing can be proven with damaged tables.
         return findings
     timelines = {id: Timeline(each) for id, each in family.items() if each.kind == "dataset"}
+    phase = Phase(artifact.home.on_progress, "audit", len(timelines) + len(family), "artifacts")
     for timeline in timelines.values():
         findings += timeline.findings()
+        phase.add(1)
     for each in family.values():
         if each.kind != "dataset":
             findings += one_dataset(each, family)
     for each in family.values():
+        phase.add(1, each.ref)
         timeline_of = timelines.get(dataset_id(each))
         if timeline_of is None or each.kind == "dataset":
             continue

@@ -136,6 +136,7 @@ def _evaluate(subjects: list[Subject], config: EvaluateConfig, run: RunOptions) 
         if not len(candidates.events):
             raise DataError(f"{dataset.ref} has no events in {config.on}", "Choose another period with --on.")
         scores, served = _score_all(subjects, candidates, run)
+        run.on_progress("average", 0, 0, "")
         names = [subject.name for subject in subjects]
         tables = [scores[name].per_user(dataset, name, served[name]) for name in names]
         bins = [scores[name].reliability(name) for name in names]

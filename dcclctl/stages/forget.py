@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save
 
 from dcclctl.artifacts.patches import USERS_FILE
+from dcclctl.compute import Phase
 from dcclctl.errors import ArtifactError
 from dcclctl.store.artifact import METRICS, Artifact, remake
 from dcclctl.store.canonical import canonical
@@ -127,7 +128,10 @@ def forget(store: Store, users: Sequence[str], apply: bool = False) -> Forgotten
     moved: list[tuple[str, str]] = []
     first: dict[str, int] = {}
     old: list[Artifact] = []
-    for artifact in _in_order(snapshot):
+    order = _in_order(snapshot)
+    phase = Phase(store.on_progress, "forget", len(order), "artifacts")
+    for artifact in order:
+        phase.add(1, artifact.ref)
         new = rewriter.new(artifact)
         if new is None and artifact.number < first.get(artifact.kind, artifact.number + 1):
             continue

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from dcclctl.artifacts import Dataset
-from dcclctl.compute import OnProgress
+from dcclctl.compute import OnProgress, Phase
 from dcclctl.config import PERIODS, IngestConfig
 from dcclctl.errors import UsageError
 from dcclctl.logs.events import Events, select_events, without
@@ -83,10 +83,11 @@ def ingest(
     users = sides.users or next((found for found, _ in beside if found is not None), None)
     items = sides.items or next((found for _, found in beside if found is not None), None)
     sources = []
-    for done, path in enumerate(paths):
-        run.on_progress("hash", done, len(paths), path.name)
-        sources.append(identify(path))
-    run.on_progress("hash", len(paths), len(paths), "")
+    total = sum(path.stat().st_size for path in paths) / 1e6
+    phase = Phase(run.on_progress, "hash", total, "MB")
+    for path in paths:
+        sources.append(identify(path, lambda count: phase.add(count / 1e6)))
+    phase.at(total)
     check_distinct(sources)
     side_sources = {
         role: identify(_existing(path)) for role, path in (("users", users), ("items", items)) if path is not None

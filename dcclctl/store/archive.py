@@ -15,6 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
+from dcclctl.compute import Phase
 from dcclctl.errors import ArtifactError, DataError, UsageError
 from dcclctl.store.artifact import MANIFEST, Artifact
 from dcclctl.store.canonical import canonical
@@ -71,6 +72,7 @@ def export_archive(store: Store, references: list[str], path: Path) -> list[Arti
         "names": {f"{artifact.kind}@{name}": artifact.id for artifact in found for name in snapshot.aliases(artifact)},
     }
     try:
+        phase = Phase(store.on_progress, "export", sum(artifact.size_bytes for artifact in found) / 1e6, "MB")
         with whole_file(path) as out:
             _add(out, INDEX, canonical(index, "index"))
             for artifact in found:
@@ -79,6 +81,7 @@ def export_archive(store: Store, references: list[str], path: Path) -> list[Arti
                     _add(out, f"{inside}/{MANIFEST}", file.read())
                 for name in sorted(artifact.manifest["files"]):
                     _add(out, f"{inside}/{name}", artifact.read(name))
+                    phase.add(artifact.manifest["files"][name]["bytes"] / 1e6, artifact.ref)
             out.write(bytes(2 * _BLOCK))
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}", "Choose another file with -o FILE.") from error
@@ -121,6 +124,7 @@ class _Reader:
 
     def __init__(self, store: Store, path: Path, file: BufferedReader) -> None:
         self._store, self._path, self._file = store, path, file
+        self._phase = Phase(store.on_progress, "import", path.stat().st_size / 1e6, "MB")
 
     def run(self) -> Imported:
         index = self._index()
@@ -147,6 +151,7 @@ class _Reader:
         data = self._file.read(size)
         if len(data) != size:
             raise self._bad("is cut")
+        self._phase.add(size / 1e6)
         return data
 
     def _header(self, name: str, limit: int) -> int:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dcclctl.compute import OnProgress, Phase
 from dcclctl.errors import ArtifactError
 from dcclctl.store.contents import Files, file_sha256
 from dcclctl.store.disk import LocalDisk
@@ -31,6 +32,8 @@ MAY_BE_NAN = "losses"
 
 class Home(Protocol):
     """The store of an artifact, or its picture at one moment, with the methods that an artifact needs."""
+
+    on_progress: OnProgress
 
     def find(self, kind: str, id: str) -> "Artifact": ...
 
@@ -174,7 +177,12 @@ class Artifact(Files):
 
     def verify(self) -> dict[str, str]:
         """Damaged, missing or unknown file → what is wrong with it; {} if the artifact is whole."""
-        found = {name: self.damage(name) for name in self.manifest["files"]}
+        found = {}
+        phase = Phase(self.home.on_progress, "check", self.size_bytes / 1e6, "MB")
+        for name, file in self.manifest["files"].items():
+            found[name] = self.damage(name)
+            phase.add(file["bytes"] / 1e6, self.ref)
+        phase.at(self.size_bytes / 1e6)
         for name in self.disk.files(self.path):
             if name not in OWN_FILES and name not in found:
                 found[name] = "is not in the manifest"

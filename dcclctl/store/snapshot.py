@@ -18,6 +18,7 @@ class Snapshot:
     """
 
     def __init__(self, store: Store) -> None:
+        self.on_progress = store.on_progress
         self.whole: list[Artifact] = []
         self.damaged: dict[tuple[str, int], ArtifactError] = {}
         self.used_by: defaultdict[str, list[Artifact]] = defaultdict(list)

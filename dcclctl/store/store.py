@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dcclctl.compute import OnProgress, no_progress
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, Artifact, damaged, remake
 from dcclctl.store.disk import NUMBER_DIGITS, LocalDisk, explained, is_number
@@ -54,6 +55,7 @@ class Store:
         root: the directory; it is created by the first `begin`. disk: the file system.
         remark: called with one line when the store waits for another process or replaces a damaged artifact.
         leases: keep other processes from deleting what this object uses, which writes a small file.
+        on_progress: of what the store itself does, and of opening what is in it; see compute.OnProgress.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Store:
         disk: LocalDisk | None = None,
         remark: Callable[[str], None] = lambda line: None,
         leases: bool = True,
+        on_progress: OnProgress = no_progress,
     ) -> None:
         self.root = Path(root)
+        self.on_progress = on_progress
         self._disk = disk or LocalDisk()
         self._remark = remark
         self._plan: list[Step] | None = None

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from dcclctl.compute import peak_memory
 from dcclctl.errors import ArtifactError
 from dcclctl.store import contents
 from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, METRICS, RUN, Artifact, Home
@@ -220,6 +220,7 @@ class Work(contents.Files):
         Returns:
             The committed artifact, which is on the disk.
         """
+        self._home.on_progress("commit", 0, 0, f"{sum(file['bytes'] for file in self._files.values()) / 1e6:,.0f} MB")
         records = self._files.items()
         document = {
             "format": FORMAT,
@@ -246,7 +247,7 @@ class Work(contents.Files):
             "started": self._started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._clock, 3),
-            **_peak_memory(),
+            **({"peak_memory_bytes": peak} if (peak := peak_memory()) else {}),
             "host": platform.node(),
             "resumed": self._resumed,
             **self._notes,
@@ -294,16 +295,6 @@ def commit(home: Maker, disk: LocalDisk, folder: Path, manifest: bytes, run: dic
     versions = folder.parent.parent / "v"
     number = disk.publish(folder, versions)
     return Artifact(document["kind"], number, versions / f"{number:06d}", id, document, home, disk=disk)
-
-
-def _peak_memory() -> dict[str, int]:
-    """The largest memory that this process had; {} on Windows, whose Python does not know it."""
-    if sys.platform == "win32":
-        return {}
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024}
 
 
 def _sha256(path: Path) -> str:

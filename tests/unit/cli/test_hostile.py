@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from world import TRAIN, dcclctl, done, sets
 
-from dcclctl.cli.console import Progress, Reporter, plain, print_error
+from dcclctl.cli.console import LOOK_EVERY, Progress, Reporter, plain, print_error
 from dcclctl.errors import UsageError
 from dcclctl.store.store import Store
 
@@ -134,6 +134,7 @@ def test_progress_is_drawn_on_a_terminal_only(
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
     with Progress(live=True) as live:
+        live.timeline.started -= LOOK_EVERY
         live("train", 1, 2, "a note")
         live("train", 2, 2, "[bold]a note[/bold]")
     captured = capsys.readouterr()

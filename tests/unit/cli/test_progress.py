@@ -7,7 +7,8 @@ import pytest
 from world import World
 
 import dcclctl
-from dcclctl.cli.console import LINE_EVERY, Progress, Reporter, duration
+from dcclctl.cli.console import LINE_EVERY, LOOK_EVERY, Progress, Reporter
+from dcclctl.cli.timeline import Timeline, duration
 from dcclctl.compute import Phase
 
 
@@ -23,7 +24,7 @@ class Clock:
 
 def test_a_line_every_thirty_seconds_where_stderr_is_no_terminal() -> None:
     clock, said = Clock(), []
-    progress = Progress(live=False, say=said.append, clock=clock)
+    progress = Progress(live=False, say=said.append, timeline=Timeline(clock))
     for second in range(100):
         clock.now = 100.0 + second
         progress("train", second, 200, "loss 0.5")
@@ -37,7 +38,7 @@ def test_a_line_every_thirty_seconds_where_stderr_is_no_terminal() -> None:
 def test_a_phase_that_says_nothing_is_still_seen_to_run() -> None:
     """One call for a long operation, such as the inverse of a matrix: its size is not known in parts."""
     clock, said = Clock(), []
-    progress = Progress(live=False, say=said.append, clock=clock)
+    progress = Progress(live=False, say=said.append, timeline=Timeline(clock))
     progress("invert", 0, 0, "a matrix of 9,000 × 9,000")
     for _ in range(2):
         clock.now += LINE_EVERY
@@ -48,7 +49,7 @@ def test_a_phase_that_says_nothing_is_still_seen_to_run() -> None:
 
 def test_a_short_command_prints_no_line() -> None:
     clock, said = Clock(), []
-    progress = Progress(live=False, say=said.append, clock=clock)
+    progress = Progress(live=False, say=said.append, timeline=Timeline(clock))
     progress("train", 0, 10)
     clock.now += LINE_EVERY - 1
     progress("train", 10, 10)
@@ -57,7 +58,7 @@ def test_a_short_command_prints_no_line() -> None:
 
 def test_the_time_left_counts_from_where_a_resumed_run_began() -> None:
     clock, said = Clock(), []
-    progress = Progress(live=False, say=said.append, clock=clock)
+    progress = Progress(live=False, say=said.append, timeline=Timeline(clock))
     progress("train", 60, 100)
     clock.now += 40
     progress("train", 70, 100)  # 10 in 40 s, so 30 more in 120 s
@@ -83,8 +84,11 @@ def test_a_phase_of_unknown_size_leaves_no_bar(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
-    with Progress(live=True) as live:
+    clock = Clock()
+    with Progress(live=True, timeline=Timeline(clock)) as live:
         live("start", 0, 0)
+        assert live._bars is None  # nothing is drawn for a command that is done at once
+        clock.now += LOOK_EVERY
         live("train", 1, 2)
         assert [task.description for task in live._bars.tasks] == ["train"]
         live("invert", 0, 0, "a matrix")
@@ -95,7 +99,7 @@ def test_a_phase_of_unknown_size_leaves_no_bar(
 def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     with Reporter(as_json=False, quiet=True).progress() as progress:
-        progress._clock = clock
+        progress.timeline.clock = clock
         clock.now += 1_000_000
         progress("train", 1, 2)
         progress.look()
@@ -105,7 +109,7 @@ def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_line_goes_to_stderr_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     with Reporter(as_json=True, quiet=False).progress() as progress:
         clock = Clock()
-        progress._clock, progress._said = clock, 0.0
+        progress.timeline.clock, progress._said = clock, 0.0
         progress("train", 1, 2)
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "train: 50 %\n")
