@@ -102,6 +102,8 @@ _SEEDS = typer.Option(
 #: the shared options of a command that makes an artifact; that scores; and that only looks at artifacts
 LOOKS = ("store", "as_json", "quiet", "profile")
 MAKES, SCORES = tuple(_SHARED), ("set", "config", *LOOKS)
+#: seconds from which on a command that makes no artifact says where they went
+_SAID_FROM = 2.0
 #: a longer list of names stands in the help text, not beside the flag
 _WIDEST_CHOICE = 40
 
@@ -280,7 +282,7 @@ def command(
                 else:
                     with call.working():
                         function(call, **given)
-            if call.timeline.seconds:  # not of a command that only looks something up
+            if call.timeline.seconds and ("plan" in shared or call.timeline.passed() >= _SAID_FROM):
                 reporter.remark(call.timeline.summary())
 
         parameters = [

@@ -212,7 +212,8 @@ class Trainer:
             state = self.epoch(state, on_step, on_progress)
             work.record({"stage": what, **state.history[-1]})
             state.save(work)
-        phase.at(settings.epochs * each)  # also where it stopped early
+        if state.epoch < settings.epochs:
+            phase.at(settings.epochs * each, f"no better since epoch {state.best_epoch}")
         restore(self.model, state.best)
         return state
 

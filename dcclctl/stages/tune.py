@@ -266,7 +266,9 @@ class _Task:
         found = evaluate(
             [subject],
             scoring,
-            RunOptions(lambda what, done, total, note: shown(_TRAINING + (1 - _TRAINING) * done / total)),
+            RunOptions(
+                lambda what, done, total, note: shown(_TRAINING + (1 - _TRAINING) * (done / total if total else 1))
+            ),
         )
         values = {name.partition("/")[0]: (name, value) for name, value in _means(found.aggregate, self.group)}
         self.column, value = values[self.metric]

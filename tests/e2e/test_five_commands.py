@@ -131,7 +131,7 @@ def test_output_that_cannot_show_every_letter(world: World) -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     command = [sys.executable, "-m", "dcclctl", "score", "patches", "--user=u1", "--store", str(world.root)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert ran.returncode == 0 and re.fullmatch(r"time: .* %\n", ran.stderr)
+    assert ran.returncode == 0 and re.fullmatch(r"(time: .* %\n)?", ran.stderr)  # the line of a slow start
 
 
 def test_a_damaged_model_is_an_error_and_never_the_older_one(shop: Path) -> None:
