@@ -1,19 +1,21 @@
 # Everything from a machine that has only make and Python 3.11 or newer:
-#   make demo | test | check | bench | clean
+#   make demo | test | check | bench | bench-peers | clean
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+PEERS := .venv-peers
 # pip says what it fetches; on a terminal each download has a bar with rate and time left
 PIP_FLAGS := --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench bench-peers clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo    the whole story on the sample log: ingest, train, patch, distill, evaluate'
 	@echo 'make test    all tests, on two cores, with the coverage of the package (at least 90 %)'
 	@echo 'make check   style, types and the direction of imports'
-	@echo "make bench   the figures of benchmarks/README.md; takes a while"
+	@echo "make bench   the figures of docs/performance.md; ten minutes"
+	@echo 'make bench-peers   dcclctl beside RecBole, which gets an environment of its own in .venv-peers'
 	@echo 'make clean   remove the environment and what the tools left behind; artifacts stay'
 	@echo 'The first one makes an environment in .venv (PYTHON=python3.12 make ... takes another Python).'
 
@@ -46,8 +48,19 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/run.py --json benchmarks/results.json
+
+# RecBole 1.2.1 needs older numpy, pandas and setuptools than this package
+$(PEERS)/ready: constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check \
+	  "$$(grep '^torch==' constraints.txt)" 'numpy<2' 'pandas<3' 'setuptools<81' recbole==1.2.1
+	@touch $@
+
+bench-peers: $(READY) $(PEERS)/ready
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/peers.py \
+	  --peer $(PEERS)/bin/python --json benchmarks/peers.json
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* dist build
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

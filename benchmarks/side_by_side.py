@@ -1,11 +1,15 @@
 """What the benchmarks share: two ways timed in turn, the logs they run on, and how a ratio is shown."""
 
 import argparse
+import json
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +48,12 @@ class Ratio:
 
 
 def in_turn(
-    ways: dict[str, Callable[[], Any]], times: int, clock: Callable[[], float] = time.perf_counter
+    ways: dict[str, Callable[[], Any]], times: int, clock: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
     """Seconds of every way, `times` repetitions in turn, so that all see the same moments of a busy machine.
 
-    Each way runs once before, untimed: the first run pays for imports, memory and thread pools. `time.process_time` as
-    the clock counts CPU seconds, which say more where other programs run beside.
+    Each way runs once before, untimed: the first run pays for imports, memory and thread pools. The seconds are those of
+    the processor, which say more where other programs run beside; `time.perf_counter` as the clock is for other processes.
     """
     for way in ways.values():
         way()
@@ -68,6 +72,33 @@ def show(ratios: Iterable[Ratio]) -> None:
         verdict = {None: "", True: "met", False: "MISSED"}[ratio.met]
         low, high = ratio.spread
         print(f"{ratio.what:58} {ratio.value:7.2f}{ratio.unit:4} ({low:.2f} … {high:.2f})  {ratio.target:9} {verdict}")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on: processor, cores, load of the last minute, versions."""
+    from importlib.metadata import version
+
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), processor)
+    versions = {name: version(name) for name in ("torch", "numpy", "polars")}
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "load": load,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def write_results(path: Path, about: dict[str, Any], ratios: Iterable[Ratio], found: dict[str, Any]) -> None:
+    """Write results as JSON: the machine as it was, every ratio, and what was measured."""
+    document = {"machine": about, "ratios": [asdict(ratio) for ratio in ratios], "measured": found}
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def flags(description: str | None) -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ import argparse
 import statistics
 import subprocess
 import sys
+import time
 
 from side_by_side import HERE, Ratio, in_turn, show
 
@@ -22,7 +23,7 @@ def compare(times: int) -> list[Ratio]:
         subprocess.run([sys.executable, *arguments], cwd=HERE, check=True, capture_output=True)
 
     ways = {"bare": lambda: start("-c", "pass"), "help": lambda: start("-m", "dcclctl", "--help")}
-    seconds = in_turn(ways, times)
+    seconds = in_turn(ways, times, time.perf_counter)
     extra = [1000 * (b - a) for a, b in zip(seconds["bare"], seconds["help"], strict=True)]
     middle = {name: 1000 * statistics.median(found) for name, found in seconds.items()}
     print(f"start-up: interpreter {middle['bare']:.0f} ms, dcclctl --help {middle['help']:.0f} ms (medians of {times})")

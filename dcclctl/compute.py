@@ -103,8 +103,7 @@ def compute_settings(config: C, say: Callable[[str], None] = lambda line: None) 
     if chosen := in_words(asked, config):
         say(chosen)
     threads, generator = torch.get_num_threads(), torch.get_rng_state()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     workspace = os.environ.get(_CUBLAS_WORKSPACE)
     if _owned:
@@ -115,7 +114,7 @@ def compute_settings(config: C, say: Callable[[str], None] = lambda line: None) 
     finally:
         torch.set_num_threads(threads)
         torch.set_rng_state(generator)  # new layers draw from it before they get their own weights
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         if workspace is None:
             os.environ.pop(_CUBLAS_WORKSPACE, None)
@@ -173,7 +172,8 @@ def _set_up(config: "ComputeSection") -> None:
     torch.set_num_threads(config.threads)
     if config.device == "cuda":
         os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")  # torch needs it for deterministic results on CUDA
-    torch.use_deterministic_algorithms(True)
+    # not use_deterministic_algorithms(True), which does the same and imports torch's compiler for 0.8 s
+    torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -283,6 +284,7 @@ def command(
                     with call.working():
                         function(call, **given)
             if call.timeline.seconds and ("plan" in shared or call.timeline.passed() >= _SAID_FROM):
+                sys.stdout.flush()  # this is the last line
                 reporter.remark(call.timeline.summary())
 
         parameters = [

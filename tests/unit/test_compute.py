@@ -57,10 +57,10 @@ def test_the_number_of_threads_is_said(
     monkeypatch.setattr(compute, "cpu_quota", lambda: math.inf)
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
     shown = dcclctl("train", "--model=popularity", store=shop)
-    assert shown.stderr.splitlines() == [said]
+    assert shown.stderr.splitlines()[0] == said
     assert said not in shown.stdout
     for silent in (["--quiet"], ["--threads=1"], ["--set=train.threads=1"]):
-        assert dcclctl("train", "--model=popularity", *silent, store=shop).stderr == ""
+        assert "thread" not in dcclctl("train", "--model=popularity", *silent, store=shop).stderr
 
 
 def test_a_gpu_that_is_chosen_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
