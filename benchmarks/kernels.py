@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from references import activations_event_by_event, contains_by_search, dense_neighbours, user_auc_by_two_sorts
 
+from dcclctl.compute import no_progress
 from dcclctl.devices.memory import statistics
 from dcclctl.devices.memory.features import FeatureTables, features_of
 from dcclctl.devices.memory.ring import Ring, RingContents
@@ -64,7 +65,7 @@ def neighbours(times: int) -> list[Ratio]:
             results["plain"] = dense_neighbours(log, rows, settings)  # noqa: B023 (called in this turn)
 
         def fast() -> None:
-            results["fast"] = statistics._neighbours(log, rows, settings)  # noqa: B023
+            results["fast"] = statistics._neighbours(log, rows, settings, no_progress)  # noqa: B023
 
         # the plain form takes minutes for 50,000 items
         repetitions = times if n_items < 50_000 else 1

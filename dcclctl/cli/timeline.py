@@ -150,8 +150,8 @@ def _event(name: str, thread: str, start: float, end: float, facts: dict[str, An
 class Sampler:
     """Looks again and again which functions of the package the calling thread is in, and what the process uses.
 
-    It costs well under 1 % of the time, unlike torch's profiler, whose trace of a stage has gigabytes; it sees how long an
-    operation took, but not what torch did inside.
+    A look takes some microseconds. Unlike torch's profiler, which records every operation, it says how long a function took
+    and not what torch did inside, and the trace stays small.
 
     Args:
         timeline: gives the clock, and the phases of the trace.

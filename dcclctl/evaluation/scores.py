@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import torch
 from jaxtyping import Float
 
 from dcclctl.artifacts import Dataset
@@ -176,8 +177,8 @@ def whole_users(users: Ints, most: int) -> Iterator[slice]:
 
 def _top_lists(others: Float[np.ndarray, "B I"], own: Ints, own_logits: Float[np.ndarray, "B"], top: int) -> Ints:
     """(B, K) the best items of each event, the own one among them where it is one of the best; −1 for none."""
-    best = np.argpartition(-others, min(top, others.shape[1]) - 1, axis=1)[:, :top]
-    edge = np.take_along_axis(others, best, axis=1)
+    # twice as fast as numpy's argpartition
+    edge, best = (each.numpy() for each in torch.from_numpy(others).topk(min(top, others.shape[1]), sorted=False))
     best = np.where(np.isfinite(edge), best, -1)
     # the own item is not among the others: it enters the list where it beats the last of them
     worst = edge.argmin(axis=1)
