@@ -197,13 +197,13 @@ class Pair:
     """
 
     def __init__(self, peer: Path, folder: Path) -> None:
-        self.peer, self.folder = peer, folder
+        self.peer, self.folder = peer.absolute(), folder
 
     def run(self, task: str, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """What RecBole found, and what we found."""
         theirs = [self.peer, HERE / "recbole_side.py", task, self.folder, json.dumps(settings)]
-        own = [sys.executable, __file__, "--task", task, "--folder", self.folder]
-        return _last_line(theirs), _last_line(own)
+        own = [sys.executable, HERE / "peers.py", "--task", task, "--folder", self.folder]
+        return _last_line(theirs, self.folder), _last_line(own, self.folder)
 
     def in_turn(self, task: str, settings: dict[str, Any], times: int) -> tuple[Ratio, dict[str, Any]]:
         """How many times less CPU time we take, and the medians."""
@@ -230,8 +230,9 @@ def check_same_work(task: str, theirs: dict[str, Any], own: dict[str, Any]) -> N
         assert abs(theirs["ndcg@10"] - own["same"]["ndcg@10"]) < 1e-6, (theirs["ndcg@10"], own["same"])
 
 
-def _last_line(command: list[Any]) -> dict[str, Any]:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+def _last_line(command: list[Any], folder: Path) -> dict[str, Any]:
+    # in the temporary folder, because RecBole leaves its own logs where it runs
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
