@@ -58,7 +58,7 @@ class Budget:
             ring, and bytes that all its operators read and write. microjoules: an estimate from both, see the constants
             of this module. No operator is fused and no byte is found in a cache, so it is for comparing bundles.
         open_milliseconds: opening the graphs and the first ranking, cold.
-        milliseconds: candidates → p50 and p95 of a ranking with a full ring.
+        milliseconds: candidates → p50 and p95 of a ranking with a full ring, processor time of one thread.
         learning_step_milliseconds: one step on 50 rows; None if nothing is learned on the device.
     """
 
@@ -168,10 +168,10 @@ def _resident(folder: Path) -> tuple[int | None, int | None]:
 
 
 def _percentiles(run: Callable[[], Any]) -> dict[str, float]:
-    """p50 and p95 of the milliseconds of a call."""
+    """p50 and p95 of the milliseconds of processor time of a call, which other programs on the machine hardly change."""
     spent = []
     for _ in range(_RUNS):
-        started = time.perf_counter()
+        started = time.process_time()
         run()
-        spent.append(1000 * (time.perf_counter() - started))
+        spent.append(1000 * (time.process_time() - started))
     return {name: round(float(np.quantile(spent, share)), 3) for name, share in (("p50", 0.5), ("p95", 0.95))}
