@@ -337,7 +337,7 @@ class TuneConfig(ComputeSection):
     )
     prune: bool = Field(
         True,
-        description="Stop a training early whose valid AUC is below the median of earlier trials at the same epoch.",
+        description="Stop a training early that ranks valid worse than the median of earlier trials at the same epoch.",
     )
 
 

@@ -47,6 +47,11 @@ class CloudModel(Handle):
         return int(self.facts["negatives"])
 
     @property
+    def shared_negatives(self) -> int:
+        """Negatives that the events of a batch shared in its training; 0 if each event had its own."""
+        return int(self.facts.get("shared_negatives", 0))
+
+    @property
     def parent(self) -> "CloudModel | None":
         """The cloud model that it was trained further from, or distilled into."""
         return CloudModel(self.artifact.input("cloud")) if "cloud" in self.artifact.inputs else None

@@ -215,7 +215,9 @@ def kept_epoch(facts: Mapping[str, Any]) -> str:
     """
     best, epochs = facts["best_epoch"], len(facts["epochs"])
     none = "" if best else "  (no epoch was better than the start)"
-    return f"best valid AUC {facts['best_valid_auc']:.4f} after epoch {best} of {epochs}{none}"
+    ndcg = facts.get("best_valid_ndcg")
+    figure = f"AUC {facts['best_valid_auc']:.4f}" if ndcg is None else f"NDCG@10 {ndcg:.4f}"
+    return f"best valid {figure} after epoch {best} of {epochs}{none}"
 
 
 def size(size_bytes: int) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,7 @@ from dcclctl.events.sampler import Samples
 from dcclctl.events.sampling import Ints
 from dcclctl.models.kind import open_backbone
 from dcclctl.models.trainable import Trainable
-from dcclctl.models.training import Objective, mean_loss
+from dcclctl.models.training import Objective, SharedLogits, mean_loss
 
 #: events (B,), candidates (B, C) → the teacher's logits (B, C)
 Teacher = Callable[[Ints, Int[Tensor, "B C"]], Float[Tensor, "B C"]]
@@ -87,6 +87,7 @@ class TaughtObjective(Objective):
     weight: Float[Tensor, "U"]
     unlabelled: Unlabelled | None = None
     has_label: Bool[np.ndarray, "N"] | None = None
+    own_negatives: ClassVar[bool] = True
 
     def candidates(self, events: Ints, candidates: Int[Tensor, "B C"], epoch: int) -> Int[Tensor, "B C2"]:
         if self.unlabelled is None or self.beta == 0:
@@ -94,11 +95,16 @@ class TaughtObjective(Objective):
         return torch.cat([candidates, self.unlabelled(events, epoch)], 1)
 
     def loss(
-        self, model: Trainable, samples: Samples, candidates: Int[Tensor, "B C"], logits: Float[Tensor, "B C"]
+        self,
+        model: Trainable,
+        samples: Samples,
+        candidates: Int[Tensor, "B C"],
+        logits: Float[Tensor, "B C"],
+        shared: SharedLogits | None = None,
     ) -> Float[Tensor, ""]:
         labelled, device = samples.candidates.shape[1], logits.device
         has_label = None if self.has_label is None else torch.from_numpy(self.has_label[samples.events]).to(device)
-        loss = mean_loss(model, logits[:, :labelled], samples, has_label)
+        loss = mean_loss(model, logits[:, :labelled], samples, has_label, shared)
         if self.beta == 0:
             return loss
         taught, counts = slice(0, None), samples.weights.to(device)
@@ -108,4 +114,6 @@ class TaughtObjective(Objective):
         divergence = bernoulli_kl(teacher_logits, logits[:, taught]) * counts
         owners = torch.from_numpy(self.log.user[samples.events])
         divergence = divergence * self.weight[owners].to(device).unsqueeze(1)
-        return loss + self.beta * divergence.sum() / counts.sum()
+        # with shared negatives the labels' loss is in nats per event, else per candidate
+        each = 1 if shared is None else 1 + shared.negatives.expected
+        return loss + self.beta * each * divergence.sum() / counts.sum()

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dcclctl.events.log import VALID, Block, EventLog
-from dcclctl.events.sampling import NO_ITEM, Ints, PairSet, draw_negatives, uniforms
+from dcclctl.events.sampling import NO_ITEM, Ints, PairSet, draw_negatives, stream, uniforms
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,22 @@ class Samples:
     candidates: Int[Tensor, "B C"]
     labels: Float[Tensor, "B C"]
     weights: Float[Tensor, "B C"]
+
+
+@dataclass(frozen=True)
+class SharedNegatives:
+    """Negatives that all events of a batch share.
+
+    Attributes:
+        items: (N,) distinct items. allowed: (B, N) whether the item is a negative of the event.
+        catalogue: number of items that they were drawn from. expected: negatives for each positive event; a logit of 0
+            means one click among that many items.
+    """
+
+    items: Int[Tensor, "N"]
+    allowed: Bool[Tensor, "B N"]
+    catalogue: int
+    expected: int
 
 
 class Sampler:
@@ -73,6 +89,16 @@ class Sampler:
         candidates = np.concatenate([own[:, None], np.where(drawn == NO_ITEM, own[:, None], drawn)], axis=1)
         return Samples(events, torch.from_numpy(candidates), torch.from_numpy(labels), torch.from_numpy(weights))
 
+    def shared(self, events: Ints, count: int, expected: int, batch: int, epoch: int = 0) -> SharedNegatives:
+        """Up to `count` distinct negatives, drawn uniformly, for all events (B,) of one batch of an epoch."""
+        items = self.catalogue
+        if count < len(items):
+            first = stream(self.seed, f"{self.purpose}/shared/{epoch}/{batch}")
+            items = np.sort(np.random.default_rng(first).choice(items, count, replace=False))
+        taken = self.excluded.among(self.log.owners(events, self.excluded), items)
+        taken |= self.log.item[events][:, None] == items
+        return SharedNegatives(torch.from_numpy(items), torch.from_numpy(~taken), len(self.catalogue), expected)
+
     def items(self, events: Ints, count: int, epoch: int = 0) -> Ints:
         """(B, count) negatives of each event, NO_ITEM where none is left; the first ones do not depend on `count`."""
         owners = self.log.owners(events, self.excluded)
@@ -105,6 +131,11 @@ class Sampler:
         return numbers
 
 
+def valid_sampler(log: EventLog, negatives: int, seed: int) -> Sampler:
+    """Draws negatives for the valid period's events that are the same for all epochs and models."""
+    return Sampler(log, [VALID], negatives, seed, "valid/negatives")
+
+
 def valid_samples(log: EventLog, negatives: int, seed: int) -> Samples:
-    """The valid period's events with negatives that are the same for all epochs and models."""
-    return Sampler(log, [VALID], negatives, seed, "valid/negatives").draw(log.events_in(VALID))
+    """The valid period's events with their negatives."""
+    return valid_sampler(log, negatives, seed).draw(log.events_in(VALID))

@@ -96,11 +96,24 @@ class PairSet:
     def rows(self, owners: Ints) -> npt.NDArray[np.bool_]:
         """(B, I) whether each owner (B,) has each of the items: the owners' own pairs are written, no pair is looked up."""
         found = np.zeros((len(owners), self.n_items), dtype=bool)
+        found[self._own_pairs(owners)] = True
+        return found
+
+    def among(self, owners: Ints, items: Ints) -> npt.NDArray[np.bool_]:
+        """(B, N) whether each owner (B,) has each of some distinct items (N,), found like `rows`."""
+        columns = np.full(self.n_items, len(items))
+        columns[items] = np.arange(len(items))
+        found = np.zeros((len(owners), len(items) + 1), dtype=bool)
+        row, item = self._own_pairs(owners)
+        found[row, columns[item]] = True  # the last column takes the other items
+        return found[:, :-1]
+
+    def _own_pairs(self, owners: Ints) -> tuple[Ints, Ints]:
+        """All pairs of the owners (B,): each one's place in `owners`, and its item."""
         begins, ends = (np.searchsorted(self._keys, (owners + more) * self.n_items) for more in (0, 1))
         lengths = ends - begins
         at = np.arange(int(lengths.sum())) + np.repeat(begins - np.cumsum(lengths) + lengths, lengths)
-        found[np.repeat(np.arange(len(owners)), lengths), self._keys[at] % self.n_items] = True
-        return found
+        return np.repeat(np.arange(len(owners)), lengths), self._keys[at] % self.n_items
 
 
 #: how often a slot is drawn again before all its candidates are listed

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcclctl.config import Positive, rarely, searched, size
+from dcclctl.config import Positive, rarely, size
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.models.items import EmbeddedItems
@@ -41,19 +41,16 @@ if TYPE_CHECKING:
 
 class SequenceSettings(PatientSettings):
     history: Positive = size(50, "L: how many of the user's last baskets the model sees.", search="20,50,100")
-    item_size: Positive = size(32, "Numbers in an item embedding.", search="32,64,128")
+    item_size: Positive = size(64, "Numbers in an item embedding.", search="32,64,128")
     category_size: Positive = size(16, "Numbers in a category embedding.")
-    dropout: Share = rarely(0.2, "Dropout between the layers.", search="0.0..0.6")
-
-
-class SasrecSettings(SequenceSettings):
-    negatives: Positive = Field(
-        32, description="Sampled negatives for each positive event.", json_schema_extra=searched("8,32,128")
+    dropout: Share = rarely(0.5, "Dropout between the layers.", search="0.0..0.6")
+    negatives: Positive = Field(32, description="A logit of 0 means one click among that many sampled items.")
+    shared_negatives: Positive = rarely(
+        1024, "Sampled negatives that all events of a batch share, in a softmax; all items if there are no more."
     )
 
 
 class Gru4recSettings(SequenceSettings):
-    item_size: Positive = size(64, "Numbers in an item embedding.", search="32,64,128")
     dropout: Share = rarely(0.4, "Dropout between the layers.", search="0.0..0.6")
 
 
@@ -192,19 +189,27 @@ class WindowPass(Pass):
             yield order[start : start + self.VALIDATION_EVENTS]
 
     def forward(self, positions: Ints, candidates: Int[Tensor, "B C"], drop: Dropout = keep_all) -> Forward:
+        return self.forward_shared(positions, candidates, candidates.new_empty(0), drop)
+
+    def forward_shared(
+        self, positions: Ints, candidates: Int[Tensor, "B C"], shared: Int[Tensor, "N"], drop: Dropout = keep_all
+    ) -> Forward:
         model, windows = self.model, self.windows
         device = model.item_table.device
         used, window = np.unique(windows.window[positions], return_inverse=True)
         bags = self.baskets.bags(windows.first[used], windows.end[used])
-        distinct, inverse = torch.unique(torch.cat([bags.items, candidates.flatten()]), return_inverse=True)
+        distinct, inverse = torch.unique(torch.cat([bags.items, candidates.flatten(), shared]), return_inverse=True)
         distinct, inverse = distinct.to(device), inverse.to(device)
         leaf = model.item_table.detach()[distinct].requires_grad_(torch.is_grad_enabled())
         table = model.embed(distinct, leaf)
         states = model.states(model.steps(bags, F.embedding(inverse[: len(bags.items)], table)), drop)
         place = window.reshape(-1) * states.shape[1] + windows.state[positions]
         own = F.embedding(torch.from_numpy(place).to(device), states.flatten(0, 1))
-        wanted = F.embedding(inverse[len(bags.items) :].view(candidates.shape), table)
-        return Forward(model.logits(own, candidates.to(device), wanted), distinct, leaf)
+        end = len(bags.items) + candidates.numel()
+        wanted = F.embedding(inverse[len(bags.items) : end].view(candidates.shape), table)
+        logits = model.logits(own, candidates.to(device), wanted)
+        others = torch.addmm(model.item_bias[shared.to(device)], own, F.embedding(inverse[end:], table).T)
+        return Forward(logits, distinct, leaf, others)
 
 
 class SequenceBackbone(Backbone):
@@ -262,7 +267,7 @@ class SequenceKind(TrainedKind[SequenceSettings]):
 
 
 class SasrecKind(SequenceKind):
-    Settings = SasrecSettings
+    Settings = SequenceSettings
     weights_purpose = "train/weights/sasrec"
 
     def new(self, log: EventLog, settings: SequenceSettings, generator: torch.Generator) -> Sasrec:

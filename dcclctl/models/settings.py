@@ -10,7 +10,7 @@ from dcclctl.config import Count, Positive, Rate, Section, searched
 #: dropout: a share below 1
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 #: description of `patience`
-PATIENCE = "Epochs without a higher AUC on valid after which training stops; 0 never stops early."
+PATIENCE = "Epochs without a better ranking of valid after which training stops; 0 never stops early."
 
 
 class ModelSettings(Section):
@@ -49,10 +49,14 @@ class FitSettings:
     dropout: float
     seed: int
     purpose: str = "train"
+    #: negatives that all events of a batch share, in a softmax; 0: each event has its own, in a binary loss
+    shared_negatives: int = 0
 
     @classmethod
     def of(cls, settings: Section, seed: int, purpose: str) -> "FitSettings":
-        """From a section that has all of these settings; `dropout` may be missing and is then 0."""
+        """From a section that has these settings; `dropout` and `shared_negatives` may be missing and are then 0."""
         names = ("negatives", "epochs", "patience", "batch_size", "learning_rate", "weight_decay")
         given = {name: getattr(settings, name) for name in names}
-        return cls(**given, dropout=getattr(settings, "dropout", 0.0), seed=seed, purpose=purpose)
+        shared = getattr(settings, "shared_negatives", 0)
+        dropout = getattr(settings, "dropout", 0.0)
+        return cls(**given, dropout=dropout, seed=seed, purpose=purpose, shared_negatives=shared)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -33,11 +33,13 @@ class Forward:
     Attributes:
         logits: (B, C). items: (R,) distinct rows of the item table.
         leaf: (R, E) copies of those rows that get the gradient; None: the table itself gets it.
+        shared: (B, N) logits of the items that all events share, if any.
     """
 
     logits: Float[Tensor, "B C"]
     items: Int[Tensor, "R"]
     leaf: Float[Tensor, "R E"] | None = None
+    shared: Float[Tensor, "B N"] | None = None
 
 
 class Pass(ABC):
@@ -54,6 +56,15 @@ class Pass(ABC):
     @abstractmethod
     def forward(self, positions: Ints, candidates: Int[Tensor, "B C"], drop: Dropout = keep_all) -> Forward:
         """Logits of the candidates of some positions."""
+
+    def forward_shared(
+        self, positions: Ints, candidates: Int[Tensor, "B C"], shared: Int[Tensor, "N"], drop: Dropout = keep_all
+    ) -> Forward:
+        """Logits of each position's own candidates (B, C), and of N items that all positions share."""
+        every = torch.cat([candidates, shared.expand(len(candidates), -1)], 1)
+        found = self.forward(positions, every, drop)
+        logits, others = found.logits.tensor_split([candidates.shape[1]], 1)
+        return replace(found, logits=logits, shared=others)
 
 
 class Trainable(nn.Module, ABC):

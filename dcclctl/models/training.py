@@ -3,21 +3,23 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dcclctl.compute import OnProgress, Phase, no_progress
 from dcclctl.errors import DataError, DivergedError
 from dcclctl.events.log import VALID, Block, EventLog
-from dcclctl.events.sampler import Sampler, Samples, valid_samples
-from dcclctl.events.sampling import Ints, stream
+from dcclctl.events.sampler import Sampler, Samples, SharedNegatives, valid_sampler
+from dcclctl.events.sampling import Ints, permutation, stream
 from dcclctl.metrics.auc import gauc, user_auc
+from dcclctl.metrics.ranking import ndcg, ranks
 from dcclctl.models.settings import FitSettings
-from dcclctl.models.trainable import Pass, Trainable, dropout
+from dcclctl.models.trainable import Dropout, Forward, Pass, Trainable, dropout, keep_all
 from dcclctl.store.work import Work
 
 
@@ -28,10 +30,17 @@ class Validation(NamedTuple):
         loss: mean loss, nats; NaN without samples.
         auc: share of (event, negative) pairs in which the event's item is ranked first, 0 to 1; 0.5 without pairs. In a log
             with observed negatives the mean of this and of GAUC on the observed labels.
+        ndcg: NDCG@10, see `ranking_quality`; None for a model that learns from each event's own negatives.
     """
 
     loss: float
     auc: float
+    ndcg: float | None = None
+
+    @property
+    def quality(self) -> tuple[float, float]:
+        """What the best epoch is chosen by: NDCG@10 where it is measured, and AUC where it is not or is the same."""
+        return self.ndcg or 0.0, self.auc
 
 
 @dataclass
@@ -39,10 +48,11 @@ class FitState:
     """The state of a training after some epochs, from which it can be resumed.
 
     Attributes:
-        epoch: epochs done. weights: current weights by name. best: those of the epoch with the highest valid AUC.
+        epoch: epochs done. weights: current weights by name. best: those of the best epoch, see `Validation.quality`.
         adam_state: Adam's two running means by name ("<name>.m", "<name>.v"). steps: optimiser steps done.
-        best_loss, best_auc: of the best weights on the valid samples.
-        history: one record for each epoch: epoch, train_loss, valid_loss (nats per scored candidate), valid_auc.
+        best_valid: figures of the best weights.
+        history: one record for each epoch: epoch, train_loss, valid_loss (nats per scored candidate, or per
+            event where a batch shares its negatives), valid_auc, and valid_ndcg where it is measured.
     """
 
     epoch: int
@@ -50,8 +60,7 @@ class FitState:
     best: dict[str, Tensor]
     adam_state: dict[str, Tensor]
     steps: int
-    best_loss: float
-    best_auc: float
+    best_valid: Validation
     epochs_since_best: int
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -60,7 +69,7 @@ class FitState:
         """The state before the first epoch: the model's weights are also the best ones so far."""
         weights = snapshot(model)
         best = {name: weight.clone() for name, weight in weights.items()}
-        return cls(0, weights, best, new_adam_state(weights), 0, valid.loss, valid.auc, 0)
+        return cls(0, weights, best, new_adam_state(weights), 0, valid, 0)
 
     @property
     def best_epoch(self) -> int:
@@ -81,16 +90,17 @@ class FitState:
             raise DivergedError(f"the valid loss became {valid.loss}", _LOWER)
         if not all(bool(weight.isfinite().all()) for weight in weights.values()):
             raise DivergedError(f"a weight became infinite or NaN in epoch {epoch}", _LOWER)
-        better = valid.auc > self.best_auc
+        better = valid.quality > self.best_valid.quality
         record = {"epoch": epoch, "train_loss": train_loss, "valid_loss": valid.loss, "valid_auc": valid.auc}
+        if valid.ndcg is not None:
+            record["valid_ndcg"] = valid.ndcg
         return FitState(
             epoch=epoch,
             weights=weights,
             best={name: weight.clone() for name, weight in weights.items()} if better else self.best,
             adam_state=optimiser.state,
             steps=optimiser.steps,
-            best_loss=valid.loss if better else self.best_loss,
-            best_auc=valid.auc if better else self.best_auc,
+            best_valid=valid if better else self.best_valid,
             epochs_since_best=0 if better else self.epochs_since_best + 1,
             history=[*self.history, record],
         )
@@ -99,7 +109,7 @@ class FitState:
         """Write the checkpoint that `resume` reads."""
         groups = (("weights", self.weights), ("best", self.best), ("adam", self.adam_state))
         tensors = {f"{part}/{name}": tensor.cpu() for part, group in groups for name, tensor in group.items()}
-        names = ("epoch", "steps", "best_loss", "best_auc", "epochs_since_best", "history")
+        names = ("epoch", "steps", "best_valid", "epochs_since_best", "history")
         work.checkpoint(tensors, {name: getattr(self, name) for name in names})
 
     @classmethod
@@ -109,36 +119,111 @@ class FitState:
         if saved is None:
             return None
         tensors, numbers = saved
+        best_valid = Validation(*numbers.pop("best_valid"))
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
-        return cls(weights=part("weights/"), best=part("best/"), adam_state=part("adam/"), **numbers)
+        weights, best, adam_state = part("weights/"), part("best/"), part("adam/")
+        return cls(weights=weights, best=best, adam_state=adam_state, best_valid=best_valid, **numbers)
 
 
 _INGEST_AGAIN = "dcclctl artifacts show DATASET lists the periods: ingest again with another --split, or with more events of each user."
 _LOWER = "Lower --learning-rate and run the command again."
 
 
+class SharedLogits(NamedTuple):
+    """The negatives that the events of a batch share, and their logits."""
+
+    negatives: SharedNegatives
+    logits: Float[Tensor, "B N"]
+
+
+#: weight of the squared distance of a state's mean odds from what they should be
+_CALIBRATION = 0.05
+#: a logit whose odds are 0 in float32
+_NOTHING = -1e4
+#: valid events and items that a ranking on valid has at most, so that it costs little beside an epoch
+RANKED_EVENTS, RANKED_ITEMS = 10_000, 20_000
+
+
+def softmax_losses(
+    own: Float[Tensor, "B"], labels: Float[Tensor, "B"], shared: SharedLogits
+) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
+    """Losses in nats, and weights: −log of the share of an event's item among all items, estimated from shared negatives.
+
+    A softmax leaves the level of a state's logits open, but other parts read logits as log odds of a click among a
+    number of sampled items: a second term pulls the mean odds of all items to one in `negatives.expected`. An event with
+    label 0 has the binary cross-entropy of its own item.
+
+    Source: Klenitskiy & Vasilev, RecSys 2023 (arXiv 2309.07602); the second term: Devlin et al., ACL 2014, section 2.3.
+    Differs: negatives are shared by the whole batch; the sum over them is scaled to the catalogue, so that the number of
+    negatives changes the noise of the gradient but not its mean.
+    """
+    negatives, device = shared.negatives, own.device
+    allowed = negatives.allowed.to(device)
+    counts = allowed.sum(1)
+    # not −∞, which would give events without any negative a gradient that is no number
+    mean = torch.logsumexp(torch.where(allowed, shared.logits, _NOTHING), 1) - torch.log(counts.clamp(min=1))
+    ranked = F.softplus(mean + math.log(negatives.catalogue) - own)
+    level = _CALIBRATION * (mean + math.log(negatives.expected)).square()
+    positive = labels > 0
+    return torch.where(positive, ranked + level, F.softplus(own)), torch.where(positive, (counts > 0).float(), 1.0)
+
+
 class Objective:
-    """What training minimises: the model's own losses on the labels. Distillation adds the teachers' terms."""
+    """What training minimises: the model's own losses on the labels. Distillation adds the teachers' terms.
+
+    Attributes:
+        own_negatives: whether it reads each event's own negatives even where the events of a batch share theirs.
+    """
+
+    own_negatives: ClassVar[bool] = False
 
     def candidates(self, events: Ints, candidates: Int[Tensor, "B C"], epoch: int) -> Int[Tensor, "B C2"]:
         """The candidates whose logits the loss needs: the given ones, then any others."""
         return candidates
 
     def loss(
-        self, model: Trainable, samples: Samples, candidates: Int[Tensor, "B C"], logits: Float[Tensor, "B C"]
+        self,
+        model: Trainable,
+        samples: Samples,
+        candidates: Int[Tensor, "B C"],
+        logits: Float[Tensor, "B C"],
+        shared: SharedLogits | None = None,
     ) -> Float[Tensor, ""]:
         """Mean loss of a batch of samples; candidates: from `candidates`, with their logits."""
-        return mean_loss(model, logits, samples)
+        return mean_loss(model, logits, samples, shared=shared)
+
+
+def losses_of(
+    model: Trainable,
+    logits: Float[Tensor, "B C"],
+    labels: Float[Tensor, "B C"],
+    weights: Float[Tensor, "B C"],
+    shared: SharedLogits | None,
+) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
+    """Losses in nats, and weights: of a softmax over shared negatives, or without them the model's own."""
+    if shared is None:
+        return model.losses(logits, labels, weights)
+    losses, counted = softmax_losses(logits[:, 0], labels[:, 0], shared)
+    return losses.unsqueeze(1), counted.unsqueeze(1)
 
 
 def mean_loss(
-    model: Trainable, logits: Float[Tensor, "B C"], samples: Samples, has_label: Tensor | None = None
+    model: Trainable,
+    logits: Float[Tensor, "B C"],
+    samples: Samples,
+    has_label: Tensor | None = None,
+    shared: SharedLogits | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean of the model's losses over the candidates that count; events (B,) without a label add 0 to the sum."""
-    losses, weights = model.losses(logits, samples.labels.to(logits.device), samples.weights.to(logits.device))
+    """Mean of the losses over what counts: a softmax over shared negatives, or without them the model's own losses.
+
+    Args:
+        has_label: (B,) whether an event has a label; one without adds 0 to the sum.
+    """
+    labels, weights = samples.labels.to(logits.device), samples.weights.to(logits.device)
+    losses, weights = losses_of(model, logits, labels, weights, shared)
     weighted = losses * weights
     return (weighted if has_label is None else weighted * has_label.unsqueeze(1)).sum() / weights.sum().clamp(min=1)
 
@@ -167,11 +252,16 @@ class Trainer:
         self.all_events = log.events_in(*blocks)
         self.events = self._learnable(self.all_events, blocks)
         purpose = f"{settings.purpose}/negatives"
-        self.sampler = Sampler(log, blocks, settings.negatives, settings.seed, purpose, observed=model.pairwise)
-        self.valid = valid_samples(log, settings.negatives, settings.seed)
+        own = not settings.shared_negatives or self.objective.own_negatives
+        negatives = settings.negatives if own else 0
+        self.sampler = Sampler(log, blocks, negatives, settings.seed, purpose, observed=model.pairwise)
+        self.valid_sampler = valid_sampler(log, 0 if settings.shared_negatives else settings.negatives, settings.seed)
+        self.valid = self.valid_sampler.draw(log.events_in(VALID))
         if not len(self.valid.events):
             raise DataError("there are no valid events to choose the best epoch by", _INGEST_AGAIN)
         self._learnable(self.valid.events, [Block(VALID)])
+        positive = self.valid.events[log.label[self.valid.events] > 0]
+        self.ranked = np.sort(positive[permutation(settings.seed, "valid/ranked", positive)[:RANKED_EVENTS]])
 
     def _learnable(self, events: Ints, blocks: Sequence[Block]) -> Ints:
         """The events that the model can learn from."""
@@ -239,11 +329,16 @@ class Trainer:
         generator = torch.Generator().manual_seed(stream(settings.seed, f"{settings.purpose}/dropout/{state.epoch}"))
         through = model.training_pass(self.log, self.events)
         total, done = 0.0, 0
-        for positions in through.batches(settings, state.epoch):
+
+        def drop(x: Tensor) -> Tensor:
+            return dropout(x, settings.dropout, generator)
+
+        for number, positions in enumerate(through.batches(settings, state.epoch)):
             batch = pick(samples, positions)
             candidates = self.objective.candidates(batch.events, batch.candidates, state.epoch)
-            found = through.forward(positions, candidates, lambda x: dropout(x, settings.dropout, generator))
-            loss = self.objective.loss(model, batch, candidates, found.logits)
+            negatives = self._shared(self.sampler, batch.events, number, state.epoch)
+            found, shared = forward(through, positions, candidates, negatives, drop)
+            loss = self.objective.loss(model, batch, candidates, found.logits, shared)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             value = float(loss.detach())
@@ -255,22 +350,39 @@ class Trainer:
         return state.after(model, optimiser, total / max(done, 1), self.validate(on_progress))
 
     def validate(self, on_progress: OnProgress = no_progress) -> Validation:
-        """Loss and AUC on the valid samples, with the histories that the served model reads."""
+        """Loss, AUC and, with shared negatives, NDCG@10 on valid, with the histories that the served model reads."""
         users = self.log.user[self.valid.events]
         through = self.model.serving_pass(self.log, self.valid.events)
-        return validate(self.model, through, self.valid, users, on_progress)
+
+        def draw(events: Ints, batch: int) -> SharedNegatives | None:
+            return self._shared(self.valid_sampler, events, batch)
+
+        found = validate(self.model, through, self.valid, users, on_progress, draw)
+        if not self.settings.shared_negatives or not len(self.ranked):
+            return found
+        through = self.model.serving_pass(self.log, self.ranked)
+        return found._replace(ndcg=ranking_quality(through, self.ranked, self.valid_sampler, on_progress))
+
+    def _shared(self, sampler: Sampler, events: Ints, batch: int, epoch: int = 0) -> SharedNegatives | None:
+        """The negatives that the events of one batch share, if they share any."""
+        settings = self.settings
+        if not settings.shared_negatives:
+            return None
+        return sampler.shared(events, settings.shared_negatives, settings.negatives, batch, epoch)
 
     def facts(self, state: FitState) -> dict[str, object]:
         """Facts about the training, for the manifest."""
         return {
             "parameters": sum(weight.numel() for weight in state.best.values()),
             "negatives": self.settings.negatives,
+            "shared_negatives": self.settings.shared_negatives,
             "trained_on_events": len(self.all_events),
             "trained_on_users": len(np.unique(self.log.user[self.all_events])),
             "epochs": state.history,
             "best_epoch": state.best_epoch,
-            "best_valid_loss": state.best_loss,
-            "best_valid_auc": state.best_auc,
+            "best_valid_loss": state.best_valid.loss,
+            "best_valid_auc": state.best_valid.auc,
+            "best_valid_ndcg": state.best_valid.ndcg,
         }
 
 
@@ -280,29 +392,54 @@ def pick(samples: Samples, positions: Ints) -> Samples:
     return Samples(samples.events[positions], samples.candidates[index], samples.labels[index], samples.weights[index])
 
 
+def forward(
+    through: Pass,
+    positions: Ints,
+    candidates: Int[Tensor, "B C"],
+    negatives: SharedNegatives | None,
+    drop: Dropout = keep_all,
+) -> tuple[Forward, SharedLogits | None]:
+    """A batch's forward pass, and the logits of the negatives that it shares, if any."""
+    if negatives is None:
+        return through.forward(positions, candidates, drop), None
+    found = through.forward_shared(positions, candidates, negatives.items, drop)
+    assert found.shared is not None
+    return found, SharedLogits(negatives, found.shared)
+
+
 @torch.no_grad()
 def validate(
-    model: Trainable, through: Pass, samples: Samples, users: Ints | None = None, on_progress: OnProgress = no_progress
+    model: Trainable,
+    through: Pass,
+    samples: Samples,
+    users: Ints | None = None,
+    on_progress: OnProgress = no_progress,
+    draw: Callable[[Ints, int], SharedNegatives | None] = lambda events, batch: None,
 ) -> Validation:
     """Mean loss and AUC of the samples (ties count half).
 
     Args:
         users: (B,) of the samples' events. With them, and where some user has events of both labels, the AUC is the mean of
             two: positive events against their sampled negatives, and GAUC on the observed labels.
+        draw: events of a batch and its number → the negatives that the batch shares, if any.
     """
     phase = Phase(on_progress, "validate", len(samples.events), "events")
     loss, count, wins, pairs = 0.0, 0.0, 0.0, 0.0
     scores = np.zeros(len(samples.events))
-    for positions in through.validation_batches():
+    for number, positions in enumerate(through.validation_batches()):
         batch = pick(samples, positions)
-        logits = through.forward(positions, batch.candidates).logits
+        found, shared = forward(through, positions, batch.candidates, draw(batch.events, number))
+        logits = found.logits
         targets, weights = batch.labels.to(logits.device), batch.weights.to(logits.device)
-        losses, counts = model.losses(logits, targets, weights)
+        losses, counts = losses_of(model, logits, targets, weights, shared)
         loss += float((losses * counts).sum(dtype=torch.float64))
         count += float(counts.sum(dtype=torch.float64))
         own, others = logits[:, :1], logits[:, 1:]
         scores[positions] = own[:, 0].double().cpu().numpy()
-        compared = (targets[:, :1] * weights[:, 1:]).double()
+        counted = weights[:, 1:]
+        if shared is not None:
+            others, counted = shared.logits, shared.negatives.allowed.to(logits.device)
+        compared = (targets[:, :1] * counted).double()
         wins += float((compared * ((own > others) + 0.5 * (own == others))).sum())
         pairs += float(compared.sum())
         phase.add(len(positions))
@@ -312,6 +449,28 @@ def validate(
         observed, _ = gauc(user_auc(users, labels, scores))
         auc = auc if observed is None else (auc + observed) / 2
     return Validation(loss / count if count else math.nan, auc)
+
+
+@torch.no_grad()
+def ranking_quality(through: Pass, events: Ints, sampler: Sampler, on_progress: OnProgress = no_progress) -> float:
+    """NDCG@10 of the items of valid events (B,) in a ranking of the catalogue, or of 20,000 of its items if it has more.
+
+    The items that `sampler` excludes as negatives are left out, as in an evaluation.
+
+    Args:
+        through: of the events.
+    """
+    phase = Phase(on_progress, "validate", len(events), "events ranked")
+    found = np.zeros(len(events))
+    for number, positions in enumerate(through.validation_batches()):
+        own = torch.from_numpy(sampler.log.item[events[positions]])[:, None]
+        negatives = sampler.shared(events[positions], RANKED_ITEMS, 1, number)
+        logits = through.forward_shared(positions, own, negatives.items)
+        assert logits.shared is not None
+        others = torch.where(negatives.allowed.to(logits.shared.device), logits.shared, -math.inf)
+        found[positions] = ndcg(ranks(logits.logits[:, 0].cpu().numpy(), others.cpu().numpy()), 10)
+        phase.add(len(positions))
+    return float(found.mean())
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

@@ -347,11 +347,13 @@ def learning(fit: Fit, name: str) -> str:
         .mark_rule(color="currentColor", strokeDash=[2, 3], opacity=0.7)
         .encode(x=alt.X("epoch:Q", scale=alt.Scale(zero=False)))
     )
+    ndcg = fit.best_valid_ndcg
+    highest = f"AUC, {fit.best_valid_auc:.4f}" if ndcg is None else f"NDCG@10, {ndcg:.4f}"
     about = (
         f"Loss of {fit.ref} ({fit.role}) over {last} epochs: "
         f"training {fit.epochs[0]['train_loss']:.4f} to {fit.epochs[-1]['train_loss']:.4f}, "
         f"valid {fit.epochs[0]['valid_loss']:.4f} to {fit.epochs[-1]['valid_loss']:.4f}; "
-        f"the weights after epoch {fit.best_epoch} were kept, which has the highest valid AUC, {fit.best_valid_auc:.4f} "
+        f"the weights after epoch {fit.best_epoch} were kept, which has the highest valid {highest} "
         f"(valid loss {fit.best_valid_loss:.4f})."
     )
     chart = alt.layer(kept, lines).properties(width=SMALL, height=150)

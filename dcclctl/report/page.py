@@ -85,8 +85,9 @@ class Fit:
     """The training of one cloud model.
 
     Attributes:
-        epochs: epoch, train_loss and valid_loss of each. best_epoch: the one with the highest AUC, which was kept; 0: start.
-        best_valid_loss, best_valid_auc: of that epoch.
+        epochs: epoch, train_loss and valid_loss of each. best_epoch: the one that was kept; 0: start.
+        best_valid_loss, best_valid_auc, best_valid_ndcg: of that epoch. It has the highest NDCG@10, or the highest AUC if
+            `best_valid_ndcg` is None.
     """
 
     ref: str
@@ -95,6 +96,7 @@ class Fit:
     best_epoch: int
     best_valid_loss: float
     best_valid_auc: float
+    best_valid_ndcg: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """`distill`: cloud model + patches → better cloud model, by a distillation method (see distillation/method.py)."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def distill(
         assert isinstance(kind, TrainedKind)
         model, log = kind.module(cloud, device), method.histories(task)
         objective = method.objective(task, log)
-        fit = FitSettings.of(own, config.seed, f"distill/{config.on}")
+        fit = replace(FitSettings.of(own, config.seed, f"distill/{config.on}"), shared_negatives=cloud.shared_negatives)
         trainer = Trainer(model, log, [block], fit, objective)
         state = trainer.fit(work, run.on_progress, "distill W")
         work.write_tensors("model.safetensors", state.best)

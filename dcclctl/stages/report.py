@@ -48,6 +48,7 @@ def load_page(evaluations: list[Evaluation]) -> Page:
                 cloud.facts["best_epoch"],
                 cloud.facts["best_valid_loss"],
                 cloud.facts["best_valid_auc"],
+                cloud.facts.get("best_valid_ndcg"),
             )
             for cloud in clouds
             if cloud.facts["epochs"]

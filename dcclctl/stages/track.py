@@ -23,8 +23,8 @@ def record_of(artifact: Artifact) -> Record:
     figures += [(at, {"basis_loss": loss}) for at, loss in enumerate(facts.get("basis_losses", []), 1)]
     if artifact.kind == "cloud":
         if facts["epochs"]:  # a counted model has none
-            best = {name: facts[name] for name in ("best_valid_loss", "best_valid_auc")}
-            figures.append((facts["best_epoch"], best))
+            best = ("best_valid_loss", "best_valid_auc", "best_valid_ndcg")
+            figures.append((facts["best_epoch"], {name: facts[name] for name in best if facts.get(name) is not None}))
     elif artifact.kind == "tuning":
         tuning = Tuning(artifact)
         for row in tuning.trials.filter(state="done").to_dicts():

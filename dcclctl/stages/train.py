@@ -16,7 +16,7 @@ from dcclctl.stages.settings import resolve
 def train(
     dataset: Dataset, settings: Settings = NO_SETTINGS, run: RunOptions = DEFAULT_RUN, start: CloudModel | None = None
 ) -> CloudModel:
-    """Train a cloud model, and keep the weights of the epoch with the highest AUC on valid.
+    """Train a cloud model, and keep the weights of the epoch that ranks valid best (see models/training.py).
 
     Args:
         dataset: what to train on. settings: see TrainConfig and the model's own section.

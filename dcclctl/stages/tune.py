@@ -34,7 +34,7 @@ from dcclctl.tables import MAIN_GROUPS, TRIALS
 
 #: what a command is tuned on: its input
 TUNED: Mapping[str, str] = {"train": "dataset", "patch": "cloud", "distill": "patches"}
-#: commands whose trainings say their valid AUC after each epoch, by which a trial may be stopped early
+#: commands whose trainings say how well they rank valid after each epoch, by which a trial may be stopped early
 _PRUNED = ("train", "distill")
 #: trials that are drawn at random and run to their end, and epochs of a later one before it may be stopped; both the same
 #: for any number of trials, so that a longer tuning begins with the trials of a shorter one
@@ -242,11 +242,11 @@ class _Task:
         seen: dict[int, float] = {}
 
         def on_record(figures: dict[str, Any]) -> None:
-            epoch, auc = figures.get("epoch"), figures.get("valid_auc")
-            if epoch is None or auc is None or epoch in seen:  # a training that was stopped may say an epoch twice
+            epoch, quality = figures.get("epoch"), figures.get("valid_ndcg", figures.get("valid_auc"))
+            if epoch is None or quality is None or epoch in seen:  # a training that was stopped may say an epoch twice
                 return
-            seen[epoch] = auc
-            trial.report(-auc if self.lower else auc, epoch)
+            seen[epoch] = quality
+            trial.report(-quality if self.lower else quality, epoch)
             if trial.should_prune():
                 raise _Pruned
 

@@ -27,6 +27,8 @@ from dcclctl.distillation.teachers import TaughtObjective, bernoulli_kl, teacher
 from dcclctl.events.log import CLOUD, DEVICE, Block
 from dcclctl.events.sampler import Sampler
 from dcclctl.models.kind import open_backbone
+from dcclctl.models.sequence import Sasrec, SequenceBackbone, SequenceSettings
+from dcclctl.models.windows import Baskets
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,26 @@ def test_users_whose_teacher_has_weight_zero_are_taught_by_labels_alone(log):
     assert same_state(learned(honest, weight), learned(liar, weight))
     assert not same_state(learned(honest, None), learned(liar, None))
     assert not same_state(learned(honest, weight), plain)
+
+
+def test_teachers_count_alike_beside_a_softmax(log):
+    """The label term is then per event and no longer per candidate, and so is the teachers' term."""
+
+    def model():  # each anew, because a first loss is followed by a step
+        return Sasrec(log, SequenceSettings(history=50, item_size=6, category_size=4), torch.Generator().manual_seed(0))
+
+    fit = {"dropout": 0.0, "batch_size": 10_000, "shared_negatives": 1000}
+
+    def loss(beta):
+        return first_loss(trainer(model(), log, DEVICE, taught(log, constant(1.0), beta), **fit))
+
+    backbone = SequenceBackbone(model(), log, Baskets(log))
+    drawn = Sampler(log, [DEVICE], 3, 7, "train/negatives").draw(log.events_in(DEVICE))
+    logits = backbone.logits(backbone.activations(drawn.events, None), drawn.candidates)
+    divergence = (bernoulli_kl(torch.ones_like(logits), logits) * drawn.weights).sum() / drawn.weights.sum()
+    plain = first_loss(trainer(model(), log, DEVICE, **fit))
+    assert loss(0.0) == pytest.approx(plain, rel=1e-6)
+    assert loss(0.5) == pytest.approx(plain + 0.5 * 4 * float(divergence), rel=1e-5)
 
 
 @pytest.mark.parametrize("asked_about_others", [True, False])

@@ -90,6 +90,24 @@ def test_given_pairs_are_left_out_instead_of_the_logs_own():
     assert positives.contains(log.user[events][:, None], own).any(), "the log's own rule leaves out less"
 
 
+@pytest.mark.parametrize("count", [7, 1000])
+def test_shared_negatives_are_negatives_of_every_event_that_may_have_them(count):
+    log = random_log()
+    events = log.events_in(DEVICE)
+    sampler, pairs, catalogue = Sampler(log, [DEVICE], 0, 3, "why"), log.never_negative(DEVICE), log.catalogue(DEVICE)
+    found = sampler.shared(events, count, 4, batch=1, epoch=2)
+    items = found.items.numpy()
+    assert len(set(items)) == len(items) == min(count, len(catalogue)) and set(items) <= set(catalogue)
+    owners = log.owners(events, pairs)
+    taken = pairs.contains(owners[:, None], items) | (log.item[events][:, None] == items)
+    assert np.array_equal(found.allowed.numpy(), ~taken) and taken.any()
+    assert (found.catalogue, found.expected) == (len(catalogue), 4)
+    if count < len(catalogue):
+        others = [sampler.shared(events, count, 4, *which).items for which in ((1, 2), (2, 2), (1, 3))]
+        assert torch.equal(others[0], found.items)
+        assert not any(torch.equal(other, found.items) for other in others[1:])
+
+
 def test_valid_negatives_never_change():
     log = random_log()
     first, second = (valid_samples(log, 3, seed=1) for _ in range(2))

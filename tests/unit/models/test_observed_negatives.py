@@ -121,7 +121,7 @@ def test_the_epoch_is_chosen_by_both_kinds_of_negatives():
             100.0  # above all: right against sampled ones where it is chosen, wrong where it is skipped
         )
         model.item_table[1:, 0] = 0.0
-    both, sampled = (begin(trainer(model, each)).best_auc for each in (log, plain))
+    both, sampled = (begin(trainer(model, each)).best_valid.auc for each in (log, plain))
     assert both == pytest.approx(sampled / 2, abs=0.05)
 
 

@@ -1,15 +1,20 @@
 """Training sequence models: the loss by an independent formula, windows, batches, and a world with an answer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import log_loss
 from small_worlds import first_loss, fit_settings, log_of, random_log, samples_of, trained, trainer
 from test_sequence import KINDS, backbone_of, both, model_of
+from torch.nn import functional as F
 
 from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, EventLog
 from dcclctl.events.sampler import Sampler
+from dcclctl.models import training
 from dcclctl.models.sequence import SequenceBackbone, SequenceSettings, WindowPass
+from dcclctl.models.trainable import Pass
 from dcclctl.models.training import restore, validate
 from dcclctl.models.windows import Baskets, batches, windows_of
 
@@ -43,6 +48,62 @@ def test_the_first_steps_loss_is_sklearns_too(kind):
     expected = log_loss(drawn.labels.numpy()[counted], torch.sigmoid(logits.double()).numpy()[counted])
     found = first_loss(trainer(model, log, DEVICE, dropout=0.0, batch_size=10_000))
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+@both
+def test_the_first_step_with_shared_negatives_is_torchs_cross_entropy(kind):
+    """Again one batch without dropout, here against the scores of all items that the event may have as a negative."""
+    log = random_log(n_events=10)
+    model = model_of(log, kind, window=50)
+    backbone = SequenceBackbone(model, log, Baskets(log))
+    events = log.events_in(DEVICE)
+    logits, own = backbone.logits(backbone.activations(events, None), None), torch.from_numpy(log.item[events])
+    negatives = Sampler(log, [DEVICE], 0, 7, "train/negatives").shared(events, 1000, 3, 0)
+    allowed = torch.zeros_like(logits, dtype=torch.bool)
+    allowed[:, negatives.items] = negatives.allowed
+    mean = (logits.exp() * allowed).sum(1) / allowed.sum(1)
+    chosen = logits.gather(1, own[:, None])[:, 0]
+    ranked = torch.log1p(mean * len(log.catalogue(DEVICE)) / chosen.exp())
+    positive = torch.from_numpy(log.label[events]) > 0
+    expected = torch.where(positive, ranked + 0.05 * (mean * 3).log() ** 2, F.softplus(chosen)).mean()
+    found = first_loss(trainer(model, log, DEVICE, dropout=0.0, batch_size=10_000, shared_negatives=1000))
+    assert found == pytest.approx(float(expected), rel=1e-5)
+    assert 0 < positive.sum() < len(positive)
+
+
+@both
+def test_items_that_all_events_share_have_the_logits_of_own_candidates(kind):
+    log = random_log()
+    model, events = model_of(log, kind), log.events_in(DEVICE)
+    through, candidates = model.training_pass(log, events), torch.from_numpy(log.item[events])[:, None]
+    positions, shared = np.arange(0, len(events), 3), torch.tensor([4, 2, 17])
+    fast = through.forward_shared(positions, candidates[positions], shared)
+    plain = Pass.forward_shared(through, positions, candidates[positions], shared)
+    torch.testing.assert_close(fast.logits, plain.logits)
+    torch.testing.assert_close(fast.shared, plain.shared)
+    assert torch.equal(fast.items, plain.items)
+
+
+@both
+@pytest.mark.parametrize("repeats", [True, False])
+def test_the_epochs_ndcg_is_that_of_a_plain_ranking(kind, repeats, monkeypatch):
+    """Every positive valid event, every item of the catalogue that is no excluded pair, one event at a time."""
+    log = replace(random_log(), repeats=repeats)
+    model, excluded = model_of(log, kind), log.never_negative(VALID)
+    backbone, found = SequenceBackbone(model, log, Baskets(log)), []
+    for event in log.events_in(VALID):
+        if log.label[event]:
+            [scores] = backbone.logits(backbone.activations(np.array([event]), None), None).detach().numpy()
+            owner = log.owners(np.array([event]), excluded)
+            others = [i for i in log.catalogue(VALID) if i != log.item[event] and not excluded.rows(owner)[0, i]]
+            rank = 1 + np.sum(scores[others] > scores[log.item[event]])
+            found.append(1 / np.log2(1 + rank) if rank <= 10 else 0)
+    fit = trainer(model, log, shared_negatives=2)
+    assert fit.validate().ndcg == pytest.approx(np.mean(found), rel=1e-6)
+    assert 0 < np.mean(found) < 1
+    monkeypatch.setattr(training, "RANKED_EVENTS", 7)
+    assert len(trainer(model, log, shared_negatives=2).ranked) == 7 < len(found)
+    assert trainer(model, log).validate().ndcg is None
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5, 6, 100])

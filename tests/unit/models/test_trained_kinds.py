@@ -114,10 +114,12 @@ def killed_after(epochs: float) -> OnProgress:
 
 
 @all_kinds
-def test_a_killed_run_goes_on_to_the_same_bits(kind: str, log: EventLog, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", [0, 8])
+def test_a_killed_run_goes_on_to_the_same_bits(kind: str, shared: int, log: EventLog, tmp_path: Path) -> None:
     def fit(store: Store, seed: int, kill_after: float) -> FitState:
         with store.begin("train", "cloud", {"model": kind}, 0, {}) as work:
-            return trainer(new(kind, log, seed), log).fit(work, killed_after(kill_after), "train")
+            fit = trainer(new(kind, log, seed), log, shared_negatives=shared)
+            return fit.fit(work, killed_after(kill_after), "train")
 
     whole = fit(Store(tmp_path / "whole"), 0, 9)
     stopped = Store(tmp_path / "stopped")

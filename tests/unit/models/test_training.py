@@ -24,10 +24,20 @@ from torch.nn import functional as F
 
 from dcclctl.errors import DataError, DivergedError
 from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID
-from dcclctl.events.sampler import Sampler
+from dcclctl.events.sampler import Sampler, SharedNegatives
 from dcclctl.models.factors import Bpr
 from dcclctl.models.trainable import HistoryPass, dropout
-from dcclctl.models.training import Adam, FitState, Validation, mean_loss, pick, snapshot, validate
+from dcclctl.models.training import (
+    Adam,
+    FitState,
+    SharedLogits,
+    Validation,
+    mean_loss,
+    pick,
+    snapshot,
+    softmax_losses,
+    validate,
+)
 from dcclctl.store.store import Store
 
 
@@ -66,6 +76,45 @@ def test_events_without_a_label_add_nothing_to_the_sum_and_count_all_the_same(lo
     found = mean_loss(din(log), logits, samples, has_label)
     torch.testing.assert_close(found, each[has_label].sum() / samples.weights.sum())
     assert float(mean_loss(din(log), logits, samples, torch.zeros_like(has_label))) == 0
+
+
+def shared_logits(logits, allowed, catalogue, expected=3):
+    items = torch.arange(logits.shape[1])
+    return SharedLogits(SharedNegatives(items, allowed, catalogue, expected), logits)
+
+
+def test_with_all_items_the_softmax_is_torchs_cross_entropy():
+    """Beside it stands the level of the logits, which is 0 where the mean odds are one in `expected`."""
+    logits, items = normal(6, 9), torch.arange(6)
+    allowed = F.one_hot(items, 9) == 0
+    mean = (logits.exp() * allowed).sum(1, keepdim=True) / 8
+    logits = logits - (3 * mean).log()  # now the mean odds of the others are 1/3
+    own = logits.gather(1, items[:, None])[:, 0]
+    found, weights = softmax_losses(own, torch.ones(6), shared_logits(logits, allowed, 8))
+    torch.testing.assert_close(found, F.cross_entropy(logits, items, reduction="none"))
+    assert weights.all()
+    level, _ = softmax_losses(own + 2, torch.ones(6), shared_logits(logits + 2, allowed, 8))
+    torch.testing.assert_close(level, found + 0.05 * 4)
+
+
+def test_fewer_shared_negatives_stand_for_the_whole_catalogue():
+    """Twice the catalogue with the same negatives is every negative twice."""
+    logits, allowed = normal(5, 4), torch.ones(5, 4, dtype=torch.bool)
+    own = normal(5)
+    half, _ = softmax_losses(own, torch.ones(5), shared_logits(logits, allowed, 8))
+    whole = shared_logits(torch.cat([logits, logits], 1), torch.cat([allowed, allowed], 1), 8)
+    torch.testing.assert_close(half, softmax_losses(own, torch.ones(5), whole)[0])
+
+
+def test_observed_negatives_and_events_without_any_negative_beside_a_softmax():
+    logits, own = normal(3, 4).requires_grad_(), normal(3).requires_grad_()
+    allowed = torch.tensor([[True] * 4, [True] * 4, [False] * 4])
+    losses, weights = softmax_losses(own, torch.tensor([1.0, 0.0, 1.0]), shared_logits(logits, allowed, 4))
+    torch.testing.assert_close(losses[1], F.binary_cross_entropy_with_logits(own[1], torch.tensor(0.0)))
+    assert weights.tolist() == [1, 1, 0] and losses.isfinite().all()
+    (losses * weights).sum().backward()
+    assert own.grad[:2].all() and own.grad[2] == 0
+    assert logits.grad[0].all() and not logits.grad[1:].any()
 
 
 def test_the_validated_loss_is_the_mean_over_what_counts(log, monkeypatch):
@@ -263,7 +312,7 @@ def test_threads_change_nothing_but_the_last_digits(two_threads):
         return trained(shown_with(din(log, hidden_sizes=(64, 32)), 20), log, epochs=1, batch_size=256)
 
     one, two = two_threads(fit)
-    assert one.best_loss == pytest.approx(two.best_loss, rel=1e-5)
+    assert one.best_valid.loss == pytest.approx(two.best_valid.loss, rel=1e-5)
     for name, weight in one.weights.items():
         torch.testing.assert_close(weight, two.weights[name], atol=1e-4, rtol=1e-3)
 
@@ -278,8 +327,8 @@ def test_early_stopping_keeps_the_epoch_with_the_highest_auc(log, tmp_path):
     assert 2 < state.epoch < 30
     best = int(np.argmax(found))
     assert state.epoch == best + 1 + 2 and state.best_epoch == best + 1
-    assert found[-1] < found[best] == state.best_auc == fit.validate().auc
-    assert state.best_loss == state.history[best]["valid_loss"] == fit.validate().loss
+    assert found[-1] < found[best] == state.best_valid.auc == fit.validate().auc
+    assert state.best_valid.loss == state.history[best]["valid_loss"] == fit.validate().loss
 
 
 def test_the_best_epoch_is_the_first_with_the_highest_auc(log):
@@ -291,10 +340,22 @@ def test_the_best_epoch_is_the_first_with_the_highest_auc(log):
         with torch.no_grad():
             model.out.bias.fill_(number)
         state = state.after(model, Adam(model, 0.1, 0.0), 0.3, figures)
-    assert (state.best_loss, state.best_auc) == seen[2]
+    assert state.best_valid == seen[2]
     assert float(state.best["out.bias"]) == 3
     assert (state.epochs_since_best, state.best_epoch) == (1, 3)
-    assert [(record["valid_loss"], record["valid_auc"]) for record in state.history] == seen
+    assert [(record["valid_loss"], record["valid_auc"]) for record in state.history] == [
+        figures[:2] for figures in seen
+    ]
+
+
+def test_ndcg_chooses_the_epoch_before_auc(log):
+    model = din(log)
+    state = FitState.start(model, Validation(0.7, 0.5, 0.0))
+    seen = [Validation(0.5, 0.9, 0.2), Validation(0.4, 0.6, 0.3), Validation(0.4, 0.8, 0.3), Validation(0.3, 0.95, 0.1)]
+    for figures in seen:
+        state = state.after(model, Adam(model, 0.1, 0.0), 0.3, figures)
+    assert state.best_valid == seen[2] and state.best_epoch == 3
+    assert [record["valid_ndcg"] for record in state.history] == [0.2, 0.3, 0.3, 0.1]
 
 
 def test_the_weights_at_the_start_are_the_best_if_nothing_is_better(log):
@@ -303,7 +364,7 @@ def test_the_weights_at_the_start_are_the_best_if_nothing_is_better(log):
     state = run(trainer(model, log, patience=2, epochs=9), FitState.start(model, Validation(-1.0, 2.0)))
     assert state.epoch == 2
     assert all(torch.equal(state.best[name], before[name]) for name in before)
-    assert (state.best_loss, state.best_auc) == (-1.0, 2.0)
+    assert state.best_valid == Validation(-1.0, 2.0)
 
 
 def test_without_patience_all_epochs_are_done(log):

@@ -128,6 +128,11 @@ def test_the_kept_epoch_is_told() -> None:
     said = "the weights after epoch 1 were kept, which has the highest valid AUC, 0.6250 (valid loss 0.3750)."
     assert said in charts.learning(fit, "d")
     assert "the weights after epoch 0 were kept" in charts.learning(replace(fit, best_epoch=0), "d")
+    ranked = charts.learning(replace(fit, best_valid_ndcg=0.125), "d")
+    assert (
+        "the weights after epoch 1 were kept, which has the highest valid NDCG@10, 0.1250 (valid loss 0.3750)."
+        in ranked
+    )
 
 
 def test_one_epoch_is_a_picture_too() -> None:

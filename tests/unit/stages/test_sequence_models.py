@@ -13,9 +13,11 @@ from dcclctl.artifacts import CloudModel, PatchSet
 from dcclctl.devices import learner, metapatch
 from dcclctl.devices.basis_files import read_basis
 from dcclctl.devices.serving import Subject, serve
-from dcclctl.events.sampler import valid_samples
+from dcclctl.events.log import VALID
+from dcclctl.events.sampler import valid_sampler
 from dcclctl.events.sampling import Ints
 from dcclctl.models.kind import open_backbone
+from dcclctl.models.training import SharedLogits, softmax_losses
 from dcclctl.store.store import Store
 
 TRAIN = (
@@ -68,7 +70,7 @@ def test_the_incremental_control_starts_where_its_parent_ended(own: Path, model:
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
     # its own settings, not din's, where none are given
     settings = child.config[model]
-    assert (settings["negatives"], settings["dropout"]) == ((32, 0.2) if model == "sasrec" else (4, 0.4))
+    assert (settings["negatives"], settings["dropout"]) == ((32, 0.5) if model == "sasrec" else (32, 0.4))
     assert settings["history"] == 6  # a size: the parent's
     moved = done("train", f"--continue=cloud@{model[0]}", *flags, "--learning-rate=0.01", store=own)
     better = Store(own).resolve(moved["ref"])
@@ -82,16 +84,17 @@ def test_the_backbone_scores_what_was_trained(own: Path, model: str) -> None:
     cloud = CloudModel(Store(own).resolve(f"cloud@{model[0]}"))
     log, facts = cloud.dataset.log, cloud.facts
     backbone = open_backbone(cloud, torch.device("cpu"))
-    samples = valid_samples(log, cloud.negatives, 0)
+    events = log.events_in(VALID)
+    assert log.label[events].all()
     with torch.no_grad():
-        states = backbone.activations(samples.events, samples.candidates)
-        logits = backbone.head(samples.events, samples.candidates, states)
-    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, samples.labels, samples.weights)
-    found = float(losses) * samples.weights.numel() / float(samples.weights.sum())
-    assert found == pytest.approx(facts["best_valid_loss"], rel=1e-5)
-    own_item, negatives = logits[:, :1], logits[:, 1:]
-    wins = (own_item > negatives).double() + 0.5 * (own_item == negatives)
-    counted = samples.weights[:, 1:].double()
+        logits = backbone.head(events, None, backbone.activations(events, None))
+    # the log has fewer items than the default of shared negatives, so all of them are compared
+    negatives = valid_sampler(log, 0, 0).shared(events, cloud.shared_negatives, cloud.negatives, 0)
+    own_item, others = logits.gather(1, torch.from_numpy(log.item[events])[:, None]), logits[:, negatives.items]
+    losses, _ = softmax_losses(own_item[:, 0], torch.ones(len(events)), SharedLogits(negatives, others))
+    assert float(losses.mean()) == pytest.approx(facts["best_valid_loss"], rel=1e-5)
+    wins = (own_item > others).double() + 0.5 * (own_item == others)
+    counted = negatives.allowed.double()
     assert float((wins * counted).sum() / counted.sum()) == pytest.approx(facts["best_valid_auc"], abs=1e-9)
 
 
