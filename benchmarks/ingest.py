@@ -9,7 +9,6 @@ ingest does on top: hashes, row rules, dense ids, duplicates and repeats, period
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,8 @@ import time
 from pathlib import Path
 
 from side_by_side import Ratio, show
+
+from dcclctl.compute import peak_memory
 
 COLUMNS = ("user_id", "item_id", "category_id", "behaviour", "timestamp")
 DEFAULT_ROWS = 2_000_000
@@ -82,8 +83,7 @@ def run_way(way: str, log: Path, out: Path) -> None:
     start = time.perf_counter()
     WAYS[way](log, out)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps([seconds, peak if sys.platform == "darwin" else peak * 1024]))
+    print(json.dumps([seconds, peak_memory()]))
 
 
 def compare(rows: int, times: int) -> list[Ratio]:

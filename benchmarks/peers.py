@@ -108,15 +108,15 @@ def ours_training(folder: Path) -> dict[str, Any]:
     import torch
 
     from dcclctl.events.log import CLOUD, DEVICE, Block
-    from dcclctl.models.sequence import SasrecKind, SasrecSettings
+    from dcclctl.models.sequence import SasrecKind, SequenceSettings
     from dcclctl.models.settings import FitSettings
     from dcclctl.models.training import FitState, Trainer, pick
 
     torch.set_num_threads(1)
-    log, settings = dataset_of(folder).log, SasrecSettings(**OURS)
+    log, settings = dataset_of(folder).log, SequenceSettings(**OURS)
     model = SasrecKind().new(log, settings, torch.Generator().manual_seed(0))
     trainer = Trainer(model, log, [Block(CLOUD), Block(DEVICE)], FitSettings.of(settings, 0, "bench"))
-    trainer.valid = pick(trainer.valid, np.arange(1))
+    trainer.valid, trainer.ranked = pick(trainer.valid, np.arange(1)), trainer.ranked[:1]
     state = FitState.start(model, trainer.validate())
     started, wall = time.process_time(), time.perf_counter()
     trainer.epoch(state)
