@@ -25,23 +25,25 @@ LearningBlock = Annotated[str, Field(pattern=r"^(cloud|device|valid)(:[1-9][0-9]
 PERIODS = ("cloud", "device", "valid", "test")
 
 
+def tuned(default: Any, description: str, search: str, **extra: bool) -> Any:
+    """A setting with the values that `dcclctl tune` tries.
+
+    Args:
+        search: a range such as '1e-4..1e-2', or choices such as '16,32,64', see stages/space.py; '' for one that tune
+            leaves alone. extra: more about the setting, see `size` and `rarely`.
+    """
+    known: dict[str, Any] = {**extra, "search": search} if search else {**extra}
+    return Field(default, description=description, json_schema_extra=known)
+
+
 def size(default: Any, description: str, search: str = "") -> Any:
-    """A setting that fixes the shape of the weights; further training keeps it. `search`: see `searched`."""
-    return Field(default, description=description, json_schema_extra={"size": True} | searched(search))
+    """A setting that fixes the shape of the weights; further training keeps it. `search`: see `tuned`."""
+    return tuned(default, description, search, size=True)
 
 
 def rarely(default: Any, description: str, search: str = "") -> Any:
-    """A setting without a flag of its own: `--set` and the TOML file change it. `search`: see `searched`."""
-    return Field(default, description=description, json_schema_extra={"flag": False} | searched(search))
-
-
-def searched(values: str) -> dict[str, Any]:
-    """What `dcclctl tune` tries for a setting, for its `json_schema_extra`; '' for one that it leaves alone.
-
-    Args:
-        values: a range such as '1e-4..1e-2', or choices such as '16,32,64'; see stages/space.py.
-    """
-    return {"search": values} if values else {}
+    """A setting without a flag of its own: `--set` and the TOML file change it. `search`: see `tuned`."""
+    return tuned(default, description, search, flag=False)
 
 
 def has_flag(setting: FieldInfo) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dcclctl.artifacts import PatchSet
 from dcclctl.artifacts.patches import USERS_FILE
-from dcclctl.config import Rate, searched
+from dcclctl.config import Rate, tuned
 from dcclctl.devices.basis import descend
 from dcclctl.devices.hidden import HiddenLearner
 from dcclctl.devices.hidden_patch import DeviceRows, Head, second_linear
@@ -27,13 +27,9 @@ from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 
 
 class FineTuneSettings(LocalSettings):
-    learning_rate: Rate = Field(
-        0.005, description="Adam's step size on a device.", json_schema_extra=searched("5e-4..5e-2")
-    )
-    prior: Annotated[float, Field(ge=0.0)] = Field(
-        1.0,
-        description="Weight of the squared change against the sum of a user's losses.",
-        json_schema_extra=searched("0.1..100"),
+    learning_rate: Rate = tuned(0.005, "Adam's step size on a device.", search="5e-4..5e-2")
+    prior: Annotated[float, Field(ge=0.0)] = tuned(
+        1.0, "Weight of the squared change against the sum of a user's losses.", search="0.1..100"
     )
 
 

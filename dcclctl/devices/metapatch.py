@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dcclctl.artifacts import CloudModel, PatchSet
 from dcclctl.artifacts.cloud import BASIS_FILE
-from dcclctl.config import Positive, Rate, rarely, searched
+from dcclctl.config import Positive, Rate, rarely, tuned
 from dcclctl.devices import hidden_patch, state_patch
 from dcclctl.devices.basis import Layout, SharedBasis, learn_basis, new_basis
 from dcclctl.devices.basis_files import PRIOR_FILE, basis_of, read_basis, read_prior_mean, write_basis
@@ -38,10 +38,8 @@ _BATCH_EVENTS = 512
 
 
 class MetaPatchSettings(LocalSettings):
-    patch_size: Positive = Field(16, description="K: numbers in a user's θ̂.", json_schema_extra=searched("8,16,32"))
-    bottleneck: Positive = Field(
-        8, description="Width of the bottleneck of each patch.", json_schema_extra=searched("4,8,16")
-    )
+    patch_size: Positive = tuned(16, "K: numbers in a user's θ̂.", search="8,16,32")
+    bottleneck: Positive = tuned(8, "Width of the bottleneck of each patch.", search="4,8,16")
     prior_mean: Literal["learned", "zero"] = Field(
         "learned",
         description="μ, the prior's mean of θ̂: learned from all users' events with Θ, or zero, the cloud model.",

@@ -4,18 +4,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dcclctl.config import Positive, Rate, Section, rarely, searched
+from dcclctl.config import Positive, Rate, Section, rarely, tuned
 
 
 class LocalSettings(Section):
-    steps: Positive = Field(15, description="Gradient steps on a device.", json_schema_extra=searched("5..40"))
-    learning_rate: Rate = Field(
-        0.03, description="Adam's step size on a device.", json_schema_extra=searched("3e-3..0.3")
-    )
-    prior: Annotated[float, Field(ge=0.0)] = Field(
+    steps: Positive = tuned(15, "Gradient steps on a device.", search="5..40")
+    learning_rate: Rate = tuned(0.03, "Adam's step size on a device.", search="3e-3..0.3")
+    prior: Annotated[float, Field(ge=0.0)] = tuned(
         30.0,
-        description="λ: weight of the squared distance to the prior's mean against the sum of a user's losses.",
-        json_schema_extra=searched("1..300"),
+        "λ: weight of the squared distance to the prior's mean against the sum of a user's losses.",
+        search="1..300",
     )
     shard_users: Positive = rarely(2048, "Users in a shard; a killed run resumes at the first missing shard.")
     batch_rows: Positive = rarely(

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dcclctl.artifacts import PatchSet
-from dcclctl.config import Count, DistillConfig, Fraction, Positive, Rate, rarely, searched
+from dcclctl.config import Count, DistillConfig, Fraction, Positive, Rate, rarely, tuned
 from dcclctl.devices.memory.features import Statistics
 from dcclctl.devices.memory.method import statistics_of
 from dcclctl.devices.memory.patch import prior_shift
@@ -39,14 +39,10 @@ class FromMemorySettings(TeachingSettings):
         "Share of the events that are taught with the history cut to a few events or none, as new users have, and by "
         "the teachers alone; only for teachers with a memory.",
     )
-    beta: Annotated[float, Field(ge=0.0)] = Field(
-        10.0, description="β: weight of the teachers against the labels.", json_schema_extra=searched("1..30")
-    )
+    beta: Annotated[float, Field(ge=0.0)] = tuned(10.0, "β: weight of the teachers against the labels.", search="1..30")
     epochs: Positive = Field(20, description="Passes over the events for the cloud weights, at most.")
     patience: Count = Field(5, description=PATIENCE)
-    learning_rate: Rate = Field(
-        0.001, description="Adam's step size for the cloud weights.", json_schema_extra=searched("1e-4..1e-2")
-    )
+    learning_rate: Rate = tuned(0.001, "Adam's step size for the cloud weights.", search="1e-4..1e-2")
 
 
 class FromMemory(DistillationMethod[FromMemorySettings]):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field
 
-from dcclctl.config import Count, DistillConfig, Positive, Rate, Section, Variant, rarely, searched
+from dcclctl.config import Count, DistillConfig, Positive, Rate, Section, Variant, rarely, tuned
 from dcclctl.models.settings import PATIENCE, Share
 
 if TYPE_CHECKING:
@@ -34,14 +34,12 @@ METHODS: Mapping[str, Variant] = {
 
 
 class TeachingSettings(Section):
-    beta: Annotated[float, Field(ge=0.0)] = Field(
-        0.1, description="β: weight of the teachers against the labels.", json_schema_extra=searched("0.01..3")
+    beta: Annotated[float, Field(ge=0.0)] = tuned(
+        0.1, "β: weight of the teachers against the labels.", search="0.01..3"
     )
     epochs: Positive = Field(3, description="Passes over the events for the cloud weights, at most.")
     patience: Count = Field(0, description=PATIENCE)
-    learning_rate: Rate = Field(
-        0.002, description="Adam's step size for the cloud weights.", json_schema_extra=searched("1e-4..1e-2")
-    )
+    learning_rate: Rate = tuned(0.002, "Adam's step size for the cloud weights.", search="1e-4..1e-2")
     weight_decay: Annotated[float, Field(ge=0.0)] = rarely(1e-5, "L2 penalty on the embeddings in a batch.")
     dropout: Share = rarely(0.2, "Dropout on the hidden layers.")
     negatives: Count = rarely(

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dcclctl.config import Positive, Section, searched
+from dcclctl.config import Positive, Section, tuned
 from dcclctl.errors import DataError, UsageError
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
@@ -30,31 +30,23 @@ Decay = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class RecentSettings(ModelSettings):
-    newest: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.2, description="Newest share of the training events that is counted.", json_schema_extra=searched("0.01..1")
+    newest: Annotated[float, Field(gt=0.0, le=1.0)] = tuned(
+        0.2, "Newest share of the training events that is counted.", search="0.01..1"
     )
 
 
 class ItemKnnSettings(ModelSettings):
-    neighbours: Positive = Field(
-        500, description="Neighbours kept for each item.", json_schema_extra=searched("20..1000")
+    neighbours: Positive = tuned(500, "Neighbours kept for each item.", search="20..1000")
+    shrinkage: Annotated[float, Field(ge=0.0)] = tuned(
+        100.0, "Added to the denominator of the cosine, against chance pairs of rare items.", search="1..1000"
     )
-    shrinkage: Annotated[float, Field(ge=0.0)] = Field(
-        100.0,
-        description="Added to the denominator of the cosine, against chance pairs of rare items.",
-        json_schema_extra=searched("1..1000"),
-    )
-    decay: Decay = Field(
-        1.0,
-        description="Weight of an item of the history relative to one a basket later; 1: all weigh the same.",
-        json_schema_extra=searched("0.5..1"),
+    decay: Decay = tuned(
+        1.0, "Weight of an item of the history relative to one a basket later; 1: all weigh the same.", search="0.5..1"
     )
 
 
 class EaseSettings(ModelSettings):
-    ridge: Annotated[float, Field(gt=0.0)] = Field(
-        100.0, description="λ, L2 penalty on the item weights.", json_schema_extra=searched("1..5000")
-    )
+    ridge: Annotated[float, Field(gt=0.0)] = tuned(100.0, "λ, L2 penalty on the item weights.", search="1..5000")
 
 
 class CountedKind(CloudModelKind[SettingsT]):

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcclctl.config import Positive, Rate, searched, size
+from dcclctl.config import Positive, Rate, size, tuned
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.models.scoring import Backbone
@@ -31,9 +31,9 @@ class FactorSettings(PatientSettings):
 
 class BprSettings(FactorSettings):
     item_size: Positive = size(64, "Numbers in a factor.", search="16,32,64,128")
-    learning_rate: Rate = Field(0.005, description="Adam's step size.", json_schema_extra=searched("5e-4..5e-2"))
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
-        1e-4, description="L2 penalty on the embeddings in a batch.", json_schema_extra=searched("1e-6..1e-2")
+    learning_rate: Rate = tuned(0.005, "Adam's step size.", search="5e-4..5e-2")
+    weight_decay: Annotated[float, Field(ge=0.0)] = tuned(
+        1e-4, "L2 penalty on the embeddings in a batch.", search="1e-6..1e-2"
     )
 
 

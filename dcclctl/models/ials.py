@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dcclctl.compute import OnProgress, Phase, no_progress
-from dcclctl.config import Positive, searched, size
+from dcclctl.config import Positive, size, tuned
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, stream
 from dcclctl.models.counts import CountedKind, popularity_of
@@ -38,18 +38,12 @@ Weight = Annotated[float, Field(gt=0.0)]
 
 class IalsSettings(ModelSettings):
     item_size: Positive = size(64, "D, numbers in a factor.", search="32,64,128")
-    sweeps: Positive = Field(
-        16, description="Times that all users and then all items are solved for.", json_schema_extra=searched("4..32")
+    sweeps: Positive = tuned(16, "Times that all users and then all items are solved for.", search="4..32")
+    unobserved: Weight = tuned(
+        0.1, "α₀, weight of every pair of a user and an item, relative to one event.", search="1e-3..1"
     )
-    unobserved: Weight = Field(
-        0.1,
-        description="α₀, weight of every pair of a user and an item, relative to one event.",
-        json_schema_extra=searched("1e-3..1"),
-    )
-    penalty: Weight = Field(
-        0.003,
-        description="λ, L2 penalty on the factors, times the weight of a user's or an item's pairs.",
-        json_schema_extra=searched("1e-4..0.1"),
+    penalty: Weight = tuned(
+        0.003, "λ, L2 penalty on the factors, times the weight of a user's or an item's pairs.", search="1e-4..0.1"
     )
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dcclctl.config import Count, Positive, Rate, Section, searched
+from dcclctl.config import Count, Positive, Rate, Section, tuned
 
 #: dropout: a share below 1
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -23,9 +23,9 @@ class TrainedSettings(ModelSettings):
     epochs: Positive = Field(20, description="Passes over the training events, at most.")
     patience: Count = Field(2, description=PATIENCE)
     batch_size: Positive = Field(1024, description="Events per step, each with its negatives.")
-    learning_rate: Rate = Field(0.002, description="Adam's step size.", json_schema_extra=searched("3e-4..2e-2"))
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
-        1e-5, description="L2 penalty on the embeddings in a batch.", json_schema_extra=searched("1e-7..1e-3")
+    learning_rate: Rate = tuned(0.002, "Adam's step size.", search="3e-4..2e-2")
+    weight_decay: Annotated[float, Field(ge=0.0)] = tuned(
+        1e-5, "L2 penalty on the embeddings in a batch.", search="1e-7..1e-3"
     )
 
 

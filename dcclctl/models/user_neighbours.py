@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from dcclctl.config import Positive, searched
+from dcclctl.config import Positive, tuned
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.models.counts import CountedKind, Decay, popularity_of
@@ -42,42 +42,22 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class UserKnnSettings(ModelSettings):
-    neighbours: Positive = Field(
-        300, description="K, nearest users that are counted.", json_schema_extra=searched("25..1000")
-    )
+    neighbours: Positive = tuned(300, "K, nearest users that are counted.", search="25..1000")
 
 
 class TifuKnnSettings(UserKnnSettings):
-    groups: Positive = Field(
-        7, description="m, groups that a user's baskets are divided into.", json_schema_extra=searched("1..20")
-    )
-    basket_decay: Decay = Field(
-        0.9,
-        description="r_b, weight of a basket relative to the next one of its group.",
-        json_schema_extra=searched("0.3..1"),
-    )
-    group_decay: Decay = Field(
-        0.7, description="r_g, weight of a group relative to the next one.", json_schema_extra=searched("0.3..1")
-    )
-    own_share: Share = Field(
-        0.7,
-        description="α, weight of the user's own vector; the neighbours' is 1 − α.",
-        json_schema_extra=searched("0..1"),
-    )
+    groups: Positive = tuned(7, "m, groups that a user's baskets are divided into.", search="1..20")
+    basket_decay: Decay = tuned(0.9, "r_b, weight of a basket relative to the next one of its group.", search="0.3..1")
+    group_decay: Decay = tuned(0.7, "r_g, weight of a group relative to the next one.", search="0.3..1")
+    own_share: Share = tuned(0.7, "α, weight of the user's own vector; the neighbours' is 1 − α.", search="0..1")
 
 
 class UpCfSettings(UserKnnSettings):
-    recent_baskets: Positive = Field(
-        25, description="r, a user's newest baskets that are counted.", json_schema_extra=searched("2..100")
+    recent_baskets: Positive = tuned(25, "r, a user's newest baskets that are counted.", search="2..100")
+    asymmetry: Share = tuned(
+        0.5, "α: 1 relates the shared items to the user's own, 0 to the neighbour's, 0.5 is the cosine.", search="0..1"
     )
-    asymmetry: Share = Field(
-        0.5,
-        description="α: 1 relates the shared items to the user's own, 0 to the neighbour's, 0.5 is the cosine.",
-        json_schema_extra=searched("0..1"),
-    )
-    locality: Annotated[float, Field(gt=0.0)] = Field(
-        5.0, description="q, power of a neighbour's similarity.", json_schema_extra=searched("1..50")
-    )
+    locality: Annotated[float, Field(gt=0.0)] = tuned(5.0, "q, power of a neighbour's similarity.", search="1..50")
 
 
 def item_vectors(owners: Ints, baskets: Ints, items: Ints, shape: tuple[int, int], weigh: Weighting) -> Any:

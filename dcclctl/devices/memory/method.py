@@ -18,7 +18,7 @@ from torch import Tensor
 from dcclctl.artifacts import CloudModel, Memory, PatchSet
 from dcclctl.artifacts.memory import STATISTICS_FILE
 from dcclctl.compute import Phase
-from dcclctl.config import Fraction, Positive, Rate, Section, rarely, searched
+from dcclctl.config import Fraction, Positive, Rate, Section, rarely, tuned
 from dcclctl.devices.learner import held_back_of, shard_table, with_ids
 from dcclctl.devices.memory.features import Memories, Statistics
 from dcclctl.devices.memory.patch import MemoryFit, MemoryPatch, MemoryRows, learn, prior_shift, user_losses
@@ -46,12 +46,8 @@ _PARTS = 60
 
 
 class MemorySettings(Section):
-    hidden_size: Positive = Field(
-        32, description="H: hidden units of the patch.", json_schema_extra=searched("16,32,64")
-    )
-    epochs: Positive = Field(
-        8, description="Passes over the events that learn the patch.", json_schema_extra=searched("4..16")
-    )
+    hidden_size: Positive = tuned(32, "H: hidden units of the patch.", search="16,32,64")
+    epochs: Positive = tuned(8, "Passes over the events that learn the patch.", search="4..16")
     learning_rate: Rate = rarely(0.003, "AdamW's step size.", search="3e-4..3e-2")
     weight_decay: Annotated[float, Field(ge=0.0)] = rarely(0.01, "AdamW's weight decay.", search="1e-4..1e-1")
     truncated_share: Fraction = rarely(
