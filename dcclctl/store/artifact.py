@@ -152,14 +152,8 @@ class Artifact(Files):
         return Input(self.kind, self.id)
 
     def damage(self, name: str) -> str:
-        """What is wrong with one of its files as the store keeps it, all of which is read; '' if nothing is wrong."""
-        listed = self.manifest["files"].get(name)
-        if listed is None:
-            return "is not in the manifest"
-        try:
-            return _difference(listed, *self.disk.digest(self.path, name))
-        except OSError as error:
-            return _no_file(error)
+        """What is wrong with one of its files, all of which is read; '' if nothing is wrong."""
+        return self._checked(name)[0]
 
     def _checked(self, name: str, keep: bool = False) -> tuple[str, bytes]:
         """What is wrong with a file ('' if nothing is), and its bytes if they are to be kept."""
@@ -167,13 +161,19 @@ class Artifact(Files):
         if listed is None:
             return "is not in the manifest", b""
         try:
-            with self.disk.open(self.path, name, listed["sha256"]) as file:
+            with self.disk.open(self.path, name) as file:
                 size = os.fstat(file.fileno()).st_size
-                data = file.read() if keep and size == listed["bytes"] else b""
+                if size != listed["bytes"]:
+                    return f"has {size} bytes instead of {listed['bytes']}", b""
+                data = file.read() if keep else b""
                 found = hashlib.sha256(data).hexdigest() if keep else file_sha256(file)
+                if found != listed["sha256"]:
+                    return "does not have the SHA-256 that was recorded for it", b""
+        except FileNotFoundError:
+            return "is missing", b""
         except OSError as error:
-            return _no_file(error), b""
-        return _difference(listed, size, found), data
+            return f"cannot be read: {error.strerror}", b""
+        return "", data
 
     def verify(self) -> dict[str, str]:
         """Damaged, missing or unknown file → what is wrong with it; {} if the artifact is whole."""
@@ -209,7 +209,7 @@ class Artifact(Files):
 
     def file(self, name: str) -> Path:
         """Path of a file, after checking its bytes; `read` gives the bytes that were checked."""
-        problem, _ = self._checked(name)
+        problem = self.damage(name)
         if problem:
             raise self.unreadable(name, problem)
         return self.path / name
@@ -217,17 +217,6 @@ class Artifact(Files):
     def unreadable(self, name: str, problem: str) -> ArtifactError:
         place = self.disk.shown(self.path)
         return damaged(self.kind, self.number, f"{name} {problem}", place, remake(self.manifest))
-
-
-def _difference(listed: dict[str, Any], size: int, sha256: str) -> str:
-    """How a file differs from what the manifest lists; '' if it does not."""
-    if size != listed["bytes"]:
-        return f"has {size} bytes instead of {listed['bytes']}"
-    return "" if sha256 == listed["sha256"] else "does not have the SHA-256 that was recorded for it"
-
-
-def _no_file(error: OSError) -> str:
-    return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
 
 
 def damaged(kind: str, number: int, problem: str, place: str, command: str = "") -> ArtifactError:

@@ -1,6 +1,7 @@
 """The store's file system in one class. No other file of the store creates, renames, locks or lists.
 
-`object_disk.ObjectDisk` is the second class with these methods: it keeps in a bucket what others may see.
+An object store would be a second class with these methods. It cannot rename, so its `publish` would create
+`manifest.json` under the next free number, on the condition that it does not exist.
 """
 
 import errno
@@ -15,7 +16,6 @@ from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
 from dcclctl.errors import ArtifactError
-from dcclctl.store.contents import file_sha256
 
 #: Nothing is written when fewer bytes are free, so that there is room to stop in good order.
 RESERVE_BYTES = 16 * 2**20
@@ -201,18 +201,9 @@ class LocalDisk:
             raise ArtifactError(f"{path} is larger than {limit:,} bytes", "dcclctl did not write it; remove it.")
         return data
 
-    def open(self, folder: Path, name: str, sha256: str = "") -> BufferedReader:
-        """Open a file of a committed folder for reading, see `open_inside`.
-
-        Args:
-            sha256: of its bytes, if known; a copy of the file that has another one is not used.
-        """
+    def open(self, folder: Path, name: str) -> BufferedReader:
+        """Open a file of a committed folder for reading, see `open_inside`."""
         return open_inside(folder, name)
-
-    def digest(self, folder: Path, name: str) -> tuple[int, str]:
-        """Size and SHA-256 of a file of a committed folder as it is kept, not of a copy. Errors as `open_inside` has them."""
-        with open_inside(folder, name) as file:
-            return os.fstat(file.fileno()).st_size, file_sha256(file)
 
     def make_folder(self, folder: Path) -> None:
         """Create a folder and its parents and wait until they are on the disk."""
@@ -353,12 +344,6 @@ class LocalDisk:
         with held:
             yield
 
-    @contextmanager
-    def beside(self, path: Path) -> Iterator[None]:
-        """Write in the body what each later holder of the lock sees; at the end no earlier holder is at work any more."""
-        with self.lock(path, lambda: None):
-            yield
-
     def try_lock(self, path: Path, on_wait: Callable[[], None] | None = None) -> "Held | None":
         """Take a lock; None if another process holds it, or if its file was removed meanwhile.
 
@@ -394,14 +379,11 @@ class Held:
         self.path = path
         self._descriptor = descriptor
 
-    def release(self, *others: Path) -> None:
-        """Give the lock back, and remove its file and others that belong to it."""
+    def release(self) -> None:
+        """Give the lock back and remove its file."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor < 0:
             return
-        for path in others:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
         if os.name == "nt":  # where an open file cannot be removed
             os.close(descriptor)
             with suppress(OSError):

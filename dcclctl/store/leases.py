@@ -1,9 +1,9 @@
 """What running processes use, so that nothing is deleted under them.
 
 A store object that resolves, finds or makes an artifact holds a lease: `STORE/leases/<name>.lock`, locked until the process
-ends, and `<name>.ids`, the ids that it uses. `artifacts gc` and `rm` read the leases and move artifacts away under a lock,
-`STORE/hygiene.lock`. An artifact is added to a lease beside that lock and looked up again afterwards. So one of the two
-comes first: either the artifact is leased and stays, or it is gone and the command says so.
+ends, and `<name>.ids`, the ids that it uses. An artifact is added to a lease and looked up again under the same lock,
+`STORE/hygiene.lock`, under which `artifacts gc` and `rm` read the leases and move artifacts away. So one of the two comes
+first: either the artifact is leased and stays, or it is gone and the command says so.
 """
 
 import os
@@ -28,15 +28,15 @@ class Leases:
 
     def __init__(self, root: Path, disk: LocalDisk, written: bool = True) -> None:
         self._root, self._disk, self._written = root, disk, written
-        self._folder, self._lock = root / "leases", root / "hygiene.lock"
+        self._folder = root / "leases"
         self._own: Held | None = None
         self._process = os.getpid()
         self._ids: set[str] = set()
 
     @contextmanager
     def hygiene(self) -> Iterator[None]:
-        """Hold the lock under which artifacts are moved away."""
-        with self._disk.lock(self._lock, lambda: None):
+        """Hold the lock under which artifacts are leased and moved away."""
+        with self._disk.lock(self._root / "hygiene.lock", lambda: None):
             yield
 
     def add(self, id: str, is_there: Callable[[], bool]) -> bool:
@@ -53,14 +53,13 @@ class Leases:
         if not self._written or not os.access(self._root, os.W_OK):
             return is_there()
         try:
-            with self._disk.beside(self._lock):
+            with self.hygiene():
+                if not is_there():
+                    return False
                 self._write(id)
         except ArtifactError:
             # No locks on this file system, or no room: then nobody can collect here either.
             return is_there()
-        if not is_there():
-            self._ids.discard(id)
-            return False
         return True
 
     def _write(self, id: str) -> None:
@@ -100,4 +99,6 @@ class Leases:
 def _end(own: Held, process: int) -> None:
     """Give a lease back; a forked child leaves the lease of its parent alone."""
     if process == os.getpid():
-        own.release(own.path.with_suffix(_IDS))
+        with suppress(OSError):
+            own.path.with_suffix(_IDS).unlink(missing_ok=True)
+        own.release()
