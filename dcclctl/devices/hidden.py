@@ -14,9 +14,8 @@ from dcclctl.devices.hidden_patch import DeviceRows, Head
 from dcclctl.devices.learner import Learner
 from dcclctl.devices.method import PatchTask
 from dcclctl.devices.settings import LocalSettings
-from dcclctl.events.sampling import Ints
+from dcclctl.events.sampling import Ints, ranges
 from dcclctl.models.din import DinBackbone
-from dcclctl.models.neighbours import ranges
 from dcclctl.models.scoring import Backbone
 
 #: events whose attention units are held at once, few enough for a CPU's cache: twice as fast as thousands

@@ -26,10 +26,9 @@ from dcclctl.devices.method import PatchTask
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.devices.state_patch import StateRows, StateShape
 from dcclctl.errors import UsageError
-from dcclctl.events.sampling import Ints, stream
+from dcclctl.events.sampling import Ints, ranges, stream
 from dcclctl.models.din import DinBackbone
 from dcclctl.models.kind import open_backbone
-from dcclctl.models.neighbours import ranges
 from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 from dcclctl.models.sequence import SequenceBackbone
 

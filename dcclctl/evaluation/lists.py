@@ -16,7 +16,6 @@ from dcclctl.devices.serving import Subject, serve
 from dcclctl.events.log import TEST, EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.models.kind import open_backbone
-from dcclctl.models.neighbours import ranges
 from dcclctl.models.scoring import HeadFunction, score
 
 Moment = Literal["test", "end"]
@@ -218,9 +217,8 @@ class Lister:
         if self.rules.candidates is not None:
             allowed &= self.rules.candidates
         if self.rules.exclude_seen:
-            begins, ends = self.log.history_start[rows], self.log.history_end[rows]
-            seen = self.log.sequence.numpy()[ranges(begins, ends)]
-            allowed[np.repeat(np.arange(len(rows)), ends - begins), seen] = False
+            owners, places = self.log.history_places(rows)
+            allowed[owners, self.log.sequence.numpy()[places]] = False
         found = torch.from_numpy(allowed)
         return found if self.items is None else found[:, self.items]
 

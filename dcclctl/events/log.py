@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dcclctl.errors import UsageError
-from dcclctl.events.sampling import Ints, PairSet
+from dcclctl.events.sampling import Ints, PairSet, ranges
 
 #: period codes, as in the events table
 CLOUD, DEVICE, VALID, TEST = range(4)
@@ -173,6 +173,15 @@ class EventLog:
         """(B,) length of each event's history, at most `limit`."""
         lengths: Ints = np.minimum(self.history_end[events] - self.history_start[events], limit)
         return lengths
+
+    def history_places(self, events: Ints) -> tuple[Ints, Ints]:
+        """The events' whole histories, one after the other, oldest first.
+
+        Returns:
+            (H,) which of the events (B,) each belongs to, 0 to B − 1, and (H,) its place in `sequence`.
+        """
+        begins, ends = self.history_start[events], self.history_end[events]
+        return np.repeat(np.arange(len(events)), ends - begins), ranges(begins, ends)
 
     def histories(self, events: Ints, limit: int) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """Items of each event's history, newest first.

@@ -60,6 +60,14 @@ def permutation(seed: int, purpose: str, keys: Ints, *more: int) -> Ints:
     return np.argsort(hashes(seed, purpose, *more, keys), kind="stable")
 
 
+def ranges(begins: Ints, ends: Ints) -> Ints:
+    """begins[0] … ends[0] − 1, begins[1] … ends[1] − 1, …"""
+    lengths = ends - begins
+    offsets = np.cumsum(lengths) - lengths
+    numbers: Ints = np.arange(int(lengths.sum())) + np.repeat(begins - offsets, lengths)
+    return numbers
+
+
 #: places of a set's filter for each pair, as a power of 2 and at least half of it
 _FILTER_BITS = 2
 
@@ -111,9 +119,7 @@ class PairSet:
     def _own_pairs(self, owners: Ints) -> tuple[Ints, Ints]:
         """All pairs of the owners (B,): each one's place in `owners`, and its item."""
         begins, ends = (np.searchsorted(self._keys, (owners + more) * self.n_items) for more in (0, 1))
-        lengths = ends - begins
-        at = np.arange(int(lengths.sum())) + np.repeat(begins - np.cumsum(lengths) + lengths, lengths)
-        return np.repeat(np.arange(len(owners)), lengths), self._keys[at] % self.n_items
+        return np.repeat(np.arange(len(owners)), ends - begins), self._keys[ranges(begins, ends)] % self.n_items
 
 
 #: how often a slot is drawn again before all its candidates are listed

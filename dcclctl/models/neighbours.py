@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from dcclctl.compute import OnProgress, Phase, no_progress
 from dcclctl.events.log import EventLog
-from dcclctl.events.sampling import Ints
+from dcclctl.events.sampling import Ints, ranges
 from dcclctl.models.scoring import Backbone
 from dcclctl.models.windows import Baskets
 
@@ -131,14 +131,6 @@ def largest_of_rows(
     missing = np.arange(count) - lengths[short, None]
     column[short] = np.where(missing < 0, column[short], np.take_along_axis(free, missing.clip(min=0), 1))
     return column, value
-
-
-def ranges(begins: Ints, ends: Ints) -> Ints:
-    """begins[0] … ends[0] − 1, begins[1] … ends[1] − 1, …"""
-    lengths = ends - begins
-    offsets = np.cumsum(lengths) - lengths
-    numbers: Ints = np.arange(int(lengths.sum())) + np.repeat(begins - offsets, lengths)
-    return numbers
 
 
 class HistoryModel(ABC):
@@ -324,9 +316,8 @@ class HistoryBackbone(Backbone):
 
     def bags(self, events: Ints) -> tuple[Ints, Ints, Floats | None]:
         """The events' histories as bags of distinct items: bag (H,), ascending, item (H,) and its weight (H,) or None."""
-        begins, ends = self.log.history_start[events], self.log.history_end[events]
-        places = ranges(begins, ends)
-        keys = np.repeat(np.arange(len(events)), ends - begins) * self.log.n_items + self.log.sequence.numpy()[places]
+        owners, places = self.log.history_places(events)
+        keys = owners * self.log.n_items + self.log.sequence.numpy()[places]
         # of the reversed history the first occurrence is the newest
         keys, newest, counts = np.unique(keys[::-1], return_index=True, return_counts=True)
         bags, items = keys // self.log.n_items, keys % self.log.n_items
@@ -334,7 +325,7 @@ class HistoryBackbone(Backbone):
             return bags, items, counts.astype(np.float64)
         if self.decay == 1.0:
             return bags, items, None
-        since = self.baskets.number(ends - 1)[bags] - self.baskets.number(places[::-1][newest])
+        since = self.baskets.number(self.log.history_end[events] - 1)[bags] - self.baskets.number(places[::-1][newest])
         return bags, items, self.decay**since
 
     def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C"]:

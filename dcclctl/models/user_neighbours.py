@@ -10,7 +10,7 @@ Shapes: B events, T users with training events, I items, K neighbours.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.models.counts import CountedKind, Decay, popularity_of
 from dcclctl.models.kind import FitTask
-from dcclctl.models.neighbours import Floats, ranges
+from dcclctl.models.neighbours import Floats
 from dcclctl.models.scoring import Backbone
 from dcclctl.models.settings import ModelSettings
 from dcclctl.models.windows import Baskets
@@ -126,14 +126,17 @@ class TrainingUsers:
 
 
 class UserModel(ABC):
-    """How vectors are weighed, which users are near, and what their vectors count.
+    """How vectors are weighed, which users are near, and what their vectors count."""
 
-    Attributes:
-        own: weight of the user's own vector. neighbours: K.
-    """
+    @property
+    @abstractmethod
+    def own(self) -> float:
+        """Weight of the user's own vector."""
 
-    own: float
-    neighbours: int
+    @property
+    @abstractmethod
+    def neighbours(self) -> int:
+        """K, how many of the nearest users count."""
 
     @abstractmethod
     def weigh(self, place: Ints, total: Ints) -> Floats:
@@ -168,11 +171,11 @@ class TifuKnn(UserModel):
     settings: TifuKnnSettings
 
     @property
-    def own(self) -> float:  # type: ignore[override]
+    def own(self) -> float:
         return self.settings.own_share
 
     @property
-    def neighbours(self) -> int:  # type: ignore[override]
+    def neighbours(self) -> int:
         return self.settings.neighbours
 
     def weigh(self, place: Ints, total: Ints) -> Floats:
@@ -216,10 +219,13 @@ class UpCf(UserModel):
     """
 
     settings: UpCfSettings
-    own: ClassVar[float] = 1.0  # type: ignore[misc]
 
     @property
-    def neighbours(self) -> int:  # type: ignore[override]
+    def own(self) -> float:
+        return 1.0
+
+    @property
+    def neighbours(self) -> int:
         return self.settings.neighbours
 
     def weigh(self, place: Ints, total: Ints) -> Floats:
@@ -273,9 +279,7 @@ class UserKnnBackbone(Backbone):
 
     def vectors(self, events: Ints) -> Any:
         """(B, I) vectors of the events' histories, sparse."""
-        begins, ends = self.log.history_start[events], self.log.history_end[events]
-        places = ranges(begins, ends)
-        owners = np.repeat(np.arange(len(events)), ends - begins)
+        owners, places = self.log.history_places(events)
         items = self.log.sequence.numpy()[places]
         shape = (len(events), self.log.n_items)
         return item_vectors(owners, self.baskets.number(places), items, shape, self.model.weigh)

@@ -35,8 +35,7 @@ from torch import Tensor
 
 from dcclctl.devices.memory.lists import Floats, ItemLists, largest, sums
 from dcclctl.events.log import EventLog
-from dcclctl.events.sampling import Ints, hashes
-from dcclctl.models.neighbours import ranges
+from dcclctl.events.sampling import Ints, hashes, ranges
 
 #: features of a candidate; the first is the number of items in the memory, the same for all candidates
 FEATURES = (

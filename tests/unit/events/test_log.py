@@ -39,6 +39,13 @@ def test_a_history_keeps_the_newest():
     assert log.history_lengths(np.arange(8), 2).tolist() == [0, 1, 1, 1, 2, 2, 0, 1]
 
 
+def test_whole_histories_follow_one_another_oldest_first():
+    log = log_of(ROWS, n_users=2, n_items=20)
+    owners, places = log.history_places(np.array([5, 6, 7, 4]))
+    assert owners.tolist() == [0, 0, 0, 0, 2, 3, 3, 3]
+    assert log.sequence[places].tolist() == [10, 12, 13, 14, 16, 10, 12, 13]
+
+
 def test_histories_are_no_wider_than_the_batch_needs():
     log = log_of(ROWS, n_users=2, n_items=20)
     assert log.histories(np.array([0, 1]), 9)[0].shape == (2, 1)
