@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from world import World
 
 from dcclctl.artifacts import CloudModel, Memory, PatchSet
 from dcclctl.config import Section
 from dcclctl.errors import UsageError
+from dcclctl.events.log import TEST
+from dcclctl.models.kind import open_backbone
 from dcclctl.stages.distill import distill
 from dcclctl.stages.memory import remember
 from dcclctl.stages.patch import patch
@@ -43,7 +46,10 @@ def run(command: str, variant: str, world: World, root: Path) -> CloudModel | Pa
     section = COMMANDS[command].variants[variant].load().Settings
     settings = {name: value for name, value in QUICK.items() if name in section.model_fields} | {"threads": 1}
     if command == "train":
-        return train(own.dataset(), {"model": variant, **settings})
+        made = train(own.dataset(), {"model": variant, **settings})
+        backbone, events = open_backbone(made, torch.device("cpu")), made.dataset.log.events_in(TEST)[:3]
+        backbone.head(events, None, backbone.activations(events, None))  # some settings are read where items are scored
+        return made
     if command == "patch":
         return patch(own.cloud(), {"method": variant, **settings}, memory=memory(own) if variant == "memory" else None)
     assert command == "distill", f"say here how to run a small {command}"
