@@ -41,16 +41,19 @@ def ancestors(*artifacts: Artifact) -> dict[str, Artifact]:
         ArtifactError: an artifact is gone or damaged.
     """
     found: dict[str, Artifact] = {}
-
-    def visit(artifact: Artifact) -> None:
-        for role, given in sorted(artifact.inputs.items()):
-            if given.kind != "raw" and given.id not in found:
-                visit(artifact.input(role))
-        found[artifact.id] = artifact
-
     for artifact in artifacts:
-        visit(artifact)
+        _visit(artifact, found)
     return found
+
+
+# Not a function inside `ancestors`: one that calls itself would keep the artifacts, and with them their store's lease,
+# until Python happens to collect cycles.
+def _visit(artifact: Artifact, found: dict[str, Artifact]) -> None:
+    """Add an artifact, after what it was made from."""
+    for role, given in sorted(artifact.inputs.items()):
+        if given.kind != "raw" and given.id not in found:
+            _visit(artifact.input(role), found)
+    found[artifact.id] = artifact
 
 
 def lineage(artifact: Artifact) -> Node:

@@ -1,5 +1,7 @@
 """ancestors(): everything that artifacts were made from."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,19 @@ def test_a_long_chain_is_walked_once(tmp_path: Path) -> None:
     for link in range(1, 41):
         last = made(store, link, cloud=last, patches=last)
     assert len(ancestors(last)) == 41
+
+
+def test_what_was_walked_does_not_keep_its_store(tmp_path: Path) -> None:
+    """A store that is kept would keep its lease, and `artifacts forget` would wait for it."""
+    store = Store(tmp_path)
+    ancestors(made(store, 1, cloud=made(store, 0)))
+    kept = weakref.ref(store)
+    gc.disable()
+    try:
+        del store
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_of_the_world(world: World) -> None:
