@@ -18,7 +18,7 @@ from dcclctl.compute import peak_memory
 START, OTHER = "start", "other"
 #: a smaller share of the time is not named
 _SMALLEST_SHARE = 0.01
-#: The stack is looked at every 10 ms, in a long run less often: so a trace has at most some 10,000 looks a factor e of time.
+#: The stack is looked at every 10 ms; after 100 s less often, every 10,000th part of the time that has passed.
 _LOOK_EVERY, _LOOKS = 0.01, 10_000
 #: only functions of the package are in a trace
 _PACKAGE: Final = str(Path(__file__).resolve().parent.parent)
@@ -84,8 +84,9 @@ class Timeline:
             self._end(place + 1, now)
             phase = self.under_way[place]
         else:
-            last = len(self.under_way) - 1
-            self._end(place - 1 if place > last >= 0 and not self.under_way[last].total else place, now)
+            if place == len(self.under_way) > 0 and not self.under_way[-1].total:
+                place -= 1  # a phase of unknown size ends here
+            self._end(place, now)
             phase = Span(what, done, total, note, done, now)
             self.under_way.append(phase)
         phase.done, phase.total, phase.note = done, total, note
@@ -95,9 +96,7 @@ class Timeline:
 
     def current(self) -> Span:
         """What is done now."""
-        for span in self.under_way[-1:]:
-            return span
-        return Span(OTHER, 0, 0, "", 0, self.counted)
+        return self.under_way[-1] if self.under_way else Span(OTHER, 0, 0, "", 0, self.counted)
 
     def _count(self) -> float:
         """Give the time since the last call to the innermost phase."""
@@ -147,7 +146,7 @@ def _event(name: str, thread: str, start: float, end: float, facts: dict[str, An
     return {"name": name, **place, "ts": round(start * 1e6), "dur": round((end - start) * 1e6), "args": facts}
 
 
-class Sampler:
+class StackSampler:
     """Looks again and again which functions of the package the calling thread is in, and what the process uses.
 
     A look takes some microseconds. Unlike torch's profiler, which records every operation, it says how long a function took
@@ -223,7 +222,7 @@ def profiled(timeline: Timeline, path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    sampler = Sampler(timeline)
+    sampler = StackSampler(timeline)
     try:
         yield
     finally:

@@ -28,7 +28,7 @@ from dcclctl.models.settings import PATIENCE
 
 
 class FromMemorySettings(TeachingSettings):
-    """Settings of distillation from memories: small steps and many candidates, until the ranking of valid is not better any more."""
+    """Settings of distillation from memories: small steps, many candidates, until valid is ranked no better."""
 
     unlabelled: Positive = Field(
         12,

@@ -62,9 +62,8 @@ def solve(factors: Float[Tensor, "N D"], rows: Any, settings: IalsSettings) -> F
     ridge = settings.penalty * (torch.from_numpy(rows.sum(axis=1)) + settings.unobserved * n_others)
     solved = torch.zeros(n_rows, width, dtype=torch.float64)
     order = np.argsort(lengths, kind="stable")  # rows of similar length together
-    at = 0
-    while at < n_rows:
-        step = max(1, _BLOCK // width**2)
+    step = max(1, _BLOCK // width**2)
+    for at in range(0, n_rows, step):
         some = order[at : at + step]
         gram = base + ridge[some, None, None] * torch.eye(width, dtype=torch.float64)
         target = torch.zeros(len(some), width, dtype=torch.float64)
@@ -80,7 +79,6 @@ def solve(factors: Float[Tensor, "N D"], rows: Any, settings: IalsSettings) -> F
             gram += weighted.mT @ own
             target += weighted.sum(1)
         solved[some] = torch.cholesky_solve(target[..., None], torch.linalg.cholesky(gram)).squeeze(-1)
-        at += len(some)
     return solved
 
 

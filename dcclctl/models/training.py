@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -353,11 +354,7 @@ class Trainer:
         """Loss, AUC and, with shared negatives, NDCG@10 on valid, with the histories that the served model reads."""
         users = self.log.user[self.valid.events]
         through = self.model.serving_pass(self.log, self.valid.events)
-
-        def draw(events: Ints, batch: int) -> SharedNegatives | None:
-            return self._shared(self.valid_sampler, events, batch)
-
-        found = validate(self.model, through, self.valid, users, on_progress, draw)
+        found = validate(self.model, through, self.valid, users, on_progress, partial(self._shared, self.valid_sampler))
         if not self.settings.shared_negatives or not len(self.ranked):
             return found
         through = self.model.serving_pass(self.log, self.ranked)

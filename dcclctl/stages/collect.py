@@ -74,8 +74,8 @@ def collect(
     """Make patches of what devices learned.
 
     θ̂ with noise (see the runner's --dp) is moved towards the mean μ first, by the share of its expected squared distance that
-    is noise; this uses nothing but what was sent. Then θ̂ farther from μ than a bound is moved to it. The bound is learned from all uplinks: their median distance plus
-    some median absolute deviations, which a minority of dishonest devices can hardly move.
+    is noise; this uses nothing but what was sent. Then θ̂ farther from μ than a bound is moved to it. All uplinks decide the
+    bound: their median distance plus some median absolute deviations, which a minority of dishonest devices can hardly move.
 
     Args:
         bundle: what the devices have. uplinks: files with one JSON object each or a line, or folders of such files.

@@ -315,19 +315,7 @@ def _specification(
         "sizes": sizes,
         "short_rings": users_with_short_rings(log, sizes["ring"], model.sizes.history) if baskets else 0,
         "constants": {"steps": STEPS},
-        "learning": None
-        if patches is None or basis is None
-        else {
-            "states": baskets,
-            "steps": local_settings(patches).steps,
-            "negatives": int(patches.config["negatives"]),
-            # of the draws of negatives, see events/sampling.py
-            "stream": stream(patches.artifact.seed, NEGATIVES),
-            "stream_left": stream(patches.artifact.seed, f"{NEGATIVES}/left"),
-            "start": array(mean := read_prior_mean(patches.artifact)).tolist(),
-            # θ̂ that came back with noise says little of the usual distance: it stays that of the first round
-            "clip": patches.facts.get("clip") or usual_distance(patches, mean),
-        },
+        "learning": None if patches is None or basis is None else _learning(patches, baskets),
         "bytes": {
             "shared": sum(len(data) for name, data in files.items() if name.endswith(".onnx") or name == BASIS_FILE),
             "item": table.bytes_per_row,
@@ -335,6 +323,22 @@ def _specification(
             "user": user_bytes(sizes, len(parts.shipped), sizes["ring"]),
         },
         "fallback": "Items that are not shipped are never shown; events with them are counted and otherwise forgotten.",
+    }
+
+
+def _learning(patches: PatchSet, states: bool) -> dict[str, Any]:
+    """What a device needs to know to learn θ̂, see spec.Learning."""
+    mean = read_prior_mean(patches.artifact)
+    return {
+        "states": states,
+        "steps": local_settings(patches).steps,
+        "negatives": int(patches.config["negatives"]),
+        # of the draws of negatives, see events/sampling.py
+        "stream": stream(patches.artifact.seed, NEGATIVES),
+        "stream_left": stream(patches.artifact.seed, f"{NEGATIVES}/left"),
+        "start": array(mean).tolist(),
+        # θ̂ that came back with noise says little of the usual distance: it stays that of the first round
+        "clip": patches.facts.get("clip") or usual_distance(patches, mean),
     }
 
 

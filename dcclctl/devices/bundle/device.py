@@ -354,8 +354,12 @@ class Device:
 
     def uplink(self, user: dict[str, Any]) -> dict[str, Any]:
         """What the device sends to the cloud: θ̂ of this round, and nothing of its log but the number of events."""
-        sent = {"theta": self.theta.tolist(), "events": self.learned_from}
-        return {"bundle": self.graphs.spec["id"], "token": user.get("token", ""), **sent}
+        return {
+            "bundle": self.graphs.spec["id"],
+            "token": user.get("token", ""),
+            "theta": self.theta.tolist(),
+            "events": self.learned_from,
+        }
 
     def private_uplink(self, user: dict[str, Any], epsilon: float, delta: float) -> dict[str, Any]:
         """`uplink` under local differential privacy: whatever the log holds, what is sent is nearly as likely.

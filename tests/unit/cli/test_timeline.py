@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from world import dcclctl
 
-from dcclctl.cli.timeline import Sampler, Timeline, profiled
+from dcclctl.cli.timeline import StackSampler, Timeline, profiled
 
 
 class Clock:
@@ -95,7 +95,7 @@ def _in_the_package(seen: threading.Event) -> None:
 
 def test_counters_of_memory_and_processor(tmp_path: Path) -> None:
     timeline = Timeline()
-    sampler = Sampler(timeline)
+    sampler = StackSampler(timeline)
     while not any(event["ph"] == "C" for event in sampler._events):
         pass
     sampler.write(tmp_path / "trace.json")
