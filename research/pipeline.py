@@ -10,6 +10,9 @@ from pathlib import Path
 
 import polars as pl
 
+from dcclctl.metrics.groups import paired_differences
+from dcclctl.metrics.significance import compare
+
 HERE = Path(__file__).resolve().parent.parent
 #: the folder with the public logs, see research/README.md
 DATA = Path(os.environ.get("DCCL_DATA", HERE.parent / "shared" / "data"))
@@ -91,3 +94,10 @@ def plain(table: pl.DataFrame, names: Iterable[str]) -> pl.DataFrame:
     order = table["subject"].unique(maintain_order=True).to_list()
     table = table.rename({name: name.partition("/")[0] for name in table.columns if "/" in name} | {"auc": "gauc"})
     return table.with_columns(pl.col("subject").replace_strict(dict(zip(order, names, strict=True))))
+
+
+def difference(table: pl.DataFrame, subject: str, against: str, metric: str, group: str) -> str:
+    """A model's difference to another one, paired by user, with its interval; in points."""
+    found = compare(paired_differences(table, subject, against), groups=(group,), seed=0)
+    row = found.filter(pl.col("metric") == metric).row(0, named=True)
+    return f"{100 * row['difference']:+.2f} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"

@@ -13,17 +13,14 @@ With --max-norm 1e9 nothing is moved to a bound, for comparison.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from pipeline import DATA, Runner, ingest_arguments, plain
+from devices_round import Round
+from pipeline import DATA, Runner, difference, ingest_arguments, plain
 
-from dcclctl.artifacts import Bundle, PatchSet
-from dcclctl.metrics.groups import paired_differences
-from dcclctl.metrics.significance import compare
-from dcclctl.stages.export import token_of
+from dcclctl.artifacts import PatchSet
 from dcclctl.store.store import Store
 
 ATTACKS = ("scaled", "flipped", "colluding")
@@ -46,52 +43,34 @@ def poisoned(theta: np.ndarray, mean: np.ndarray, bound: float, attack: str, sha
 
 def study(run: Runner, dataset: str, seed: int, out: Path, shares: list[float]) -> str:
     """The table, in Markdown."""
-    s = ["--seed", str(seed)]
-    cloud = run("train", "train", "--dataset", dataset, *s)
-    patches = run("patch", "patch", "--method", "metapatch", "--cloud", cloud, *s)
-    exported = run("export", "export", patches)
-    store = Store(run.store)
-    bundle, learned = Bundle(store.resolve(exported)), PatchSet(store.resolve(patches))
-    users = learned.users["user_index"].to_numpy()
-    theta, mean = learned.codes()[0].numpy()[users].astype(float), np.array(bundle.spec["learning"]["start"])
-    tokens = [token_of(bundle, int(user)) for user in users]
+    s, store = ["--seed", str(seed)], Store(run.store)
+    devices = Round.run(run, dataset, seed)
 
     def distilled(name: str, sent: np.ndarray, *flags: str) -> tuple[str, dict[str, object]]:
-        place = out / f"uplinks.{name.replace(' ', '-')}.jsonl"
-        lines = (
-            {"bundle": bundle.spec["id"], "token": t, "theta": x.tolist(), "events": 1}
-            for t, x in zip(tokens, sent, strict=True)
-        )
-        place.write_text("\n".join(map(json.dumps, lines)))
-        made = run(f"collect {name}", "collect", exported, str(place.resolve()), *flags)
+        uplinks = devices.uplinks(out / f"uplinks.{name.replace(' ', '-')}.jsonl", sent, events=1)
+        made = run(f"collect {name}", "collect", devices.exported, uplinks, *flags)
         how = ["--method", "momodistill", "--epochs", "2"]
         return run(f"distill {name}", "distill", "--patches", made, *how, *s), PatchSet(store.resolve(made)).facts
 
-    models = {"clean": distilled("clean", theta)}
+    models = {"clean": distilled("clean", devices.theta)}
     bound = float(models["clean"][1]["bound"])  # type: ignore[arg-type]
     for attack in ATTACKS:
         for share in shares:
-            sent = poisoned(theta, mean, bound, attack, share, seed)
+            sent = poisoned(devices.theta, devices.mean, bound, attack, share, seed)
             models[f"{attack} {share:.0%}"] = distilled(f"{attack} {share:.0%}", sent)
         models[f"{attack} {share:.0%}, no bound"] = distilled(
             f"{attack} {share:.0%}, no bound", sent, "--max-norm", "1e9"
         )
-    references = [cloud, *(model for model, _ in models.values())]
+    references = [devices.cloud, *(model for model, _ in models.values())]
     evaluated = run("evaluate", "evaluate", *references, "--candidates", "100", *s)
     table = plain(run.table(evaluated), ["cloud model", *models])
     lines = ["| devices | moved to the bound | tail NDCG@10 | difference to clean |", "|---|---|---|---|"]
     for name in ("cloud model", *models):
         own = table.filter((pl.col("subject") == name) & (pl.col("group") == "tail"))["ndcg@10"].mean()
         clipped = models[name][1]["clipped"] if name in models else ""
-        difference = "" if name == "clean" else _difference(table, name)
-        lines.append(f"| {name} | {clipped} | {100 * float(own):.2f} | {difference} |")  # type: ignore[arg-type]
+        against = "" if name == "clean" else difference(table, name, "clean", "ndcg@10", "tail")
+        lines.append(f"| {name} | {clipped} | {100 * float(own):.2f} | {against} |")  # type: ignore[arg-type]
     return "\n".join(lines) + "\n"
-
-
-def _difference(table: pl.DataFrame, name: str) -> str:
-    found = compare(paired_differences(table, name, "clean"), groups=("tail",), seed=0)
-    row = found.filter(pl.col("metric") == "ndcg@10").row(0, named=True)
-    return f"{100 * row['difference']:+.2f} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
 
 
 def main() -> None:

@@ -12,26 +12,22 @@ is right, half of the ties. On noise of s sensitivities no attack is right more 
 """
 
 import argparse
-import json
 import math
 import random
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from pipeline import DATA, Runner, ingest_arguments, plain
+from devices_round import Round
+from pipeline import DATA, Runner, difference, ingest_arguments, plain
 from study import UNPATCHED_TEACHERS
 
-from dcclctl.artifacts import Bundle, PatchSet
+from dcclctl.artifacts import Bundle
 from dcclctl.devices.bundle.build import local_settings
 from dcclctl.devices.bundle.device import Graphs, noise_of, with_noise
 from dcclctl.devices.bundle.serving import ReplayedDevices
 from dcclctl.events.log import Block
 from dcclctl.events.sampler import Sampler
-from dcclctl.metrics.groups import paired_differences
-from dcclctl.metrics.significance import compare
-from dcclctl.stages.export import token_of
-from dcclctl.store.store import Store
 
 DELTA = 1e-5
 #: events of a log that the attack reads, the newest; users that are attacked
@@ -97,18 +93,11 @@ class Attack:
 def study(run: Runner, dataset: str, seed: int, out: Path, epsilons: list[float]) -> str:
     """Both tables, in Markdown."""
     s = ["--seed", str(seed)]
-    cloud = run("train", "train", "--dataset", dataset, *s)
-    patches = run("patch", "patch", "--method", "metapatch", "--cloud", cloud, *s)
-    exported = run("export", "export", patches)
-    store = Store(run.store)
-    bundle, learned = Bundle(store.resolve(exported)), PatchSet(store.resolve(patches))
-    users = learned.users["user_index"].to_numpy()
-    theta = learned.codes()[0].numpy()[users].astype(float)
-    learning = bundle.spec["learning"]
-    mean, clip = np.array(learning["start"]), learning["clip"]
-    tokens = [token_of(bundle, int(user)) for user in users]
-    attacked = np.sort(np.random.default_rng(seed).permutation(len(users))[:_USERS])
-    attack = Attack(bundle, users[attacked], seed)
+    devices = Round.run(run, dataset, seed)
+    cloud, patches, theta, mean = devices.cloud, devices.patches, devices.theta, devices.mean
+    clip = devices.bundle.spec["learning"]["clip"]
+    attacked = np.sort(np.random.default_rng(seed).permutation(len(theta))[:_USERS])
+    attack = Attack(devices.bundle, devices.users[attacked], seed)
 
     how = ["--method", "momodistill", "--epochs", "2", *s]
     untaught = run("distill unpatched", "distill", "--patches", patches, *how, *UNPATCHED_TEACHERS)
@@ -116,12 +105,8 @@ def study(run: Runner, dataset: str, seed: int, out: Path, epsilons: list[float]
 
     def came_back(name: str, sent: np.ndarray, noise: float) -> None:
         place = out / f"uplinks.{seed}.{name.replace(' ', '')}.jsonl"
-        lines = (
-            {"bundle": bundle.spec["id"], "token": t, "theta": x.tolist(), "events": 0, "noise": noise}
-            for t, x in zip(tokens, sent, strict=True)
-        )
-        place.write_text("\n".join(map(json.dumps, lines)))
-        made = models[f"patches, {name}"] = run(f"collect {name}", "collect", exported, str(place.resolve()))
+        uplinks = devices.uplinks(place, sent, events=0, noise=noise)
+        made = models[f"patches, {name}"] = run(f"collect {name}", "collect", devices.exported, uplinks)
         models[f"distilled, {name}"] = run(f"distill {name}", "distill", "--patches", made, *how)
 
     for epsilon in (math.inf, *epsilons):
@@ -147,16 +132,11 @@ def study(run: Runner, dataset: str, seed: int, out: Path, epsilons: list[float]
         cells = []
         for metric in ("ndcg@10", "gauc"):
             own = table.filter((pl.col("subject") == name) & (pl.col("group") == "tail"))[metric].mean()
-            cells += [f"{100 * float(own):.2f}", "" if name == "cloud model" else _difference(table, name, metric)]  # type: ignore[arg-type]
+            against = "" if name == "cloud model" else difference(table, name, "cloud model", metric, "tail")
+            cells += [f"{100 * float(own):.2f}", against]  # type: ignore[arg-type]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     head = "| ε | noise, in clips | AUC, alignment | AUC, loss | no attack is above |\n|---|---|---|---|---|\n"
     return "\n".join(lines) + f"\n\n{len(attacked)} users:\n\n" + head + "\n".join(rows) + "\n"
-
-
-def _difference(table: pl.DataFrame, name: str, metric: str) -> str:
-    found = compare(paired_differences(table, name, "cloud model"), groups=("tail",), seed=0)
-    row = found.filter(pl.col("metric") == metric).row(0, named=True)
-    return f"{100 * row['difference']:+.2f} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
 
 
 def main() -> None:

@@ -14,10 +14,7 @@ from pathlib import Path
 
 import polars as pl
 from figures import mean_over_seeds
-from pipeline import DATA, Runner, ingest_arguments, plain
-
-from dcclctl.metrics.groups import paired_differences
-from dcclctl.metrics.significance import compare
+from pipeline import DATA, Runner, difference, ingest_arguments, plain
 
 BLOCKS = 6
 #: block after which a bundle is made → its age in blocks when the last one is scored
@@ -62,15 +59,10 @@ def table_of(tables: list[pl.DataFrame]) -> str:
             ]
             cells = [f"{value:.2f}" for value in values]
             for against in ("memory 0", "cloud 0"):
-                cells.append("" if f"memory {age}" == against else _difference(joint, f"memory {age}", against, metric))
+                subject = f"memory {age}"
+                cells.append("" if subject == against else difference(joint, subject, against, metric, "all"))
             lines.append(f"| {age} | {metric.upper()} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _difference(joint: pl.DataFrame, subject: str, against: str, metric: str) -> str:
-    found = compare(paired_differences(joint, subject, against), groups=("all",), seed=0)
-    row = found.filter(pl.col("metric") == metric).row(0, named=True)
-    return f"{100 * row['difference']:+.2f} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
 
 
 def main() -> None:
