@@ -36,6 +36,11 @@ class Bundle(Handle):
         """Name → checked path of every file that devices get; not the users' own rows."""
         return {name: self.artifact.file(name) for name in self.artifact.manifest["files"] if name != USERS_FILE}
 
+    def folder(self) -> Path:
+        """The folder on this machine that holds these files, checked."""
+        self.files()
+        return self.artifact.folder
+
     def users(self) -> "dict[str, Tensor]":
         """(U, …) what each device alone is sent: profile, theta, patched, counted; and (I,) number, see build.Parts."""
         return self.artifact.read_tensors(USERS_FILE)

@@ -82,7 +82,7 @@ def measured(bundle: Bundle, max_bytes: int = 0, max_ms: float = 0.0) -> Budget:
     Raises:
         GateError: it costs more.
     """
-    budget = measure(Graphs(bundle.artifact.path))
+    budget = measure(Graphs(bundle.folder()))
     over = []
     if max_bytes and budget.download_bytes > max_bytes:
         over.append(f"a device downloads {budget.download_bytes:,} bytes, {max_bytes:,} are allowed")

@@ -144,9 +144,7 @@ def forget(store: Store, users: Sequence[str], apply: bool = False) -> Forgotten
             continue
         first.setdefault(artifact.kind, artifact.number)
         made.append(rewriter.told(artifact, new, number))
-    trash = store.in_trash()
-    if apply:
-        _replace(store, snapshot, made, old)
+    trash = _replace(store, snapshot, made, old) if apply else store.in_trash(set())
     return Forgotten(made, moved, sorted(set(gone) - rewriter.found), work, trash)
 
 
@@ -419,8 +417,12 @@ def _commit(store: Store, old: Artifact, new: _New | None) -> int:
         return incoming.commit(manifest, old.run).number
 
 
-def _replace(store: Store, snapshot: Snapshot, made: list[Rewritten], old: list[Artifact]) -> None:
-    """Move names to the new artifacts and delete the old ones; from here on nobody can resolve these."""
+def _replace(store: Store, snapshot: Snapshot, made: list[Rewritten], old: list[Artifact]) -> list[Path]:
+    """Move names to the new artifacts and delete the old ones, which nobody can resolve from here on.
+
+    Returns:
+        What stopped deletions had left, which is deleted too.
+    """
     with store.leases.hygiene():
         now = {(artifact.kind, artifact.number) for artifact in Snapshot(store).whole}
         known = {(artifact.kind, artifact.number) for artifact in snapshot.whole}
@@ -441,6 +443,7 @@ def _replace(store: Store, snapshot: Snapshot, made: list[Rewritten], old: list[
                     store.tag(store.load(each.old.kind, each.number), name)
                 else:
                     store.untag(each.old.kind, name)
-        for artifact in old:
-            store.trash(artifact.kind, artifact.number)
-    store.empty_trash(store.in_trash())
+        left = store.in_trash(used)
+        moved = [store.trash(artifact.kind, artifact.number) for artifact in old]
+    store.empty_trash(left + moved)
+    return left

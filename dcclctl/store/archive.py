@@ -77,8 +77,7 @@ def export_archive(store: Store, references: list[str], path: Path) -> list[Arti
             _add(out, INDEX, canonical(index, "index"))
             for artifact in found:
                 inside = f"{artifact.kind}/{artifact.id}"
-                with artifact.disk.open(artifact.path, MANIFEST) as file:
-                    _add(out, f"{inside}/{MANIFEST}", file.read())
+                _add(out, f"{inside}/{MANIFEST}", artifact.disk.read(artifact.path / MANIFEST, MAX_BYTES))
                 for name in sorted(artifact.manifest["files"]):
                     _add(out, f"{inside}/{name}", artifact.read(name))
                     phase.add(artifact.manifest["files"][name]["bytes"] / 1e6, artifact.ref)

@@ -4,15 +4,17 @@ import hashlib
 import json
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dcclctl.compute import OnProgress, Phase
 from dcclctl.errors import ArtifactError
 from dcclctl.store.contents import Files, file_sha256
-from dcclctl.store.disk import LocalDisk
+from dcclctl.store.disk import LocalDisk, open_inside
 from dcclctl.store.manifest import INPUT_FLAGS, KINDS, VARIANTS, Input
 
 if TYPE_CHECKING:
@@ -151,18 +153,39 @@ class Artifact(Files):
         """This artifact as the input of another one."""
         return Input(self.kind, self.id)
 
-    def damage(self, name: str) -> str:
-        """What is wrong with one of its files, all of which is read; '' if nothing is wrong."""
-        return self._checked(name)[0]
+    @property
+    def folder(self) -> Path:
+        """The folder on this machine in which its files are, once `file` has been asked for them."""
+        return self.disk.copies(self.path, self.id)
 
-    def _checked(self, name: str, keep: bool = False) -> tuple[str, bytes]:
+    def damage(self, name: str) -> str:
+        """What is wrong with one of its files in the store, all of which is read; '' if nothing is wrong."""
+        return self._checked(name, lambda: self.disk.open(self.path, name))[0]
+
+    def _read(self, name: str, keep: bool) -> bytes:
+        """The bytes of a file if they are to be kept, from this machine's copy, which is checked and if need be fetched again."""
+
+        def opened() -> BufferedReader:
+            self.disk.fetch(self.path, name, self.id)
+            return open_inside(self.folder, name)
+
+        problem, data = self._checked(name, opened, keep)
+        if problem and self.disk.drop_copy(self.path, name, self.id):
+            problem, data = self._checked(name, opened, keep)
+        if problem:
+            self.disk.drop_copy(self.path, name, self.id)
+            raise self.unreadable(name, problem)
+        return data
+
+    def _checked(self, name: str, opened: Callable[[], BufferedReader], keep: bool = False) -> tuple[str, bytes]:
         """What is wrong with a file ('' if nothing is), and its bytes if they are to be kept."""
         listed = self.manifest["files"].get(name)
         if listed is None:
             return "is not in the manifest", b""
         try:
-            with self.disk.open(self.path, name) as file:
-                size = os.fstat(file.fileno()).st_size
+            with opened() as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(0)
                 if size != listed["bytes"]:
                     return f"has {size} bytes instead of {listed['bytes']}", b""
                 data = file.read() if keep else b""
@@ -189,10 +212,7 @@ class Artifact(Files):
         return {name: problem for name, problem in sorted(found.items()) if problem}
 
     def read(self, name: str) -> bytes:
-        problem, data = self._checked(name, keep=True)
-        if problem:
-            raise self.unreadable(name, problem)
-        return data
+        return self._read(name, keep=True)
 
     def read_tensors(self, name: str) -> "dict[str, Tensor]":
         """Read every tensor of a safetensors file onto the CPU.
@@ -209,10 +229,8 @@ class Artifact(Files):
 
     def file(self, name: str) -> Path:
         """Path of a file, after checking its bytes; `read` gives the bytes that were checked."""
-        problem = self.damage(name)
-        if problem:
-            raise self.unreadable(name, problem)
-        return self.path / name
+        self._read(name, keep=False)
+        return self.folder / name
 
     def unreadable(self, name: str, problem: str) -> ArtifactError:
         place = self.disk.shown(self.path)

@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from io import BufferedReader, BytesIO
+from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -31,7 +31,9 @@ _hashes: dict[tuple[int, int, int, int], str] = {}
 
 
 def file_sha256(file: BufferedReader) -> str:
-    """SHA-256 of an open file; remembered in this process by device, inode, size and time of change."""
+    """SHA-256 of an open file; of one on a disk remembered in this process by device, inode, size and time of change."""
+    if not isinstance(file.raw, FileIO):
+        return hashlib.file_digest(file, "sha256").hexdigest()
     before = os.fstat(file.fileno())
     key = (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns)
     if key in _hashes:

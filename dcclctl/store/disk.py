@@ -1,7 +1,7 @@
-"""The store's file system in one class. No other file of the store creates, renames, locks or lists.
+"""A store on a file system, in one class. No other file of the store creates, renames, locks or lists.
 
-An object store would be a second class with these methods. It cannot rename, so its `publish` would create
-`manifest.json` under the next free number, on the condition that it does not exist.
+A store in a bucket is a second class, see bucket.py: it has the methods up to `publish`, and makes its artifacts on a
+`LocalDisk`.
 """
 
 import errno
@@ -144,6 +144,19 @@ def _regular(descriptor: int, path: Path) -> BufferedReader:
 class LocalDisk:
     """A POSIX file system. A process may be killed in any method without damage to the store."""
 
+    @property
+    def scratch(self) -> "LocalDisk":
+        """The disk on which artifacts are made, in the folders `STORE/<kind>/work`."""
+        return self
+
+    def is_writable(self, root: Path) -> bool:
+        """May this process write into the store?"""
+        return os.access(root, os.W_OK)
+
+    def numbers(self, versions: Path) -> list[int]:
+        """Numbers of the committed versions, ascending."""
+        return sorted(int(name) for name in self.names(versions) if is_number(name))
+
     def is_folder(self, path: Path) -> bool:
         """Is there a folder, perhaps behind a link? A link that leads to itself, or a path that is too long, is an error."""
         with _explained(path, "read"):
@@ -202,8 +215,34 @@ class LocalDisk:
         return data
 
     def open(self, folder: Path, name: str) -> BufferedReader:
-        """Open a file of a committed folder for reading, see `open_inside`."""
+        """Open a file of a version for reading, see `open_inside`."""
         return open_inside(folder, name)
+
+    def copies(self, folder: Path, id: str) -> Path:
+        """The folder on this machine that holds the files of a version: its own.
+
+        Args:
+            id: of the artifact.
+        """
+        return folder
+
+    def fetch(self, folder: Path, name: str, id: str) -> None:
+        """Bring a file of a version into the folder `copies`, where it is."""
+
+    def drop_copy(self, folder: Path, name: str, id: str) -> bool:
+        """Remove a damaged file from the folder `copies` so that it is fetched anew; False if that is the store itself."""
+        return False
+
+    def put(self, path: Path, data: bytes) -> None:
+        """Write a small file of the store, with its folder, and wait until its name is on the disk."""
+        self.make_folder(path.parent)
+        self.write(path, data)
+        self.sync(path.parent)
+
+    def delete(self, path: Path) -> None:
+        """Remove a file of the store, and wait until its name has left the disk."""
+        self.remove(path)
+        self.sync(path.parent)
 
     def make_folder(self, folder: Path) -> None:
         """Create a folder and its parents and wait until they are on the disk."""
@@ -288,7 +327,7 @@ class LocalDisk:
     def publish(self, work: Path, versions: Path) -> int:
         """Commit a finished work folder: rename it to the next number that was never given, and return that number."""
         given = versions.parent / "last"
-        number = max((int(name) for name in self.names(versions) if is_number(name)), default=0)
+        number = max(self.numbers(versions), default=0)
         self.give(given, number)
         number = max((int(name) for name in self.names(given) if is_number(name)), default=number) + 1
         with _explained(versions):
@@ -312,6 +351,31 @@ class LocalDisk:
                 "Mend the disk or its permissions, then type the same command: it finds what is made and confirms it.",
             ) from error
         return number
+
+    def discard(self, folder: Path) -> Path:
+        """Take a version out of the store in one step: move it to the trash, and return where it lies there.
+
+        Its number is never given again.
+        """
+        versions = folder.parent
+        kind, trash = versions.parent, versions.parent.parent / "trash"
+        self.make_folder(trash)
+        self.give(kind / "last", max(self.numbers(versions)))
+        target = trash / f"{kind.name}-{int(folder.name)}-{secrets.token_hex(4)}"
+        try:
+            self.rename(folder, target)
+            self.sync(versions)
+        except OSError as error:
+            raise explained(error, f"cannot delete {kind.name}@{int(folder.name)}") from error
+        return target
+
+    def remains(self, root: Path, used: set[str]) -> list[Path]:
+        """Folders that hold no version and that nobody uses: what lies in the trash, left of a deletion that was killed.
+
+        Args:
+            used: ids of the artifacts that running processes use or make.
+        """
+        return [root / "trash" / name for name in self.names(root / "trash")]
 
     def give(self, given: Path, number: int) -> None:
         """Remember that a number was given, so that it is never given again, also after its version was deleted.

@@ -66,7 +66,7 @@ def collect(store: Store, keep: int = KEEP, apply: bool = False) -> Deleted:
         ]
         in_use = [artifact for artifact in kept_for_use.values() if artifact.id not in kept]
         moved = [store.trash(artifact.kind, artifact.number) for artifact in versions] if apply else []
-        left = [path for path in store.in_trash() if path not in moved]
+        left = [path for path in store.in_trash(used) if path not in moved]
     work, size = store.dead_work(apply)
     size += sum(artifact.size_bytes for artifact in versions) + sum(map(store.size_of, left))
     if apply:

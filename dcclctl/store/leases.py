@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dcclctl.errors import ArtifactError
+from dcclctl.errors import ArtifactError, DcclError
 from dcclctl.store.disk import Held, LocalDisk
 
 _IDS = ".ids"
@@ -50,7 +50,7 @@ class Leases:
         """
         if id in self._ids and self._process == os.getpid():
             return True
-        if not self._written or not os.access(self._root, os.W_OK):
+        if not self._written or not self._disk.is_writable(self._root):
             return is_there()
         try:
             with self.hygiene():
@@ -69,7 +69,7 @@ class Leases:
             name = self._folder / f"{self._process}-{secrets.token_hex(4)}.lock"
             self._own = self._disk.try_lock(name)
             if self._own is not None:
-                weakref.finalize(self, _end, self._own, self._process)
+                weakref.finalize(self, _end, self._disk, self._own, self._process)
         if self._own is not None:
             self._disk.append(self._own.path.with_suffix(_IDS), f"{id}\n".encode())
             self._ids.add(id)
@@ -96,9 +96,9 @@ class Leases:
         return found
 
 
-def _end(own: Held, process: int) -> None:
+def _end(disk: LocalDisk, own: Held, process: int) -> None:
     """Give a lease back; a forked child leaves the lease of its parent alone."""
     if process == os.getpid():
-        with suppress(OSError):
-            own.path.with_suffix(_IDS).unlink(missing_ok=True)
+        with suppress(DcclError):
+            disk.remove(own.path.with_suffix(_IDS))
         own.release()

@@ -5,7 +5,6 @@ Layout: `STORE/<kind>/v/000007/` committed, `STORE/<kind>/work/<key>/` in the ma
 
 import difflib
 import hashlib
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any
 from dcclctl.compute import OnProgress, no_progress
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, Artifact, damaged, remake
-from dcclctl.store.disk import NUMBER_DIGITS, LocalDisk, explained, is_number
+from dcclctl.store.disk import NUMBER_DIGITS, LocalDisk
 from dcclctl.store.leases import Leases
 from dcclctl.store.manifest import KINDS, MAX_BYTES, Input, inputs_document, read_manifest, work_key
 from dcclctl.store.references import check_alias, is_alias, parse_reference
@@ -68,17 +67,18 @@ class Store:
     ) -> None:
         self.root = Path(root)
         self.on_progress = on_progress
-        self._disk = disk or LocalDisk()
+        #: where it is
+        self.disk = disk or LocalDisk()
         self._remark = remark
         self._plan: list[Step] | None = None
         self._on_record: Callable[[dict[str, Any]], None] | None = None
         #: what this object keeps other processes from deleting
-        self.leases = Leases(self.root, self._disk, leases)
+        self.leases = Leases(self.root, self.disk, leases)
 
     @property
     def name(self) -> str:
         """The store as people are told of it."""
-        return self._disk.shown(self.root)
+        return self.disk.shown(self.root)
 
     def exists(self) -> bool:
         """Is there a store already?
@@ -86,7 +86,7 @@ class Store:
         Raises:
             ArtifactError: the path cannot be used, e.g. a link that leads to itself.
         """
-        return self._disk.is_folder(self.root)
+        return self.disk.is_folder(self.root)
 
     # -- finding
 
@@ -180,7 +180,7 @@ class Store:
         return artifact
 
     def _leased(self, artifact: Artifact) -> bool:
-        return self.leases.add(artifact.id, lambda: self._disk.exists(artifact.path / MANIFEST))
+        return self.leases.add(artifact.id, lambda: self.disk.exists(artifact.path / MANIFEST))
 
     def artifacts(self, kind: str | None = None) -> list[Artifact]:
         """All artifacts of a kind, or of all kinds if None, oldest first.
@@ -193,8 +193,7 @@ class Store:
 
     def numbers(self, kind: str) -> list[int]:
         """Version numbers of a kind, ascending, including those of damaged artifacts."""
-        names = self._disk.names(self._versions(kind))
-        return sorted(int(name) for name in names if is_number(name))
+        return self.disk.numbers(self._versions(kind))
 
     def folder(self, kind: str, number: int) -> Path:
         """The folder of a version, which need not exist."""
@@ -208,18 +207,18 @@ class Store:
         """
         path = self.folder(kind, number)
         try:
-            data = self._disk.read(path / MANIFEST, MAX_BYTES)
+            data = self.disk.read(path / MANIFEST, MAX_BYTES)
             id = self._recorded_id(kind, number)
         except FileNotFoundError as error:
-            if not self._disk.exists(path):
+            if not self.disk.exists(path):
                 raise ArtifactError(f"{kind}@{number} is not in the store {self.name}", self._choices(kind)) from error
-            raise damaged(kind, number, f"{Path(error.filename).name} is missing", self._disk.shown(path)) from error
+            raise damaged(kind, number, f"{Path(error.filename).name} is missing", self.disk.shown(path)) from error
         except ArtifactError as error:
-            raise damaged(kind, number, error.what, self._disk.shown(path)) from error
+            raise damaged(kind, number, error.what, self.disk.shown(path)) from error
         if hashlib.sha256(data).hexdigest() != id:
             problem = f"{MANIFEST} does not have the SHA-256 in {MANIFEST_HASH}"
-            raise damaged(kind, number, problem, self._disk.shown(path))
-        return Artifact(kind, number, path, id, read_manifest(data, kind, f"{kind}@{number}"), self, disk=self._disk)
+            raise damaged(kind, number, problem, self.disk.shown(path))
+        return Artifact(kind, number, path, id, read_manifest(data, kind, f"{kind}@{number}"), self, disk=self.disk)
 
     def verify(self, kind: str, number: int) -> dict[str, str]:
         """Damaged file of one version → what is wrong with it; {} if the version is whole. Reads every byte."""
@@ -237,10 +236,10 @@ class Store:
 
     def _recorded_id(self, kind: str, number: int) -> str:
         path = self.folder(kind, number)
-        text = self._disk.read(path / MANIFEST_HASH, _SMALL).decode("ascii", "replace")
+        text = self.disk.read(path / MANIFEST_HASH, _SMALL).decode("ascii", "replace")
         id, name = text[:64], text[64:]
         if name != f"  {MANIFEST}\n":
-            raise damaged(kind, number, f"{MANIFEST_HASH} is not a hash of {MANIFEST}", self._disk.shown(path))
+            raise damaged(kind, number, f"{MANIFEST_HASH} is not a hash of {MANIFEST}", self.disk.shown(path))
         return id
 
     def _ids(self, kind: str) -> Iterator[tuple[int, str]]:
@@ -262,10 +261,7 @@ class Store:
         check_alias(alias)
         if self._plan is not None:
             return
-        refs = self._refs(artifact.kind)
-        self._disk.make_folder(refs)
-        self._disk.write(refs / alias, f"{artifact.id}\n".encode())
-        self._disk.sync(refs)
+        self.disk.put(self._refs(artifact.kind) / alias, f"{artifact.id}\n".encode())
 
     def aliases(self, artifact: Artifact) -> list[str]:
         """Sorted aliases of an artifact."""
@@ -281,8 +277,7 @@ class Store:
 
     def untag(self, kind: str, alias: str) -> None:
         """Delete an alias."""
-        self._disk.remove(self._refs(kind) / alias)
-        self._disk.sync(self._refs(kind))
+        self.disk.delete(self._refs(kind) / alias)
 
     def group(self, kind: str, name: str) -> list[int]:
         """Seeds of the trainings that are named together: [0, 1] where there are the aliases NAME-0 and NAME-1."""
@@ -291,10 +286,10 @@ class Store:
 
     def alias_names(self, kind: str) -> list[str]:
         """Aliases of all artifacts of a kind."""
-        return [name for name in self._disk.names(self._refs(kind)) if is_alias(name)]
+        return [name for name in self.disk.names(self._refs(kind)) if is_alias(name)]
 
     def _alias_target(self, kind: str, alias: str) -> str:
-        return self._disk.read(self._refs(kind) / alias, _SMALL).decode("ascii", "replace").strip()
+        return self.disk.read(self._refs(kind) / alias, _SMALL).decode("ascii", "replace").strip()
 
     # -- making
 
@@ -356,17 +351,17 @@ class Store:
             self._plan.append(Step(stage, kind, config, amount, found))
             if found is None:
                 raise NotMade(f"{stage} is to be done")
-            yield Work(self, self._disk, folder, head, key, replace(found, reused=True))
+            yield Work(self, folder, head, key, replace(found, reused=True))
             return
-        self._disk.make_folder(folder.parent)
-        self._disk.make_folder(self._versions(kind))
+        self.disk.scratch.make_folder(folder.parent)
+        self.disk.make_folder(self._versions(kind))
 
         def waiting() -> None:
             self._remark(f"another process is making the same {kind}: waiting for it")
 
-        with self._disk.lock(folder.with_name(f"{key}.lock"), waiting):
+        with self.disk.lock(folder.with_name(f"{key}.lock"), waiting):
             found = None if force else self._committed(kind, key)
-            work = Work(self, self._disk, folder, head, key, found and replace(found, reused=True))
+            work = Work(self, folder, head, key, found and replace(found, reused=True))
             if force or work.reused:
                 work.clear()
             if not work.reused:
@@ -406,7 +401,7 @@ class Store:
             if not problems:
                 if self._plan is None:
                     # The process that made it may have died before it reached the disk.
-                    self._disk.sync(self._versions(kind))
+                    self.disk.sync(self._versions(kind))
                 return artifact
             name, problem = next(iter(problems.items()))
             self._remark(f"{artifact.ref} is damaged ({name} {problem}): making it again")
@@ -420,66 +415,62 @@ class Store:
             kind: one of KINDS. id: full id, which the caller has checked. again: also if it is there already, under a new number.
         """
         folder = self.root / kind / "work" / f"import-{id}"
-        self._disk.make_folder(folder.parent)
-        self._disk.make_folder(self._versions(kind))
-        with self._disk.lock(folder.with_name(f"{folder.name}.lock"), lambda: None):
+        scratch = self.disk.scratch
+        scratch.make_folder(folder.parent)
+        self.disk.make_folder(self._versions(kind))
+        with self.disk.lock(folder.with_name(f"{folder.name}.lock"), lambda: None):
             there = None
             with suppress(ArtifactError):
                 found = None if again else self.find(kind, id)
                 there = None if found is None or found.verify() else found
-            self._disk.remove(folder)
+            scratch.remove(folder)
             if there is None:
-                self._disk.make_folder(folder)
+                scratch.make_folder(folder)
             try:
-                yield Incoming(self, self._disk, folder, there)
+                yield Incoming(self, folder, there)
             finally:
-                self._disk.remove(folder)
+                scratch.remove(folder)
 
     # -- deleting, see hygiene.py
 
     def trash(self, kind: str, number: int) -> Path:
-        """Move a version to the trash in one step; its number is never given again."""
-        folder, trash = self.folder(kind, number), self.root / "trash"
-        self._disk.make_folder(trash)
-        self._disk.give(folder.parent.parent / "last", max(self.numbers(kind)))
-        target = trash / f"{kind}-{number}-{secrets.token_hex(4)}"
-        try:
-            self._disk.rename(folder, target)
-            self._disk.sync(folder.parent)
-        except OSError as error:
-            raise explained(error, f"cannot delete {kind}@{number}") from error
-        return target
+        """Take a version out of the store in one step, and return what is to be deleted; its number is never given again."""
+        return self.disk.discard(self.folder(kind, number))
 
-    def in_trash(self) -> list[Path]:
-        """What lies in the trash: it is left of a deletion that was killed."""
-        return [self.root / "trash" / name for name in self._disk.names(self.root / "trash")]
+    def in_trash(self, used: set[str]) -> list[Path]:
+        """What killed deletions left, and in a bucket killed commits.
+
+        Args:
+            used: ids that running processes use or make, see `leases.in_use`.
+        """
+        return self.disk.remains(self.root, used)
 
     def empty_trash(self, folders: list[Path]) -> None:
         """Delete folders of the trash; one that another process deletes at the same time is no error."""
         for folder in folders:
-            self._disk.remove(folder)
+            self.disk.remove(folder)
 
     def dead_work(self, remove: bool) -> tuple[list[Path], int]:
         """Folders and files that dead runs left, and their size in bytes; deleted if `remove`."""
-        found, size = [], 0
+        found, size, scratch = [], 0, self.disk.scratch
         for kind in KINDS:
             work = self.root / kind / "work"
-            names = self._disk.names(work)
+            names = scratch.names(work)
             for key in sorted({name.partition(".")[0] for name in names}):
-                held = self._disk.try_lock(work / f"{key}.lock")
+                held = self.disk.try_lock(work / f"{key}.lock")
                 if held is None:
                     continue
                 with held:
                     left = [work / name for name in names if name in (key, f"{key}.state")]
                     found += left
-                    size += sum(map(self._disk.size_of, left))
+                    size += sum(map(scratch.size_of, left))
                     for path in reversed(left) if remove else ():
-                        self._disk.remove(path)
+                        scratch.remove(path)
         return found, size
 
     def size_of(self, folder: Path) -> int:
         """Bytes of all files below a folder."""
-        return self._disk.size_of(folder)
+        return self.disk.size_of(folder)
 
     # -- places and hints
 

@@ -31,6 +31,8 @@ PACKAGES = "packages.json"
 class Maker(Home, Protocol):
     """The store in which an artifact is made."""
 
+    disk: LocalDisk
+
     @property
     def leases(self) -> Leases: ...
 
@@ -39,20 +41,18 @@ class Work(contents.Files):
     """The files of an artifact in the making; created by `Store.begin`.
 
     Args:
-        home: the store. disk: its file system.
+        home: the store.
         folder: `STORE/<kind>/work/<key>`, which becomes the artifact.
         head: the manifest's fields that are known before the work: kind, stage, config, seed, inputs.
         key: SHA-256 of what the result depends on.
         reused: the committed artifact with this key, which the stage then returns; None if there is none.
     """
 
-    def __init__(
-        self, home: Maker, disk: LocalDisk, folder: Path, head: dict[str, Any], key: str, reused: Artifact | None
-    ) -> None:
+    def __init__(self, home: Maker, folder: Path, head: dict[str, Any], key: str, reused: Artifact | None) -> None:
         self.key = key
         self.reused = reused
         self._home = home
-        self._disk = disk
+        self._disk = home.disk.scratch
         self._folder = folder
         # Beside the folder, not in it, because everything in the folder becomes part of the artifact.
         self._state = folder.with_name(f"{folder.name}.state")
@@ -198,9 +198,11 @@ class Work(contents.Files):
 
     def recorded(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl so far: of the artifact that is reused, or of a stopped run that is continued."""
-        folder = self._state if self.reused is None else self.reused.path
         try:
-            lines = self._disk.read(folder / METRICS).splitlines()
+            if self.reused is None:
+                lines = self._disk.read(self._state / METRICS).splitlines()
+            else:
+                lines = self.reused.disk.read(self.reused.path / METRICS).splitlines()
         except FileNotFoundError:
             return []
         return [json.loads(line) for line in lines]
@@ -236,7 +238,7 @@ class Work(contents.Files):
                 self._disk.remove(self._folder / name)
         with suppress(FileNotFoundError):
             self._disk.write(self._folder / METRICS, self._disk.read(self._state / METRICS))
-        made = commit(self._home, self._disk, self._folder, manifest, self._run())
+        made = commit(self._home, self._folder, manifest, self._run())
         # the artifact is there: what cannot be tidied up is no reason to lose its reference
         with suppress(OSError, ArtifactError):
             self._disk.remove(self._state)
@@ -258,12 +260,12 @@ class Incoming:
     """An artifact that comes from an archive; created by `Store.adding`.
 
     Args:
-        home: the store. disk: its file system. folder: where it is put together.
+        home: the store. folder: where it is put together.
         there: the same artifact, if the store has it whole; then nothing is written.
     """
 
-    def __init__(self, home: Maker, disk: LocalDisk, folder: Path, there: Artifact | None) -> None:
-        self._home, self._disk, self._folder = home, disk, folder
+    def __init__(self, home: Maker, folder: Path, there: Artifact | None) -> None:
+        self._home, self._disk, self._folder = home, home.disk.scratch, folder
         self.there = there
 
     @contextmanager
@@ -280,21 +282,22 @@ class Incoming:
 
     def commit(self, manifest: bytes, run: dict[str, Any]) -> Artifact:
         """Commit it; `manifest` is checked, and all its files are written."""
-        return commit(self._home, self._disk, self._folder, manifest, run)
+        return commit(self._home, self._folder, manifest, run)
 
 
-def commit(home: Maker, disk: LocalDisk, folder: Path, manifest: bytes, run: dict[str, Any]) -> Artifact:
-    """Commit a folder that holds all files of a manifest; the rename at its end is the only commit point."""
-    disk.write(folder / RUN, canonical(run, "run"))
+def commit(home: Maker, folder: Path, manifest: bytes, run: dict[str, Any]) -> Artifact:
+    """Commit a folder that holds all files of a manifest; the last step of `publish` is the only commit point."""
+    scratch = home.disk.scratch
+    scratch.write(folder / RUN, canonical(run, "run"))
     id, document = hashlib.sha256(manifest).hexdigest(), json.loads(manifest)
-    disk.write(folder / MANIFEST_HASH, f"{id}  {MANIFEST}\n".encode())
-    disk.write(folder / MANIFEST, manifest)
+    scratch.write(folder / MANIFEST_HASH, f"{id}  {MANIFEST}\n".encode())
+    scratch.write(folder / MANIFEST, manifest)
     # Before it is there, so that no other process collects it before this one has used it.
     home.leases.add(id, lambda: True)
-    disk.freeze(folder)
+    scratch.freeze(folder)
     versions = folder.parent.parent / "v"
-    number = disk.publish(folder, versions)
-    return Artifact(document["kind"], number, versions / f"{number:06d}", id, document, home, disk=disk)
+    number = home.disk.publish(folder, versions)
+    return Artifact(document["kind"], number, versions / f"{number:06d}", id, document, home, disk=home.disk)
 
 
 def _sha256(path: Path) -> str:

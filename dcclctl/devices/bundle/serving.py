@@ -22,7 +22,6 @@ _NOT_SHIPPED = -30.0
 def serve_bundle(bundle: Bundle, log: EventLog) -> Served:
     """A bundle as a model that serves the users of a log."""
     users = {name: value.numpy() for name, value in bundle.users().items()}
-    bundle.files()  # checks every file against its hash
     number = users.pop("number")
     # the log may have users that came after the export: their devices were sent nothing of their own
     new = log.n_users - len(users["profile"])
@@ -30,7 +29,7 @@ def serve_bundle(bundle: Bundle, log: EventLog) -> Served:
         name: np.concatenate([value, np.zeros((new, *value.shape[1:]), value.dtype)]) for name, value in users.items()
     }
     users["profile"] = log.profile.numpy()
-    return ReplayedDevices(Graphs(bundle.artifact.path), log, number, users).served()
+    return ReplayedDevices(Graphs(bundle.folder()), log, number, users).served()
 
 
 class ReplayedDevices:

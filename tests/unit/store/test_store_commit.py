@@ -70,9 +70,9 @@ def store(tmp_path: Path) -> Store:
 
 
 def _steps_of_a_commit(root: Path) -> list[str]:
-    disk = TracingDisk()
-    make_dataset(Store(root, disk))
-    return disk.steps
+    store = Store(root, disk := TracingDisk())
+    make_dataset(store)
+    return [*disk.steps]  # without those with which the store gives its lease back
 
 
 def _check_after_kill(root: Path, clean_id: str) -> None:
