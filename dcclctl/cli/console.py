@@ -20,11 +20,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+#: characters of a line of an error
+_LONGEST_LINE = 2000
+
+
 def print_error(error: DcclError) -> None:
     """Write 'error: what' and the remedy to stderr."""
-    print(f"error: {plain(error.what)}", file=sys.stderr)
+    print(f"error: {_short(plain(error.what))}", file=sys.stderr)
     for line in error.remedy.splitlines():
-        print(f"  {plain(line)}", file=sys.stderr)
+        print(f"  {_short(plain(line))}", file=sys.stderr)
+
+
+def _short(line: str) -> str:
+    """A line that may quote a whole header of a log, cut to what a person reads."""
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}… ({len(line):,} characters)"
 
 
 def print_json(document: Any) -> None:

@@ -26,7 +26,7 @@ class AmazonFormat(LogFormat):
 
 def _order(fields: list[str]) -> tuple[str, ...] | None:
     """Columns of a ratings file without a header: 2014 has user,item,…, 2018 has item,user,…"""
-    numeric = all(re.fullmatch(r"\d+(\.\d+)?", field) for field in fields[2:])
+    numeric = all(re.fullmatch(r"[0-9]+(\.[0-9]+)?", field) for field in fields[2:])
     first, second = (bool(_ASIN.fullmatch(field)) for field in fields[:2])
     if not numeric or first == second:
         return None

@@ -54,4 +54,4 @@ def _is_header_of_numbers(fields: list[str], mapped: frozenset[str]) -> bool:
 
 def _looks_like_data(fields: list[str]) -> bool:
     """Whether a first line holds values rather than names: mostly numbers, or an empty field."""
-    return sum(bool(re.fullmatch(r"[+-]?[\d.:TZ\s-]+", field)) for field in fields) * 2 >= len(fields)
+    return sum(bool(re.fullmatch(r"[+-]?[0-9.:TZ\s-]+", field)) for field in fields) * 2 >= len(fields)

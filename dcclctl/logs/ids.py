@@ -18,7 +18,7 @@ from dcclctl.logs.rules import EMPTY_IDS
 #: For a smaller range of codes, a table indexed by code is cheaper than sorting the codes.
 TABLE_CODES = 1 << 28
 
-_DECIMAL = re.compile(r"(\d+)\.0+")
+_DECIMAL = re.compile(r"([0-9]+)\.0+")
 
 #: What is wrong with a code: nothing, an empty id, an id with a NUL, an id with a line end.
 FINE, EMPTY, NUL, LINE_END = 0, 1, 2, 3

@@ -26,7 +26,7 @@ FEW_VALUES = 20
 #: A table with rows for a smaller share of the ids is probably another log's, or writes its ids in another way.
 FEW_MATCHES = 0.1
 
-_LIST_OF_NUMBERS = r"^\d+( \d+)+$"
+_LIST_OF_NUMBERS = r"^[0-9]+( [0-9]+)+$"
 _NO_GENRE = "(no genres listed)"
 
 
@@ -143,7 +143,7 @@ def split_lists(series: pl.Series, separator: str | None) -> pl.Series:
         return pl.Series(series.name, [_values_of(text) for text in series], dtype=pl.List(pl.String))
     if present.str.contains("|", literal=True).any():
         return series.str.split("|")
-    numbers = present.str.contains(_LIST_OF_NUMBERS).any() and present.str.contains(r"^\d+( \d+)*$").all()
+    numbers = present.str.contains(_LIST_OF_NUMBERS).any() and present.str.contains(r"^[0-9]+( [0-9]+)*$").all()
     return series.str.split(" ") if numbers else series
 
 

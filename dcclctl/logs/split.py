@@ -74,7 +74,7 @@ def shares_of(periods: list[str]) -> list[Fraction]:
 
 def _are_shares(periods: list[str]) -> bool:
     """Whether all are numbers of at most 100: no time is so small."""
-    return all(re.fullmatch(r"\d{1,3}(\.\d*)?|\.\d+", text) and float(text) <= 100 for text in periods)
+    return all(re.fullmatch(r"[0-9]{1,3}(\.[0-9]*)?|\.[0-9]+", text) and float(text) <= 100 for text in periods)
 
 
 def _round_half_up(numbers: Ints, share: Fraction) -> Ints:

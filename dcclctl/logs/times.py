@@ -18,17 +18,17 @@ _FLOOR_VALUES = np.array([floor for _, floor in _FLOORS], np.int64)
 #: Beyond every time, and not at the end of 64 bits.
 _HUGE = 9.2e18
 
-_WHOLE_FLOAT = r"^[+-]?\d+\.0*$"
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_WHOLE_FLOAT = r"^[+-]?[0-9]+\.0*$"
+_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _ISO = (
-    r"^(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?:(?:T|,? +)(\d{1,2})(?::(\d{2})(?::(\d{2})(?:[.,](\d{1,9}))?)?)?"
-    r"(?: ?([AaPp])[Mm])?)? ?(Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?(?: UTC)?$"
+    r"^([0-9]{4})[-/.]([0-9]{1,2})[-/.]([0-9]{1,2})(?:(?:T|,? +)([0-9]{1,2})(?::([0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]{1,9}))?)?)?"
+    r"(?: ?([AaPp])[Mm])?)? ?(Z|z|UTC|GMT|[+-][0-9]{2}(?::?[0-9]{2})?)?(?: UTC)?$"
 )
 #: 20200831, 2020083117, 202008311732, 20200831173239 and with milliseconds. As numbers of a unit they would be times of
 #: 1970 to 1976, or after 2032.
 _CALENDAR = (
-    r"^(19[7-9]\d|20\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
-    r"(?:([01]\d|2[0-3])(?:([0-5]\d)(?:([0-5]\d)(\d{3})?)?)?)?(?:\.0*)?$"
+    r"^(19[7-9][0-9]|20[0-9][0-9])(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])"
+    r"(?:([01][0-9]|2[0-3])(?:([0-5][0-9])(?:([0-5][0-9])([0-9]{3})?)?)?)?(?:\.0*)?$"
 )
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MONTH = rf"({'|'.join(_MONTHS)})[a-z]*\.?"
@@ -36,20 +36,20 @@ _MONTH = rf"({'|'.join(_MONTHS)})[a-z]*\.?"
 _REWRITTEN = (
     # Mon Aug 31 17:32:39 +0000 2020
     (
-        rf"(?i)^(?:[a-z]{{3,9}},? )?{_MONTH} +(\d{{1,2}}),? (\d{{1,2}}:[\d:]+) ?([+-]\d{{4}}|UTC|GMT)? ?(\d{{4}})$",
+        rf"(?i)^(?:[a-z]{{3,9}},? )?{_MONTH} +([0-9]{{1,2}}),? ([0-9]{{1,2}}:[0-9:]+) ?([+-][0-9]{{4}}|UTC|GMT)? ?([0-9]{{4}})$",
         "5-1-2T3 4",
     ),
     # Mon, 31 Aug 2020 17:32:39 GMT; 31/Aug/2020:17:32:39 +0000
-    (rf"(?i)^(?:[a-z]{{3,9}},? )?(\d{{1,2}})[ /-]{_MONTH}[ ,/-]+(\d{{4}})(?:[ :,T]+(\d.*))?$", "3-2-1 4"),
+    (rf"(?i)^(?:[a-z]{{3,9}},? )?([0-9]{{1,2}})[ /-]{_MONTH}[ ,/-]+([0-9]{{4}})(?:[ :,T]+([0-9].*))?$", "3-2-1 4"),
     # Aug 31, 2020 5:32 PM
-    (rf"(?i)^(?:[a-z]{{3,9}},? )?{_MONTH} +(\d{{1,2}}),? +(\d{{4}})(?:[ ,]+(\d.*))?$", "3-1-2 4"),
-    (r"^(\d{1,2})\.(\d{1,2})\.(\d{4})(.*)$", "3-2-14"),  # 31.08.2020 17:32
-    (r"^(\d{4})(\d{2})(\d{2})[T ](\d{2})(\d{2})(\d{2})(.*)$", "1-2-3T4:5:67"),  # 20200831T173239Z
-    (r"^(\d{4})(\d{2})(\d{2})[T ](\d{2})(\d{2})(.*)$", "1-2-3T4:56"),
-    (r"^(\d{1,2}) (\d{1,2}), (\d{4})$", "3-1-2"),  # 08 31, 2020, as Amazon writes it
+    (rf"(?i)^(?:[a-z]{{3,9}},? )?{_MONTH} +([0-9]{{1,2}}),? +([0-9]{{4}})(?:[ ,]+([0-9].*))?$", "3-1-2 4"),
+    (r"^([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})(.*)$", "3-2-14"),  # 31.08.2020 17:32
+    (r"^([0-9]{4})([0-9]{2})([0-9]{2})[T ]([0-9]{2})([0-9]{2})([0-9]{2})(.*)$", "1-2-3T4:5:67"),  # 20200831T173239Z
+    (r"^([0-9]{4})([0-9]{2})([0-9]{2})[T ]([0-9]{2})([0-9]{2})(.*)$", "1-2-3T4:56"),
+    (r"^([0-9]{1,2}) ([0-9]{1,2}), ([0-9]{4})$", "3-1-2"),  # 08 31, 2020, as Amazon writes it
 )
 #: 08/31/2020 or 31/08/2020: which part is the day only shows where one is above 12.
-_DAY_OR_MONTH = r"^(\d{1,2})[/-](\d{1,2})[/-](\d{4})(.*)$"
+_DAY_OR_MONTH = r"^([0-9]{1,2})[/-]([0-9]{1,2})[/-]([0-9]{4})(.*)$"
 
 
 def parse_iso(text: str, timezone: str, what: str) -> int:
@@ -272,7 +272,7 @@ class TimeColumn:
         text += hour.fill_null("00").str.zfill(2) + ":" + minute.fill_null("00") + ":" + second.fill_null("00")
         text += "." + fraction.fill_null("0")
         local_us = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False)
-        east = zone.str.replace(r"(?i)^(Z|UTC|GMT)$", "+00:00").str.extract_groups(r"^([+-])(\d{2}):?(\d{2})?$")
+        east = zone.str.replace(r"(?i)^(Z|UTC|GMT)$", "+00:00").str.extract_groups(r"^([+-])([0-9]{2}):?([0-9]{2})?$")
         sign, hours, offset_minutes = east.struct.unnest().get_columns()
         offset_us = hours.cast(pl.Int64) * 60 + offset_minutes.fill_null("0").cast(pl.Int64)
         offset_us = (offset_us * 60_000_000).zip_with((sign == "+").fill_null(False), offset_us * -60_000_000)
@@ -330,7 +330,7 @@ def _count(counts: dict[str, int], name: str, count: int) -> None:
 
 def _rounded(texts: pl.Series) -> int:
     """How many numbers with an exponent have fewer digits than it needs."""
-    parts = texts.str.extract_groups(r"^[+-]?\d+(?:\.(\d*))?[eE]\+?(\d+)$").struct.unnest()
+    parts = texts.str.extract_groups(r"^[+-]?[0-9]+(?:\.([0-9]*))?[eE]\+?([0-9]+)$").struct.unnest()
     digits, exponent = parts.to_series(0).fill_null("").str.len_bytes(), parts.to_series(1).cast(pl.Int64, strict=False)
     return int((digits.cast(pl.Int64) < exponent).fill_null(False).sum())
 
@@ -342,7 +342,7 @@ def _in_iso_order(texts: pl.Series) -> pl.Series:
         return texts
     found = texts
     for pattern, order in _REWRITTEN:
-        found = found.str.replace(pattern, re.sub(r"\d", r"${\g<0>}", order))
+        found = found.str.replace(pattern, re.sub(r"[0-9]", r"${\g<0>}", order))
     if found.equals(texts):
         return texts
     names = [f"-{name}-" for name in _MONTHS]

@@ -444,6 +444,7 @@ def _replace(store: Store, snapshot: Snapshot, made: list[Rewritten], old: list[
                 else:
                     store.untag(each.old.kind, name)
         left = store.in_trash(used)
-        moved = [store.trash(artifact.kind, artifact.number) for artifact in old]
+        # Each before what it was made from: after a stop, the same call finds what is left by the dataset that has the users.
+        moved = [store.trash(artifact.kind, artifact.number) for artifact in reversed(old)]
     store.empty_trash(left + moved)
     return left

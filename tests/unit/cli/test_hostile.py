@@ -140,3 +140,10 @@ def test_progress_is_drawn_on_a_terminal_only(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "train" in captured.err and "[bold]a note[/bold]" in captured.err
+
+
+def test_an_error_quotes_no_whole_header(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error(UsageError("the header: " + "u" * 70_000, "Name it: " + "u" * 70_000))
+    what, remedy = capsys.readouterr().err.splitlines()
+    assert (len(what) < 2100, what.endswith("… (70,012 characters)")) == (True, True)
+    assert len(remedy) < 2100

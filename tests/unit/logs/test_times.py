@@ -96,3 +96,14 @@ def test_settings_that_are_no_times() -> None:
         parse_iso("tomorrow", "", "--now")
     assert parse_iso("1970-01-02", "", "--now") == 86_400_000_000
     assert parse_iso("1970-01-01T01:00:00", "Europe/Paris", "--periods") == 0
+
+
+@pytest.mark.parametrize("first", ["2020-08-31T17:32:39Z", "20200831", "1600000000", "31 Aug 2020 10:00:00 GMT"])
+def test_digits_of_other_scripts_are_no_time(first: str) -> None:
+    # ٠٨/٣١/٢٠٢٠, an offset of ٠٢:٠٠, and a number
+    odd = [
+        "\u0660\u0668/\u0663\u0661/\u0662\u0660\u0662\u0660",
+        "2020-08-31T17:32:39+\u0660\u0662:\u0660\u0660",
+        "\u0661e9",
+    ]
+    assert read([first, *odd], timezone="UTC")[2] == {"bad-time": [1, 2, 3]}

@@ -211,6 +211,28 @@ def test_a_stopped_one_is_finished_by_the_same_call(planted: Path, tmp_path: Pat
         assert Store(root).resolve("cloud@release").facts["forgotten"] == N_PLANTED
 
 
+@pytest.mark.parametrize("stop", [2, 5, 10])
+def test_one_that_is_stopped_while_it_deletes_is_finished_too(
+    stop: int, planted: Path, forgotten: tuple[Store, Store, dict[str, Any]], tmp_path: Path, monkeypatch: Any
+) -> None:
+    shutil.copytree(planted, tmp_path / "stopped")
+    trash, calls = Store.trash, iter(range(1, 100))
+
+    def stopping(self: Store, *given: Any) -> Path:
+        if next(calls) == stop:
+            raise KeyboardInterrupt
+        return trash(self, *given)
+
+    with monkeypatch.context() as patching, pytest.raises(KeyboardInterrupt):
+        patching.setattr(Store, "trash", stopping)
+        forget(Store(tmp_path / "stopped"), PLANTED, apply=True)
+    forget(Store(tmp_path / "stopped"), PLANTED, apply=True)
+    # what holds the users by number only, a memory or a factor model, is not left behind
+    ids = [{artifact.id for artifact in store.artifacts()} for store in (Store(tmp_path / "stopped"), forgotten[1])]
+    assert ids[0] == ids[1]
+    assert traces(tmp_path / "stopped") == []
+
+
 def test_what_another_command_uses_is_not_deleted_under_it(planted: Path, tmp_path: Path) -> None:
     shutil.copytree(planted, tmp_path / "store")
     other = Store(tmp_path / "store")
