@@ -15,6 +15,7 @@ from dcclctl.logs.formats import detect_log
 from dcclctl.logs.impressions import one_by_one
 from dcclctl.logs.layout import Layout
 from dcclctl.logs.reader import batches, list_columns
+from dcclctl.logs.rules import REMEDIES
 from dcclctl.logs.sources import Source, find_paths, identify
 from dcclctl.logs.split import split
 from dcclctl.logs.times import TimeColumn
@@ -139,6 +140,8 @@ def _times(source: Source, layout: Layout, batch: Batch) -> list[Guess]:
     if times.unit == "ordinal":
         return [*guesses, Guess("split", "per-user", by_user)]
     kept = read[~np.logical_or.reduce(list(refused.values()), axis=0)] if refused else read
+    if not len(kept):
+        raise DataError(f"{where}: none of the first {len(read):,} rows has a time", REMEDIES["bad-time"])
     try:
         split(np.zeros(len(kept), np.int32), kept, "timestamp", known)
     except (DataError, ValueError):
@@ -153,6 +156,7 @@ def _label(frame: pl.DataFrame, roles: dict[str, str]) -> list[Guess]:
         return []
     texts = frame[column].str.strip_chars().str.to_lowercase().replace({"true": "1", "false": "0"})
     numbers = texts.cast(pl.Float64, strict=False).drop_nulls()
+    numbers = numbers.filter(numbers.is_finite())
     if numbers.n_unique() < 2:
         return []
     values = numbers.to_numpy()

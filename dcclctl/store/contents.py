@@ -6,6 +6,7 @@ Equal content gives equal bytes. Files are read only after their hash has been c
 import hashlib
 import json
 import os
+import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -68,7 +69,10 @@ def write_tensors(path: Path, tensors: dict[str, "Tensor"], metadata: dict[str, 
     """Write safetensors with a single metadata key, 'meta', because several would be written in random order."""
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
     save_file(plain_tensors(tensors), path, {"meta": canonical(metadata, "metadata").decode()})
+    path.chmod(mode)  # the package puts a file there that nobody else may read, whatever the umask says
 
 
 class Files(ABC):

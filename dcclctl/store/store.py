@@ -449,6 +449,8 @@ class Store:
         """Delete folders of the trash; one that another process deletes at the same time is no error."""
         for folder in folders:
             self.disk.remove(folder)
+        for place in {folder.parent for folder in folders}:
+            self.disk.sync(place)  # else a power failure brings it back
 
     def dead_work(self, remove: bool) -> tuple[list[Path], int]:
         """Folders and files that dead runs left, and their size in bytes; deleted if `remove`."""
@@ -466,6 +468,8 @@ class Store:
                     size += sum(map(scratch.size_of, left))
                     for path in reversed(left) if remove else ():
                         scratch.remove(path)
+            if remove and any(path.parent == work for path in found):
+                scratch.sync(work)
         return found, size
 
     def size_of(self, folder: Path) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dcclctl.store.store import Store
 
@@ -84,6 +85,7 @@ def test_the_umask_holds_for_every_file_and_folder(tmp_path: Path, mask: int) ->
         store = Store(tmp_path / "store")
         with store.begin("train", "cloud", {}, 0, {}) as work:
             work.write_json("model.json", {"x": 1})
+            work.write_tensors("model.safetensors", {"weight": torch.ones(2)})
             work.record({"epoch": 0})
             made = work.commit({})
         store.tag(made, "release")
@@ -96,3 +98,5 @@ def test_the_umask_holds_for_every_file_and_folder(tmp_path: Path, mask: int) ->
         if (mode := stat.S_IMODE(path.stat().st_mode)) & mask
     }
     assert wrong == {}
+    # and no less than the umask allows: a group that shares a store reads weights too
+    assert stat.S_IMODE((made.path / "model.safetensors").stat().st_mode) == 0o444 & ~mask

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from world import dcclctl
 
-from dcclctl.errors import UsageError
+from dcclctl.errors import DataError, UsageError
 from dcclctl.evaluation.gate import read_gate
 from dcclctl.stages.init import init
 from dcclctl.store.store import Store
@@ -134,3 +134,19 @@ def test_ids_and_names_cannot_break_the_file(tmp_path: Path) -> None:
     log.write_text("user,item,time,event\n" + "".join(f'{n % 3},{n},{T + n},"a\x1b\x7f ""]"\n' for n in range(20)))
     settings, *_ = init(log, tmp_path)
     assert "\x1b" not in settings.read_text()
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("u1,i1,1600000000,5\nu2,i2,1600003600,nan\nu1,i9,1600007200,inf\n", ""),
+        ("u1,i1,soon,5\nu2,i2,later,4\n", "none of the first 2 rows has a time"),
+    ],
+)
+def test_odd_labels_and_times(rows: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user,item,time,rating\n" + rows)
+    if says:
+        with pytest.raises(DataError, match=says):
+            init(tmp_path / "log.csv", tmp_path / "out")
+    else:
+        assert "label = " not in init(tmp_path / "log.csv", tmp_path / "out")[0].read_text()

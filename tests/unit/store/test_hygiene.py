@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import dcclctl
 from dcclctl.cli.main import app
 from dcclctl.errors import ArtifactError, UsageError
+from dcclctl.store.disk import LocalDisk
 from dcclctl.store.hygiene import collect, remove
 from dcclctl.store.store import Store
 
@@ -247,3 +248,24 @@ def test_the_commands(root: Path) -> None:
     code, text = run("gc", "--keep", "0", "--apply", "--json", *where)
     assert json.loads(text)["artifacts"] == ["dataset@1", "dataset@2", "cloud@3"]
     assert refs(root) == []
+
+
+def test_what_is_deleted_is_off_the_disk_before_the_command_ends(tmp_path: Path) -> None:
+    synced: list[str] = []
+
+    class Watching(LocalDisk):
+        def sync(self, path: Path) -> None:
+            super().sync(path)
+            synced.append(
+                f"{path.name}, holding {sorted(each.name for each in path.iterdir())}" if path.is_dir() else ""
+            )
+
+    make_dataset(Store(tmp_path))
+    store = Store(tmp_path, Watching())
+    with pytest.raises(RuntimeError), store.begin("train", "cloud", {"x": 1}, 0, {}) as work:
+        work.write_json("half.json", 1)
+        raise RuntimeError("stopped")
+    remove(Store(tmp_path, Watching()), ["dataset@1"])
+    assert synced[-1] == "trash, holding []"
+    store.dead_work(remove=True)
+    assert synced[-1].startswith("work, holding []")
