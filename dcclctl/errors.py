@@ -44,6 +44,12 @@ class ArtifactError(DcclError):
     exit_code = 3
 
 
+class BucketError(DcclError):
+    """A bucket that cannot be reached, or not be used as a store. Exit 3."""
+
+    exit_code = 3
+
+
 class DivergedError(DcclError):
     """A training with NaN or infinite losses. Exit 4."""
 

@@ -13,6 +13,7 @@ install_import_hook(
     "shapes.check",
 )
 
+from buckets import bucket, s3_server  # noqa: E402, F401
 from world import shop, world  # noqa: E402, F401 (after the hook: what they import is checked)
 
 # No test asserts a time, so neither may hypothesis; and a run is repeated with the same examples.

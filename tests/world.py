@@ -90,7 +90,7 @@ def user_ids() -> list[str]:
     return [f"u{user}" for user in range(N_USERS - NEW_USERS)] + [f"n{user}" for user in range(NEW_USERS)]
 
 
-def dcclctl(*arguments: object, store: Path | None = None) -> Result:
+def dcclctl(*arguments: object, store: Path | str | None = None) -> Result:
     """Run a command in this process; an exception that is no exit is raised."""
     words = [str(argument) for argument in arguments] + (["--store", str(store)] if store is not None else [])
     result = CliRunner().invoke(app, words, catch_exceptions=False, prog_name="dcclctl")
@@ -98,7 +98,7 @@ def dcclctl(*arguments: object, store: Path | None = None) -> Result:
     return result
 
 
-def done(*arguments: object, store: Path) -> dict[str, Any]:
+def done(*arguments: object, store: Path | str) -> dict[str, Any]:
     """Run a command that must succeed, with --json; its object."""
     result = dcclctl(*arguments, "--json", store=store)
     assert result.exit_code == 0, result.stderr
@@ -106,7 +106,7 @@ def done(*arguments: object, store: Path) -> dict[str, Any]:
     return found
 
 
-def ingest(folder: Path, store: Path, *flags: object) -> dict[str, Any]:
+def ingest(folder: Path, store: Path | str, *flags: object) -> dict[str, Any]:
     log = write_log(folder)
     return done("ingest", log, "--users", folder / "users.csv", "--items", folder / "items.csv", *flags, store=store)
 
@@ -150,7 +150,7 @@ class World:
         return PatchSet(self.artifact("patches@1"))
 
 
-def five_stages(folder: Path, store: Path) -> dict[str, str]:
+def five_stages(folder: Path, store: Path | str) -> dict[str, str]:
     """The five commands one after another without any reference; stage → id."""
     made = {"ingest": ingest(folder, store)["id"]}
     made["train"] = done("train", *TRAIN, store=store)["id"]

@@ -129,7 +129,7 @@ class PatchSet(Handle):
 
     def _wrong(self, problem: str) -> ArtifactError:
         return ArtifactError(
-            f"{self.ref} cannot be used: {problem} (in {self.artifact.disk.shown(self.artifact.path)})",
+            f"{self.ref} cannot be used: {problem} (in {self.artifact.place})",
             f"dcclctl did not write it so; make it again: {remake(self.artifact.manifest)} --force",
         )
 

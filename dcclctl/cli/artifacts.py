@@ -72,7 +72,7 @@ def list_artifacts(
     order = list(KINDS)
     rows.sort(key=lambda row: (order.index(row["kind"]), row["number"]))
     if reporter.as_json:
-        print_json({"store": str(call.root), "artifacts": [_NOTHING | row for row in rows]})
+        print_json({"store": call.root, "artifacts": [_NOTHING | row for row in rows]})
     elif reporter.quiet:
         for row in rows:
             print(row["ref"])
@@ -163,13 +163,13 @@ def show(call: Call, reference: Reference) -> None:
     own = {"id": artifact.id, "aliases": call.store.aliases(artifact)}
     manifest, run = artifact.manifest, artifact.run
     if call.reporter.as_json:
-        print_json({"ref": artifact.ref, **own, "path": str(artifact.path), "manifest": manifest, "run": run})
+        print_json({"ref": artifact.ref, **own, "path": artifact.place, "manifest": manifest, "run": run})
         return
     rows = {name: f", {table['rows']:,} rows" for name, table in manifest["tables"].items()}
     sections = {
         "": {
             "id": artifact.id,
-            "folder": str(artifact.path),
+            "folder": artifact.place,
             "names": " ".join(own["aliases"]) or "none",
             "stage": manifest["stage"],
             "seed": artifact.seed,
@@ -282,7 +282,7 @@ def verify(
         for file, problem in found.items():
             reporter.line(f"{ref}  DAMAGED  {file} {problem}")
         if found:
-            folder = store.folder(kind, number)
+            folder = store.disk.shown(store.folder(kind, number))
             remedies.append(f"{ref}: restore {folder}, or run {store.remake(kind, number)} --force, and then")
             remedies.append(f"  dcclctl artifacts rm {ref}")
         else:
@@ -453,7 +453,7 @@ def forget(
             for each in made
         ]
         moved = [{"old": old, "new": new or None} for old, new in done.moved]
-        paths = [str(path) for path in done.work + done.trash]
+        paths = [call.store.disk.shown(path) for path in done.work + done.trash]
         facts = {"artifacts": rows, "moved": moved, "left_by_killed_runs": paths, "unknown": done.unknown}
         print_json({"applied": apply, **facts})
         return
@@ -465,7 +465,7 @@ def forget(
     for old, new in done.moved:
         line(f"{old} → {new or 'a new number'}, the same artifact, so that it stays the newest")
     for path in done.work + done.trash:
-        line(f"{'deleted' if apply else 'would delete'} {path}")
+        line(f"{'deleted' if apply else 'would delete'} {call.store.disk.shown(path)}")
     if left:
         line("What was learned from the users stays until you make it anew and remove the old one:")
     for each in left:
@@ -540,7 +540,7 @@ def _show_deleted(call: Call, done: "Deleted", verb: str) -> None:
     from dcclctl.artifacts.names import label
 
     refs = [artifact.ref for artifact in done.versions] + done.damaged
-    left = [str(path) for path in done.work + done.trash]
+    left = [call.store.disk.shown(path) for path in done.work + done.trash]
     if call.reporter.as_json:
         in_use = [artifact.ref for artifact in done.in_use]
         facts = {"names": done.names, "left_by_killed_runs": left, "in_use": in_use, "bytes": done.size_bytes}

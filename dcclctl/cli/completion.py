@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dcclctl.config import PERIODS
+from dcclctl.errors import DcclError
 from dcclctl.store.manifest import KINDS
 from dcclctl.store.store import Store
 
@@ -45,13 +46,15 @@ def completer(name: str, metavar: str, words: Iterable[str] = ()) -> Completer |
 
 
 def references(root: Path | str, kind: str = "") -> list[str]:
-    """Every reference of a store: kinds, numbers and names; of one kind only if it is given."""
-    store, found = Store(root), []
-    for each in [kind] if kind else KINDS:
-        numbers = store.numbers(each)
-        if numbers:
-            names = store.alias_names(each)
-            found += [each, *(f"{each}@{name}" for name in [*names, *map(str, reversed(numbers))])]
+    """Every reference of a store: kinds, numbers and names; of one kind only if it is given. None if it cannot be reached."""
+    found: list[str] = []
+    with contextlib.suppress(DcclError):
+        store = Store(root)
+        for each in [kind] if kind else KINDS:
+            numbers = store.numbers(each)
+            if numbers:
+                names = store.alias_names(each)
+                found += [each, *(f"{each}@{name}" for name in [*names, *map(str, reversed(numbers))])]
     return found
 
 

@@ -63,9 +63,14 @@ _SHARED: dict[str, tuple[Any, Any, Any]] = {
         ),
     ),
     "store": (
-        Path,
-        Path(".dccl"),
-        typer.Option("--store", envvar="DCCL_STORE", metavar="DIR", help="Folder where artifacts are kept."),
+        str,
+        ".dccl",
+        typer.Option(
+            "--store",
+            envvar="DCCL_STORE",
+            metavar="DIR",
+            help="Folder where artifacts are kept, or s3://BUCKET/PREFIX.",
+        ),
     ),
     "as_json": (bool, False, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")),
     "quiet": (
@@ -141,13 +146,13 @@ class Call:
     """One call of a command: where its output goes, its store, and what was set.
 
     Attributes:
-        reporter: prints. root: folder of the store. settings: name → value, of the flags that were given and of --set.
+        reporter: prints. root: folder or URL of the store. settings: name → value, of the flags that were given and of --set.
         config: settings from a file and the environment. force, name: see RunOptions. track: trackers.
         plan: only say what would be done. seeds: of --seeds. timeline: where the time goes.
     """
 
     reporter: Reporter
-    root: Path
+    root: str
     settings: dict[str, Any]
     config: Presets | None
     force: bool

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcclctl.compute import cpu_quota, default_threads
-from dcclctl.errors import ArtifactError
+from dcclctl.errors import ArtifactError, BucketError
+from dcclctl.store.bucket import Bucket
 from dcclctl.store.disk import RESERVE_BYTES, LocalDisk
 from dcclctl.store.manifest import PACKAGES, package_versions
 from dcclctl.store.snapshot import Snapshot
@@ -36,8 +37,8 @@ class Check:
 
 def examine(store: Store) -> list[Check]:
     """Look at the installation, the machine and the store; nothing is changed, and a store is not created."""
-    checks = [_versions(), _threads(), _gpu(), _space(store.root), *_disk(store.root), *_artifacts(store), _config()]
-    return [check for check in checks if check is not None]
+    place = _bucket(store, store.disk) if isinstance(store.disk, Bucket) else [*_disk(store.root), *_artifacts(store)]
+    return [_versions(), _threads(), _gpu(), _space(store), *place, _config()]
 
 
 def _versions() -> Check:
@@ -81,9 +82,9 @@ def _existing(root: Path) -> Path:
     return next(place for place in (root.absolute(), *root.absolute().parents) if place.is_dir())
 
 
-def _space(root: Path) -> Check:
-    free = shutil.disk_usage(_existing(root)).free
-    said = f"{free / 2**30:.1f} GiB free for the store {root}"
+def _space(store: Store) -> Check:
+    free = shutil.disk_usage(_existing(store.root)).free
+    said = f"{free / 2**30:.1f} GiB free for the store {store.name}"
     remedy = "Free some: dcclctl artifacts gc --apply" if free < _LOW_BYTES else ""
     return Check("space", free >= RESERVE_BYTES, said, remedy)
 
@@ -122,6 +123,17 @@ def _disk(root: Path) -> Iterator[Check]:
             yield Check("locks", False, f"do not work on the store's disk: {error}".partition("\n")[0], elsewhere)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _bucket(store: Store, bucket: Bucket) -> Iterator[Check]:
+    """Does the bucket answer, and can it do what a store needs?"""
+    try:
+        writable = bucket.is_writable(store.root)
+        said = "keeps the conditions of writes" if writable else "cannot be written with these credentials, only read"
+        yield Check("bucket", True, f"{store.name} {said}")
+        yield from _artifacts(store)
+    except BucketError as error:
+        yield Check("bucket", False, error.what, error.remedy)
 
 
 def _artifacts(store: Store) -> Iterator[Check]:

@@ -17,10 +17,10 @@ from typing import IO, Any
 
 from dcclctl.compute import Phase
 from dcclctl.errors import ArtifactError, DataError, UsageError
-from dcclctl.store.artifact import MANIFEST, Artifact
+from dcclctl.store.artifact import Artifact
 from dcclctl.store.canonical import canonical
 from dcclctl.store.disk import open_inside, whole_file
-from dcclctl.store.manifest import KINDS, MAX_BYTES, read_manifest
+from dcclctl.store.manifest import KINDS, MANIFEST, MAX_BYTES, read_manifest
 from dcclctl.store.references import is_alias
 from dcclctl.store.snapshot import Snapshot
 from dcclctl.store.store import Store

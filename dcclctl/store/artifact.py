@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dcclctl.compute import OnProgress, Phase
 from dcclctl.errors import ArtifactError
+from dcclctl.store.bucket import Disk
 from dcclctl.store.contents import Files, file_sha256
 from dcclctl.store.disk import LocalDisk, open_inside
-from dcclctl.store.manifest import INPUT_FLAGS, KINDS, VARIANTS, Input
+from dcclctl.store.manifest import INPUT_FLAGS, KINDS, MANIFEST, MANIFEST_HASH, VARIANTS, Input
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MANIFEST = "manifest.json"
-#: The id, in the form that `sha256sum -c` reads. Without it, damage to the manifest would look like another id.
-MANIFEST_HASH = "manifest.sha256"
 RUN = "run.json"
 METRICS = "metrics.jsonl"
 #: Files that the manifest does not list. The last two are outside the hash and trusted by nothing: they hold clock times.
@@ -81,7 +79,7 @@ class Artifact(Files):
         kind: one of KINDS. number: its version number in this store, from 1. path: its folder.
         id: SHA-256 of its manifest; the same in every store.
         manifest: the manifest, checked.
-        home: its store. reused: whether `Store.begin` found it instead of making it. disk: the file system of its store.
+        home: its store. reused: whether `Store.begin` found it instead of making it. disk: where its store is.
     """
 
     kind: str
@@ -91,7 +89,7 @@ class Artifact(Files):
     manifest: dict[str, Any] = field(repr=False)
     home: "Home" = field(repr=False, compare=False)
     reused: bool = field(default=False, compare=False)
-    disk: LocalDisk = field(default_factory=LocalDisk, repr=False, compare=False)
+    disk: Disk = field(default_factory=LocalDisk, repr=False, compare=False)
 
     @property
     def ref(self) -> str:
@@ -154,6 +152,11 @@ class Artifact(Files):
         return Input(self.kind, self.id)
 
     @property
+    def place(self) -> str:
+        """Where it is, as people are told of it: a path or a URL."""
+        return self.disk.shown(self.path)
+
+    @property
     def folder(self) -> Path:
         """The folder on this machine in which its files are, once `file` has been asked for them."""
         return self.disk.copies(self.path, self.id)
@@ -187,7 +190,7 @@ class Artifact(Files):
                 size = file.seek(0, os.SEEK_END)
                 file.seek(0)
                 if size != listed["bytes"]:
-                    return f"has {size} bytes instead of {listed['bytes']}", b""
+                    return _other_size(size, listed["bytes"]), b""
                 data = file.read() if keep else b""
                 found = hashlib.sha256(data).hexdigest() if keep else file_sha256(file)
                 if found != listed["sha256"]:
@@ -198,15 +201,23 @@ class Artifact(Files):
             return f"cannot be read: {error.strerror}", b""
         return "", data
 
-    def verify(self) -> dict[str, str]:
-        """Damaged, missing or unknown file → what is wrong with it; {} if the artifact is whole."""
+    def verify(self, every_byte: bool = True) -> dict[str, str]:
+        """Damaged, missing or unknown file → what is wrong with it; {} if the artifact is whole.
+
+        Args:
+            every_byte: read all files where they are; else compare sizes only. What is read later is checked then.
+        """
         found = {}
+        sizes = self.disk.sizes(self.path)
         phase = Phase(self.home.on_progress, "check", self.size_bytes / 1e6, "MB")
         for name, file in self.manifest["files"].items():
-            found[name] = self.damage(name)
+            if every_byte or name not in sizes:
+                found[name] = self.damage(name)
+            else:
+                found[name] = _other_size(sizes[name], file["bytes"])
             phase.add(file["bytes"] / 1e6, self.ref)
         phase.at(self.size_bytes / 1e6)
-        for name in self.disk.files(self.path):
+        for name in sizes:
             if name not in OWN_FILES and name not in found:
                 found[name] = "is not in the manifest"
         return {name: problem for name, problem in sorted(found.items()) if problem}
@@ -233,8 +244,11 @@ class Artifact(Files):
         return self.folder / name
 
     def unreadable(self, name: str, problem: str) -> ArtifactError:
-        place = self.disk.shown(self.path)
-        return damaged(self.kind, self.number, f"{name} {problem}", place, remake(self.manifest))
+        return damaged(self.kind, self.number, f"{name} {problem}", self.place, remake(self.manifest))
+
+
+def _other_size(size: int, listed: int) -> str:
+    return "" if size == listed else f"has {size} bytes instead of {listed}"
 
 
 def damaged(kind: str, number: int, problem: str, place: str, command: str = "") -> ArtifactError:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
+from typing import Final
 
 from dcclctl.errors import ArtifactError
 
@@ -108,6 +109,11 @@ def whole_file(path: Path) -> Iterator[BufferedWriter]:
         raise
 
 
+def cache_folder() -> Path:
+    """Where files are kept on this machine that can be fetched again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcclctl"
+
+
 def open_inside(folder: Path, name: str) -> BufferedReader:
     """Open a file for reading, only if it is a regular file that lies in the folder itself.
 
@@ -146,6 +152,9 @@ def _regular(descriptor: int, path: Path) -> BufferedReader:
 class LocalDisk:
     """A POSIX file system. A process may be killed in any method without damage to the store."""
 
+    #: Is reading a file no more than reading this machine's disk?
+    is_local: Final = True
+
     @property
     def scratch(self) -> "LocalDisk":
         """The disk on which artifacts are made, in the folders `STORE/<kind>/work`."""
@@ -183,9 +192,9 @@ class LocalDisk:
         """Is there anything of this name, be it a link that leads nowhere?"""
         return os.path.lexists(path)
 
-    def size_of(self, folder: Path) -> int:
-        """Bytes of all files below a folder."""
-        return sum((folder / name).lstat().st_size for name in self.files(folder))
+    def sizes(self, folder: Path) -> dict[str, int]:
+        """Name, see `files`, of everything below a folder → its size in bytes."""
+        return {name: (folder / name).lstat().st_size for name in self.files(folder)}
 
     def files(self, folder: Path) -> list[str]:
         """Sorted names, relative and with '/', of everything below a folder that is not a folder; links are not followed."""
@@ -215,6 +224,9 @@ class LocalDisk:
         if limit is not None and len(data) > limit:
             raise ArtifactError(f"{path} is larger than {limit:,} bytes", "dcclctl did not write it; remove it.")
         return data
+
+    def read_ahead(self, paths: list[Path]) -> None:
+        """Say which small files of versions are going to be read one after the other."""
 
     def open(self, folder: Path, name: str) -> BufferedReader:
         """Open a file of a version for reading, see `open_inside`."""
@@ -443,6 +455,8 @@ class Held:
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
+        #: called before the lock is given back
+        self.on_release: Callable[[], None] = lambda: None
         self._descriptor = descriptor
 
     def release(self) -> None:
@@ -450,14 +464,17 @@ class Held:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor < 0:
             return
-        if os.name == "nt":  # where an open file cannot be removed
-            os.close(descriptor)
-            with suppress(OSError):
-                self.path.unlink()
-            return
-        with suppress(OSError):
-            self.path.unlink()
-        os.close(descriptor)
+        try:
+            self.on_release()
+        finally:
+            if os.name == "nt":  # where an open file cannot be removed
+                os.close(descriptor)
+                with suppress(OSError):
+                    self.path.unlink()
+            else:
+                with suppress(OSError):
+                    self.path.unlink()
+                os.close(descriptor)
 
     def __enter__(self) -> "Held":
         return self

@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dcclctl.errors import ArtifactError, DcclError
-from dcclctl.store.disk import Held, LocalDisk
+from dcclctl.store.bucket import Disk
+from dcclctl.store.disk import Held
 
 _IDS = ".ids"
 
@@ -23,10 +24,10 @@ class Leases:
     """The leases of one store.
 
     Args:
-        root: the store. disk: its file system. written: False for a look that may write nothing; then nothing is leased.
+        root: the store. disk: where it is. written: False for a look that may write nothing; then nothing is leased.
     """
 
-    def __init__(self, root: Path, disk: LocalDisk, written: bool = True) -> None:
+    def __init__(self, root: Path, disk: Disk, written: bool = True) -> None:
         self._root, self._disk, self._written = root, disk, written
         self._folder = root / "leases"
         self._own: Held | None = None
@@ -96,7 +97,7 @@ class Leases:
         return found
 
 
-def _end(disk: LocalDisk, own: Held, process: int) -> None:
+def _end(disk: Disk, own: Held, process: int) -> None:
     """Give a lease back; a forked child leaves the lease of its parent alone."""
     if process == os.getpid():
         with suppress(DcclError):

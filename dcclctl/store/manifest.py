@@ -17,6 +17,9 @@ from dcclctl.errors import ArtifactError
 from dcclctl.store.canonical import canonical
 from dcclctl.version import __version__
 
+MANIFEST: Final = "manifest.json"
+#: The id, in the form that `sha256sum -c` reads. Without it, damage to the manifest would look like another id.
+MANIFEST_HASH: Final = "manifest.sha256"
 #: Version of the layout. A reader refuses every other version.
 FORMAT: Final = 2
 #: Every kind of artifact → the command that makes one.
@@ -197,7 +200,7 @@ class _Manifest(_Strict):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "_Manifest":
-        reserved = {"manifest.json", "manifest.sha256", "run.json", "metrics.jsonl"} & set(self.files)
+        reserved = {MANIFEST, MANIFEST_HASH, "run.json", "metrics.jsonl"} & set(self.files)
         if reserved or not set(self.tables) <= set(self.files):
             raise ValueError("files that it cannot have, or tables without a file")
         for document in (self.config, self.facts):

@@ -4,8 +4,8 @@ from collections import defaultdict
 from dataclasses import replace
 
 from dcclctl.errors import ArtifactError
-from dcclctl.store.artifact import Artifact
-from dcclctl.store.manifest import KINDS
+from dcclctl.store.artifact import RUN, Artifact
+from dcclctl.store.manifest import KINDS, MANIFEST, MANIFEST_HASH
 from dcclctl.store.store import Store
 
 
@@ -24,7 +24,10 @@ class Snapshot:
         self.used_by: defaultdict[str, list[Artifact]] = defaultdict(list)
         self.names = {(kind, id): names for kind in KINDS for id, names in store.names(kind).items()}
         for kind in KINDS:
-            for number in store.numbers(kind):
+            numbers = store.numbers(kind)
+            files = (MANIFEST, MANIFEST_HASH, RUN)
+            store.disk.read_ahead([store.folder(kind, number) / name for number in numbers for name in files])
+            for number in numbers:
                 try:
                     self.whole.append(replace(store.load(kind, number), home=self))
                 except ArtifactError as error:

@@ -1,4 +1,4 @@
-"""The store: a directory of committed artifacts. Artifacts are made only here.
+"""The store: committed artifacts in a folder or a bucket. Artifacts are made only here.
 
 Layout: `STORE/<kind>/v/000007/` committed, `STORE/<kind>/work/<key>/` in the making, `STORE/<kind>/refs/<alias>`.
 """
@@ -13,10 +13,20 @@ from typing import Any
 
 from dcclctl.compute import OnProgress, no_progress
 from dcclctl.errors import ArtifactError, UsageError
-from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, Artifact, damaged, remake
+from dcclctl.store.artifact import Artifact, damaged, remake
+from dcclctl.store.bucket import Bucket, Disk, is_url
 from dcclctl.store.disk import NUMBER_DIGITS, LocalDisk
 from dcclctl.store.leases import Leases
-from dcclctl.store.manifest import KINDS, MAX_BYTES, Input, inputs_document, read_manifest, work_key
+from dcclctl.store.manifest import (
+    KINDS,
+    MANIFEST,
+    MANIFEST_HASH,
+    MAX_BYTES,
+    Input,
+    inputs_document,
+    read_manifest,
+    work_key,
+)
 from dcclctl.store.references import check_alias, is_alias, parse_reference
 from dcclctl.store.work import Incoming, Work
 
@@ -48,10 +58,10 @@ _SMALL = 4096
 
 
 class Store:
-    """A directory of artifacts.
+    """A folder or a bucket of artifacts.
 
     Args:
-        root: the directory; it is created by the first `begin`. disk: the file system.
+        root: the folder, which the first `begin` creates, or s3://BUCKET/PREFIX. disk: the file system; None: what root names.
         remark: called with one line when the store waits for another process or replaces a damaged artifact.
         leases: keep other processes from deleting what this object uses, which writes a small file.
         on_progress: of what the store itself does, and of opening what is in it; see compute.OnProgress.
@@ -60,15 +70,19 @@ class Store:
     def __init__(
         self,
         root: Path | str,
-        disk: LocalDisk | None = None,
+        disk: Disk | None = None,
         remark: Callable[[str], None] = lambda line: None,
         leases: bool = True,
         on_progress: OnProgress = no_progress,
     ) -> None:
-        self.root = Path(root)
         self.on_progress = on_progress
         #: where it is
-        self.disk = disk or LocalDisk()
+        self.disk: Disk = disk or LocalDisk()
+        #: the folder; of a store in a bucket, what stands for it in paths
+        self.root = Path(root)
+        if disk is None and is_url(root):
+            self.disk = Bucket(root, on_progress)
+            self.root = self.disk.root
         self._remark = remark
         self._plan: list[Step] | None = None
         self._on_record: Callable[[dict[str, Any]], None] | None = None
@@ -244,7 +258,9 @@ class Store:
 
     def _ids(self, kind: str) -> Iterator[tuple[int, str]]:
         """(number, recorded id) of every version, ascending."""
-        for number in self.numbers(kind):
+        numbers = self.numbers(kind)
+        self.disk.read_ahead([self.folder(kind, number) / MANIFEST_HASH for number in numbers])
+        for number in numbers:
             try:
                 yield number, self._recorded_id(kind, number)
             except (FileNotFoundError, ArtifactError):
@@ -397,7 +413,7 @@ class Store:
                 continue
             if not self._leased(artifact):
                 continue
-            problems = artifact.verify()
+            problems = artifact.verify(every_byte=self.disk.is_local)
             if not problems:
                 if self._plan is None:
                     # The process that made it may have died before it reached the disk.
@@ -422,7 +438,7 @@ class Store:
             there = None
             with suppress(ArtifactError):
                 found = None if again else self.find(kind, id)
-                there = None if found is None or found.verify() else found
+                there = None if found is None or found.verify(every_byte=self.disk.is_local) else found
             scratch.remove(folder)
             if there is None:
                 scratch.make_folder(folder)
@@ -465,7 +481,7 @@ class Store:
                 with held:
                     left = [work / name for name in names if name in (key, f"{key}.state")]
                     found += left
-                    size += sum(map(scratch.size_of, left))
+                    size += sum(sum(scratch.sizes(path).values()) for path in left)
                     for path in reversed(left) if remove else ():
                         scratch.remove(path)
             if remove and any(path.parent == work for path in found):
@@ -474,7 +490,7 @@ class Store:
 
     def size_of(self, folder: Path) -> int:
         """Bytes of all files below a folder."""
-        return self.disk.size_of(folder)
+        return sum(self.disk.sizes(folder).values())
 
     # -- places and hints
 

@@ -14,11 +14,11 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from dcclctl.compute import peak_memory
 from dcclctl.errors import ArtifactError
 from dcclctl.store import contents
-from dcclctl.store.artifact import MANIFEST, MANIFEST_HASH, METRICS, RUN, Artifact, Home
+from dcclctl.store.artifact import METRICS, RUN, Artifact, Home
+from dcclctl.store.bucket import Disk
 from dcclctl.store.canonical import canonical
-from dcclctl.store.disk import LocalDisk
 from dcclctl.store.leases import Leases
-from dcclctl.store.manifest import FILE_NAME, FORMAT, package_versions
+from dcclctl.store.manifest import FILE_NAME, FORMAT, MANIFEST, MANIFEST_HASH, package_versions
 from dcclctl.tables import check_table
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ PACKAGES = "packages.json"
 class Maker(Home, Protocol):
     """The store in which an artifact is made."""
 
-    disk: LocalDisk
+    disk: Disk
 
     @property
     def leases(self) -> Leases: ...

@@ -5,7 +5,6 @@ cache; from then on nothing is fetched.
 """
 
 import hashlib
-import os
 import shutil
 import subprocess
 import tarfile
@@ -15,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dcclctl.errors import DataError, UsageError
-from dcclctl.store.disk import whole_file
+from dcclctl.store.disk import cache_folder, whole_file
 
 #: version of the npm package onnxruntime-web
 RUNTIME_VERSION = "1.30.0"
@@ -40,10 +39,9 @@ _TYPES = {
 }
 
 
-def cache_folder() -> Path:
+def runtime_folder() -> Path:
     """Where the browser's runtime is kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "dcclctl" / f"onnxruntime-web-{RUNTIME_VERSION}"
+    return cache_folder() / f"onnxruntime-web-{RUNTIME_VERSION}"
 
 
 def web_runtime(source: Path | None = None) -> dict[str, bytes]:
@@ -55,7 +53,7 @@ def web_runtime(source: Path | None = None) -> dict[str, bytes]:
     Raises:
         UsageError: it is not in the cache, and npm is not installed. DataError: it has other hashes.
     """
-    cache = cache_folder()
+    cache = runtime_folder()
     if source is None and all((cache / name).is_file() for name in RUNTIME_FILES):
         return _checked({name: (cache / name).read_bytes() for name in RUNTIME_FILES}, cache)
     with TemporaryDirectory() as folder:
@@ -106,7 +104,7 @@ def _checked(files: Mapping[str, bytes], place: Path) -> dict[str, bytes]:
         if hashlib.sha256(data).hexdigest() != RUNTIME_FILES[name]:
             raise DataError(
                 f"{name} of {place} is not that of onnxruntime-web {RUNTIME_VERSION}: its SHA-256 differs",
-                f"Remove {cache_folder()}, or give version {RUNTIME_VERSION} with --runtime.",
+                f"Remove {runtime_folder()}, or give version {RUNTIME_VERSION} with --runtime.",
             )
     return dict(files)
 

@@ -69,6 +69,11 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
+@pytest.fixture
+def anywhere(place: str) -> Store:
+    return Store(place)
+
+
 def _steps_of_a_commit(root: Path) -> list[str]:
     store = Store(root, disk := TracingDisk())
     make_dataset(store)
@@ -296,28 +301,28 @@ def test_a_number_that_was_taken_meanwhile_gives_the_next_one(store: Store) -> N
 # -- reuse and force
 
 
-def test_the_same_work_is_reused(store: Store) -> None:
-    made = make_dataset(store)
-    with store.begin("ingest", "dataset", {"rows": 5, "split": "global"}, 7, {"log:events.csv": RAW}) as work:
+def test_the_same_work_is_reused(anywhere: Store) -> None:
+    made = make_dataset(anywhere)
+    with anywhere.begin("ingest", "dataset", {"rows": 5, "split": "global"}, 7, {"log:events.csv": RAW}) as work:
         assert work.reused == made
 
 
 @pytest.mark.parametrize(
     "changed", [{"config": {"a": 2}}, {"seed": 1}, {"stage": "other"}, {"inputs": {"log:y": RAW}}, {"kind": "cloud"}]
 )
-def test_other_work_is_not_reused(store: Store, changed: dict[str, Any]) -> None:
+def test_other_work_is_not_reused(anywhere: Store, changed: dict[str, Any]) -> None:
     head = {"stage": "ingest", "kind": "dataset", "config": {"a": (1,)}, "seed": 0, "inputs": {"log:x": RAW}}
-    with store.begin(**head) as work:
+    with anywhere.begin(**head) as work:
         work.commit({})
-    with store.begin(**head) as work:
+    with anywhere.begin(**head) as work:
         assert work.reused is not None
-    with store.begin(**{**head, **changed}) as work:
+    with anywhere.begin(**{**head, **changed}) as work:
         assert work.reused is None
 
 
-def test_force_makes_it_again_under_a_new_number(store: Store) -> None:
-    first = make_dataset(store)
-    again = make_dataset(store, force=True)
+def test_force_makes_it_again_under_a_new_number(anywhere: Store) -> None:
+    first = make_dataset(anywhere)
+    again = make_dataset(anywhere, force=True)
     assert (first.number, again.number, first.id) == (1, 2, again.id)
 
 
@@ -352,10 +357,10 @@ def _killed_after_two_shards(store: Store) -> None:
         raise Stop
 
 
-def test_finished_shards_survive_and_only_the_missing_ones_are_done(store: Store) -> None:
-    _killed_after_two_shards(store)
-    assert store.numbers("patches") == []
-    with _begin(store) as work:
+def test_finished_shards_survive_and_only_the_missing_ones_are_done(anywhere: Store) -> None:
+    _killed_after_two_shards(anywhere)
+    assert anywhere.numbers("patches") == []
+    with _begin(anywhere) as work:
         assert [work.finished(f"shards/{shard}.safetensors") for shard in range(3)] == [True, True, False]
         assert work.finished("users.parquet")
         assert torch.equal(work.read_tensors("shards/1.safetensors")["theta"], torch.ones(2, 3))
@@ -385,18 +390,18 @@ def test_a_damaged_shard_is_not_finished(store: Store) -> None:
             work.read_tensors("shards/1.safetensors")
 
 
-def test_what_this_run_did_not_ask_for_stays_out(store: Store) -> None:
-    _killed_after_two_shards(store)
-    with _begin(store) as work:
+def test_what_this_run_did_not_ask_for_stays_out(anywhere: Store) -> None:
+    _killed_after_two_shards(anywhere)
+    with _begin(anywhere) as work:
         work.write_json("only.json", 1)
         made = work.commit({})
     assert list(made.manifest["files"]) == ["only.json"]
     assert made.verify() == {}
 
 
-def test_force_clears_what_a_killed_run_left(store: Store) -> None:
-    _killed_after_two_shards(store)
-    with _begin(store, force=True) as work:
+def test_force_clears_what_a_killed_run_left(anywhere: Store) -> None:
+    _killed_after_two_shards(anywhere)
+    with _begin(anywhere, force=True) as work:
         assert not work.finished("users.parquet")
         assert work.load_checkpoint() is None
 
@@ -461,10 +466,10 @@ def test_a_body_that_returns_without_commit_leaves_its_work(store: Store) -> Non
         assert work.finished("x.json")
 
 
-def test_times_and_notes_change_no_id(store: Store) -> None:
+def test_times_and_notes_change_no_id(anywhere: Store) -> None:
     ids = []
     for number in range(2):
-        with _begin(store, force=True) as work:
+        with _begin(anywhere, force=True) as work:
             work.note_run(device=f"cpu-{number}")
             work.record({"seconds": number})
             made = work.commit({"users": 3})
@@ -482,16 +487,16 @@ def test_file_names_stay_inside(store: Store, name: str) -> None:
         work.write_json(name, 1)
 
 
-def test_a_stream_written_into_new_file_has_rows_and_schema(store: Store) -> None:
-    with _begin(store) as work:
+def test_a_stream_written_into_new_file_has_rows_and_schema(anywhere: Store) -> None:
+    with _begin(anywhere) as work:
         with work.new_file("users.parquet") as path:
             patched_users(9).lazy().sink_parquet(path)
         made = work.commit({})
     assert made.manifest["tables"]["users.parquet"]["rows"] == 9
 
 
-def test_a_file_that_fails_halfway_is_not_there(store: Store) -> None:
-    with _begin(store) as work:
+def test_a_file_that_fails_halfway_is_not_there(anywhere: Store) -> None:
+    with _begin(anywhere) as work:
         work.write_json("x.json", 1)
         with pytest.raises(Stop), work.new_file("x.json") as path:
             path.write_bytes(b"half")

@@ -28,15 +28,20 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
+@pytest.fixture
+def anywhere(place: str) -> Store:
+    return Store(place)
+
+
 def test_nothing_is_created_before_begin(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     assert store.artifacts() == []
     assert not (tmp_path / "store").exists()
 
 
-def test_what_was_written_is_read(store: Store) -> None:
-    dataset = make_dataset(store)
-    cloud = make_cloud(store, dataset)
+def test_what_was_written_is_read(anywhere: Store) -> None:
+    dataset = make_dataset(anywhere)
+    cloud = make_cloud(anywhere, dataset)
     assert_frame_equal(dataset.read_table("events.parquet"), events())
     assert dataset.read_json("rejects.json") == {"bad time": 2}
     assert (dataset.ref, dataset.seed, dataset.facts["events"]) == ("dataset@1", 7, 5)
@@ -50,7 +55,7 @@ def test_what_was_written_is_read(store: Store) -> None:
     assert torch.equal(tensors["weight"], torch.arange(6.0).reshape(3, 2))
     assert cloud.tensor_metadata("model.safetensors") == {"sizes": [3, 2]}
     assert cloud.run["seconds"] >= 0
-    assert json.loads((cloud.path / "metrics.jsonl").read_text()) == {"epoch": 0, "loss": 0.7, "seconds": 1.5}
+    assert json.loads(cloud.disk.read(cloud.path / "metrics.jsonl")) == {"epoch": 0, "loss": 0.7, "seconds": 1.5}
 
 
 def test_the_artifact_that_commit_returns_is_the_one_that_is_found(store: Store) -> None:
@@ -133,9 +138,9 @@ def test_tables_have_the_same_bytes_however_they_are_chunked(store: Store) -> No
 # -- references
 
 
-def test_references_find_the_artifact(store: Store) -> None:
-    first, second = make_dataset(store, 1), make_dataset(store, 2)
-    store.tag(first, "golden")
+def test_references_find_the_artifact(anywhere: Store) -> None:
+    first, second = make_dataset(anywhere, 1), make_dataset(anywhere, 2)
+    anywhere.tag(first, "golden")
     for reference in (
         "dataset@1",
         "dataset@000001",
@@ -143,18 +148,18 @@ def test_references_find_the_artifact(store: Store) -> None:
         f"dataset@{first.id[:12]}",
         f"dataset@{first.id}",
     ):
-        assert store.resolve(reference) == first
+        assert anywhere.resolve(reference) == first
     for reference in ("dataset", "dataset@latest", "dataset@2"):
-        assert store.resolve(reference, "dataset") == second
-    assert [made.ref for made in store.artifacts()] == ["dataset@1", "dataset@2"]
+        assert anywhere.resolve(reference, "dataset") == second
+    assert [made.ref for made in anywhere.artifacts()] == ["dataset@1", "dataset@2"]
 
 
-def test_an_alias_moves(store: Store) -> None:
-    first, second = make_dataset(store, 1), make_dataset(store, 2)
-    store.tag(first, "golden")
-    store.tag(second, "golden")
-    assert (store.aliases(first), store.aliases(second)) == ([], ["golden"])
-    assert store.resolve("dataset@golden") == second
+def test_an_alias_moves(anywhere: Store) -> None:
+    first, second = make_dataset(anywhere, 1), make_dataset(anywhere, 2)
+    anywhere.tag(first, "golden")
+    anywhere.tag(second, "golden")
+    assert (anywhere.aliases(first), anywhere.aliases(second)) == ([], ["golden"])
+    assert anywhere.resolve("dataset@golden") == second
 
 
 def test_an_ambiguous_prefix_lists_what_it_could_be(store: Store) -> None:
@@ -169,11 +174,11 @@ def test_an_ambiguous_prefix_lists_what_it_could_be(store: Store) -> None:
     assert "dataset@2 (abcd2" in caught.value.what
 
 
-def test_several_versions_with_one_id_are_not_ambiguous(store: Store) -> None:
-    first = make_dataset(store)
-    again = make_dataset(store, force=True)
+def test_several_versions_with_one_id_are_not_ambiguous(anywhere: Store) -> None:
+    first = make_dataset(anywhere)
+    again = make_dataset(anywhere, force=True)
     assert (again.number, again.id) == (2, first.id)
-    assert store.resolve(f"dataset@{first.id[:7]}") == again
+    assert anywhere.resolve(f"dataset@{first.id[:7]}") == again
 
 
 @pytest.mark.parametrize(
@@ -188,16 +193,16 @@ def test_several_versions_with_one_id_are_not_ambiguous(store: Store) -> None:
         ("patches@latest", "patches", "Run first: dcclctl patch"),
     ],
 )
-def test_a_wrong_reference_says_what_to_type(store: Store, reference: str, kind: str | None, said: str) -> None:
-    store.tag(make_dataset(store), "golden")
+def test_a_wrong_reference_says_what_to_type(anywhere: Store, reference: str, kind: str | None, said: str) -> None:
+    anywhere.tag(make_dataset(anywhere), "golden")
     with pytest.raises(UsageError) as caught:
-        store.resolve(reference, kind)
+        anywhere.resolve(reference, kind)
     assert said in caught.value.remedy
 
 
-def test_an_input_that_is_gone_is_an_error(store: Store) -> None:
+def test_an_input_that_is_gone_is_an_error(anywhere: Store) -> None:
     with pytest.raises(ArtifactError, match=r"id ffffffffffff… is not in the store"):
-        store.find("cloud", "f" * 64)
+        anywhere.find("cloud", "f" * 64)
 
 
 # -- damage
@@ -304,9 +309,9 @@ def _replace_manifest(artifact: Artifact, document: dict[str, object]) -> None:
 # -- lineage and difference
 
 
-def test_lineage_goes_down_to_the_raw_log(store: Store) -> None:
-    dataset = make_dataset(store)
-    cloud = make_cloud(store, dataset)
+def test_lineage_goes_down_to_the_raw_log(anywhere: Store) -> None:
+    dataset = make_dataset(anywhere)
+    cloud = make_cloud(anywhere, dataset)
     top = lineage(cloud)
     assert (top.ref, [node.ref for node in top.inputs]) == ("cloud@1", ["dataset@1"])
     (raw,) = top.inputs[0].inputs
@@ -322,9 +327,9 @@ def test_lineage_marks_what_is_gone(store: Store) -> None:
     assert "manifest.json is missing" in node.problem
 
 
-def test_difference_shows_what_changed_and_nothing_else(store: Store) -> None:
-    dataset, other = make_dataset(store, 1), make_dataset(store, 2)
-    one, two = make_cloud(store, dataset, 1), make_cloud(store, other, 2)
+def test_difference_shows_what_changed_and_nothing_else(anywhere: Store) -> None:
+    dataset, other = make_dataset(anywhere, 1), make_dataset(anywhere, 2)
+    one, two = make_cloud(anywhere, dataset, 1), make_cloud(anywhere, other, 2)
     assert difference(one, two) == {
         "config": {"epochs": (1, 2)},
         "inputs": {"dataset": (f"dataset {dataset.id}", f"dataset {other.id}")},
@@ -345,11 +350,10 @@ def test_difference_of_evaluations_compares_metrics(store: Store) -> None:
     assert difference(*made) == {"config": {"seed": (0, 1)}, "metrics": {"tail.ndcg@5": (0.25, 0.5)}}
 
 
-def test_tensors_come_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_tensors_come_in_the_order_of_their_names(anywhere: Store) -> None:
     """What is drawn for one tensor after the other is then the same in every process."""
-    store = Store(tmp_path)
     names = [f"w{number}" for number in range(40)]
-    with store.begin("train", "cloud", {}, 0, {}) as work:
+    with anywhere.begin("train", "cloud", {}, 0, {}) as work:
         work.write_tensors("model.safetensors", {name: torch.zeros(2) for name in reversed(names)})
         made = work.commit({})
     assert list(made.read_tensors("model.safetensors")) == sorted(names)
