@@ -465,12 +465,12 @@ class Bucket:
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        try:
-            with self._asking(path, "write"):
-                mode: Any = {"e_tag": etag} if etag else "create"
+        mode: Any = {"e_tag": etag} if etag else "create"
+        with self._asking(path, "write"):
+            try:
                 return obstore.put(self._objects, self._key(path), data, mode=mode)["e_tag"] or ""
-        except (AlreadyExistsError, PreconditionError):
-            return ""
+            except (AlreadyExistsError, PreconditionError):
+                return ""
 
     def _now(self) -> datetime:
         """The server's time, so that clocks of machines need not agree."""
@@ -513,19 +513,11 @@ class Bucket:
 
     @contextmanager
     def _asking(self, path: Path, verb: str) -> Iterator[None]:
-        """Turn an error of the client into one with a remedy; what a condition forbids stays as it is."""
-        from obstore.exceptions import (
-            AlreadyExistsError,
-            BaseError,
-            PermissionDeniedError,
-            PreconditionError,
-            UnauthenticatedError,
-        )
+        """Turn an error of the client into one with a remedy."""
+        from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
         try:
             yield
-        except (AlreadyExistsError, PreconditionError):
-            raise
         except (BaseError, FileNotFoundError) as error:
             text = str(error)
             code = _CODE.search(text)

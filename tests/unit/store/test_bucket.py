@@ -233,6 +233,26 @@ def test_an_answer_that_is_lost_commits_nothing_twice(bucket: str, s3_server: S3
     assert made.verify() == {}
 
 
+@pytest.mark.parametrize("status", ["409 Conflict", "503 Slow Down"])
+def test_a_service_that_is_busy_is_asked_again(bucket: str, s3_server: S3Server, status: str) -> None:
+    refused: set[str] = set()
+
+    def refuse(request: dict[str, Any]) -> str | None:
+        """Each file that is written on a condition once, whatever its number."""
+        name = request["PATH_INFO"].rpartition("/")[2].partition("-")[0]
+        if "HTTP_IF_NONE_MATCH" not in request or name in refused or name == "probe":
+            return None
+        refused.add(name)
+        return status
+
+    s3_server.fault = refuse
+    store = Store(bucket)
+    made = make_dataset(store)
+    assert {"manifest.json", "manifest.sha256", "hygiene.lock"} <= refused
+    assert store.artifacts() == [made]
+    assert made.verify() == {}
+
+
 def test_the_number_of_the_newest_is_not_given_again_after_it_was_deleted(bucket: str) -> None:
     store = Store(bucket)
     for rows in (1, 2):
