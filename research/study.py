@@ -48,6 +48,10 @@ ONCE_24, TWICE_24 = f"{ONCE}, 24 negatives", f"{TWICE}, 24 negatives"
 WITHOUT = {"no order": NO_ORDER, "no profile": NO_PROFILE, "neither": PLAIN}
 #: what a memory competes with: the cloud model that sees five times as much, and the best baseline
 WIDE, SASREC = "DIN, L = 100, at once", "sasrec"
+#: the strong cloud model, in the chapters that rank all items
+STRONG = "SASRec, trained further"
+STRONG_FROZEN = "SASRec, frozen"
+STRONG_TAUGHT = "SASRec, taught by memories"
 #: and where users come back to what they had
 HABIT = "gp-topfreq"
 #: the memory patch among the baselines
@@ -307,6 +311,33 @@ class Study:
             "memory patch on DIN": self.patched,
         }
         return self.evaluated("sasrec", models, "test")
+
+    @property
+    def strong_frozen(self) -> str:
+        """SASRec with the softmax over shared negatives, on `cloud`."""
+        return self.made("strong", "train", "--dataset", self.dataset, "--model", "sasrec")
+
+    @property
+    def strong(self) -> str:
+        """The same trained further on `device` at once, by the same recipe: the strongest fresh cloud model on all four logs."""
+        return self.made("strong fresh", "train", "--continue", self.strong_frozen, "--on", "device")
+
+    @property
+    def strong_patched(self) -> str:
+        return self.remembering("memory on strong", self.strong)
+
+    def strong_models(self) -> pl.DataFrame:
+        """The claim of the front page: what devices add to the strong cloud model."""
+        paper = self.made("metapatch on strong", "patch", *METAPATCH, "--cloud", self.strong_frozen)
+        models = {
+            STRONG: self.strong,
+            STRONG_FROZEN: self.strong_frozen,
+            "memory patch": self.strong_patched,
+            "memory patch, shuffled memories (placebo)": self.strong_patched + "+shuffled",
+            "metapatch on frozen": paper,
+            "metapatch on frozen, mean (placebo)": paper + "+mean",
+        }
+        return self.evaluated("strong", models, "test")
 
     def cold(self) -> Iterator[tuple[str, pl.DataFrame]]:
         control = self.incremental

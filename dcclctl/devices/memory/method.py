@@ -20,6 +20,7 @@ from dcclctl.artifacts.memory import STATISTICS_FILE
 from dcclctl.compute import Phase
 from dcclctl.config import Fraction, Positive, Rate, Section, rarely, tuned
 from dcclctl.devices.learner import held_back_of, shard_table, with_ids
+from dcclctl.devices.memory.contrast import Contrast
 from dcclctl.devices.memory.features import Memories, Statistics
 from dcclctl.devices.memory.patch import MemoryFit, MemoryPatch, MemoryRows, learn, prior_shift, user_losses
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
@@ -37,9 +38,11 @@ from dcclctl.store.lineage import ancestors
 
 PATCH_FILE = "memory_patch.safetensors"
 _BATCH = 512
+#: events whose candidates are chosen at once
+_EVENTS = 128
 #: of a learned patch the weights are below 10; logits of a patch with far larger ones would be noise
 _LARGEST_WEIGHT = 1e3
-#: rows (events with their negatives) to learn from, at most; more rows change the third digit only
+#: rows (events with their candidates) to learn from, at most; more rows change the third digit only
 _ROWS = 1_500_000
 #: parts of the block, at most: statistics are counted for each
 _PARTS = 60
@@ -50,6 +53,8 @@ class MemorySettings(Section):
     epochs: Positive = tuned(8, "Passes over the events that learn the patch.", search="4..16")
     learning_rate: Rate = rarely(0.003, "AdamW's step size.", search="3e-4..3e-2")
     weight_decay: Annotated[float, Field(ge=0.0)] = rarely(0.01, "AdamW's weight decay.", search="1e-4..1e-1")
+    highest: Positive = rarely(64, "Items that the cloud model ranks highest, with which each event's item is compared.")
+    others: Positive = rarely(64, "Further items with which each event's item is compared; they stand for all others.")
     truncated_share: Fraction = rarely(
         0.5,
         "Share of the events that the patch is learned from a second time, with the history cut to a few events, as on "
@@ -159,7 +164,7 @@ class _Run:
         for number, (model, block) in enumerate(self.models):
             statistics = count_statistics(log, log.before(block), how, self.task.seed, on_progress)
             backbone, shift = open_backbone(model, self.task.device), prior_shift(model.negatives, negatives)
-            sampler = Sampler(log, [block], negatives, self.task.seed, f"memory/negatives/{self.task.config.on}")
+            sampler = Sampler(log, [block], 0, self.task.seed, f"memory/negatives/{self.task.config.on}")
             events, (some, lengths) = events_of[number], shorter[number]
             cut = backbone.with_log(log.truncate_history(some, lengths))
             for parts, chosen, reader in ((whole, events, backbone), (truncated, some, cut)):
@@ -171,7 +176,7 @@ class _Run:
     def _events_of(self, block: Block) -> Ints:
         """All events of a part of the block, or a sample if there are too many."""
         events = self.log.events_in(block)
-        limit = _ROWS // (1 + self.task.config.negatives) // len(self.models)
+        limit = _ROWS // (1 + self.settings.highest + self.settings.others) // len(self.models)
         if len(events) <= limit:
             return events
         return np.sort(events[permutation(self.task.seed, "memory/sample", events)[:limit]])
@@ -189,29 +194,29 @@ class _Run:
         self, backbone: Backbone, sampler: Sampler, events: Ints, number: int, statistics: Statistics, phase: Phase
     ) -> MemoryRows:
         """Rows of some events of part `number` of the block, with histories from the backbone's log."""
-        memory, log, sampled = self.memory, backbone.log, sampler.draw(events, number)
+        memory, log, width = self.memory, backbone.log, self.settings.highest + self.settings.others
         memories = Memories(log, statistics, memory.size, memory.profile_window)
-        logits = torch.empty(sampled.candidates.shape)
-        found = torch.empty(*sampled.candidates.shape, memories.width)
+        logits, stands = torch.empty(len(events), 1 + width), torch.empty(len(events), width)
+        found = torch.empty(len(events), 1 + width, memories.width)
+        contrast = Contrast(backbone, sampler, self.settings.highest, self.settings.others)
         order = np.argsort(backbone.lengths(events), kind="stable")
-        for at in range(0, len(order), _BATCH):
-            some = order[at : at + _BATCH]
+        for at in range(0, len(order), _EVENTS):
+            some = order[at : at + _EVENTS]
             index = torch.from_numpy(some)
-            candidates = sampled.candidates[index]
-            below = backbone.activations(events[some], candidates)
-            logits[index] = backbone.head(events[some], candidates, below).cpu()
-            found[index] = memories.features(events[some], candidates)
+            chosen = contrast.of(events[some], number)
+            logits[index], stands[index] = chosen.logits, chosen.stands
+            found[index] = memories.features(events[some], chosen.candidates)
             phase.add(len(some))
-        held = log.history_lengths(events, memory.size)
-        return MemoryRows(events, held, found, logits, sampled.labels, sampled.weights)
+        held, labels = log.history_lengths(events, memory.size), torch.from_numpy(log.label[events]).float()
+        return MemoryRows(events, held, found, logits, labels, stands)
 
     def learn(self, rows: MemoryRows, what: str, order: bool = True) -> MemoryPatch:
         """A patch learned from the rows; without `order` it ignores the features that depend on the order of events."""
         settings, seed = self.settings, self.task.seed
         ignored = [] if order else self.statistics.order_columns(self.memory.profile_window)
         patch = new_patch(self.memory, settings.hidden_size, stream(seed, "memory/weights"))
-        fit = MemoryFit(settings.epochs, settings.learning_rate, settings.weight_decay, _BATCH, seed)
-
+        negatives = self.task.config.negatives
+        fit = MemoryFit(settings.epochs, settings.learning_rate, settings.weight_decay, _BATCH, seed, negatives)
         phase = Phase(self.task.on_progress, what, settings.epochs * len(rows.events), "events")
         learn(patch, rows.blank(ignored) if ignored else rows, fit, phase.add)
         patch.ignore(ignored)
@@ -229,7 +234,7 @@ class _Run:
             Each user's mean loss without and with the patch, NaN without held-back events; whether the order of events
             is used; and the losses with and without it, if both were tried.
         """
-        log, owners = self.log, self.log.user[rows.events]
+        log, owners, negatives = self.log, self.log.user[rows.events], self.task.config.negatives
         read = np.bincount(owners, minlength=log.n_users)
         newest = torch.from_numpy(_newest(owners, held_back_of(read, self.task.config.held_back)))
         losses = torch.full((log.n_users, 2), math.nan, dtype=torch.float64)
@@ -237,10 +242,10 @@ class _Run:
             return losses, order, {}
         known = torch.from_numpy(~np.isin(truncated.events, rows.events[newest.numpy()]))
         older = MemoryRows.join([rows.where(~newest), truncated.where(known)])
-        losses = user_losses(self.learn(older, "learn (held back)", order), rows, log, newest)
+        losses = user_losses(self.learn(older, "learn (held back)", order), rows, log, newest, negatives)
         if not order or self.settings.order != "auto":
             return losses, order, {}
-        without = user_losses(self.learn(older, "learn (held back)", False), rows, log, newest)
+        without = user_losses(self.learn(older, "learn (held back)", False), rows, log, newest, negatives)
         tried = {"with": float(losses[:, 1].nanmean()), "without": float(without[:, 1].nanmean())}
         return (without, False, tried) if tried["without"] < tried["with"] else (losses, True, tried)
 

@@ -7,6 +7,9 @@ So every user with a memory has a patch, without training on the device; a user 
 model. The weights are learned from events that f was not trained on (as MetaPatch's Θ is). c does not depend on f, so
 the patch can be applied to a fresher f than the one it was learned with.
 
+What is learned is the ranking of all items: each event's item is compared with those that the cloud model ranks highest,
+and with some that stand for all others.
+
 Shapes: B events, C candidates, F features, R of them in a profile, H hidden units, W = H + F.
 """
 
@@ -57,20 +60,22 @@ class MemoryPatch(nn.Module):
 
 @dataclass(frozen=True)
 class MemoryRows:
-    """Events with all inputs of the patch, computed once.
+    """Events with all inputs of the patch, computed once. The first candidate is the event's own item.
 
     Attributes:
         events: (B,) rows of the log. held: (B,) events in the memory. features: (B, C, F + R), see features.py.
-        logits, labels, weights: (B, C); logits are those of an f that was not trained on these events, shifted to the
-            number of negatives of these rows (see `prior_shift`).
+        logits: (B, C) of an f that was not trained on these events, shifted to the patch's number of negatives
+            (see `prior_shift`).
+        labels: (B,) of the events.
+        stands: (B, C − 1) how many items each of the other candidates stands for; 0: an empty place.
     """
 
     events: Ints
     held: Ints
     features: Float[Tensor, "B C FR"]
     logits: Float[Tensor, "B C"]
-    labels: Float[Tensor, "B C"]
-    weights: Float[Tensor, "B C"]
+    labels: Float[Tensor, "B"]
+    stands: Float[Tensor, "B O"]
 
     def pick(self, index: Tensor) -> "MemoryRows":
         """The rows of some events, in the given order."""
@@ -96,7 +101,7 @@ class MemoryRows:
 
 
 #: the tensors of `MemoryRows`
-_TENSORS = ("features", "logits", "labels", "weights")
+_TENSORS = ("features", "logits", "labels", "stands")
 
 
 def prior_shift(trained: int, wanted: int) -> float:
@@ -111,13 +116,40 @@ def prior_shift(trained: int, wanted: int) -> float:
 
 @dataclass(frozen=True)
 class MemoryFit:
-    """Settings for learning the patch."""
+    """Settings for learning the patch; negatives: a logit of 0 means one click among that many items."""
 
     epochs: int
     learning_rate: float
     weight_decay: float
     batch_size: int
     seed: int
+    negatives: int
+
+
+#: weight of the squared distance of an event's mean odds from what they should be
+_LEVEL = 0.05
+#: a logit whose odds are 0 in float32
+_NOTHING = -1e4
+
+
+def event_losses(
+    logits: Float[Tensor, "B C"], labels: Float[Tensor, "B"], stands: Float[Tensor, "B O"], negatives: int
+) -> Float[Tensor, "B"]:
+    """Each event's loss in nats: −log of the share of its item among all items, and how far the logits' level is off.
+
+    The level is right if the mean odds of all items are one in `negatives`. An event with label 0 has the binary
+    cross-entropy of its own item, and one without other candidates 0.
+
+    Source: softmax with a proposal, Bengio & Senécal 2008, here stratified: the cloud model's highest items count as
+    they are, and the others in proportion to how many there are. The level: models/training.py, `softmax_losses`.
+    """
+    own, count = logits[:, 0], stands.sum(1)
+    there = stands > 0
+    weighted = torch.where(there, logits[:, 1:] + torch.log(torch.where(there, stands, 1.0)), _NOTHING)
+    total = torch.logsumexp(weighted, 1)
+    level = total - torch.log(count.clamp(min=1)) + math.log(negatives)
+    ranked = torch.where(count > 0, F.softplus(total - own) + _LEVEL * level.square(), 0.0)
+    return torch.where(labels > 0, ranked, F.softplus(own))
 
 
 def learn(
@@ -132,7 +164,7 @@ def learn(
         on_step: called with every batch's number of events and its loss in words.
 
     Returns:
-        Mean cross-entropy of each epoch, nats per candidate.
+        Mean loss of each epoch, nats per event.
 
     Raises:
         DivergedError: the loss became infinite or NaN.
@@ -144,8 +176,8 @@ def learn(
         total = 0.0
         for at in range(0, len(order), settings.batch_size):
             some = rows.pick(order[at : at + settings.batch_size])
-            each = F.binary_cross_entropy_with_logits(patch(some.features, some.logits), some.labels, reduction="none")
-            loss = (each * some.weights).sum() / some.weights.sum()
+            logits = patch(some.features, some.logits)
+            loss = event_losses(logits, some.labels, some.stands, settings.negatives).mean()
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -159,19 +191,19 @@ def learn(
 
 @torch.no_grad()
 def user_losses(
-    patch: MemoryPatch, rows: MemoryRows, log: EventLog, tested: Bool[Tensor, "B"]
+    patch: MemoryPatch, rows: MemoryRows, log: EventLog, tested: Bool[Tensor, "B"], negatives: int
 ) -> Float[Tensor, "U two"]:
-    """Each user's mean cross-entropy over the tested events, without and with the patch; NaN for users without any.
+    """Each user's mean loss over the tested events, without and with the patch; NaN for users without any.
 
     As in serving, the patch is not used if the memory is empty.
     """
     users = torch.from_numpy(log.user[rows.events])
     remembers = torch.from_numpy(rows.held > 0).unsqueeze(1)
     patched = torch.where(remembers, patch(rows.features, rows.logits), rows.logits)
-    weights = (rows.weights * tested.unsqueeze(1)).double()
+    counted = tested.double()
     sums = []
     for logits in (rows.logits, patched):
-        each = F.binary_cross_entropy_with_logits(logits, rows.labels, reduction="none").double()
-        sums.append(torch.zeros(log.n_users, dtype=torch.float64).index_add_(0, users, (each * weights).sum(1)))
-    counts = torch.zeros(log.n_users, dtype=torch.float64).index_add_(0, users, weights.sum(1))
+        each = event_losses(logits, rows.labels, rows.stands, negatives).double() * counted
+        sums.append(torch.zeros(log.n_users, dtype=torch.float64).index_add_(0, users, each))
+    counts = torch.zeros(log.n_users, dtype=torch.float64).index_add_(0, users, counted)
     return torch.stack([total / counts for total in sums], 1)

@@ -10,7 +10,7 @@ from small_worlds import Row, log_of, normal
 from torch.nn import functional as F
 
 from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, Memories
-from dcclctl.devices.memory.patch import MemoryFit, MemoryPatch, MemoryRows, learn, prior_shift, user_losses
+from dcclctl.devices.memory.patch import MemoryFit, MemoryPatch, MemoryRows, event_losses, learn, prior_shift, user_losses
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.errors import DivergedError
 from dcclctl.events.log import CLOUD, DEVICE, TEST, Block, EventLog
@@ -20,7 +20,8 @@ from dcclctl.events.sampling import PairSet
 N_USERS, N_ITEMS, N_CATEGORIES, SIZE, WINDOW = 60, 60, 6, 50, 8
 N_FEATURES = len(FEATURES + ORDER_FEATURES)
 WIDTH = N_FEATURES + N_FEATURES - 1
-FIT = MemoryFit(epochs=6, learning_rate=0.01, weight_decay=0.01, batch_size=64, seed=4)
+NEGATIVES = 4
+FIT = MemoryFit(epochs=6, learning_rate=0.01, weight_decay=0.01, batch_size=64, seed=4, negatives=NEGATIVES)
 
 
 def shop(loyalty: float, seed: int = 0, repeats: bool = True) -> EventLog:
@@ -55,7 +56,7 @@ def shop(loyalty: float, seed: int = 0, repeats: bool = True) -> EventLog:
 def rows_of(
     log: EventLog,
     period: int,
-    negatives: int = 4,
+    negatives: int = NEGATIVES,
     excluded: PairSet | None = None,
     shuffled: bool = False,
     keep: int = SIZE,
@@ -75,7 +76,8 @@ def rows_of(
     log = log.truncate_history(whose, np.full(len(whose), keep))
     found = Memories(log, statistics, SIZE, window).features(whose, samples.candidates)
     logits = torch.full(samples.labels.shape, -math.log(negatives))
-    return MemoryRows(events, log.history_lengths(whose, SIZE), found, logits, samples.labels, samples.weights)
+    stands = samples.weights[:, 1:] * (N_ITEMS / negatives)
+    return MemoryRows(events, log.history_lengths(whose, SIZE), found, logits, samples.labels[:, 0], stands)
 
 
 def new_patch(seed: int = 0, n_profile: int = N_FEATURES - 1) -> MemoryPatch:
@@ -94,7 +96,7 @@ def gauc(log: EventLog, patch: MemoryPatch, rows: MemoryRows) -> float:
 
 @torch.no_grad()
 def log_loss(patch: MemoryPatch, rows: MemoryRows) -> float:
-    return float(F.binary_cross_entropy_with_logits(patch(rows.features, rows.logits), rows.labels))
+    return float(event_losses(patch(rows.features, rows.logits), rows.labels, rows.stands, NEGATIVES).mean())
 
 
 # -- what it starts as
@@ -188,9 +190,9 @@ def test_what_a_short_memory_says_has_to_be_learned_from_short_ones() -> None:
         learn(patch, taught, FIT)
         found[name] = [log_loss(patch, rows_of(log, TEST, keep=keep, window=0)) for keep in (1, 2, SIZE)]
     nothing = log_loss(new_patch(n_profile=0), rows_of(log, TEST, keep=1, window=0))
-    assert found["long"][0] > nothing > found["short too"][0]
+    assert min(nothing, found["long"][0]) > found["short too"][0]
     assert found["long"][1] > found["short too"][1]
-    assert found["short too"][2] < found["long"][2] + 0.01
+    assert found["short too"][2] < found["long"][2] + 0.1
 
 
 def test_learning_is_the_same_bits_twice_and_another_seed_another_patch() -> None:
@@ -214,24 +216,35 @@ def test_every_weight_is_learned_and_every_step_is_told() -> None:
         assert (weight != before[name]).float().mean() > 0.9, name
     counts = [count for count, _ in told]
     assert sum(counts) == FIT.epochs * len(rows_of(shop(0.5), DEVICE).events) and len(losses) == FIT.epochs
-    assert all(note.startswith("loss 0.") for _, note in told)
+    assert all(note.startswith(("loss 3.", "loss 4.")) for _, note in told)  # about log 61
 
 
-def test_the_objective_is_the_weighted_cross_entropy_with_torchs_adamw() -> None:
+def test_the_objective_is_the_share_of_the_own_item_among_all_with_torchs_adamw() -> None:
     """One batch, two steps, written out."""
     rows = rows_of(shop(0.5), DEVICE)
-    rows.weights[::3, 2:] = 0
+    rows.stands[::3, 2:] = 0
+    rows.labels[::5] = 0
     ours, theirs = new_patch(), new_patch()
     learn(ours, rows, replace(FIT, epochs=2, batch_size=10**6))
     optimiser = torch.optim.AdamW(theirs.parameters(), lr=FIT.learning_rate, weight_decay=FIT.weight_decay)
     for _ in range(2):
-        logits = theirs(rows.features, rows.logits)
-        loss = F.binary_cross_entropy_with_logits(logits, rows.labels, rows.weights, reduction="sum")
+        odds = theirs(rows.features, rows.logits).exp()
+        own, others = odds[:, 0], (odds[:, 1:] * rows.stands).sum(1)
+        level = (others / rows.stands.sum(1) * NEGATIVES).log()
+        chosen = (1 + others / own).log() + 0.05 * level.square()
+        loss = torch.where(rows.labels > 0, chosen, (1 + own).log()).mean()
         optimiser.zero_grad()
-        (loss / rows.weights.sum()).backward()
+        loss.backward()
         optimiser.step()
     for weight, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(weight, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_an_event_with_nothing_to_compare_with_teaches_nothing() -> None:
+    logits = normal(3, 5).requires_grad_()
+    losses = event_losses(logits, torch.ones(3), torch.zeros(3, 4), NEGATIVES)
+    losses.sum().backward()
+    assert losses.tolist() == [0, 0, 0] and logits.grad is not None and not logits.grad.any()
 
 
 def test_a_loss_that_is_no_number_is_said() -> None:
@@ -241,13 +254,13 @@ def test_a_loss_that_is_no_number_is_said() -> None:
 
 
 def test_losses_are_those_of_what_is_served() -> None:
-    """Mean cross-entropy of each user's tested events; where nothing is remembered, the cloud model's on both sides."""
+    """Mean loss of each user's tested events; where nothing is remembered, the cloud model's on both sides."""
     log = shop(0.8)
     rows = rows_of(log, DEVICE).pick(torch.arange(40))
     rows.held[3:5] = 0
     patch = filled(new_patch()).requires_grad_(False)
     tested = torch.arange(40) % 3 == 0
-    found = user_losses(patch, rows, log, tested)
+    found = user_losses(patch, rows, log, tested, NEGATIVES)
     owners = log.user[rows.events]
     for user in range(N_USERS):
         mine = np.flatnonzero((owners == user) & tested.numpy())
@@ -258,12 +271,12 @@ def test_losses_are_those_of_what_is_served() -> None:
         after = patch(rows.features[index], rows.logits[index])
         after = torch.where(torch.from_numpy(rows.held[mine] > 0)[:, None], after, rows.logits[index])
         expected = [
-            F.binary_cross_entropy_with_logits(logits, rows.labels[index]).item()
+            event_losses(logits, rows.labels[index], rows.stands[index], NEGATIVES).mean().item()
             for logits in (rows.logits[index], after)
         ]
         assert found[user].tolist() == pytest.approx(expected, rel=1e-5)
     nothing = rows.pick(torch.tensor([3]))
-    losses = user_losses(patch, nothing, log, torch.tensor([True]))[owners[3]]
+    losses = user_losses(patch, nothing, log, torch.tensor([True]), NEGATIVES)[owners[3]]
     assert losses[0] == losses[1]
 
 
@@ -279,8 +292,8 @@ def learned_without_a_signal(log: EventLog, excluded: PairSet | None) -> tuple[f
     """GAUC on what is learned from, GAUC on test under the honest rule, and the last loss against that of knowing nothing."""
     rows = rows_of(log, DEVICE, negatives=8, excluded=excluded)
     patch = new_patch()
-    loss = learn(patch, rows, FIT)[-1]
-    knowing_nothing = math.log(9) - 8 / 9 * math.log(8)
+    loss = learn(patch, rows, replace(FIT, negatives=8))[-1]
+    knowing_nothing = math.log(1 + N_ITEMS)
     return gauc(log, patch, rows), gauc(log, patch, rows_of(log, TEST, negatives=8)), knowing_nothing - loss
 
 
@@ -292,8 +305,8 @@ def test_counts_do_not_give_the_label_away_through_the_negatives() -> None:
     leaky_train, leaky_test, leaky_gain = learned_without_a_signal(log, everything_ever_taken(log))
     assert abs(honest_test - 0.5) < 0.04, "the memory knows something of choices that nothing was known of"
     assert honest_train < 0.6, "the negatives that are learned from give the label away"
-    assert honest_gain < 0.01
+    assert honest_gain < 0.05
     # the very same figures show a leak where there is one
     assert leaky_train > 0.63
-    assert leaky_gain > 0.03
+    assert leaky_gain > 0.15
     assert abs(leaky_test - 0.5) < 0.04

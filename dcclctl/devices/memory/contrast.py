@@ -1,0 +1,95 @@
+"""What an event's item is compared with when a memory patch is learned: the items that the cloud model ranks highest, and a
+few that stand for all others.
+
+A patch that is learned from a few uniform items learns to tell the user's items from any item, and little of what decides
+the top of a list: which of the items that the cloud model likes comes next.
+
+Shapes: B events, N items to choose from, O others chosen, C = 1 + O candidates.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dcclctl.events.sampler import Sampler
+from dcclctl.events.sampling import Ints, stream
+from dcclctl.models.scoring import Backbone
+
+#: items to choose from, at most: of a larger catalogue as many are drawn for each batch of events
+RANKED = 20_000
+
+
+@dataclass(frozen=True)
+class Contrasted:
+    """Candidates of some events.
+
+    Attributes:
+        candidates: (B, C) each event's own item, then the others. logits: of the cloud model.
+        stands: (B, O) how many items each of the others stands for; 0: an empty place, with the event's own item in it.
+    """
+
+    candidates: Int[Tensor, "B C"]
+    logits: Float[Tensor, "B C"]
+    stands: Float[Tensor, "B O"]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Chooses candidates.
+
+    Attributes:
+        backbone: of the cloud model, which ranks. sampler: says which items an event may be compared with, and draws.
+        highest: items that the model ranks highest. others: items drawn uniformly from the rest.
+    """
+
+    backbone: Backbone
+    sampler: Sampler
+    highest: int
+    others: int
+
+    @torch.no_grad()
+    def of(self, events: Ints, number: int) -> Contrasted:
+        """Candidates of some events (B,) of part `number` of a block; the same for the same events."""
+        own = torch.from_numpy(self.sampler.log.item[events])[:, None]
+        items, allowed, scored, each = self._ranked(events, number)
+        scored = scored.masked_fill(~allowed, -math.inf)
+        first = min(self.highest, scored.shape[1])
+        high, top = scored.topk(first, 1)
+        left = allowed.scatter(1, top, False)
+        seed = stream(self.sampler.seed, f"{self.sampler.purpose}/others/{number}/{int(events[0])}")
+        draws = torch.from_numpy(np.random.default_rng(seed).random(left.shape, dtype=np.float32))
+        drawn, rest = draws.masked_fill(~left, -1).topk(min(self.others, left.shape[1]), 1)
+        place, there = torch.cat([top, rest], 1), torch.cat([high > -math.inf, drawn >= 0], 1)
+        share = left.sum(1, keepdim=True) / there[:, first:].sum(1, keepdim=True).clamp(min=1)
+        stands = torch.cat([torch.ones_like(high), share.expand_as(drawn)], 1) * there * each
+        logits = torch.where(there, scored.gather(1, place), 0.0)
+        # a small catalogue leaves places empty
+        missing = self.highest + self.others - place.shape[1]
+        chosen = torch.where(there, items[place], own)
+        chosen = torch.cat([own, chosen, own.expand(-1, missing)], 1)
+        stands = torch.cat([stands, stands.new_zeros(len(events), missing)], 1)
+        mine = self.backbone.logits_of_few(events, own, self.backbone.head).cpu()
+        return Contrasted(chosen, torch.cat([mine, logits, logits.new_zeros(len(events), missing)], 1), stands)
+
+    def _ranked(
+        self, events: Ints, number: int
+    ) -> tuple[Int[Tensor, "N"], Bool[Tensor, "B N"], Float[Tensor, "B N"], float]:
+        """The items to choose from, which of them each event may have, their logits, and how many items each stands for."""
+        backbone, sampler = self.backbone, self.sampler
+        n_items = sampler.log.n_items
+        count = min(len(sampler.catalogue), RANKED)
+        shared = sampler.shared(events, count, 1, int(events[0]), number)
+        whole = count == len(sampler.catalogue)
+        wanted = None if whole else shared.items.expand(len(events), -1)
+        width = n_items if whole else count
+        step = backbone.events_at_once(width, int(backbone.lengths(events).max(initial=1)))
+        parts = []
+        for at in range(0, len(events), step):
+            some, own = events[at : at + step], None if wanted is None else wanted[at : at + step]
+            parts.append(backbone.head(some, own, backbone.activations(some, own)).cpu())
+        logits = torch.cat(parts)
+        return shared.items, shared.allowed, logits[:, shared.items] if whole else logits, len(sampler.catalogue) / count
