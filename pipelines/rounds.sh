@@ -5,12 +5,14 @@
 #
 #   pipelines/rounds.sh [ROUNDS]                       # newest dataset of the store; the bundled log if there is none
 #   WAY=paper pipelines/rounds.sh                      # as published: MetaPatch on the model of the round before, MoMoDistill
+#   MODEL=sasrec DATASET=dataset@2 pipelines/rounds.sh # another cloud model than DIN, another data set than the newest
 #   CONFIG=settings.toml pipelines/rounds.sh           # settings of your own, for every command
 #   DCCL_STORE=.dccl SEED=1 THREADS=1 pipelines/rounds.sh 3
 set -euo pipefail
 here="$(cd "$(dirname "$0")/.." && pwd)"
 rounds="${1:-3}"
 way="${WAY:-memory}"
+model="${MODEL:-din}"
 seed="${SEED:-0}"
 flags=(--seed "$seed" ${CONFIG:+--config "$CONFIG"})
 compute=("${flags[@]}" --threads "${THREADS:-0}")  # 0: one per core
@@ -28,7 +30,7 @@ if ! dcclctl artifacts show dataset --quiet >/dev/null 2>&1; then
 fi
 
 # The tables show the names that models are given here.
-frozen=$(ref train --name frozen)  # stays as it is, the first baseline
+frozen=$(ref train --model "$model" ${DATASET:+--dataset "$DATASET"} --name frozen)  # stays as it is, the first baseline
 control=$frozen  # learns from the labels of the same blocks until it ranks no better, the strong baseline
 cloud=$frozen    # taught by its devices, round after round
 
@@ -39,7 +41,7 @@ for ((t = 1; t <= rounds; t++)); do
   control=$(ref train --continue "$control" --on "$block")
   if [ "$way" = memory ]; then
     fresh=$(ref train --continue "$cloud" --on "$block")
-    memory=$(dcclctl memory --counted-through "$block" "${flags[@]}" --quiet)
+    memory=$(dcclctl memory ${DATASET:+--dataset "$DATASET"} --counted-through "$block" "${flags[@]}" --quiet)
     patches=$(ref patch --method memory --cloud "$fresh" --on "$block" --memory "$memory" --name "round-$t")
     cloud=$(ref distill --method from-memory --patches "$patches" --on "$block" --name "taught-$t")
     # as the student does: further, at its rate and with its patience

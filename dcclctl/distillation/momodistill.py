@@ -98,7 +98,7 @@ class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
             return f"{task.patches.method} patches have no basis Θ"
         own, wanted = (cloud.sizes.get("hidden_sizes") for cloud in (task.patches.cloud, task.student))
         if own is None:
-            return "Θ is for the states of a sequence model, which the student does not have"
+            return "Θ is for the states of a sequence model, of which no Θ or encoder is taught"
         if own != wanted:
             return f"Θ is for hidden layers of {own[0]} and {own[1]} units, which the student does not have"
         return ""

@@ -262,6 +262,8 @@ class SequenceBackbone(Backbone):
 class SequenceKind(TrainedKind[SequenceSettings]):
     """Common part of the two kinds."""
 
+    can_be_taught: ClassVar[bool] = True
+
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> SequenceBackbone:
         return SequenceBackbone(self.module(cloud, device), log, Baskets(log))
 

@@ -270,12 +270,12 @@ class MemoryGraph:
             recency.rows(candidates),
             *self._category_columns(),
         ]
-        similarity = rows("similarity", candidates)  # (C, N)
-        fresh = recency.rows(rows("neighbours", candidates))
-        known = similarity * graph.op("Greater", fresh, 0.0).cast(np.float32)
-        columns += [_log1p(known.sum(1) * 10.0), known.max(1) * 5.0, (similarity * fresh).sum(1) * 5.0]
+        similarity, near = rows("similarity", candidates), rows("neighbours", candidates)  # (C, N)
+        known = similarity * graph.op("Greater", count.rows(near), 0.0).cast(np.float32)
+        lately = graph.scatter(n_items, self.newest, self.mask * graph.op("Pow", DECAY, self.age), "max")
+        recent = (similarity * lately.rows(near)).sum(1)
+        columns += [_log1p(known.sum(1) * 10.0), known.max(1) * 5.0, _log1p(recent * 20.0)]
         if statistics.predecessors.shape[1]:
-            lately = graph.scatter(n_items, self.newest, self.mask * graph.op("Pow", DECAY, self.age), "max")
             score = rows("transition_score", candidates) * lately.rows(rows("predecessors", candidates))
             columns += [_log1p(score.sum(1) * 20.0), score.max(1) * 10.0]
         found = graph.concat(*(column.unsqueeze(1) for column in columns))

@@ -92,4 +92,9 @@ class Contrast:
             some, own = events[at : at + step], None if wanted is None else wanted[at : at + step]
             parts.append(backbone.head(some, own, backbone.activations(some, own)).cpu())
         logits = torch.cat(parts)
-        return shared.items, shared.allowed, logits[:, shared.items] if whole else logits, len(sampler.catalogue) / count
+        return (
+            shared.items,
+            shared.allowed,
+            logits[:, shared.items] if whole else logits,
+            len(sampler.catalogue) / count,
+        )

@@ -51,13 +51,13 @@ FEATURES = (
     "category recency, largest",
     "similarity, sum",
     "similarity, largest",
-    "similarity, recent",
+    "similarity, lately",
 )
 #: further features if the order of events is used
 ORDER_FEATURES = ("order, sum", "order, largest")
 #: events after which recency is halved
 HALF = 20.0
-#: weight of an event as predecessor of a candidate, relative to the event after it
+#: weight of an event as predecessor or recent neighbour of a candidate, relative to the event after it
 DECAY = 0.8
 #: factor from a feature to a byte of a profile
 STEPS = 32
@@ -323,8 +323,8 @@ class FeatureTables:
             value = value[asked]
             return target[asked], value, value * weight[asked]
 
-        target, value, fresh = entries(self._near, _freshness(held))
-        tables = [sums(target, value, size), largest(target, value, size), sums(target, fresh, size)]
+        target, value, lately = entries(self._near, _newest(held))
+        tables = [sums(target, value, size), largest(target, value, size), sums(target, lately, size)]
         if self.statistics.predecessors.shape[1]:
             target, _, score = entries(self._before, _newest(held))
             tables += [sums(target, score, size), largest(target, score, size)]
@@ -404,11 +404,11 @@ def features_of(
     ]
     if related is None:
         near, similarity = statistics.neighbours[candidates], statistics.similarity[candidates]  # (B, C, N)
-        fresh = recency.gather(1, column(near).flatten(1)).view(near.shape)
-        known = similarity * (fresh > 0)
-        related = [_sum(known), known.amax(-1), _sum(similarity * fresh)]
+        known = similarity * (count.gather(1, column(near).flatten(1)).view(near.shape) > 0)
+        newest = torch.zeros(b, n_items).scatter_reduce_(1, here, mask * _newest(held.shape[1]), "amax")
+        lately = newest.gather(1, column(near).flatten(1)).view(near.shape)
+        related = [_sum(known), known.amax(-1), _sum(similarity * lately)]
         if statistics.predecessors.shape[1]:
-            newest = torch.zeros(b, n_items).scatter_reduce_(1, here, mask * _newest(held.shape[1]), "amax")
             before = statistics.predecessors[candidates]
             score = statistics.transition_score[candidates]
             score = score * newest.gather(1, column(before).flatten(1)).view(before.shape)
@@ -428,14 +428,14 @@ def _freshness(size: int) -> Float[Tensor, "M"]:
 
 
 def _newest(size: int) -> Float[Tensor, "M"]:
-    """Weight of the items at each place of a memory as predecessors, newest first."""
+    """Weight of the items at each place of a memory as predecessors and recent neighbours, newest first."""
     return DECAY ** torch.arange(size)
 
 
 def _similarity_columns(
     total: Float[Tensor, "..."], most: Float[Tensor, "..."], recent: Float[Tensor, "..."]
 ) -> list[Float[Tensor, "..."]]:
-    return [torch.log1p(10 * total), 5 * most, 5 * recent]
+    return [torch.log1p(10 * total), 5 * most, torch.log1p(20 * recent)]
 
 
 def _order_columns(total: Float[Tensor, "..."], most: Float[Tensor, "..."]) -> list[Float[Tensor, "..."]]:

@@ -26,7 +26,7 @@ from dcclctl.devices.memory.patch import MemoryFit, MemoryPatch, MemoryRows, lea
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.devices.method import DeviceMethod, Learned, PatchTask, Served, Serving
 from dcclctl.devices.placebos import shuffled_histories
-from dcclctl.errors import UsageError
+from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.events.log import Block
 from dcclctl.events.sampler import Sampler
 from dcclctl.events.sampling import Ints, log_uniform, permutation, stream, uniforms
@@ -53,7 +53,9 @@ class MemorySettings(Section):
     epochs: Positive = tuned(8, "Passes over the events that learn the patch.", search="4..16")
     learning_rate: Rate = rarely(0.003, "AdamW's step size.", search="3e-4..3e-2")
     weight_decay: Annotated[float, Field(ge=0.0)] = rarely(0.01, "AdamW's weight decay.", search="1e-4..1e-1")
-    highest: Positive = rarely(64, "Items that the cloud model ranks highest, with which each event's item is compared.")
+    highest: Positive = rarely(
+        64, "Items that the cloud model ranks highest, with which each event's item is compared."
+    )
     others: Positive = rarely(64, "Further items with which each event's item is compared; they stand for all others.")
     truncated_share: Fraction = rarely(
         0.5,
@@ -71,8 +73,18 @@ class MemorySettings(Section):
 
 
 def statistics_of(memory: Memory) -> Statistics:
-    """The statistics of a committed memory."""
-    return Statistics(**memory.artifact.read_tensors(STATISTICS_FILE))
+    """The statistics of a committed memory.
+
+    Raises:
+        ArtifactError: they are for other features than this program computes.
+    """
+    found = Statistics(**memory.artifact.read_tensors(STATISTICS_FILE))
+    if list(found.features) != memory.facts["features"]:
+        raise ArtifactError(
+            f"{memory.ref} has means and spreads of other features than this dcclctl computes",
+            "Make it and its patches again: dcclctl memory --force",
+        )
+    return found
 
 
 def unseen_model_per_block(cloud: CloudModel, block: Block) -> list[tuple[CloudModel, Block]]:

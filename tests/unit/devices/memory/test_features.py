@@ -294,7 +294,7 @@ def test_every_feature_by_hand() -> None:
             "category recency, largest": fresh[0],
             "similarity, sum": 0.0,  # item 4 is forgotten
             "similarity, largest": 0.0,
-            "similarity, recent": 0.0,
+            "similarity, lately": 0.0,
             "order, sum": log1p(20 * 0.3 * 0.8),
             "order, largest": 10 * 0.3 * 0.8,
         },
@@ -314,7 +314,7 @@ def test_every_feature_by_hand() -> None:
             "category recency, largest": fresh[0],
             "similarity, sum": log1p(10 * 0.8),
             "similarity, largest": 5 * 0.6,
-            "similarity, recent": 5 * (0.6 * fresh[1] + 0.2 * fresh[0]),
+            "similarity, lately": log1p(20 * (0.6 * 0.8 + 0.2)),
             "order, sum": log1p(20 * (0.1 + 0.5 * 0.8**3)),
             "order, largest": 10 * 0.5 * 0.8**3,
         },

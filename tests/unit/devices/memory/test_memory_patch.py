@@ -10,7 +10,15 @@ from small_worlds import Row, log_of, normal
 from torch.nn import functional as F
 
 from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, Memories
-from dcclctl.devices.memory.patch import MemoryFit, MemoryPatch, MemoryRows, event_losses, learn, prior_shift, user_losses
+from dcclctl.devices.memory.patch import (
+    MemoryFit,
+    MemoryPatch,
+    MemoryRows,
+    event_losses,
+    learn,
+    prior_shift,
+    user_losses,
+)
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.errors import DivergedError
 from dcclctl.events.log import CLOUD, DEVICE, TEST, Block, EventLog
