@@ -2,7 +2,7 @@
 
     python research/gate.py --out results/ [--logs ml-100k,…] [--seeds 0,1,2]
 
-Needs the chapters `strong` and `strong_harm` of science.py. A gate says, before the test period begins, which users are
+Reads what the chapter `strong` of science.py left in the same folder (or makes it). A gate says, before the test period begins, which users are
 served by the memory patch and which by the cloud model. Three gates, each with its threshold fixed on `valid`:
 
     size      users whose memory holds at least m events
@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from figures import Records, below_zero, mean_over_seeds, table
-from study import STRONG
+from pipeline import DATA, Runner, ingest_arguments
+from study import STRONG, Study
 
 from dcclctl.metrics.groups import paired_differences
 
@@ -132,22 +133,38 @@ def markdown(records: Records) -> str:
     return table(title, rows)
 
 
+def held_back_events() -> pl.Expr:
+    """How many events of a user were held back, as learner.held_back_of has it: a fifth, at least one, of three or more."""
+    fifth = (pl.col("events") * 0.2 + 0.5).floor().clip(1)
+    return pl.when(pl.col("events") >= 3).then(fifth).otherwise(0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--logs", default="ml-100k,grocery")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--data", type=Path, default=DATA)
     options = parser.parse_args()
+    ingest = ingest_arguments(options.data)
     for log in options.logs.split(","):
-        source = options.out / f"{log}.strong.users.parquet"
-        found = pl.read_parquet(source)
-        by = {
-            period: [
-                found.filter(period=period, seed=seed).drop("period", "seed") for seed in sorted(found["seed"].unique())
-            ]
-            for period in ("valid", "test")
-        }
-        users = pl.read_parquet(options.out / f"{log}.strong.records.parquet")
-        records = rows_of(by["valid"], by["test"], users)
+        run = Runner(options.out / f"{log}.store", threads=1)
+        dataset = run("ingest", "ingest", *ingest[log])
+        blocks: dict[str, list[pl.DataFrame]] = {}
+        records_of = []
+        for seed in map(int, options.seeds.split(",")):
+            study = Study(run, dataset, seed, "all", False, "keep" in ingest[log])
+            for part, found in study.strong():
+                blocks.setdefault(part, []).append(found)
+            records_of.append(run.read(study.strong_patched, "users.parquet"))
+        held = run.read(study.memory(), "memory.parquet").select("user_index", held="seen")
+        # what each user's held-back events say, mean over seeds
+        record = pl.concat(records_of).select(
+            "user_index", record=pl.col("loss_before") - pl.col("loss_after"), tested=held_back_events()
+        )
+        record = record.group_by("user_index").mean().sort("user_index")
+        users = held.join(record, on="user_index", how="full", coalesce=True).sort("user_index")
+        records = rows_of(blocks["strong-valid"], blocks["strong"], users)
         (options.out / f"{log}.gate.json").write_text(json.dumps(records, indent=1))
         (options.out / f"{log}.gate.md").write_text(markdown(records))
         print(markdown(records))

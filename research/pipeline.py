@@ -84,9 +84,13 @@ class Runner:
         kind, number = reference.split("@")
         return self.store / kind / "v" / f"{int(number):06d}"
 
+    def read(self, reference: str, name: str) -> pl.DataFrame:
+        """A table of an artifact."""
+        return pl.read_parquet(self._folder(reference) / name)
+
     def table(self, reference: str) -> pl.DataFrame:
         """Per-user metrics of an evaluation."""
-        return pl.read_parquet(self._folder(reference) / "per_user.parquet")
+        return self.read(reference, "per_user.parquet")
 
 
 def plain(table: pl.DataFrame, names: Iterable[str]) -> pl.DataFrame:

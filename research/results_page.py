@@ -4,7 +4,8 @@
 
 The pages are README.md, docs/results.md and research/results/*.md; one without a table stays as it is. A table stands
 between `<!-- table NAME -->` and `<!-- end -->`; NAME is the file OUT/NAME.md, or one of the tables over all logs:
-`gains`, what the memory patch gains over the better of two controls (`front`: in short); `taught`, what the taught cloud model gains over
+`front`, what the memory patch gains over the strong cloud model, all items ranked; `strong-harm`, whom it harms for good; `strong-taught`,
+what devices teach the strong model; and of the weak model before it `gains`, what the memory patch gains over the better of two controls; `taught`, what the taught cloud model gains over
 its control; `favours`, tail minus head of both; `loop`, what the paper's way gains; `beyond`, what the memory patch has
 over a cloud model with a long window, and over SASRec (`beyond-all`: all users alone); `habit`, what it has over counting what a user had;
 `newcomers`, what new users gain by it on what comes right after their first events; `lasting`, whom both harm for good.
@@ -22,7 +23,16 @@ import polars as pl
 import vl_convert
 from figures import METRICS, cell, harm_share, table
 from PIL import Image
-from study import DISTILLED, FROM_METAPATCH, FROM_UNPATCHED, ON_DIN, ONCE, PROTOCOLS
+from study import (
+    DISTILLED,
+    FROM_METAPATCH,
+    FROM_UNPATCHED,
+    ON_DIN,
+    ONCE,
+    PROTOCOLS,
+    STRONG_TAUGHT,
+    STRONG_TAUGHT_HIGHEST,
+)
 
 from dcclctl.report.comparison import metric_name
 
@@ -112,16 +122,65 @@ def gains(out: Path) -> Table:
     return title, rows
 
 
+#: logs whose split lets models learn trends of the test period from other users
+LEAKING = {"ml-100k": "per user: leaks", "amazon-beauty": "leave-one-out: leaks"}
+
+
 def front(out: Path) -> Table:
-    """The claim of the front page: the memory patch over the better of two controls, five seeds, on the whole logs."""
-    best = Across(out, "headline.best")
-    shown = [("tail", "gauc"), ("tail", "hr@10"), ("all", "gauc")]
+    """The claim of the front page: the memory patch over the strong cloud model, every item ranked."""
+    strong = Across(out, "strong")
+    title = ["log", "split", "tail: Δ GAUC", "tail: HR@10 of the cloud", "tail: Δ HR@10", "relative", "all: Δ GAUC"]
+    title += ["all: Δ HR@10"]
+    rows = []
+    for log, by in strong.by.items():
+        tail = by[("memory patch", "tail", "hr@10")]
+        before = tail["value"] - tail["difference"]
+        cells = {(g, m): strong.cell(log, "memory patch", m, g) for g in ("tail", "all") for m in ("gauc", "hr@10")}
+        rows.append(
+            [
+                strong.seeds(log, usual=5),
+                LEAKING.get(log, "one timeline"),
+                cells[("tail", "gauc")],
+                f"{100 * before:.2f}",
+                cells[("tail", "hr@10")],
+                f"{100 * tail['difference'] / before:+.0f} %",
+                cells[("all", "gauc")],
+                cells[("all", "hr@10")],
+            ]
+        )
+    return title, rows
+
+
+def strong_taught(out: Path) -> Table:
+    """The strong model taught by memories, over the same model trained as long."""
+    found = Across(out, "strong_taught")
+    models = {"taught": STRONG_TAUGHT, "taught, also of its highest items": STRONG_TAUGHT_HIGHEST}
+    models["the teachers themselves"] = "memory teachers themselves"
+    shown = [(metric, "all") for metric in ("gauc", "hr@10", "ndcg@10")]
+    title = ["log", *(f"{name}: {metric_name(metric)}" for name in models for metric, _ in shown)]
     rows = [
-        [best.seeds(log, usual=5), *(best.cell(log, "memory patch", metric, group) for group, metric in shown)]
-        for log in best.by
-        if log != "sample-repeats"
+        [found.seeds(log, usual=5), *(found.cell(log, model, m, g) for model in models.values() for m, g in shown)]
+        for log in found.by
     ]
-    return ["log", "GAUC, tail", "HR@10 of 300 sampled, tail", "GAUC, all"], rows
+    return title, rows
+
+
+def strong_harm(out: Path) -> Table:
+    """Estimated share of users that are worse off for good with the patch on the strong model, without and with a gate, per cent."""
+    rows = []
+    for log, name in LOGS.items():
+        path = out / f"{log}.gate.json"
+        if path.exists():
+            by = {(r["gate"], r["group"]): r for r in json.loads(path.read_text())}
+            row = [name]
+            for gate in ("everybody", "size", "record", "learned"):
+                found = by[(gate, "all")]
+                row.append(harm_share({"estimate": found["harm"], "low": found["low"], "high": found["high"]}))
+                if gate != "everybody":
+                    row.append(f"{100 * (1 - found['gain'] / found['gain_without']):.0f} %")
+            rows.append(row)
+    title = ["log", "no gate", *(x for g in ("size", "record", "learned") for x in (f"gate: {g}", "gain lost"))]
+    return title, rows
 
 
 def taught(out: Path) -> Table:
@@ -229,6 +288,8 @@ def lasting(out: Path) -> Table:
 SUMMARIES = {
     "gains": gains,
     "front": front,
+    "strong-taught": strong_taught,
+    "strong-harm": strong_harm,
     "taught": taught,
     "favours": favours,
     "loop": loop,

@@ -7,8 +7,10 @@ by research/complete_journey.py), and sample-repeats, the bundled log (not in th
 
     paper      the paper's patch on the frozen cloud model on the next block (valid), its placebos, and μ = 0
     devices    what each device method adds to the frozen cloud model on the next block (valid), with placebos
-    headline   the memory patch against both controls, on test: the table of the front page, made with five seeds
-               (not in the default: --chapters headline --seeds 0,1,2,3,4)
+    strong     the memory patch on the strong cloud model, SASRec trained further, on test and on valid: the table of the front
+               page. All items are ranked in the three chapters of the strong model
+    strong_others   what else there is on the strong model: the frozen one, the paper's patch, placebos, on test
+    strong_taught   the strong model taught by devices with a memory, on test (these three are not in the default)
     memory     memory-conditioned patches against the incremental control, on test, with placebos and ablations
     ablations  the memory patch without order, without the profile of recent events, and without both, on valid
     stronger   the incremental control with six times the negatives, and the memory patch on it, on test
@@ -154,7 +156,7 @@ class Chapter:
             self.write(f"{part}.favours", favours := tail_minus_head(found), favour_table(favours))
         if part == "memory":
             self.path("memory.activity.json").write_text(json.dumps(activity_of(found)))
-        if part in ("headline", "memory", "stronger"):
+        if part in ("memory", "stronger"):
             best = against_the_best(found, [ONCE, TWICE, ONCE_24, TWICE_24] if part == "stronger" else [ONCE, TWICE])
             self.write(f"{part}.best", best, best_table(best))
         others = found[0]["subject"].unique(maintain_order=True)[1:]

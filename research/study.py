@@ -26,6 +26,8 @@ PAPER = [*MOMODISTILL, "--epochs", "8", "--learning-rate", "0.002"]
 MORE_NEGATIVES = ["--negatives", "24"]
 HISTORY_100 = ["--set", "train.din.history=100"]
 SOME_NEW = ["--new-users", "0.15"]
+#: teachers are also asked about what the student ranks highest
+HIGHEST = ["--set", "distill.from-memory.highest=12"]
 #: of `memory`: the last block whose events the shipped counts have counted
 COUNTED_THROUGH = "--counted-through"
 
@@ -51,7 +53,9 @@ WIDE, SASREC = "DIN, L = 100, at once", "sasrec"
 #: the strong cloud model, in the chapters that rank all items
 STRONG = "SASRec, trained further"
 STRONG_FROZEN = "SASRec, frozen"
+STRONG_LONGER = "SASRec, trained further, then longer"
 STRONG_TAUGHT = "SASRec, taught by memories"
+STRONG_TAUGHT_HIGHEST = f"{STRONG_TAUGHT}, also of its highest items"
 #: and where users come back to what they had
 HABIT = "gp-topfreq"
 #: the memory patch among the baselines
@@ -128,10 +132,12 @@ class Study:
     def distilled(self, name: str, patches: str, *flags: str) -> str:
         return self.made(f"distilled, {name}", "distill", "--patches", patches, *flags)
 
-    def evaluated(self, chapter: str, models: dict[str, str], period: str, *arguments: str) -> pl.DataFrame:
-        """Per-user metrics of the models, named as in `models`, on one period."""
-        sampled = ["--on", period, "--candidates", self.candidates]
-        reference = self.made(f"evaluate {chapter}", "evaluate", *models.values(), *sampled, *arguments)
+    def evaluated(
+        self, chapter: str, models: dict[str, str], period: str, *arguments: str, exact: bool = False
+    ) -> pl.DataFrame:
+        """Per-user metrics of the models, named as in `models`, on one period; exact: all items are ranked."""
+        ranked = ["--on", period, "--candidates", "all" if exact else self.candidates]
+        reference = self.made(f"evaluate {chapter}", "evaluate", *models.values(), *ranked, *arguments)
         return plain(self.run.table(reference), models)
 
     # -- the chapters: model → reference, the first is what the others are compared with
@@ -186,11 +192,6 @@ class Study:
             "memory patch, neither order nor profile": plain,
         }
         return self.evaluated("memory", models, "test")
-
-    def headline(self) -> pl.DataFrame:
-        """The claim of the front page alone: the memory patch and the two controls."""
-        models = {TWICE: self.incremental, ONCE: self.once, "memory patch": self.patched}
-        return self.evaluated("headline", models, "test")
 
     def harm(self) -> dict[str, pl.DataFrame]:
         """The same models on two blocks that share no event; neither was learned from, one chose the epochs."""
@@ -318,26 +319,48 @@ class Study:
         return self.made("strong", "train", "--dataset", self.dataset, "--model", "sasrec")
 
     @property
-    def strong(self) -> str:
-        """The same trained further on `device` at once, by the same recipe: the strongest fresh cloud model on all four logs."""
+    def strong_fresh(self) -> str:
+        """The same trained further on `device` by the same recipe, at once."""
         return self.made("strong fresh", "train", "--continue", self.strong_frozen, "--on", "device")
 
     @property
     def strong_patched(self) -> str:
-        return self.remembering("memory on strong", self.strong)
+        return self.remembering("memory on strong", self.strong_fresh)
 
-    def strong_models(self) -> pl.DataFrame:
-        """The claim of the front page: what devices add to the strong cloud model."""
-        paper = self.made("metapatch on strong", "patch", *METAPATCH, "--cloud", self.strong_frozen)
+    def strong(self) -> Iterator[tuple[str, pl.DataFrame]]:
+        """The claim of the front page: the memory patch over the strong cloud model, on two blocks that share no event."""
+        models = {STRONG: self.strong_fresh, "memory patch": self.strong_patched, STRONG_FROZEN: self.strong_frozen}
+        for part, period in (("strong", "test"), ("strong-valid", "valid")):
+            yield part, self.evaluated(part, models, period, exact=True)
+
+    def strong_others(self) -> pl.DataFrame:
+        """The paper's patch on the frozen and placebos."""
+        metapatch = self.made("metapatch on strong", "patch", *METAPATCH, "--cloud", self.strong_frozen)
         models = {
-            STRONG: self.strong,
+            STRONG: self.strong_fresh,
             STRONG_FROZEN: self.strong_frozen,
             "memory patch": self.strong_patched,
             "memory patch, shuffled memories (placebo)": self.strong_patched + "+shuffled",
-            "metapatch on frozen": paper,
-            "metapatch on frozen, mean (placebo)": paper + "+mean",
+            "metapatch on the frozen one": metapatch,
+            "metapatch on the frozen one, mean (placebo)": metapatch + "+mean",
         }
-        return self.evaluated("strong", models, "test")
+        return self.evaluated("strong others", models, "test", exact=True)
+
+    @property
+    def strong_longer(self) -> str:
+        """The control of teaching: trained on by the rule of its student."""
+        return self.continued("strong longer", self.strong_fresh, "device", budget=LONGEST)
+
+    def strong_taught(self) -> pl.DataFrame:
+        """The strong model taught by memories on it, against the same trained as long."""
+        models = {
+            STRONG_LONGER: self.strong_longer,
+            STRONG: self.strong_fresh,
+            "memory teachers themselves": self.strong_patched,
+        }
+        for name, flags in {STRONG_TAUGHT: [], STRONG_TAUGHT_HIGHEST: HIGHEST}.items():
+            models[name] = self.distilled(f"strong {name}", self.strong_patched, *FROM_MEMORY, *flags)
+        return self.evaluated("strong taught", models, "test", exact=True)
 
     def cold(self) -> Iterator[tuple[str, pl.DataFrame]]:
         control = self.incremental

@@ -46,15 +46,19 @@ def test_tables_over_logs_keep_the_rows_of_logs_without_new_figures(tmp_path: Pa
     ]
 
 
-def test_the_front_page_has_the_whole_logs_only(tmp_path: Path) -> None:
-    found = [record("memory patch", group, metric, 2) for group in ("all", "tail") for metric in ("gauc", "hr@10")]
-    for log in ("grocery", "sample-repeats"):
-        (tmp_path / f"{log}.headline.best.json").write_text(json.dumps(found))
+def test_the_front_page_says_what_is_left_over_the_strong_model(tmp_path: Path) -> None:
+    found = [
+        record("memory patch", group, metric, 2, value=0.12) for group in ("all", "tail") for metric in ("gauc", "hr@10")
+    ]
+    for log in ("ml-100k", "grocery"):
+        (tmp_path / f"{log}.strong.json").write_text(json.dumps(found))
     title, rows = results_page.front(tmp_path)
-    assert title == ["log", "GAUC, tail", "HR@10 of 300 sampled, tail", "GAUC, all"]
-    assert rows == [["Amazon Grocery (3 seeds)", *["**+2.00** [+1.00, +3.00]"] * 3]]
-    page = PAGE.format(name="front", body="| log | a | b | c |\n|---|---|---|---|\n| Amazon Beauty | b | b | b |\n")
-    assert "| Amazon Beauty | b | b | b |" in results_page.fill(page, tmp_path)
+    gain = "**+2.00** [+1.00, +3.00]"
+    assert rows == [
+        ["MovieLens-100k (3 seeds)", "per user: leaks", gain, "10.00", gain, "+20 %", gain, gain],
+        ["Amazon Grocery (3 seeds)", "one timeline", gain, "10.00", gain, "+20 %", gain, gain],
+    ]
+    assert len(title) == len(rows[0])
 
 
 def test_lasting_harm_over_logs(tmp_path: Path) -> None:
@@ -90,7 +94,7 @@ def test_every_table_of_the_pages_has_a_maker() -> None:
     import science
 
     parts = {*science.CHAPTERS, "loop", "counted-repeat", "counted-explore", *sum(science.PROTOCOLS.values(), ())}
-    parts |= {"counted"}
+    parts |= {"counted", "strong", "strong_others", "strong_taught", "gate"}
     logs = {*science.LOGS, "sample", "sample-repeats"}
     named = 0
     for page in results_page.PAGES:

@@ -146,17 +146,25 @@ def test_a_memory_that_has_counted_the_answers_does_not_teach(shop: Path) -> Non
     made(shop, *flags, "--on=valid")
 
 
-def test_another_kind_of_model_teaches_a_din_and_is_not_taught(world: World, shop: Path) -> None:
+def test_another_kind_of_model_teaches_a_din_and_is_taught_its_weights(world: World, shop: Path) -> None:
     sequence = done("train", "--model=sasrec", "--set=item_size=8", "--epochs=1", "--threads=1", store=shop)["ref"]
     command = ("patch", "--method=metapatch", f"--cloud={sequence}", "--set=basis_epochs=1", "--threads=1")
     flags = (f"--patches={done(*command, store=shop)['ref']}", *DISTILL, "--beta=5")
-    refused = dcclctl("distill", *flags, store=shop)
-    assert refused.exit_code == 2
-    assert f"{sequence} is a sasrec model" in refused.stderr and "--cloud REF" in refused.stderr
     artifact = made(shop, *flags, "--cloud=cloud@1")
     assert artifact.inputs["cloud"].id == world.ids["train"]
     assert "Θ is for the states of a sequence model" in artifact.facts["no_basis"]
     assert first_loss(artifact) != first_loss(made(shop, *flags, "--cloud=cloud@1", "--teachers=unpatched"))
+    own = made(shop, *flags)
+    assert own.inputs["cloud"].id == Store(shop).resolve(sequence).id
+    assert "Θ is for the states of a sequence model" in own.facts["no_basis"]
+    assert first_loss(own) != first_loss(made(shop, *flags, "--teachers=unpatched"))
+
+
+def test_a_model_without_layers_to_train_is_not_taught(shop: Path) -> None:
+    counted = done("train", "--model=popularity", store=shop)["ref"]
+    refused = dcclctl("distill", f"--patches={memory_patches(shop)}", f"--cloud={counted}", store=shop)
+    assert refused.exit_code == 2
+    assert f"{counted} is a popularity model" in refused.stderr and "--cloud REF" in refused.stderr
 
 
 # What they are asked about

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from small_worlds import Row, log_of, normal
-from torch.nn import functional as F
 
 from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, Memories
 from dcclctl.devices.memory.patch import (
