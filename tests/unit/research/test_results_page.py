@@ -48,7 +48,9 @@ def test_tables_over_logs_keep_the_rows_of_logs_without_new_figures(tmp_path: Pa
 
 def test_the_front_page_says_what_is_left_over_the_strong_model(tmp_path: Path) -> None:
     found = [
-        record("memory patch", group, metric, 2, value=0.12) for group in ("all", "tail") for metric in ("gauc", "hr@10")
+        record("memory patch", group, metric, 2, value=0.12)
+        for group in ("all", "tail")
+        for metric in ("gauc", "hr@10")
     ]
     for log in ("ml-100k", "grocery"):
         (tmp_path / f"{log}.strong.json").write_text(json.dumps(found))
