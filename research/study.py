@@ -26,6 +26,8 @@ PAPER = [*MOMODISTILL, "--epochs", "8", "--learning-rate", "0.002"]
 MORE_NEGATIVES = ["--negatives", "24"]
 HISTORY_100 = ["--set", "train.din.history=100"]
 SOME_NEW = ["--new-users", "0.15"]
+#: as much dropout as in SASRec's own training
+DROPPED = ["--set", "distill.from-memory.dropout=0.5"]
 #: teachers are also asked about what the student ranks highest
 HIGHEST = ["--set", "distill.from-memory.highest=12"]
 #: of `memory`: the last block whose events the shipped counts have counted
@@ -359,7 +361,7 @@ class Study:
             "memory teachers themselves": self.strong_patched,
         }
         for name, flags in {STRONG_TAUGHT: [], STRONG_TAUGHT_HIGHEST: HIGHEST}.items():
-            models[name] = self.distilled(f"strong {name}", self.strong_patched, *FROM_MEMORY, *flags)
+            models[name] = self.distilled(f"strong {name}", self.strong_patched, *FROM_MEMORY, *DROPPED, *flags)
         return self.evaluated("strong taught", models, "test", exact=True)
 
     def cold(self) -> Iterator[tuple[str, pl.DataFrame]]:
