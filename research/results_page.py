@@ -30,6 +30,7 @@ from study import (
     ON_DIN,
     ONCE,
     PROTOCOLS,
+    STRONG_FROZEN,
     STRONG_TAUGHT,
     STRONG_TAUGHT_HIGHEST,
 )
@@ -50,7 +51,7 @@ LOGS = {
 }
 #: title and rows; no rows if no log has the figures
 Table = tuple[list[str], list[list[str]]]
-COLOURS = {"incremental cloud, at once": "#8a8a8a", "metapatch (paper)": "#d1841f", "memory patch": "#2364aa"}
+COLOURS = {STRONG_FROZEN: "#8a8a8a", "memory patch": "#2364aa"}
 
 
 def fill(page: str, out: Path) -> str:
@@ -305,7 +306,7 @@ def by_activity(out: Path) -> pl.DataFrame | None:
     """log, model, group from 1 (least active) to 20, Δ GAUC in points and its 95 % interval."""
     rows = []
     for log, name in LOGS.items():
-        path = out / f"{log}.memory.activity.json"
+        path = out / f"{log}.strong.activity.json"
         rows += [{"log": name, **record} for record in json.loads(path.read_text())] if path.exists() else []
     return pl.DataFrame(rows) if rows else None
 
@@ -337,7 +338,7 @@ def picture(table: pl.DataFrame) -> bytes:
             columns=2,
         )
         .resolve_scale(y="independent")
-        .properties(title="Who gains over the freshly trained cloud model? (test, 95 % intervals over users)")
+        .properties(title="Who gains over the freshly trained cloud model? (SASRec, test, 95 % intervals over users)")
     )
     drawn = Image.open(io.BytesIO(vl_convert.vegalite_to_png(chart.to_json(), scale=2)))
     few = io.BytesIO()  # in as many colours as the eye tells apart here: a seventh of the bytes

@@ -154,8 +154,8 @@ class Chapter:
         self.write(part, records, markdown(records))
         if not self.fresh:
             self.write(f"{part}.favours", favours := tail_minus_head(found), favour_table(favours))
-        if part == "memory":
-            self.path("memory.activity.json").write_text(json.dumps(activity_of(found)))
+        if part == "strong":
+            self.path("strong.activity.json").write_text(json.dumps(activity_of(found)))
         if part in ("memory", "stronger"):
             best = against_the_best(found, [ONCE, TWICE, ONCE_24, TWICE_24] if part == "stronger" else [ONCE, TWICE])
             self.write(f"{part}.best", best, best_table(best))
