@@ -23,7 +23,7 @@ fi
 python "$here/research/science.py" --out "$out" --journey "$journey" --logs "$logs" \
   ${CHAPTERS:+--chapters "$CHAPTERS"} "${budget[@]}"
 if [[ -z "${LOGS:-}${CHAPTERS:-}" ]]; then  # what only one table is about
-  python "$here/research/science.py" --out "$out" --logs sample-repeats --chapters memory,counted "${budget[@]}"
+  python "$here/research/science.py" --out "$out" --logs sample-repeats --chapters strong,memory,counted "${budget[@]}"
   python "$here/research/science.py" --out "$out" --journey "$journey" --logs journey-repeats --chapters counted "${budget[@]}"
   python "$here/research/real_logs.py" --out "$out" ml-100k sample --periods test "${budget[@]}"
 fi

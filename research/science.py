@@ -10,7 +10,7 @@ by research/complete_journey.py), and sample-repeats, the bundled log (not in th
     strong     the memory patch on the strong cloud model, SASRec trained further, on test and on valid: the table of the front
                page. All items are ranked in the three chapters of the strong model
     strong_others   what else there is on the strong model: the frozen one, the paper's patch, placebos, on test
-    strong_taught   the strong model taught by devices with a memory, on test (these three are not in the default)
+    strong_taught   the strong model taught by devices with a memory, on test (this and the one before are not in the default)
     memory     memory-conditioned patches against the incremental control, on test, with placebos and ablations
     ablations  the memory patch without order, without the profile of recent events, and without both, on valid
     stronger   the incremental control with six times the negatives, and the memory patch on it, on test
@@ -75,6 +75,7 @@ from study import (
 
 LOGS = ("ml-100k", "grocery", "amazon-beauty", "journey-first", "journey-repeats")
 CHAPTERS = (
+    "strong",
     "paper",
     "devices",
     "memory",
