@@ -78,7 +78,7 @@ def memory_features(times: int) -> list[Ratio]:
     """Features from memories of 200 items: of all 20,000 items, and of 1,000 candidates; 64 events."""
     log = drawn_log(3_000, 20_000, 50)
     settings = StatisticsSettings(200, 100, 10.0, 10)
-    known = count_statistics(log, log.up_to(Block(DEVICE)), settings, 0)
+    known = count_statistics(log, lambda log: log.up_to(Block(DEVICE)), settings, 0)
     tables = FeatureTables(known, log.item_categories)
     draw = np.random.default_rng(0)
     events = draw.choice(log.events_in(TEST), 64, replace=False)

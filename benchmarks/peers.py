@@ -116,11 +116,12 @@ def ours_training(folder: Path) -> dict[str, Any]:
     log, settings = dataset_of(folder).log, SequenceSettings(**OURS)
     model = SasrecKind().new(log, settings, torch.Generator().manual_seed(0))
     trainer = Trainer(model, log, [Block(CLOUD), Block(DEVICE)], FitSettings.of(settings, 0, "bench"))
-    trainer.valid, trainer.ranked = pick(trainer.valid, np.arange(1)), trainer.ranked[:1]
+    valid = trainer.validation
+    valid.samples, valid.ranked = pick(valid.samples, np.arange(1)), valid.ranked[:1]
     state = FitState.start(model, trainer.validate())
     started, wall = time.process_time(), time.perf_counter()
     trainer.epoch(state)
-    return {"rows": len(trainer.events), "cpu": time.process_time() - started, "wall": time.perf_counter() - wall}
+    return {"rows": trainer.n_events, "cpu": time.process_time() - started, "wall": time.perf_counter() - wall}
 
 
 def ours_ranking(folder: Path) -> dict[str, Any]:

@@ -128,12 +128,12 @@ def compare_on(name: str, data: Path | None, events: int, threads: int, times: i
     adam = torch.optim.Adam(textbook.parameters(), lr=settings.learning_rate)
     ours = DinKind().new(log, settings, torch.Generator().manual_seed(0))
     trainer = Trainer(ours, log, [Block(CLOUD)], FitSettings.of(settings, 0, "bench"))
-    trainer.events = chosen
-    trainer.valid = pick(trainer.valid, np.arange(1))  # the textbook form validates nothing
+    trainer.group().events = chosen
+    trainer.validation.samples = pick(trainer.validation.samples, np.arange(1))  # the textbook form validates nothing
     state = FitState.start(ours, trainer.validate())
 
     def plain() -> None:
-        textbook_epoch(textbook, adam, log, trainer.sampler.draw(chosen), settings)
+        textbook_epoch(textbook, adam, log, trainer.group().sampler.draw(chosen), settings)
 
     def fast() -> None:
         nonlocal state

@@ -7,6 +7,7 @@ Every function takes the settings of its command as keyword arguments, in the sh
     force         compute even if the store has the same artifact
     name          a name for the artifact, an alias of its kind
     config        a TOML file with settings
+    executor      who works on the users, part by part, in evaluate, patch and memory: local, local:N, ray or ray://HOST:PORT
 
 Importing or calling it changes nothing global: the number of torch's threads and its modes are put back.
 """
@@ -303,6 +304,7 @@ def _run(settings: dict[str, Any]) -> RunOptions:
         settings.pop("force", False),
         settings.pop("name", ""),
         None if config is None else Path(config),
+        executor=settings.pop("executor", "local"),
     )
 
 

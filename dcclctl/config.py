@@ -217,6 +217,9 @@ class IngestConfig(CommandSection):
         "of them (80 %) are tail.",
     )
     max_reject: Fraction = Field(0.01, description="Fail if a larger share of the rows is rejected.")
+    shard_users: Positive = rarely(
+        8192, "Users in one file of events; memory and executors work with so many users at a time."
+    )
 
     @field_validator("encoding")
     @classmethod

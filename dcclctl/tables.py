@@ -124,6 +124,20 @@ EVENTS: Final = Table(
         "time_us": Column("Int64", "microseconds since 1970 UTC; in an ordinal log the order number"),
         "label": Column("Int8", "1 positive, 0 negative; 1 everywhere in a log without labels", values=(0, 1)),
         "period": Column("Int8", "0 cloud, 1 device, 2 valid, 3 test", values=(0, 1, 2, 3)),
+        "share": Column(
+            "Float64",
+            "share of the period's events at an earlier time, of all users in a global split, else of the same user",
+        ),
+    }
+)
+
+#: One row for each item and period in which it has an event, sorted by both: what one part of the users cannot tell.
+ITEM_PERIODS: Final = Table(
+    {
+        "item_index": Column("Int32", "dense item number, from 0"),
+        "period": Column("Int8", "0 cloud, 1 device, 2 valid, 3 test", values=(0, 1, 2, 3)),
+        "first_share": Column("Float64", "smallest `share` of the item's events in the period"),
+        "positives": Column("Int64", "positive events"),
     }
 )
 
@@ -374,6 +388,8 @@ RECOMMENDATIONS: Final = Table(
 #: (kind of artifact, name of the file, * for a number) → its table. The store refuses every other table.
 TABLES: Final[Mapping[tuple[str, str], Table]] = {
     ("dataset", "events.parquet"): EVENTS,
+    ("dataset", "events-*.parquet"): EVENTS,
+    ("dataset", "item_periods.parquet"): ITEM_PERIODS,
     ("dataset", "users.parquet"): USERS,
     ("dataset", "items.parquet"): ITEMS,
     ("dataset", "vocabulary.parquet"): VOCABULARY,
@@ -381,6 +397,7 @@ TABLES: Final[Mapping[tuple[str, str], Table]] = {
     ("memory", "memory.parquet"): MEMORY,
     ("patches", "users.parquet"): PATCHED_USERS,
     ("evaluation", "per_user.parquet"): PER_USER,
+    ("evaluation", "scored-*.parquet"): PER_USER,
     ("evaluation", "aggregate.parquet"): AGGREGATE,
     ("evaluation", "reliability.parquet"): RELIABILITY,
     ("evaluation", "comparison.parquet"): COMPARISON,

@@ -1,5 +1,7 @@
 """A dataset: clean tables of one log, and the same as tensors."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -12,9 +14,13 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import polars as pl
+    from torch import Tensor
 
-    from dcclctl.events.log import EventLog
+    from dcclctl.events.groups import UserGroups
+    from dcclctl.events.log import Block, EventLog
 
+#: users whose events are in memory at a time, about, where not all are needed at once
+_GROUP_USERS = 65_536
 #: datasets that are in use, so that handles on one dataset share its tensors
 _open: WeakValueDictionary[tuple[str, str], "Dataset"] = WeakValueDictionary()
 
@@ -63,27 +69,128 @@ class Dataset(Handle):
         """(N,) time of every event of `log`: seconds since 1970, or a number of its order in a log without times."""
         import numpy as np
 
-        times = self.artifact.read_table("events.parquet")["time_us"].to_numpy().astype(np.float64)
+        times = self.events["time_us"].to_numpy().astype(np.float64)
         return times if self.facts["time_kind"] == "ordinal" else times / 1e6
 
     @cached_property
     def log(self) -> "EventLog":
         """Everything that models and devices need, as tensors."""
         self.store.on_progress("open", 0, 0, self.ref)
-        return self.log_of(self.artifact.read_table("events.parquet"))
+        return self.log_of(self.events)
 
-    def log_of(self, events: "pl.DataFrame", new_users: int = 0) -> "EventLog":
-        """The same with other events of its items.
+    @property
+    def events(self) -> "pl.DataFrame":
+        """An EVENTS table of all users, see tables.py."""
+        import polars as pl
+
+        return pl.concat([self.artifact.read_table(name) for name in self._event_files])
+
+    @property
+    def _event_files(self) -> list[str]:
+        """One for each `shard_users` users, in the order of users."""
+        return sorted(name for name in self.artifact.manifest["tables"] if name.startswith("events"))
+
+    @property
+    def parts(self) -> list[range]:
+        """Users, part by part: those whose events are in one file."""
+        size, users = int(self.config["shard_users"]), int(self.facts["users"])
+        return [range(first, min(first + size, users)) for first in range(0, users, size)]
+
+    @property
+    def groups(self) -> "UserGroups":
+        """The events in groups of parts, with about 65,536 users in each."""
+        from dcclctl.events.groups import UserGroups
+
+        parts, each = self.parts, max(1, _GROUP_USERS // int(self.config["shard_users"]))
+        if len(parts) <= each:
+            return UserGroups.of(self.log)
+        # every count-th part, so that users who came early or late are in all groups
+        count = -(-len(parts) // each)
+        return UserGroups(count, lambda number: self._log_of_files(range(number, len(parts), count), self._every_user))
+
+    @property
+    def _every_user(self) -> range:
+        return range(int(self.facts["users"]))
+
+    @cached_property
+    def no_events(self) -> "EventLog":
+        """What is known of users and items, without any events."""
+        import polars as pl
+
+        return self.log_of(pl.DataFrame(schema=EVENTS.schema()))
+
+    def log_part(self, users: range) -> "EventLog":
+        """The events of some consecutive users, of which only the files with these users are read."""
+        size = int(self.config["shard_users"])
+        if len(self._event_files) == 1 and users == self._every_user:
+            return self.log
+        return self._log_of_files(range(users.start // size, max(users.start, users.stop - 1) // size + 1), users)
+
+    def _log_of_files(self, files: Sequence[int], users: range) -> "EventLog":
+        """The events in some of the files, of the users among them that are wanted."""
+        import numpy as np
+        import polars as pl
+
+        from dcclctl.events.periods import ItemPeriods
+
+        names = self._event_files
+        rows = np.array([self.artifact.manifest["tables"][name]["rows"] for name in names])
+        firsts = np.cumsum(rows) - rows
+        found = pl.concat([self.artifact.read_table(names[number]) for number in files])
+        begin, end = np.searchsorted(found["user_index"].to_numpy(), [users.start, users.stop]).tolist()
+        place = np.concatenate([np.arange(firsts[number], firsts[number] + rows[number]) for number in files])
+        counted = self.artifact.read_table("item_periods.parquet")
+        columns = ("item_index", "period", "first_share", "positives")
+        return replace(
+            self.log_of(found[begin:end]),
+            place=place[begin:end],
+            users=users,
+            item_periods=ItemPeriods(*(counted[name].to_numpy() for name in columns)),
+        )
+
+    def count_events(self, block: "Block") -> "npt.NDArray[np.int64]":
+        """(U,) events of each user in a block."""
+        import numpy as np
+        import polars as pl
+
+        n_users = int(self.facts["users"])
+        counts = np.zeros(n_users, dtype=np.int64)
+        for name in self._event_files:
+            table = self.artifact.read_table(name)
+            inside = pl.col("period") == block.period
+            inside &= (pl.col("share") >= block.start) & (pl.col("share") < block.end)
+            counts += np.bincount(table.filter(inside)["user_index"].to_numpy(), minlength=n_users)
+        return counts
+
+    def sample(self, counts: "npt.NDArray[np.int64]", events: int, seed: int, purpose: str) -> "EventLog":
+        """All users' events if they count no more than `events` in all; else those of some parts, drawn until they do.
 
         Args:
-            events: an EVENTS table, sorted by (user_index, time_us).
-            new_users: users that the dataset does not have, without a profile; their numbers follow its own.
+            counts: (U,) see `count_events`. seed, purpose: of the draw.
         """
+        import numpy as np
+
+        from dcclctl.events.sampling import permutation
+
+        parts = self.parts
+        if counts.sum() <= events or len(parts) <= 1:
+            return self.log
+        order = permutation(seed, purpose, np.arange(len(parts)))
+        each = np.array([counts[users.start : users.stop].sum() for users in parts])[order]
+        chosen = sorted(order[: int(np.searchsorted(np.cumsum(each), events)) + 1].tolist())
+        return self._log_of_files(chosen, range(parts[chosen[0]].start, parts[chosen[-1]].stop))
+
+    @property
+    def item_categories(self) -> "Tensor":
+        """(I, S) category codes, as in EventLog."""
+        return self._sides[0]
+
+    @cached_property
+    def _sides(self) -> "tuple[Tensor, int, Tensor, tuple[int, ...]]":
+        """What an EventLog knows of items and users: item_categories, n_categories, profile, profile_sizes."""
         import numpy as np
         import polars as pl
         import torch
-
-        from dcclctl.events.log import EventColumns, EventLog
 
         vocabulary = self.artifact.read_table("vocabulary.parquet")
         n_categories = vocabulary.filter(pl.col("kind") == "category").height
@@ -96,14 +203,29 @@ class Dataset(Handle):
         profile = self.users.select(columns).to_numpy().astype(np.int64)
         if not columns:
             profile = np.zeros((self.users.height, 1), dtype=np.int64)
-        profile = np.pad(profile, ((0, new_users), (0, 0)))
         sizes = tuple(self.facts["profiles"][name.removeprefix("profile_")] for name in columns)
+        return torch.from_numpy(padded), n_categories, torch.from_numpy(profile), sizes or (1,)
+
+    def log_of(self, events: "pl.DataFrame", new_users: int = 0) -> "EventLog":
+        """The same with other events of its items.
+
+        Args:
+            events: an EVENTS table, sorted by (user_index, time_us); without `share` it is computed from these events.
+            new_users: users that the dataset does not have, without a profile; their numbers follow its own.
+        """
+        import torch
+
+        from dcclctl.events.log import EventColumns, EventLog
+
+        item_categories, n_categories, profile, sizes = self._sides
+        if new_users:
+            profile = torch.cat([profile, profile.new_zeros(new_users, profile.shape[1])])
         return EventLog.build(
-            EventColumns(*(events[name].to_numpy() for name in EVENTS.columns)),
-            item_categories=torch.from_numpy(padded),
+            EventColumns(*(events[name].to_numpy() for name in EVENTS.columns if name in events.columns)),
+            item_categories=item_categories,
             n_categories=n_categories,
-            profile=torch.from_numpy(profile),
-            profile_sizes=sizes or (1,),
+            profile=profile,
+            profile_sizes=sizes,
             repeats=self.repeats == "keep",
             one_timeline=self.facts["split"] == "global",
         )

@@ -4,7 +4,7 @@ from dcclctl.artifacts.dataset import Dataset
 from dcclctl.artifacts.handle import Handle
 from dcclctl.store.store import Artifact
 
-STATISTICS_FILE = "statistics.safetensors"
+STATISTICS_FILE, TYPICAL_FILE = "statistics.safetensors", "typical.safetensors"
 
 
 class Memory(Handle):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+THETA_FILE = "theta-{:05d}.safetensors"
 USERS_FILE = "users.parquet"
 #: columns of USERS_FILE: whose θ̂ a row is, and where in the shard
 _PLACES = ("user_index", "row")
@@ -78,27 +79,34 @@ class PatchSet(Handle):
             raise self._wrong(f"{USERS_FILE} {wrong}")
         return table
 
-    def codes(self, n_users: int | None = None) -> "tuple[Float[Tensor, 'U K'], Tensor]":
+    def codes(self, n_users: int | None = None, within: range | None = None) -> "tuple[Float[Tensor, 'U K'], Tensor]":
         """θ̂ of every user (zero without a patch), and a mask (U,) of the users whose patch is kept.
 
         Args:
             n_users: U, of a log with more users than the dataset; None: of the dataset.
+            within: users whose θ̂ is wanted, the others' may be zero: only the shards with these users are read.
 
         Raises:
             ArtifactError: θ̂ is missing, or has another shape or type than is declared.
         """
         import numpy as np
+        import polars as pl
         import torch
 
-        n_users = n_users or self.cloud.dataset.users.height
+        n_users, users = n_users or self.cloud.dataset.users.height, self.users
+        if within is not None:
+            users = users.filter(pl.col("user_index").is_between(within.start, within.stop - 1))
         shards = []
         # all are read and compared with the declared size before anything is allocated by it
         if self._patch_size:
-            for (shard,), rows in self.users.group_by("shard", maintain_order=True):
+            for (shard,), rows in users.group_by("shard", maintain_order=True):
                 theta = self._theta(int(str(shard)), int(rows["row"].max()))  # type: ignore[arg-type]
                 shards.append((theta, *(torch.from_numpy(rows[at].to_numpy().astype(np.int64)) for at in _PLACES)))
         # without patches nothing but the declared size says how large a row is
-        codes = torch.zeros(n_users, self._patch_size if shards else min(self._patch_size, _LARGEST_UNUSED))
+        width = self._patch_size if shards else min(self._patch_size, _LARGEST_UNUSED)
+        codes = torch.from_numpy(
+            np.zeros((n_users, width), dtype=np.float32)
+        )  # numpy's zeros take no memory before they are set
         for theta, own, place in shards:
             codes[own] = theta[place]
         patched = torch.zeros(n_users, dtype=torch.bool)
@@ -136,4 +144,4 @@ class PatchSet(Handle):
 
 def shard_name(shard: int) -> str:
     """The file that holds θ̂ of one shard of users."""
-    return f"theta-{shard:05d}.safetensors"
+    return THETA_FILE.format(shard)

@@ -25,7 +25,7 @@ class Timeline:
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         self.dataset = Dataset.of(artifact)
-        events = artifact.read_table("events.parquet")
+        events = self.dataset.events
         self.user, self.item, self.time, self.label, self.period = (
             events[name].to_numpy().astype(np.int64)
             for name in ("user_index", "item_index", "time_us", "label", "period")

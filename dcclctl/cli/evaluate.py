@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcclctl.cli.options import Call, command
+from dcclctl.cli.options import SHARDS, Call, command
 from dcclctl.errors import GateError, UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ WORST_SHOWN = 5
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@command(app, "evaluate", seeded={})
+@command(app, "evaluate", shared=SHARDS, seeded={})
 def evaluate(
     call: Call,
     references: Annotated[

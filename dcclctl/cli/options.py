@@ -97,6 +97,15 @@ _SHARED: dict[str, tuple[Any, Any, Any]] = {
         False,
         typer.Option("--plan", help="Only say what would be reused and made, with estimated time and memory."),
     ),
+    "executor": (
+        str,
+        "local",
+        typer.Option(
+            "--executor",
+            metavar="local|local:N|ray|ray://HOST:PORT",
+            help="Who works on the users, part by part: this process, N processes, or a Ray cluster. The result is the same.",
+        ),
+    ),
 }
 #: of the commands that train with several seeds
 _SEEDS = typer.Option(
@@ -107,7 +116,9 @@ _SEEDS = typer.Option(
 )
 #: the shared options of a command that makes an artifact; that scores; and that only looks at artifacts
 LOOKS = ("store", "as_json", "quiet", "profile")
-MAKES, SCORES = tuple(_SHARED), ("set", "config", *LOOKS)
+MAKES, SCORES = tuple(_SHARED)[:-1], ("set", "config", *LOOKS)
+#: of a command whose work is done part by part of the users
+SHARDS = tuple(_SHARED)
 #: seconds from which on a command that makes no artifact says where they went
 _SAID_FROM = 2.0
 #: a longer list of names stands in the help text, not beside the flag
@@ -148,7 +159,7 @@ class Call:
     Attributes:
         reporter: prints. root: folder or URL of the store. settings: name → value, of the flags that were given and of --set.
         config: settings from a file and the environment. force, name: see RunOptions. track: trackers.
-        plan: only say what would be done. seeds: of --seeds. timeline: where the time goes.
+        plan: only say what would be done. executor: see RunOptions. seeds: of --seeds. timeline: where the time goes.
     """
 
     reporter: Reporter
@@ -159,6 +170,7 @@ class Call:
     name: str
     track: list[str]
     plan: bool = False
+    executor: str = "local"
     seeds: list[int] = field(default_factory=list)
     timeline: Timeline = field(default_factory=Timeline)
 
@@ -196,7 +208,9 @@ class Call:
             show_plan(self.reporter, self.store, steps)
             raise typer.Exit
         with self.progress:
-            yield RunOptions(self.progress, self.force, self.name, self.config, self.reporter.remark)
+            yield RunOptions(
+                self.progress, self.force, self.name, self.config, self.reporter.remark, executor=self.executor
+            )
 
     @contextmanager
     def working(self) -> Iterator["Progress"]:
@@ -274,6 +288,7 @@ def command(
                 _checked_name(values["name"]),
                 values["track"] or [],
                 values["plan"],
+                values["executor"],
             )
             text = given.pop("seeds", None)
             if text is not None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcclctl.cli.options import Call, command
+from dcclctl.cli.options import SHARDS, Call, command
 
 if TYPE_CHECKING:
     from dcclctl.artifacts import PatchSet
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@command(app, "patch", seeded={"cloud": True, "memory": False})
+@command(app, "patch", shared=SHARDS, seeded={"cloud": True, "memory": False})
 def patch(
     call: Call,
     cloud: Annotated[

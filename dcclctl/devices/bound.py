@@ -92,7 +92,7 @@ class BoundedPatches(PatchSet):
         rejected = self._given.users["user_index"].is_in(own[found.rejected])
         return self._given.users.with_columns(kept=pl.col("kept") & ~rejected)
 
-    def codes(self, n_users: int | None = None) -> "tuple[Float[Tensor, 'U K'], Tensor]":
+    def codes(self, n_users: int | None = None, within: range | None = None) -> "tuple[Float[Tensor, 'U K'], Tensor]":
         codes, patched = self._given.codes(n_users)
         own, found = self._bounded
         codes[own[found.clipped]] = torch.from_numpy(found.theta[found.clipped]).float()

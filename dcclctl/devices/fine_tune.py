@@ -128,7 +128,7 @@ class FineTune(CodeMethod[FineTuneSettings]):
     patch_points: ClassVar[tuple[PatchPoint, ...]] = ("hidden_layers",)
 
     def learner(self, task: PatchTask[FineTuneSettings], events: Ints) -> _Devices:
-        backbone = open_backbone(task.cloud, task.device)
+        backbone = open_backbone(task.cloud, task.device, task.log)
         self.check(backbone, task.cloud, "fine-tune")
         return _Devices(task, backbone)
 

@@ -3,6 +3,8 @@
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -11,18 +13,29 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dcclctl.artifacts.cloud import CloudModel
 from dcclctl.artifacts.dataset import Dataset
-from dcclctl.artifacts.patches import PatchSet, shard_name
-from dcclctl.compute import Phase
+from dcclctl.artifacts.patches import THETA_FILE, PatchSet, shard_name
+from dcclctl.compute import Phase, no_progress, torch_device
+from dcclctl.config import PatchConfig
 from dcclctl.devices.basis import JointFit, SharedEvents
-from dcclctl.devices.method import DeviceMethod, Learned, PatchTask, Served, Serving
+from dcclctl.devices.method import DeviceMethod, Learned, PatchTask, Served, Serving, method_of
 from dcclctl.devices.placebos import mean_code, shuffled_codes
 from dcclctl.devices.settings import LocalSettings
+from dcclctl.events.log import Block
 from dcclctl.events.sampler import Sampler
 from dcclctl.events.sampling import Ints
 from dcclctl.models.scoring import Backbone, HeadFunction
 from dcclctl.models.windows import runs
+from dcclctl.scale.executor import Executor, for_each_shard
+from dcclctl.scale.task import OnShard, ShardTask
+from dcclctl.store.store import Store
+from dcclctl.store.work import Work
 
+#: the users whose patches are learned, shard by shard; it is needed on the way only
+ACTIVE_FILE = "active.safetensors"
+#: events that what all users share is learned from, about, in a log with many more
+_SHARED_EVENTS = 1_000_000
 #: name of the draws of negatives that devices learn with
 NEGATIVES = "patch/negatives"
 SettingsT = TypeVar("SettingsT", bound=LocalSettings)
@@ -93,37 +106,82 @@ class CodeMethod(DeviceMethod[SettingsT]):
         """The model's head with θ̂ of each event's user."""
 
     def learn(self, task: PatchTask[SettingsT]) -> Learned:
-        """Learn θ̂ of every chosen user that has events in the block, shard by shard."""
-        log, work = task.log, task.work
-        events = log.events_in(task.block)
-        learner = self.learner(task, events)
-        mine = events[np.isin(log.user[events], task.users)]
-        active = np.unique(log.user[mine])
+        """Learn θ̂ of every chosen user that has events in the block, shard by shard.
+
+        What all users share is learned first: from all events, or in a large log from those of many users.
+        """
+        work, dataset = task.work, task.cloud.dataset
+        counts = dataset.count_events(task.block)
+        many = dataset.sample(counts, _SHARED_EVENTS, task.seed, "patch/parts")
+        learner = self.learner(replace(task, part=many), many.events_in(task.block))
+        active = task.users[counts[task.users] > 0]
         size = task.settings.shard_users
+        work.write_tensors(ACTIVE_FILE, {"user_index": torch.from_numpy(active)})
         n_shards = math.ceil(len(active) / size)
         started = time.perf_counter()
-        parts = {shard: active[shard * size : (shard + 1) * size] for shard in range(n_shards)}
-        left = {shard: members for shard, members in parts.items() if not work.finished(shard_name(shard))}
-        computed = sum(map(len, left.values()))
-        phase = Phase(task.on_progress, "patch", len(active), "users", len(active) - computed)
-        for shard, members in left.items():
-            work.write_tensors(shard_name(shard), fit_shard(learner, members, mine))
-            phase.add(len(members))
+        phase = Phase(task.on_progress, "patch", len(active), "users")
+        arguments = {
+            "cloud": task.cloud.artifact.id,
+            "block": str(task.block),
+            "config": task.config.model_dump(mode="json", exclude={"settings"}),
+            "settings": task.settings.model_dump(mode="json"),
+        }
+        shards = ShardTask.of(
+            task.cloud.store, work, "dcclctl.devices.learner:shard_learner", arguments, THETA_FILE, task.config
+        )
+
+        def members(shard: int) -> int:
+            return len(active[shard * size : (shard + 1) * size])
+
+        computed = for_each_shard(
+            task.cloud.store, work, shards, range(n_shards), Executor.parse(task.executor), phase.add, members
+        )
         if computed:
             seconds = time.perf_counter() - started
-            work.note_run(users_per_second=computed / seconds, fit_seconds=seconds)
+            work.note_run(users_per_second=min(computed * size, len(active)) / seconds, fit_seconds=seconds)
+        work.leave_out(ACTIVE_FILE)
         saved = [work.read_tensors(shard_name(shard)) for shard in range(n_shards)]
         table = pl.concat([shard_table(number, tensors) for number, tensors in enumerate(saved)])
-        return Learned(with_ids(table, task.cloud.dataset), learner.size, 4 * learner.size, {})
+        return Learned(with_ids(table, dataset), learner.size, 4 * learner.size, {})
 
     def open(self, patches: PatchSet, backbone: Backbone, serving: Serving) -> Served:
         """Serve users with their θ̂, or with that of a placebo."""
-        codes, patched = patches.codes(backbone.log.n_users)
+        # a placebo's θ̂ are those of other users
+        codes, patched = patches.codes(backbone.log.n_users, None if serving.placebo else backbone.log.users)
         if serving.placebo == "mean":
             codes, patched = mean_code(codes, patched), torch.ones_like(patched)
         elif serving.placebo == "shuffled":
             codes = shuffled_codes(codes, patched, serving.seed)
         return serve_codes(codes, patched, backbone, serving, lambda own: self.head(patches, backbone, own))
+
+
+def shard_learner(store: Store, work: Work, arguments: dict[str, Any]) -> OnShard:
+    """Open a cloud model to learn on shard after shard of its users; see scale.ShardTask.
+
+    Args:
+        arguments: `cloud`: its id. `block`: whose events are learned from. `config`, `settings`: of the command and the method.
+    """
+    cloud, block = CloudModel(store.resolve(f"cloud@{arguments['cloud']}")), Block.parse(arguments["block"])
+    method = method_of(arguments["config"]["method"])
+    assert isinstance(method, CodeMethod)
+    settings = method.Settings(**arguments["settings"])
+    config = PatchConfig(**arguments["config"], settings=settings)
+    work.finished(ACTIVE_FILE)
+    active = work.read_tensors(ACTIVE_FILE)["user_index"].numpy()
+    task: PatchTask[Any] = PatchTask(cloud, block, active, config, settings, torch_device(config), work, no_progress)
+    size = task.settings.shard_users
+
+    def on_shard(shard: int, on_done: Callable[[float], None]) -> None:
+        members = active[shard * size : (shard + 1) * size]
+        dataset = cloud.dataset
+        own = dataset.log if len(dataset.parts) == 1 else dataset.log_part(range(int(members[0]), int(members[-1]) + 1))
+        events = own.events_in(block)
+        events = events[np.isin(own.user[events], members)]
+        learner = method.learner(replace(task, part=own), events)
+        work.write_tensors(shard_name(shard), fit_shard(learner, members, events))
+        on_done(len(members))
+
+    return on_shard
 
 
 def serve_codes(

@@ -4,6 +4,7 @@ Source: Yao et al. 2021, section 3.1. hidden_patch.py (inside a click model) and
 encoder) define the patches, and say what differs from the paper.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -53,12 +54,14 @@ class _Shared:
     They are written once; a resumed run reads them.
 
     Args:
-        events: all users' events of the block. logits: see basis.learn_basis.
+        events: of the block, of all users or many of them. logits: makes the function of basis.learn_basis, if it is needed.
     """
 
-    def __init__(self, learner: Learner[MetaPatchSettings, Any], shape: Layout[Any], events: Ints, logits: Any) -> None:
+    def __init__(
+        self, learner: Learner[MetaPatchSettings, Any], shape: Layout[Any], events: Ints, logits: Callable[[], Any]
+    ) -> None:
         task, settings = learner.task, learner.settings
-        if not task.work.finished(BASIS_FILE):
+        if not (task.work.finished(PRIOR_FILE) and task.work.finished(BASIS_FILE)):
             given, learns_mean = basis_of(task.cloud), settings.prior_mean == "learned"
             basis = given or new_basis(shape, settings.patch_size, stream(task.seed, "patch/basis"))
             mean = torch.zeros(settings.patch_size)
@@ -67,7 +70,7 @@ class _Shared:
                 fit = learner.joint_fit(what, settings.basis_epochs, settings.basis_learning_rate, len(events))
                 shared = learner.shared_events(events)
                 basis, mean, _ = learn_basis(
-                    basis.to(task.device), shared, logits, fit, with_mean=learns_mean, fixed=given is not None
+                    basis.to(task.device), shared, logits(), fit, with_mean=learns_mean, fixed=given is not None
                 )
             task.work.write_tensors(PRIOR_FILE, {"mean": mean})
             write_basis(task.work, basis)  # last, so that a basis always comes with a mean
@@ -81,8 +84,10 @@ class HiddenDevices(HiddenLearner[MetaPatchSettings]):
     def __init__(self, task: PatchTask[MetaPatchSettings], backbone: Backbone, events: Ints) -> None:
         super().__init__(task, backbone)
         second, first = self.head.weight_2.shape
-        logits = hidden_patch.frozen_head(self.head, self.activations, events)
-        self.shared = _Shared(self, PatchShape((first, second), task.settings.bottleneck), events, logits)
+        shape = PatchShape((first, second), task.settings.bottleneck)
+        self.shared = _Shared(
+            self, shape, events, lambda: hidden_patch.frozen_head(self.head, self.activations, events)
+        )
         self.size = self.shared.basis.size
 
     def fit(self, rows: DeviceRows) -> Float[Tensor, "U K"]:
@@ -99,8 +104,7 @@ class StateDevices(Learner[MetaPatchSettings, StateRows]):
         super().__init__(task)
         self.backbone = cast(SequenceBackbone, backbone)
         shape = StateShape(self.backbone.embeddings.shape[1], task.settings.bottleneck)
-        logits = state_patch.frozen_states(self.states(events), self._items)
-        self.shared = _Shared(self, shape, events, logits)
+        self.shared = _Shared(self, shape, events, lambda: state_patch.frozen_states(self.states(events), self._items))
         self.size = self.shared.basis.size
 
     def states(self, events: Ints) -> Float[Tensor, "E D"]:
@@ -158,7 +162,7 @@ class MetaPatch(CodeMethod[MetaPatchSettings]):
         return settings.model_copy(update=sizes)
 
     def learner(self, task: PatchTask[MetaPatchSettings], events: Ints) -> Learner[MetaPatchSettings, Any]:
-        backbone = open_backbone(task.cloud, task.device)
+        backbone = open_backbone(task.cloud, task.device, task.log)
         self.check(backbone, task.cloud, "metapatch")
         devices = HiddenDevices if backbone.patch_point == "hidden_layers" else StateDevices
         return devices(task, backbone, events)

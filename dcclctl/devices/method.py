@@ -48,6 +48,7 @@ class PatchTask(Generic[SettingsT]):
         cloud: the frozen model. block: the events that the devices learn from. users: (U,) that get a patch, ascending.
         config: settings of all methods. settings: the method's own. device: that computes.
         work: gets the patches' files. on_progress: see compute.OnProgress. memory: for a method that uses it.
+        part: the events of some users; None: of all users. executor: who works on shards, see scale/executor.py.
     """
 
     cloud: "CloudModel"
@@ -59,10 +60,12 @@ class PatchTask(Generic[SettingsT]):
     work: "Work"
     on_progress: "OnProgress"
     memory: "Memory | None" = None
+    part: "EventLog | None" = None
+    executor: str = "local"
 
     @property
     def log(self) -> "EventLog":
-        return self.cloud.dataset.log
+        return self.cloud.dataset.log if self.part is None else self.part
 
     @property
     def seed(self) -> int:

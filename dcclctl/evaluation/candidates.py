@@ -11,8 +11,8 @@ from torch import Tensor
 from dcclctl.artifacts import Dataset
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import UsageError
-from dcclctl.evaluation.targets import of_new_users, scored_events, seen_by_models
-from dcclctl.events.log import Block
+from dcclctl.evaluation.targets import of_new_users, seen_by_models, targets_of
+from dcclctl.events.log import Block, EventLog
 from dcclctl.events.sampler import Sampler
 from dcclctl.events.sampling import NO_ITEM, Ints
 
@@ -21,6 +21,12 @@ _AFFORDABLE_PAIRS = 300_000_000
 _SAMPLED = 1000
 #: scored rows that are kept until their users' figures are computed
 _ROWS = 1 << 20
+
+
+def number_to_rank(dataset: Dataset, log: EventLog, block: Block, config: EvaluateConfig) -> int:
+    """How many events `--candidates auto` goes by: the same for every K of --first-events and for all --targets."""
+    events = log.events_in(block)
+    return len(of_new_users(dataset, log, events) if config.first_events else events)
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,10 @@ class Batch:
 
 
 class Candidates:
-    """What one evaluation scores.
+    """What one evaluation scores: of all users, or of a part of them.
+
+    Args:
+        log: of the part; None: the dataset's log. to_rank: events that `--candidates auto` goes by; None: those of the log.
 
     Attributes:
         events: (E,) rows of the log. seen: the log that the models look at.
@@ -49,18 +58,25 @@ class Candidates:
         sampled: how many sampled items each event is ranked among; 0: the whole catalogue.
     """
 
-    def __init__(self, dataset: Dataset, block: Block, config: EvaluateConfig) -> None:
-        self.log, self.config, self.observed = dataset.log, config, dataset.observed_labels
+    def __init__(
+        self,
+        dataset: Dataset,
+        block: Block,
+        config: EvaluateConfig,
+        log: EventLog | None = None,
+        to_rank: int | None = None,
+    ) -> None:
+        self.log, self.config, self.observed = log or dataset.log, config, dataset.observed_labels
         self.seen = seen_by_models(self.log, config)
         events = self.log.events_in(block)
-        self.events = scored_events(dataset, events, config)
+        self.events = targets_of(dataset, self.log, events, config)
         self.sampler = Sampler(self.log, [block], config.auc_negatives, config.seed, "evaluate")
         self.catalogue = self.sampler.catalogue
         self._in_catalogue = np.zeros(self.log.n_items, dtype=bool)
         self._in_catalogue[self.catalogue] = True
-        # the same for every K of --first-events and for all --targets, whose events need not be
-        whole = of_new_users(dataset, events) if config.first_events else events
-        self.sampled = self._number_of_candidates(config.candidates, len(whole))
+        if to_rank is None:
+            to_rank = number_to_rank(dataset, self.log, block, config)
+        self.sampled = self._number_of_candidates(config.candidates, to_rank)
 
     def _number_of_candidates(self, asked: str, n_events: int) -> int:
         if asked == "auto":

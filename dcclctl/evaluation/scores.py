@@ -11,9 +11,8 @@ from jaxtyping import Float
 
 from dcclctl.artifacts import Dataset
 from dcclctl.evaluation.candidates import Batch, Candidates
-from dcclctl.events.log import Block
 from dcclctl.events.sampling import NO_ITEM, Ints
-from dcclctl.metrics.beyond import coverage, exposure, gini, novelty
+from dcclctl.metrics.beyond import exposure
 from dcclctl.metrics.calibration import Reliability
 from dcclctl.metrics.metric import METRICS, RankMetric
 from dcclctl.metrics.ranking import ranks
@@ -104,7 +103,7 @@ class Scores:
         Returns:
             A PER_USER table, see tables.py.
         """
-        log, config, sampled = dataset.log, self.candidates.config, self.candidates.sampled
+        log, config, sampled = self.candidates.log, self.candidates.config, self.candidates.sampled
         events, rank, rivals = np.concatenate(self.events), np.concatenate(self.ranks), np.concatenate(self.rivals)
         order = np.argsort(events)  # sums of floats in one order, whatever the batches were
         order = order[rivals[order] > 0]
@@ -139,27 +138,10 @@ class Scores:
             *(values.alias(metric) for metric, values in columns.items()),
         ).select(pl.lit(name).alias("subject"), pl.all())
 
-    def reliability(self, name: str) -> pl.DataFrame:
-        """A RELIABILITY table, see tables.py."""
-        return self.bins.table().select(pl.lit(name).alias("subject"), pl.all())
-
-    def beyond_accuracy(self, block: Block) -> dict[str, float | None]:
-        """Coverage, Gini of exposure and novelty of the top lists; None where candidates are sampled."""
-        if self.shown is None:
-            return {"coverage": None, "gini": None, "novelty": None}
-        log, catalogue, counts = self.candidates.log, self.candidates.catalogue, self.shown
-        past = log.item[(log.period < block.period) & (log.label > 0)]
-        return {
-            "coverage": coverage(counts[catalogue]),
-            "gini": gini(counts[catalogue]),
-            "novelty": novelty(counts, np.bincount(past, minlength=log.n_items)),
-        }
-
-    def few_candidates(self) -> dict[str, int]:
+    def few_candidates(self) -> tuple[int, int]:
         """Positive events that were ranked among nothing, and among fewer items than the largest cut-off."""
         rivals = np.concatenate(self.rivals)
-        few = int((rivals < max(self.candidates.config.k)).sum())
-        return {"events_without_candidates": int((rivals == 0).sum()), "events_with_few_candidates": few}
+        return int((rivals == 0).sum()), int((rivals < max(self.candidates.config.k)).sum())
 
 
 def whole_users(users: Ints, most: int) -> Iterator[slice]:

@@ -57,34 +57,52 @@ def scored_events(dataset: Dataset, events: Ints, config: EvaluateConfig) -> Int
     Raises:
         DataError: there is none.
     """
-    log = dataset.log
+    chosen = targets_of(dataset, dataset.log, events, config)
+    check_targets(dataset, len(chosen), config)
+    return chosen
+
+
+def targets_of(dataset: Dataset, log: EventLog, events: Ints, config: EvaluateConfig) -> Ints:
+    """The same of the dataset's log or a part of it; there may be none."""
     if config.targets != "all":
         events = events[log.interacted_before(events) == (config.targets == "repeat")]
-        if not len(events):
-            which = "interacted with before" if config.targets == "repeat" else "did not interact with before"
-            raise DataError(
-                f"{dataset.artifact.ref} has no event in {config.on} of an item that its user {which}",
-                "Leave --targets out"
-                + (", or keep repeated events (dcclctl ingest --repeats keep)." if config.targets == "repeat" else "."),
-            )
     if not config.first_events:
         return events
-    events = of_new_users(dataset, events)
+    events = of_new_users(dataset, log, events)
     known, first, after = (
         log.history_end[events] - log.history_start[events],
         config.first_events[0],
         config.targets_after,
     )
     chosen: Ints = events[known == first if after == "next" else known >= after]
-    if len(chosen):
-        return chosen
-    if after == "next":
+    return chosen
+
+
+def check_targets(dataset: Dataset, count: int, config: EvaluateConfig) -> None:
+    """Refuse an evaluation that has asked for some of the events, and has none of them.
+
+    Raises:
+        DataError: the count is 0.
+    """
+    if count:
+        return
+    if config.targets != "all":
+        which = "interacted with before" if config.targets == "repeat" else "did not interact with before"
         raise DataError(
-            f"{dataset.artifact.ref} has no event in {config.on} before which a new user has exactly {first} others",
+            f"{dataset.artifact.ref} has no event in {config.on} of an item that its user {which}",
+            "Leave --targets out"
+            + (", or keep repeated events (dcclctl ingest --repeats keep)." if config.targets == "repeat" else "."),
+        )
+    if not config.first_events:
+        raise DataError(f"{dataset.ref} has no events in {config.on}", "Choose another period with --on.")
+    if config.targets_after == "next":
+        raise DataError(
+            f"{dataset.artifact.ref} has no event in {config.on} before which a new user has exactly "
+            f"{config.first_events[0]} others",
             "Leave that K out of --first-events, or make more users new (dcclctl ingest --new-users 0.1).",
         )
     raise DataError(
-        f"{dataset.artifact.ref} has no new user with more than {after} events in {config.on}",
+        f"{dataset.artifact.ref} has no new user with more than {config.targets_after} events in {config.on}",
         "Make some users new (dcclctl ingest --new-users 0.1), or score earlier events (--targets-after).",
     )
 
@@ -99,9 +117,9 @@ def targets_in_words(config: Mapping[str, Any]) -> str:
     return known[config["targets"]]
 
 
-def of_new_users(dataset: Dataset, events: Ints) -> Ints:
-    """Those events whose user has nothing before test."""
-    own: Ints = events[(dataset.users["group"] == "new").to_numpy()[dataset.log.user[events]]]
+def of_new_users(dataset: Dataset, log: EventLog, events: Ints) -> Ints:
+    """Those events of the dataset's log, or of a part of it, whose user has nothing before test."""
+    own: Ints = events[(dataset.users["group"] == "new").to_numpy()[log.user[events]]]
     return own
 
 

@@ -16,11 +16,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dcclctl.errors import UsageError
+from dcclctl.events.periods import PERIOD_NAMES, ItemPeriods, shares
 from dcclctl.events.sampling import Ints, PairSet, ranges
 
 #: period codes, as in the events table
-CLOUD, DEVICE, VALID, TEST = range(4)
-PERIOD_NAMES = ("cloud", "device", "valid", "test")
+CLOUD, DEVICE, VALID, TEST = range(len(PERIOD_NAMES))
 
 
 @dataclass(frozen=True, order=True)
@@ -74,18 +74,22 @@ class Block:
 
 
 class EventColumns(NamedTuple):
-    """(N,) each: user, item, time, label (1 positive, 0 negative), and period code of every event."""
+    """(N,) each: user, item, time, label (1 positive, 0 negative), and period code of every event; share, if it is known."""
 
     user: npt.NDArray[np.integer[Any]]
     item: npt.NDArray[np.integer[Any]]
     time: npt.NDArray[np.integer[Any]]
     label: npt.NDArray[np.integer[Any]]
     period: npt.NDArray[np.integer[Any]]
+    share: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
 class EventLog:
     """Events sorted by (user, time), with items' categories and users' profiles.
+
+    It may hold the events of some users only, a *part*. Users and items then have the numbers that they have in the whole
+    log, and draws depend on the place of an event in the whole log, so that all parts together are as the whole.
 
     Attributes:
         user, item, period: (N,) int64. label: (N,) int64, 1 positive, 0 negative.
@@ -97,6 +101,9 @@ class EventLog:
         profile: (U, F) profile codes, 0 = missing; F ≥ 1 (a log without profiles has one column of zeros).
         profile_sizes: number of codes of each profile column.
         repeats: a user may have several events with one item; if False, the log holds one event of each (user, item).
+        place: (N,) place of each event in the whole log; None: this is the whole log.
+        users: from the first to the last user whose events are here, or None for all.
+        item_periods: of all users; None where these are all users.
     """
 
     user: Ints
@@ -114,6 +121,9 @@ class EventLog:
     profile: Int[Tensor, "U F"]
     profile_sizes: tuple[int, ...]
     repeats: bool = True
+    place: Ints | None = None
+    users: range | None = None
+    item_periods: ItemPeriods | None = None
 
     @classmethod
     def build(
@@ -133,23 +143,23 @@ class EventLog:
             one_timeline: `share` counts the earlier events of all users in the period (a global split); if False, those
                 of the same user (periods that are cut on each user's own timeline).
         """
-        user, item, time, label, period = (np.asarray(x, dtype=np.int64) for x in events)
-        n_users = len(profile)
+        user, item, time, label, period = (np.asarray(x, dtype=np.int64) for x in events[:5])
         positives_before = np.concatenate([[0], np.cumsum(label)])  # (N+1,) positives among the first n events
         new_basket = np.ones(len(user), dtype=bool)
         new_basket[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
         basket_start = np.maximum.accumulate(np.where(new_basket, np.arange(len(user)), 0))
-        user_start = np.searchsorted(user, np.arange(n_users))
+        new_user = np.diff(user, prepend=-1) > 0
+        user_start = np.maximum.accumulate(np.where(new_user, np.arange(len(user)), 0))
         return cls(
             user=user,
             item=item,
             label=label,
             period=period,
-            share=shares(user, time, period, one_timeline),
+            share=shares(user, time, period, one_timeline) if events.share is None else events.share,
             sequence=torch.from_numpy(item[label > 0].copy()),
-            history_start=positives_before[user_start[user]],
+            history_start=positives_before[user_start],
             history_end=positives_before[basket_start],
-            n_users=n_users,
+            n_users=len(profile),
             n_items=len(item_categories),
             item_categories=item_categories,
             n_categories=n_categories,
@@ -260,20 +270,22 @@ class EventLog:
 
     def catalogue(self, last: "Block | int") -> Ints:
         """Items with an event by the end of a block: those that can be shown or drawn then."""
-        return np.unique(self.item[self.up_to(Block.of(last))])
+        last = Block.of(last)
+        if self.item_periods is None:
+            return np.unique(self.item[self.up_to(last)])
+        item, period, share, _ = self.item_periods
+        seen = (period < last.period) | ((period == last.period) & (share < last.end))
+        return np.unique(item[seen]).astype(np.int64)
 
+    def positives_before(self, period: int) -> Ints:
+        """(I,) positive events of each item, of all users, in the periods before this one."""
+        if self.item_periods is None:
+            counts: Ints = np.bincount(self.item[(self.period < period) & (self.label > 0)], minlength=self.n_items)
+            return counts
+        item, periods, _, positives = self.item_periods
+        past = periods < period
+        return np.bincount(item[past], positives[past], self.n_items).astype(np.int64)
 
-def shares(user: Ints, time: Ints, period: Ints, one_timeline: bool) -> npt.NDArray[np.float64]:
-    """(N,) for each event the share of its period's events at an earlier time; equal times have equal shares."""
-    owner = np.zeros_like(user) if one_timeline else user
-    order = np.lexsort((time, owner, period))
-    keys = np.stack([period[order], owner[order], time[order]])
-    changed = np.ones(keys.shape, dtype=bool)
-    changed[:, 1:] = keys[:, 1:] != keys[:, :-1]
-    new_time, new_stretch = changed.any(0), changed[:2].any(0)
-    starts = np.flatnonzero(new_stretch)
-    lengths = np.diff(starts, append=len(order))
-    before = np.maximum.accumulate(np.where(new_time, np.arange(len(order)), 0)) - np.repeat(starts, lengths)
-    shares = np.empty(len(order))
-    shares[order] = before / np.repeat(lengths, lengths)
-    return shares
+    def places(self, events: Ints) -> Ints:
+        """(B,) places of events in the whole log: what random draws depend on."""
+        return events if self.place is None else self.place[events]

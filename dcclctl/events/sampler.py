@@ -102,14 +102,15 @@ class Sampler:
     def items(self, events: Ints, count: int, epoch: int = 0) -> Ints:
         """(B, count) negatives of each event, NO_ITEM where none is left; the first ones do not depend on `count`."""
         owners = self.log.owners(events, self.excluded)
-        return draw_negatives(self.seed, self.purpose, events, owners, count, self.catalogue, self.excluded, epoch)
+        places = self.log.places(events)
+        return draw_negatives(self.seed, self.purpose, places, owners, count, self.catalogue, self.excluded, epoch)
 
     def _with_observed(self, events: Ints, drawn: Ints, epoch: int) -> Ints:
         """The drawn negatives (B, N), about half of them replaced by observed ones of the event's user."""
         if not len(self._observed):
             return drawn
         log, chosen = self.log, np.full_like(drawn, NO_ITEM)
-        keys = (epoch, events[:, None], np.arange(drawn.shape[1])[None, :])
+        keys = (epoch, log.places(events)[:, None], np.arange(drawn.shape[1])[None, :])
         # rows of the log are sorted by user and time, and the histories of a user only grow
         for shown, wanted in (
             (log.user[self._observed], log.user[events]),

@@ -45,8 +45,8 @@ class Joined:
     """A dataset's events with those of a new log.
 
     Attributes:
-        events: an EVENTS table, sorted by (user_index, time_us). new_user_ids: users that the dataset does not have; their
-            numbers follow its own, in this order.
+        events: an EVENTS table without shares, sorted by (user_index, time_us).
+        new_user_ids: users that the dataset does not have; their numbers follow its own, in this order.
         rejects: a REJECTS table. facts: what was read, and what was left out and why.
     """
 
@@ -164,5 +164,6 @@ def _merged(known: Known, fresh: pl.DataFrame) -> tuple[pl.DataFrame, int, dict[
     # an event that came late belongs to the period of the user's next known one: periods stay in order of time
     keys = events["user_index"].to_numpy().astype(np.int64) * len(PERIODS) + events["period"].to_numpy()
     period = np.minimum.accumulate(keys[::-1])[::-1] % len(PERIODS)
-    table = events.with_columns(pl.Series("period", period.astype(np.int8))).select(list(EVENTS.columns))
+    table = events.with_columns(pl.Series("period", period.astype(np.int8)))
+    table = table.select(name for name in EVENTS.columns if name != "share")
     return table, int(events["new"].sum()), rules.dropped

@@ -70,6 +70,16 @@ class Reliability:
         self.predicted += np.bincount(index, weights=probabilities, minlength=bins)
         self.observed += np.bincount(index, weights=labels, minlength=bins)
 
+    def sums(self) -> NDArray[np.float64]:
+        """(3, bins) what was counted: rows, sum of probabilities, sum of labels."""
+        return np.stack([self.rows, self.predicted, self.observed])
+
+    def add_sums(self, sums: NDArray[np.float64]) -> None:
+        """Add what another one has counted."""
+        self.rows += sums[0].astype(np.int64)
+        self.predicted += sums[1]
+        self.observed += sums[2]
+
     def table(self) -> pl.DataFrame:
         """A RELIABILITY table without its subject, see tables.py."""
         edges = np.arange(len(self.rows) + 1) / len(self.rows)

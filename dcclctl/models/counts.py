@@ -115,9 +115,8 @@ class RecentKind(PopularityKind[RecentSettings]):
 
     def select(self, task: FitTask[RecentSettings], events: Ints) -> Ints:
         """The newest share of the events; of each user's events if only the order of each user's events is known."""
-        artifact = task.dataset.artifact
-        time = artifact.read_table("events.parquet")["time_us"].to_numpy().astype(np.int64)
-        one_timeline = artifact.facts["time_kind"] != "ordinal"
+        time = task.dataset.events["time_us"].to_numpy().astype(np.int64)
+        one_timeline = task.dataset.facts["time_kind"] != "ordinal"
         return newest_rows(task.dataset.log, events, time[events], task.settings.newest, one_timeline)
 
 

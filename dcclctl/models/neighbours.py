@@ -7,7 +7,7 @@ scores the more popular one is ranked first.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from dcclctl.models.scoring import Backbone
 from dcclctl.models.windows import Baskets
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.integer[Any]]
 #: numbers of a block of the co-occurrence matrix
 _BLOCK = 1 << 23
 #: pairs of items of one user that are multiplied at once, about
@@ -66,7 +67,7 @@ def co_occurrences(
 
 
 def sparse_co_occurrences(
-    users: Ints, items: Ints, n_items: int, weights: npt.NDArray[np.float64]
+    users: Integers, items: Integers, n_items: int, weights: npt.NDArray[np.float64]
 ) -> Iterator[tuple[int, Ints, Ints, npt.NDArray[np.float64]]]:
     """What is not zero in the rows of XᵀWX, block by block, without a table of all pairs of items.
 

@@ -5,7 +5,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dcclctl.events.log import EventLog, shares
+from dcclctl.events.log import EventLog
+from dcclctl.events.periods import shares
 from dcclctl.events.sampling import Ints
 from dcclctl.models.scoring import Backbone
 

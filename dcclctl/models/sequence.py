@@ -16,7 +16,7 @@ C candidates, D embedding and state, I items, E item table.
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
@@ -224,6 +224,12 @@ class SequenceBackbone(Backbone):
     def __init__(self, model: SequenceModel, log: EventLog, baskets: Baskets) -> None:
         self.model, self.log, self.baskets = model, log, baskets
         self.embeddings = model.catalogue()
+
+    def with_log(self, log: EventLog) -> Self:
+        other = super().with_log(log)
+        if log.sequence is not self.log.sequence:
+            other.baskets = Baskets(log)
+        return other
 
     @property
     def head(self) -> HeadFunction:

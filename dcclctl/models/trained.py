@@ -32,7 +32,7 @@ class TrainedKind(CloudModelKind[SettingsT]):
     def module(self, cloud: "CloudModel", device: torch.device) -> Any:
         """A fresh copy of a committed model."""
         settings = self.Settings(**cloud.sizes)
-        model = self.new(cloud.dataset.log, settings, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        model = self.new(cloud.dataset.no_events, settings, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
         restore(model, cloud.artifact.read_weights("model.safetensors", dict(model.named_parameters())))
         return model.to(device)
 
@@ -43,7 +43,7 @@ class TrainedKind(CloudModelKind[SettingsT]):
             DataError: there are no items, or no events to train on or to choose the best epoch by.
             DivergedError: the loss became infinite or NaN.
         """
-        log = task.dataset.log
+        log = task.dataset.no_events
         if not log.n_items:
             raise DataError(f"{task.dataset.ref} has no items", "Ingest a log with events.")
         if task.start is not None:
@@ -52,7 +52,7 @@ class TrainedKind(CloudModelKind[SettingsT]):
             generator = torch.Generator().manual_seed(stream(task.seed, self.weights_purpose))
             model = self.new(log, task.settings, generator).to(task.device)
         purpose = "train/" + "+".join(map(str, task.blocks))
-        trainer = Trainer(model, log, task.blocks, FitSettings.of(task.settings, task.seed, purpose))
+        trainer = Trainer(model, task.dataset.groups, task.blocks, FitSettings.of(task.settings, task.seed, purpose))
         state = trainer.fit(task.work, task.on_progress, "train")
         task.work.write_tensors("model.safetensors", state.best)
         return trainer.facts(state)

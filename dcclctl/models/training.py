@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dcclctl.compute import OnProgress, Phase, no_progress
 from dcclctl.errors import DataError, DivergedError
+from dcclctl.events.groups import UserGroups
 from dcclctl.events.log import VALID, Block, EventLog
 from dcclctl.events.sampler import Sampler, Samples, SharedNegatives, valid_sampler
 from dcclctl.events.sampling import Ints, permutation, stream
@@ -229,12 +230,56 @@ def mean_loss(
     return (weighted if has_label is None else weighted * has_label.unsqueeze(1)).sum() / weights.sum().clamp(min=1)
 
 
+class TrainingGroup:
+    """The events of some users that a training learns from, and their negatives.
+
+    Attributes:
+        log: of these users. objective: what to minimise on their events.
+        all_events: in the blocks. events: those that the model can learn from. sampler: of their negatives.
+    """
+
+    def __init__(
+        self, log: EventLog, blocks: Sequence[Block], model: Trainable, settings: FitSettings, objective: Objective
+    ) -> None:
+        self.log, self.objective = log, objective
+        self.all_events = log.events_in(*blocks)
+        self.events = learnable(model, log, self.all_events)
+        own = not settings.shared_negatives or objective.own_negatives
+        negatives, purpose = settings.negatives if own else 0, f"{settings.purpose}/negatives"
+        self.sampler = Sampler(log, blocks, negatives, settings.seed, purpose, observed=model.pairwise)
+
+
+class ValidationGroup:
+    """The valid events of some users, and what a model is validated with on them.
+
+    Attributes:
+        log: of these users. sampler: of negatives that are the same for all epochs and models.
+        samples: the events. ranked: up to 10,000 of the positive ones, for `ranking_quality`.
+    """
+
+    def __init__(self, log: EventLog, settings: FitSettings) -> None:
+        self.log = log
+        self.sampler = valid_sampler(log, 0 if settings.shared_negatives else settings.negatives, settings.seed)
+        self.samples = self.sampler.draw(log.events_in(VALID))
+        positive = self.samples.events[log.label[self.samples.events] > 0]
+        self.ranked = np.sort(positive[permutation(settings.seed, "valid/ranked", positive)[:RANKED_EVENTS]])
+
+
+def learnable(model: Trainable, log: EventLog, events: Ints) -> Ints:
+    """Those of some events that the model can learn from."""
+    positive: Ints = events[log.label[events] > 0]
+    return positive if model.pairwise else events
+
+
 class Trainer:
     """Trains one model on the events of some blocks.
 
+    A log in several groups of users is read group by group, in a new order each epoch, and validated on one of its groups.
+
     Args:
         model: on its device; `fit` leaves the best weights in it.
-        log: the events and their histories. blocks: what to train on. objective: what to minimise.
+        log: the events and their histories, or groups of them. blocks: what to train on.
+        objective: what to minimise; or for groups a function of a group's log.
 
     Raises:
         DataError: the blocks or valid have no events (for a pairwise model: no positive events).
@@ -243,43 +288,58 @@ class Trainer:
     def __init__(
         self,
         model: Trainable,
-        log: EventLog,
+        log: EventLog | UserGroups,
         blocks: Sequence[Block],
         settings: FitSettings,
-        objective: Objective | None = None,
+        objective: Objective | Callable[[EventLog], Objective] | None = None,
     ) -> None:
-        self.model, self.log, self.settings = model, log, settings
-        self.objective = objective or Objective()
-        self.all_events = log.events_in(*blocks)
-        self.events = self._learnable(self.all_events, blocks)
-        purpose = f"{settings.purpose}/negatives"
-        own = not settings.shared_negatives or self.objective.own_negatives
-        negatives = settings.negatives if own else 0
-        self.sampler = Sampler(log, blocks, negatives, settings.seed, purpose, observed=model.pairwise)
-        self.valid_sampler = valid_sampler(log, 0 if settings.shared_negatives else settings.negatives, settings.seed)
-        self.valid = self.valid_sampler.draw(log.events_in(VALID))
-        if not len(self.valid.events):
-            raise DataError("there are no valid events to choose the best epoch by", _INGEST_AGAIN)
-        self._learnable(self.valid.events, [Block(VALID)])
-        positive = self.valid.events[log.label[self.valid.events] > 0]
-        self.ranked = np.sort(positive[permutation(settings.seed, "valid/ranked", positive)[:RANKED_EVENTS]])
+        self.model, self.blocks, self.settings = model, blocks, settings
+        self.groups, self._objective = UserGroups.of(log), objective or Objective()
+        self._opened: tuple[int, TrainingGroup] | None = None
+        self.n_all_events = self.n_events = self.n_users = 0
+        for number in range(self.groups.count):
+            group = self.group(number)
+            self.n_all_events += len(group.all_events)
+            self.n_users += len(np.unique(group.log.user[group.all_events]))
+            self.n_events += len(group.events)
+        self._check(", ".join(map(str, blocks)), self.n_all_events, self.n_events)
+        self.validation = self._validation()
 
-    def _learnable(self, events: Ints, blocks: Sequence[Block]) -> Ints:
-        """The events that the model can learn from."""
-        names = ", ".join(map(str, blocks))
-        if not len(events):
+    def group(self, number: int = 0) -> TrainingGroup:
+        """A group of users; the last one stays open."""
+        if self._opened is None or self._opened[0] != number:
+            self._opened = None  # before another one takes its memory
+            log = self.groups.open(number)
+            given = self._objective
+            objective = given if isinstance(given, Objective) else given(log)
+            self._opened = number, TrainingGroup(log, self.blocks, self.model, self.settings, objective)
+        return self._opened[1]
+
+    def _validation(self) -> ValidationGroup:
+        """The first group, in a random order, that has events to validate on."""
+        numbers = np.arange(self.groups.count)
+        found = None
+        for number in permutation(self.settings.seed, "valid/groups", numbers):
+            log = self.groups.open(int(number)) if self.groups.count > 1 else self.group().log
+            found = ValidationGroup(log, self.settings)
+            if len(learnable(self.model, log, found.samples.events)):
+                return found
+        if found is None or not len(found.samples.events):
+            raise DataError("there are no valid events to choose the best epoch by", _INGEST_AGAIN)
+        self._check(str(Block(VALID)), len(found.samples.events), 0)
+        return found
+
+    def _check(self, names: str, n_all: int, n_learnable: int) -> None:
+        """Refuse blocks without events that the model can learn from."""
+        if not n_all:
             raise DataError(
                 f"there are no events in {names}", "Choose other periods with --on, or ingest with other --periods."
             )
-        if not self.model.pairwise:
-            return events
-        positive: Ints = events[self.log.label[events] > 0]
-        if not len(positive):
+        if not n_learnable:
             raise DataError(
                 f"there are no positive events in {names}, and this model learns from positive ones only",
                 "Choose other periods with --on, or ingest with another --label.",
             )
-        return positive
 
     def fit(self, work: Work, on_progress: OnProgress, what: str) -> FitState:
         """Train until finished, from the last checkpoint if there is one; the model then has the best weights.
@@ -290,7 +350,7 @@ class Trainer:
         Raises:
             DivergedError: the loss or a weight became infinite or NaN.
         """
-        settings, each = self.settings, len(self.events)
+        settings, each = self.settings, self.n_events
         state = FitState.resume(work)
         if state is None:
             state = FitState.start(self.model, self.validate(on_progress))
@@ -326,39 +386,45 @@ class Trainer:
         model, settings = self.model, self.settings
         restore(model, state.weights)
         optimiser = Adam(model, settings.learning_rate, settings.weight_decay, state.adam_state, state.steps)
-        samples = self.sampler.draw(self.events, state.epoch)
         generator = torch.Generator().manual_seed(stream(settings.seed, f"{settings.purpose}/dropout/{state.epoch}"))
-        through = model.training_pass(self.log, self.events)
-        total, done = 0.0, 0
+        total, done, batches = 0.0, 0, 0
 
         def drop(x: Tensor) -> Tensor:
             return dropout(x, settings.dropout, generator)
 
-        for number, positions in enumerate(through.batches(settings, state.epoch)):
-            batch = pick(samples, positions)
-            candidates = self.objective.candidates(batch.events, batch.candidates, state.epoch)
-            negatives = self._shared(self.sampler, batch.events, number, state.epoch)
-            found, shared = forward(through, positions, candidates, negatives, drop)
-            loss = self.objective.loss(model, batch, candidates, found.logits, shared)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise DivergedError(f"the loss became {value} in epoch {state.epoch + 1} after {done} events", _LOWER)
-            optimiser.step(found.items, found.leaf)
-            total, done = total + value * len(positions), done + len(positions)
-            on_step(state.epoch + 1, done, total / done)
+        numbers = np.arange(self.groups.count)
+        for chosen in permutation(settings.seed, f"{settings.purpose}/groups", numbers, state.epoch):
+            group = self.group(int(chosen))
+            samples = group.sampler.draw(group.events, state.epoch)
+            through = model.training_pass(group.log, group.events)
+            for positions in through.batches(settings, state.epoch):
+                batch = pick(samples, positions)
+                candidates = group.objective.candidates(batch.events, batch.candidates, state.epoch)
+                negatives = self._shared(group.sampler, batch.events, batches, state.epoch)
+                found, shared = forward(through, positions, candidates, negatives, drop)
+                loss = group.objective.loss(model, batch, candidates, found.logits, shared)
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise DivergedError(
+                        f"the loss became {value} in epoch {state.epoch + 1} after {done} events", _LOWER
+                    )
+                optimiser.step(found.items, found.leaf)
+                total, done, batches = total + value * len(positions), done + len(positions), batches + 1
+                on_step(state.epoch + 1, done, total / done)
         return state.after(model, optimiser, total / max(done, 1), self.validate(on_progress))
 
     def validate(self, on_progress: OnProgress = no_progress) -> Validation:
         """Loss, AUC and, with shared negatives, NDCG@10 on valid, with the histories that the served model reads."""
-        users = self.log.user[self.valid.events]
-        through = self.model.serving_pass(self.log, self.valid.events)
-        found = validate(self.model, through, self.valid, users, on_progress, partial(self._shared, self.valid_sampler))
-        if not self.settings.shared_negatives or not len(self.ranked):
+        log, samples, sampler = self.validation.log, self.validation.samples, self.validation.sampler
+        users = log.user[samples.events]
+        through = self.model.serving_pass(log, samples.events)
+        found = validate(self.model, through, samples, users, on_progress, partial(self._shared, sampler))
+        if not self.settings.shared_negatives or not len(self.validation.ranked):
             return found
-        through = self.model.serving_pass(self.log, self.ranked)
-        return found._replace(ndcg=ranking_quality(through, self.ranked, self.valid_sampler, on_progress))
+        through = self.model.serving_pass(log, self.validation.ranked)
+        return found._replace(ndcg=ranking_quality(through, self.validation.ranked, sampler, on_progress))
 
     def _shared(self, sampler: Sampler, events: Ints, batch: int, epoch: int = 0) -> SharedNegatives | None:
         """The negatives that the events of one batch share, if they share any."""
@@ -373,8 +439,9 @@ class Trainer:
             "parameters": sum(weight.numel() for weight in state.best.values()),
             "negatives": self.settings.negatives,
             "shared_negatives": self.settings.shared_negatives,
-            "trained_on_events": len(self.all_events),
-            "trained_on_users": len(np.unique(self.log.user[self.all_events])),
+            "trained_on_events": self.n_all_events,
+            "trained_on_users": self.n_users,
+            "validated_on_events": len(self.validation.samples.events),
             "epochs": state.history,
             "best_epoch": state.best_epoch,
             "best_valid_loss": state.best_valid.loss,

@@ -3,25 +3,23 @@
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from dcclctl.artifacts import Evaluation
-from dcclctl.compute import Phase, compute_settings, torch_device
+from dcclctl.compute import Phase, compute_settings
 from dcclctl.config import EvaluateConfig
-from dcclctl.devices.serving import ENCODER, Subject, check_encoder, serve
-from dcclctl.errors import ArtifactError, DataError, UsageError
+from dcclctl.devices.serving import ENCODER, Subject, check_encoder
+from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.evaluation.candidates import Candidates
 from dcclctl.evaluation.comparison import Comparison
-from dcclctl.evaluation.scores import Scores, whole_users
-from dcclctl.evaluation.targets import one_each, scored_events
+from dcclctl.evaluation.parts import SUMS_FILE, Scored, count_targets, parts_of
+from dcclctl.evaluation.targets import check_targets, one_each
 from dcclctl.events.log import Block
 from dcclctl.metrics.calibration import expected_calibration_error
 from dcclctl.metrics.groups import aggregate
 from dcclctl.metrics.metric import MEAN_NAMES
-from dcclctl.models.kind import open_backbone
-from dcclctl.models.scoring import score
+from dcclctl.scale.executor import Executor, for_each_shard
+from dcclctl.scale.task import ShardTask
 from dcclctl.stages.plan import events_of
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, each_of, named
 from dcclctl.stages.settings import resolve
@@ -56,7 +54,7 @@ def evaluate_first_events(
     subjects, config = _resolved(subjects, resolve(EvaluateConfig, settings, run.config))
     dataset = subjects[0].cloud.dataset
     for each in one_each(config):
-        scored_events(dataset, dataset.log.events_in(Block.parse(each.on)), each)
+        check_targets(dataset, count_targets(dataset, Block.parse(each.on), each)[0], each)
     return each_of(partial(_evaluate, subjects, each, run) for each in one_each(config))
 
 
@@ -132,41 +130,41 @@ def _evaluate(subjects: list[Subject], config: EvaluateConfig, run: RunOptions) 
     ):
         if work.reused is not None:
             return named(Evaluation(work.reused), run)
-        candidates = Candidates(dataset, block, config)
-        if not len(candidates.events):
-            raise DataError(f"{dataset.ref} has no events in {config.on}", "Choose another period with --on.")
-        scores, served = _score_all(subjects, candidates, run)
+        events, to_rank = count_targets(dataset, block, config)
+        check_targets(dataset, events, config)
+        scored = _score(subjects, config, events, to_rank, work, run)
         run.on_progress("average", 0, 0, "")
-        names = [subject.name for subject in subjects]
-        tables = [scores[name].per_user(dataset, name, served[name]) for name in names]
-        bins = [scores[name].reliability(name) for name in names]
-        per_user = pl.concat(tables)
+        candidates = Candidates(dataset, block, config, dataset.log_part(dataset.parts[0]), to_rank)
+        per_user, names = scored.per_user, [subject.name for subject in subjects]
         compared = None
         if config.against:
             compared = Comparison(per_user, config.against, config.seed, on_progress=run.on_progress)
         write_metrics(work, per_user, compared)
-        work.write_table("reliability.parquet", pl.concat(bins))
+        bins = {name: scored.reliability(name) for name in names}
+        work.write_table("reliability.parquet", pl.concat(bins.values()))
         about = {}
-        for name, table, own in zip(names, tables, bins, strict=True):
-            counts = table["served_by"].value_counts(sort=False).sort("served_by")
+        for name in names:
+            own = per_user.filter(pl.col("subject") == name)
+            counts = own["served_by"].value_counts(sort=False).sort("served_by")
             about[name] = {
                 "served_by": dict(counts.iter_rows()),
-                "ece": expected_calibration_error(own.drop("subject")),
-                **scores[name].beyond_accuracy(block),
+                "ece": expected_calibration_error(bins[name].drop("subject")),
+                **scored.beyond_accuracy(name, dataset, block, candidates.catalogue),
             }
         facts = {
             "id_map": dataset.id_map,
             "on": config.on,
             "split": dataset.facts["split"],
             "first_events": config.first_events[0] if config.first_events else None,
-            "events": len(candidates.events),
-            "users": tables[0].height,
+            "events": scored.events,
+            "users": per_user.height // len(subjects),
             "candidates": candidates.sampled or "all",
             "items": len(candidates.catalogue),
             "labels": "observed" if candidates.observed else "implicit",
             "users_without_auc": int(per_user["auc"].null_count()) // len(subjects),
             "subjects": about,
-            **scores[names[0]].few_candidates(),
+            "events_without_candidates": scored.few[0],
+            "events_with_few_candidates": scored.few[1],
         }
         return named(Evaluation(work.commit(facts)), run)
 
@@ -182,29 +180,26 @@ def write_metrics(work: Work, per_user: pl.DataFrame, compared: Comparison | Non
         work.write_table("worst_users.parquet", compared.worst_users())
 
 
-def _score_all(
-    subjects: list[Subject], candidates: Candidates, run: RunOptions
-) -> tuple[dict[str, Scores], dict[str, npt.NDArray[np.str_]]]:
-    """Score all subjects; those over one cloud model share everything below the patches."""
-    config = candidates.config
-    scores = {subject.name: Scores(candidates) for subject in subjects}
-    served: dict[str, npt.NDArray[np.str_]] = {}
-    clouds = list(dict.fromkeys(subject.cloud.id for subject in subjects))
-    phase = Phase(run.on_progress, "evaluate", len(clouds) * len(candidates.events), "events")
-    for cloud_id in clouds:
-        group = [subject for subject in subjects if subject.cloud.id == cloud_id]
-        backbone = open_backbone(group[0].cloud, torch_device(config), candidates.seen)
-        found = [serve(subject, backbone, config.unpatched, config.seed) for subject in group]
-        served |= {subject.name: each.by for subject, each in zip(group, found, strict=True)}
-        heads = [each.head for each in found]
-        for users in whole_users(candidates.log.user[candidates.events], candidates.events_at_once):
-            events = candidates.events[users]
-            for batch, logits in score(
-                backbone, heads, events, candidates.batch, candidates.width, config.batch_events
-            ):
-                for subject, values in zip(group, logits, strict=True):
-                    scores[subject.name].add(batch, values.numpy())
-                phase.add(len(batch.events), group[0].cloud.ref)
-            for subject in group:
-                scores[subject.name].reduce()
-    return scores, served
+def _score(
+    subjects: list[Subject], config: EvaluateConfig, events: int, to_rank: int, work: Work, run: RunOptions
+) -> Scored:
+    """Score all subjects, part by part of the users.
+
+    Args:
+        events: of each subject. to_rank: see Candidates.
+    """
+    references = [f"{subject.artifact.kind}@{subject.artifact.id}" for subject in subjects]
+    suffixes = [f"+{subject.suffix}" if subject.suffix else "" for subject in subjects]
+    arguments = {
+        "subjects": [reference + suffix for reference, suffix in zip(references, suffixes, strict=True)],
+        "config": config.model_dump(mode="json"),
+        "to_rank": to_rank,
+    }
+    store, parts = subjects[0].cloud.store, range(len(parts_of(subjects)))
+    task = ShardTask.of(store, work, "dcclctl.evaluation.parts:part_scorer", arguments, SUMS_FILE, config)
+    clouds = len({subject.cloud.id for subject in subjects})
+    phase = Phase(run.on_progress, "evaluate", clouds * events, "events")
+    for_each_shard(
+        store, work, task, parts, Executor.parse(run.executor), phase.add, lambda part: clouds * events / len(parts)
+    )
+    return Scored.of(work, [subject.name for subject in subjects], len(parts))

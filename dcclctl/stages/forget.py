@@ -20,9 +20,11 @@ import polars as pl
 import torch
 from safetensors.torch import save
 
+from dcclctl.artifacts import Dataset
 from dcclctl.artifacts.patches import USERS_FILE
 from dcclctl.compute import Phase
 from dcclctl.errors import ArtifactError
+from dcclctl.events.periods import ItemPeriods
 from dcclctl.store.artifact import METRICS, Artifact, remake
 from dcclctl.store.canonical import canonical
 from dcclctl.store.contents import plain_tensors, write_table
@@ -250,8 +252,10 @@ class _Rewriter:
         height = table.height
         if artifact.kind == "dataset" and name == "users.parquet":
             return self._tombstones(table, numbers), len(numbers)
-        if artifact.kind == "dataset" and name == "events.parquet":
+        if artifact.kind == "dataset" and name.startswith("events"):
             table = table.filter(~pl.col("user_index").is_in(numbers))
+        elif artifact.kind == "dataset" and name == "item_periods.parquet" and numbers:
+            return _item_periods(Dataset.of(artifact).events.filter(~pl.col("user_index").is_in(numbers))), 0
         elif artifact.kind == "dataset" and name == "vocabulary.parquet" and numbers:
             return _without_unused(table, artifact.read_table("users.parquet"), numbers), 0
         elif "user_id" in table.columns:
@@ -363,9 +367,16 @@ def _without_unused(vocabulary: pl.DataFrame, users: pl.DataFrame, numbers: list
     return vocabulary.with_columns(pl.Series("value", values, dtype=pl.String))
 
 
+def _item_periods(events: pl.DataFrame) -> pl.DataFrame:
+    """An ITEM_PERIODS table of an EVENTS table."""
+    columns = (events[name].to_numpy() for name in ("item_index", "period", "share", "label"))
+    return ItemPeriods.of_events(*columns).table()
+
+
 def _counts(facts: dict[str, Any], tables: dict[str, pl.DataFrame]) -> dict[str, Any]:
     """Facts of a dataset that follow from its tables."""
-    events, groups = tables["events.parquet"], tables["users.parquet"]["group"]
+    events = pl.concat([table for name, table in sorted(tables.items()) if name.startswith("events")])
+    groups = tables["users.parquet"]["group"]
     periods = []
     for number, period in enumerate(facts["periods"]):
         own = events.filter(pl.col("period") == number)

@@ -17,6 +17,7 @@ from dcclctl.artifacts import Dataset
 from dcclctl.compute import OnProgress, Phase
 from dcclctl.config import PERIODS, IngestConfig
 from dcclctl.errors import UsageError
+from dcclctl.events.periods import ItemPeriods, shares
 from dcclctl.logs.events import Events, select_events, without
 from dcclctl.logs.formats import check_same_columns, detect_log, side_files
 from dcclctl.logs.groups import user_groups
@@ -30,7 +31,7 @@ from dcclctl.logs.split import TEST, Periods, iso, make_new, new_users, shares_o
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
 from dcclctl.store.store import Input, Store, Work
-from dcclctl.tables import GROUPS
+from dcclctl.tables import EVENTS, GROUPS
 
 
 @dataclass(frozen=True)
@@ -310,7 +311,7 @@ def _empty_periods(periods: Periods, config: IngestConfig) -> list[str]:
 
 
 def _write(work: Work, read: _Read, on_progress: OnProgress) -> dict[str, Any]:
-    """Select, split and group the events, write the five tables, and state the facts."""
+    """Select, split and group the events, write the tables, and state the facts."""
     log, config = read.log, read.config
     # shares of the time, measured on 3 million rows
     on_progress("arrange", 0, 1, "sorting")
@@ -322,18 +323,9 @@ def _write(work: Work, read: _Read, on_progress: OnProgress) -> dict[str, Any]:
     if not keep.all():
         events, periods = without(events, keep, "new-users"), periods[keep]
     on_progress("arrange", 0.75, 1, "writing")
-    table = pl.DataFrame(
-        {
-            "user_index": events.users,
-            "item_index": events.items,
-            "time_us": events.times,
-            "label": events.labels,
-            "period": periods,
-        }
-    )
     with ThreadPoolExecutor(1) as pool:
-        # The one large file is compressed while users and items are worked out.
-        written = pool.submit(work.write_table, "events.parquet", table)
+        # the large files are compressed while users and items are worked out
+        written = pool.submit(_write_events, work, events, periods, config)
         groups = user_groups(events.users, periods, len(events.user_ids), config.head_fraction)
         for role, ids in (("user", events.user_ids), ("item", events.item_ids)):
             if (side := read.side(f"{role}s")) is not None:
@@ -384,6 +376,19 @@ def _write(work: Work, read: _Read, on_progress: OnProgress) -> dict[str, Any]:
         "remarks": read.remarks(events, periods, rule is not None),
         "sources": read.sources(),
     }
+
+
+def _write_events(work: Work, events: Events, periods: Periods, config: IngestConfig) -> None:
+    """Write the events, one file for each `shard_users` users, and what one file cannot tell of all users' events."""
+    share = shares(events.users, events.times, periods, config.split == "global")
+    work.write_table("item_periods.parquet", ItemPeriods.of_events(events.items, periods, share, events.labels).table())
+    firsts = np.arange(0, len(events.user_ids), config.shard_users)
+    begins = [*np.searchsorted(events.users, firsts).tolist(), len(events)]
+    for number, (begin, end) in enumerate(pairwise(begins)):
+        columns = (events.users, events.items, events.times, events.labels, periods, share)
+        rows = dict(zip(EVENTS.columns, (values[begin:end] for values in columns), strict=True))
+        name = "events.parquet" if len(firsts) == 1 else f"events-{number:05d}.parquet"
+        work.write_table(name, pl.DataFrame(rows))
 
 
 def _indexed(role: str, ids: list[str]) -> pl.DataFrame:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from dcclctl.artifacts import CloudModel, Dataset, Memory, PatchSet
 from dcclctl.compute import compute_settings, torch_device
 from dcclctl.config import PatchConfig
@@ -72,7 +70,16 @@ def patch(
             if work.reused is not None:
                 return named(PatchSet(work.reused), run)
             task: PatchTask[Any] = PatchTask(
-                cloud, block, users, config, config.settings, torch_device(config), work, run.on_progress, memory
+                cloud,
+                block,
+                users,
+                config,
+                config.settings,
+                torch_device(config),
+                work,
+                run.on_progress,
+                memory,
+                executor=run.executor,
             )
             learned = method.learn(task)
             work.write_table("users.parquet", learned.users)
@@ -96,9 +103,8 @@ def newest_memory(dataset: Dataset) -> Memory | None:
 
 def _check_events(method: DeviceMethod[Any], dataset: Dataset, users: Ints, block: Block, asked: str) -> None:
     """Refuse users and a period without an event to learn from."""
-    log = dataset.log
-    events = log.events_in(block)
-    enough = np.isin(log.user[events], users).any() if method.learns_locally else len(users) and len(events)
+    counts = dataset.count_events(block)
+    enough = counts[users].any() if method.learns_locally else len(users) and counts.any()
     if not enough:
         raise DataError(
             f"--users {asked}: none of the {len(users)} users has an event in {block} to learn from",

@@ -44,14 +44,14 @@ def people_of(dataset: Dataset, logs: Sequence[Path], on_progress: OnProgress) -
         UsageError, DataError: see `join_new_events`.
     """
     users = dataset.users.select("user_index", "user_id", "group")
-    events = dataset.artifact.read_table("events.parquet")
+    events = dataset.events
     if not logs:
         return People(dataset.log, users, int(events["time_us"].max() or 0), [], None, {})  # type: ignore[arg-type]
     sources = [identify(path) for path in find_paths(list(logs))]
     check_distinct(sources)
     known = Known(
         dataset.ref,
-        events,
+        events.drop("share"),
         dataset.users["user_id"],
         dataset.items["item_id"],
         str(dataset.facts["time_kind"]),

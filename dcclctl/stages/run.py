@@ -27,6 +27,7 @@ class RunOptions:
         force: compute even if the store has the same artifact.
         name: a name for the artifact, an alias of its kind; '' for none.
         config: TOML file with settings, or a file and environment variables; what is given by name wins over them.
+        executor: who works on shards of users: local, local:N, ray or ray://HOST:PORT; see scale/executor.py.
     """
 
     on_progress: OnProgress = no_progress
@@ -34,6 +35,7 @@ class RunOptions:
     name: str = ""
     config: Path | Presets | None = None
     remark: Callable[[str], None] = lambda line: None
+    executor: str = "local"
 
 
 #: nothing shown, nothing forced

@@ -21,7 +21,7 @@ MANIFEST: Final = "manifest.json"
 #: The id, in the form that `sha256sum -c` reads. Without it, damage to the manifest would look like another id.
 MANIFEST_HASH: Final = "manifest.sha256"
 #: Version of the layout. A reader refuses every other version.
-FORMAT: Final = 2
+FORMAT: Final = 3
 #: Every kind of artifact → the command that makes one.
 KINDS: Final = {
     "dataset": "dcclctl ingest LOG",

@@ -389,6 +389,10 @@ class Store:
                     self._on_record(figures)
             yield work
 
+    def join(self, kind: str, key: str) -> Work:
+        """The work of another process that makes an artifact and lets this one write some of its files."""
+        return Work(self, self.root / kind / "work" / key, {"kind": kind}, key, None)
+
     @contextmanager
     def listening(self, on_record: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
         """Call a function with every line of figures that works record meanwhile; it may raise, to stop the work.

@@ -49,7 +49,7 @@ class Work(contents.Files):
     """
 
     def __init__(self, home: Maker, folder: Path, head: dict[str, Any], key: str, reused: Artifact | None) -> None:
-        self.key = key
+        self.kind, self.key = str(head["kind"]), key
         self.reused = reused
         self._home = home
         self._disk = home.disk.scratch
@@ -171,6 +171,10 @@ class Work(contents.Files):
 
     def _record_path(self, name: str) -> Path:
         return self._state / "files" / f"{name.replace('/', '+')}.json"
+
+    def leave_out(self, name: str) -> None:
+        """Do not make a finished file part of the artifact: it was needed on the way only."""
+        self._files.pop(name, None)
 
     # -- what is not part of the artifact's id
 

@@ -29,8 +29,8 @@ from dcclctl.devices.bundle.serving import ReplayedDevices
 from dcclctl.devices.bundle.spec import SCHEMA_FILE, SPEC, BundleSpec, schema
 from dcclctl.devices.bundle.table import BASIS_FILE, ITEMS_FILE, Table, TableValues
 from dcclctl.devices.learner import NEGATIVES
-from dcclctl.devices.memory.features import STEPS, Memories
-from dcclctl.devices.memory.method import patch_of, statistics_of
+from dcclctl.devices.memory.features import STEPS
+from dcclctl.devices.memory.method import patch_of, tables_of
 from dcclctl.devices.memory.patch import prior_shift
 from dcclctl.devices.method import method_of
 from dcclctl.devices.settings import LocalSettings
@@ -199,16 +199,12 @@ def _module(cloud: CloudModel) -> Din | Sasrec:
 
 def _memory(parts: Parts) -> DeviceMemory:
     assert parts.patches is not None and parts.patches.memory is not None
-    patches, memory, log = parts.patches, parts.patches.memory, parts.log
-    statistics = statistics_of(memory)
-    counted = log.up_to(Block.parse(memory.counted_through))
-    window = memory.profile_window
-    typical = np.zeros((1, 0), dtype=np.float32)
-    if window:
-        typical = array(Memories(log, statistics, memory.size, window, counted).typical)
+    patches, memory = parts.patches, parts.patches.memory
+    tables, profiles = tables_of(memory)
+    typical = array(profiles) if memory.profile_window else np.zeros((1, 0), dtype=np.float32)
     return DeviceMemory(
         patch_of(patches),
-        statistics,
+        tables.statistics,
         typical,
         memory.size,
         int(patches.facts["smallest_memory"]),

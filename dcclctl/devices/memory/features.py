@@ -24,6 +24,7 @@ Shapes: B events, C candidates, I items, G categories, S categories of an item, 
 profile, T events of a profile.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -126,6 +127,7 @@ class Memories:
         log: the devices' histories. size: M. profile_window: T; 0: no profile of recent events.
         counted: (N,) events that the statistics count; users without any get the typical profile. None: all users get
             their own.
+        tables: of the statistics, where they are made already. typical: the typical profiles, where they are known.
     """
 
     def __init__(
@@ -135,9 +137,13 @@ class Memories:
         size: int,
         profile_window: int,
         counted: npt.NDArray[np.bool_] | None = None,
+        tables: "FeatureTables | None" = None,
+        typical: Float[Tensor, "T1 R"] | None = None,
     ) -> None:
         self.log, self.statistics, self.size, self.profile_window = log, statistics, size, profile_window
-        self._counted, self._tables = counted, FeatureTables(statistics, log.item_categories)
+        self._counted, self._tables = counted, tables or FeatureTables(statistics, log.item_categories)
+        if typical is not None:
+            self.typical = typical
         self._rows = np.flatnonzero(log.label > 0)  # of the events of log.sequence
         owners = log.user[self._rows]
         self._starts = np.searchsorted(owners, owners)  # where each event's user begins in log.sequence
@@ -167,11 +173,17 @@ class Memories:
     @cached_property
     def typical(self) -> Float[Tensor, "T1 R"]:
         """Mean profile of counted users at 0, 1, … T events on the device; the cloud ships it with the statistics."""
+        return typical_profiles([self.profile_sums(some_users(self.counted_users()))])
+
+    def counted_users(self) -> Ints:
+        """Users with an event that the statistics count, ascending."""
         assert self._counted is not None
-        counted = self._counted[self._rows]
-        owners = self.log.user[self._rows]
-        users = np.unique(owners[counted])
-        users = users[np.argsort(hashes(0, "memory/typical", users), kind="stable")[:_TYPICAL]]
+        return np.unique(self.log.user[self._rows[self._counted[self._rows]]])
+
+    def profile_sums(self, users: Ints) -> tuple[Float[Tensor, "T1 R"], Int[Tensor, "T1"]]:
+        """Sum of the profiles of some users at 0, 1, … T counted events on the device, and how many they are."""
+        assert self._counted is not None
+        counted, owners = self._counted[self._rows], self.log.user[self._rows]
         place = np.arange(len(owners)) - self._starts  # in the user's log
         at = np.flatnonzero(counted & (place < self.profile_window) & np.isin(owners, users))
         held = torch.from_numpy(place[at] + 1)
@@ -180,9 +192,7 @@ class Memories:
         first = torch.from_numpy(np.arange(len(at)) - place[at])  # where the user's events begin in `at`
         profiles = mean_profile(sums - sums[first] + kept[first], held)
         total = torch.zeros(self.profile_window + 1, kept.shape[1]).index_add_(0, held, profiles)
-        users_of = torch.bincount(held, minlength=self.profile_window + 1)
-        most = int(held.max()) if len(at) else 0  # no user has more events
-        return (total / users_of.clamp(min=1).unsqueeze(1))[torch.arange(self.profile_window + 1).clamp(max=most)]
+        return total, torch.bincount(held, minlength=self.profile_window + 1)
 
     @cached_property
     def _uncounted_users(self) -> npt.NDArray[np.bool_]:
@@ -229,6 +239,19 @@ class Memories:
         view = replace(self.log, history_start=starts, history_end=self.log.history_end[rows])
         items = torch.from_numpy(self.log.item[rows]).unsqueeze(1)
         return in_bytes(self._tables.of_events(view, np.arange(len(rows)), items, self.size)[:, 0])
+
+
+def some_users(users: Ints) -> Ints:
+    """The users (U,) that typical profiles are made from: all, or 1,000 of them."""
+    return users[np.argsort(hashes(0, "memory/typical", users), kind="stable")[:_TYPICAL]]
+
+
+def typical_profiles(parts: Iterable[tuple[Float[Tensor, "T1 R"], Int[Tensor, "T1"]]]) -> Float[Tensor, "T1 R"]:
+    """Typical profiles from what `Memories.profile_sums` says of each part of the users."""
+    totals, counts = zip(*parts, strict=True)
+    total, users_of = torch.stack(totals).sum(0), torch.stack(counts).sum(0)
+    most = int(users_of.nonzero().max()) if users_of.any() else 0  # no user has more events
+    return (total / users_of.clamp(min=1).unsqueeze(1))[torch.arange(len(total)).clamp(max=most)]
 
 
 def in_bytes(found: Float[Tensor, "... F"]) -> Int[Tensor, "... R"]:

@@ -7,6 +7,7 @@ of its lineage is used that was not trained on that part. The learned patch then
 
 import math
 from typing import Annotated, Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +17,14 @@ from pydantic import Field
 from torch import Tensor
 
 from dcclctl.artifacts import CloudModel, Memory, PatchSet
-from dcclctl.artifacts.memory import STATISTICS_FILE
+from dcclctl.artifacts.memory import STATISTICS_FILE, TYPICAL_FILE
 from dcclctl.compute import Phase
 from dcclctl.config import Fraction, Positive, Rate, Section, rarely, tuned
 from dcclctl.devices.learner import held_back_of, shard_table, with_ids
 from dcclctl.devices.memory.contrast import Contrast
-from dcclctl.devices.memory.features import Memories, Statistics
+from dcclctl.devices.memory.features import FeatureTables, Memories, Statistics
 from dcclctl.devices.memory.patch import MemoryFit, MemoryPatch, MemoryRows, learn, prior_shift, user_losses
-from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
+from dcclctl.devices.memory.statistics import Counted, StatisticsSettings, count_statistics
 from dcclctl.devices.method import DeviceMethod, Learned, PatchTask, Served, Serving
 from dcclctl.devices.placebos import shuffled_histories
 from dcclctl.errors import ArtifactError, UsageError
@@ -72,6 +73,11 @@ class MemorySettings(Section):
     )
 
 
+def before(block: Block) -> Counted:
+    """The events before a block."""
+    return lambda log: log.before(block)
+
+
 def statistics_of(memory: Memory) -> Statistics:
     """The statistics of a committed memory.
 
@@ -85,6 +91,18 @@ def statistics_of(memory: Memory) -> Statistics:
             "Make it and its patches again: dcclctl memory --force",
         )
     return found
+
+
+#: what serving from a memory needs for all users, made once for each memory in use
+_tables: WeakKeyDictionary[Memory, tuple[FeatureTables, Float[Tensor, "T1 R"]]] = WeakKeyDictionary()
+
+
+def tables_of(memory: Memory) -> tuple[FeatureTables, Float[Tensor, "T1 R"]]:
+    """Tables of a committed memory's statistics, and its typical profiles."""
+    if memory not in _tables:
+        tables = FeatureTables(statistics_of(memory), memory.dataset.item_categories)
+        _tables[memory] = tables, memory.artifact.read_tensors(TYPICAL_FILE)["typical"]
+    return _tables[memory]
 
 
 def unseen_model_per_block(cloud: CloudModel, block: Block) -> list[tuple[CloudModel, Block]]:
@@ -151,12 +169,24 @@ def _all_trained(cloud: CloudModel, root: CloudModel, part: Block) -> UsageError
 
 
 class _Run:
-    """Rows of all parts of the block, and patches learned from them."""
+    """Rows of all parts of the block, and patches learned from them.
+
+    Attributes:
+        counts: (U,) events of each user in the block. log: of all users, or in a large log of so many that there are
+            enough events to learn from.
+    """
 
     def __init__(self, task: PatchTask[MemorySettings], memory: Memory) -> None:
-        self.task, self.memory, self.settings, self.log = task, memory, task.settings, task.log
+        self.task, self.memory, self.settings, self.dataset = task, memory, task.settings, task.cloud.dataset
         self.models = unseen_model_per_block(task.cloud, task.block)
         self.statistics = statistics_of(memory)
+        self.counts = self.dataset.count_events(task.block)
+        self.log = self.dataset.sample(self.counts, self._most_events, task.seed, "memory/parts")
+
+    @property
+    def _most_events(self) -> int:
+        """Events to learn from, at most."""
+        return _ROWS // (1 + self.settings.highest + self.settings.others)
 
     def rows(self) -> tuple[MemoryRows, MemoryRows]:
         """Rows of all users, also of those that get no patch.
@@ -174,8 +204,8 @@ class _Run:
         n_rows = sum(len(events) + len(some) for events, (some, _) in zip(events_of, shorter, strict=True))
         phase = Phase(on_progress, "compute features", n_rows, "events")
         for number, (model, block) in enumerate(self.models):
-            statistics = count_statistics(log, log.before(block), how, self.task.seed, on_progress)
-            backbone, shift = open_backbone(model, self.task.device), prior_shift(model.negatives, negatives)
+            statistics = count_statistics(self.dataset.groups, before(block), how, self.task.seed, on_progress)
+            backbone, shift = open_backbone(model, self.task.device, log), prior_shift(model.negatives, negatives)
             sampler = Sampler(log, [block], 0, self.task.seed, f"memory/negatives/{self.task.config.on}")
             events, (some, lengths) = events_of[number], shorter[number]
             cut = backbone.with_log(log.truncate_history(some, lengths))
@@ -188,18 +218,17 @@ class _Run:
     def _events_of(self, block: Block) -> Ints:
         """All events of a part of the block, or a sample if there are too many."""
         events = self.log.events_in(block)
-        limit = _ROWS // (1 + self.settings.highest + self.settings.others) // len(self.models)
+        limit = self._most_events // len(self.models)
         if len(events) <= limit:
             return events
-        return np.sort(events[permutation(self.task.seed, "memory/sample", events)[:limit]])
+        return np.sort(events[permutation(self.task.seed, "memory/sample", self.log.places(events))[:limit]])
 
     def _truncated(self, events: Ints) -> tuple[Ints, Ints]:
         """Events to learn from a second time, and the length of each history (see `log_uniform`)."""
-        seed = self.task.seed
+        seed, places = self.task.seed, self.log.places(events)
         held = self.log.history_lengths(events, self.memory.size)
-        chosen = (uniforms(seed, "memory/short", events) < self.settings.truncated_share) & (held > 0)
-        some = events[chosen]
-        return some, log_uniform(seed, "memory/length", some, 1, held[chosen])
+        chosen = (uniforms(seed, "memory/short", places) < self.settings.truncated_share) & (held > 0)
+        return events[chosen], log_uniform(seed, "memory/length", places[chosen], 1, held[chosen])
 
     @torch.no_grad()
     def _rows_of(
@@ -296,7 +325,7 @@ class MemoryMethod(DeviceMethod[MemorySettings]):
             UsageError: every model of the lineage was trained on the block (see `unseen_model_per_block`); the order of
                 events is wanted, and the memory does not have it.
         """
-        memory, settings, log = task.memory, task.settings, task.log
+        memory, settings = task.memory, task.settings
         assert memory is not None
         knows_order = memory.config["transition_window"] > 0
         if settings.order == "always" and not knows_order:
@@ -313,13 +342,12 @@ class MemoryMethod(DeviceMethod[MemorySettings]):
         # users with smaller memories than nearly all that the patch learned from are served by the cloud model
         sizes, quantile = np.maximum(learned.held, 1), settings.min_history_quantile
         smallest = int(np.quantile(sizes, quantile, method="lower")) if quantile else 1
-        counts = np.bincount(log.user[log.events_in(task.block)], minlength=log.n_users)
-        read = np.bincount(log.user[rows.events], minlength=log.n_users)
+        read = np.bincount(run.log.user[rows.events], minlength=run.log.n_users)
         chosen = torch.from_numpy(task.users)
         lost = losses[chosen, 1] >= losses[chosen, 0]  # False for NaN: a user without held-back events gets the patch
         tensors = {
             "user_index": chosen,
-            "events": torch.from_numpy(counts)[chosen],
+            "events": torch.from_numpy(run.counts)[chosen],
             "losses": losses[chosen],
             "kept": ~lost if task.config.guard else torch.ones_like(lost),
         }
@@ -342,11 +370,13 @@ class MemoryMethod(DeviceMethod[MemorySettings]):
         """
         memory, log = patches.memory, backbone.log
         assert memory is not None
-        patch, statistics = patch_of(patches), statistics_of(memory)
+        patch, (tables, typical) = patch_of(patches), tables_of(memory)
         _, patched = patches.codes(log.n_users)
         source_of = shuffled_histories(log, serving.seed) if serving.placebo == "shuffled" else lambda events: events
         counted = log.up_to(Block.parse(memory.counted_through))
-        memories = Memories(log, statistics, memory.size, memory.profile_window, counted)
+        memories = Memories(
+            log, tables.statistics, memory.size, memory.profile_window, counted, tables=tables, typical=typical
+        )
         smallest = int(patches.facts["smallest_memory"])
         shift = prior_shift(patches.cloud.negatives, int(patches.config["negatives"]))
 

@@ -210,7 +210,9 @@ def test_the_order_of_the_help(name: str) -> None:
     order = [parameter.name.rstrip("_") for parameter in EVERY[name].params]
     places = {
         **dict.fromkeys(("seed", "device", "threads"), 3),
-        **dict.fromkeys(("set", "config", "name", "track", "store", "as_json", "quiet", "force", "plan", "profile"), 4),
+        **dict.fromkeys(
+            ("set", "config", "name", "track", "store", "as_json", "quiet", "force", "plan", "profile", "executor"), 4
+        ),
     }
     settings = {key: 1 if key in spec.section.model_fields else 2 for key in spec.flags()} | places
     ranks = [settings.get(key, 0) for key in order if (name, key) != ("distill", "method")]

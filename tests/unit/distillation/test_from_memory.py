@@ -46,7 +46,7 @@ def questions(log, nearest=None, seed=0, count=6):
 def test_unlabelled_items_are_seen_ones_that_no_event_of_the_user_labels(log, repeats):
     log = replace(log, repeats=repeats)
     events, known = log.events_in(DEVICE), set(log.catalogue(DEVICE).tolist())
-    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), HOW, seed=0)
+    statistics = count_statistics(log, lambda log: log.up_to(DEVICE_BLOCK), HOW, seed=0)
     for nearest in (None, statistics):
         drawn = questions(log, nearest)(events, 0).numpy()
         assert drawn.shape == (len(events), 6)
@@ -62,7 +62,7 @@ def test_unlabelled_items_are_seen_ones_that_no_event_of_the_user_labels(log, re
 
 def test_every_second_unlabelled_item_is_near_the_history(log):
     events = log.events_in(DEVICE)
-    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), HOW, seed=0)
+    statistics = count_statistics(log, lambda log: log.up_to(DEVICE_BLOCK), HOW, seed=0)
     uniform, near = questions(log)(events, 0), questions(log, statistics)(events, 0)
     assert torch.equal(near[:, ::2], uniform[:, ::2])
     changed = near[:, 1::2] != uniform[:, 1::2]
@@ -76,7 +76,7 @@ def test_every_second_unlabelled_item_is_near_the_history(log):
 
 def test_unlabelled_items_of_an_event_depend_on_nothing_but_the_event_epoch_and_seed(log):
     events = log.events_in(DEVICE)
-    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), HOW, seed=0)
+    statistics = count_statistics(log, lambda log: log.up_to(DEVICE_BLOCK), HOW, seed=0)
     draw = questions(log, statistics)
     some = np.random.default_rng(0).permutation(len(events))[:7]
     assert torch.equal(draw(events[some], 1), draw(events, 1)[torch.from_numpy(some)])
@@ -88,7 +88,7 @@ def test_without_a_history_every_second_item_is_drawn_by_popularity(log):
     """Every second item is drawn as popular items are, even one that this user once took; but none that the block labels."""
     log = replace(log, repeats=False)
     events = log.events_in(DEVICE)
-    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), HOW, seed=0)
+    statistics = count_statistics(log, lambda log: log.up_to(DEVICE_BLOCK), HOW, seed=0)
     forgetful = log.truncate_history(events, np.zeros(len(events), dtype=np.int64))
     draw = questions(forgetful, statistics)
     drawn = np.concatenate([draw(events, epoch).numpy() for epoch in range(200)])
@@ -113,7 +113,7 @@ def test_without_a_history_every_second_item_is_drawn_by_popularity(log):
 
 def test_in_a_log_without_positive_events_all_items_are_of_the_catalogue(log):
     events = log.events_in(DEVICE)
-    statistics = count_statistics(log, log.up_to(DEVICE_BLOCK), HOW, seed=0)
+    statistics = count_statistics(log, lambda log: log.up_to(DEVICE_BLOCK), HOW, seed=0)
     joyless = replace(log, label=np.zeros_like(log.label))
     forgetful = joyless.truncate_history(events, np.zeros(len(events), dtype=np.int64))
     drawn = questions(forgetful, statistics)(events, 0)

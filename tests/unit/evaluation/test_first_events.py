@@ -242,7 +242,7 @@ def test_all_k_rank_the_same_number_of_candidates(shop: Path, monkeypatch: pytes
     dataset = CloudModel(store.resolve("cloud@1")).dataset
     block = dataset.log.events_in(Block(TEST))
     counts = [len(scored_events(dataset, block, settings(first, "next"))) for first in (0, 2)]
-    assert min(counts) < len(of_new_users(dataset, block))
+    assert min(counts) < len(of_new_users(dataset, dataset.log, block))
     monkeypatch.setattr(candidates, "_AFFORDABLE_PAIRS", min(counts) * dataset.log.n_items)
     monkeypatch.setattr(candidates, "_SAMPLED", 5)
     found = done("evaluate", "cloud@2", *NEXT, "--threads=1", store=shop)

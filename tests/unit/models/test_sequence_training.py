@@ -102,7 +102,7 @@ def test_the_epochs_ndcg_is_that_of_a_plain_ranking(kind, repeats, monkeypatch):
     assert fit.validate().ndcg == pytest.approx(np.mean(found), rel=1e-6)
     assert 0 < np.mean(found) < 1
     monkeypatch.setattr(training, "RANKED_EVENTS", 7)
-    assert len(trainer(model, log, shared_negatives=2).ranked) == 7 < len(found)
+    assert len(trainer(model, log, shared_negatives=2).validation.ranked) == 7 < len(found)
     assert trainer(model, log).validate().ndcg is None
 
 

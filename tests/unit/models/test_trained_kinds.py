@@ -137,13 +137,15 @@ def test_the_served_model_is_the_trained_one(kind: str, log: EventLog) -> None:
     model = new(kind, log)
     fit = trainer(model, log)
     whole = fit.validate()
-    through = model.serving_pass(log, fit.valid.events)
+    through = model.serving_pass(log, fit.validation.samples.events)
     loss = count = 0.0
-    for at in range(0, len(fit.valid.events), 5):
-        positions = np.arange(at, min(at + 5, len(fit.valid.events)))
+    for at in range(0, len(fit.validation.samples.events), 5):
+        positions = np.arange(at, min(at + 5, len(fit.validation.samples.events)))
         index = torch.from_numpy(positions)
         with torch.no_grad():
-            logits = through.forward(positions, fit.valid.candidates[index]).logits
-        losses, counts = model.losses(logits, fit.valid.labels[index], fit.valid.weights[index])
+            logits = through.forward(positions, fit.validation.samples.candidates[index]).logits
+        losses, counts = model.losses(
+            logits, fit.validation.samples.labels[index], fit.validation.samples.weights[index]
+        )
         loss, count = loss + float((losses * counts).sum()), count + float(counts.sum())
     assert loss / count == pytest.approx(whole.loss, rel=1e-5)

@@ -13,6 +13,7 @@ RAW = Input("raw", "a" * 64)
 
 def events(rows: int = 5) -> pl.DataFrame:
     columns = {"user_index": range(rows), "item_index": range(rows), "time_us": range(rows), "label": 1, "period": 0}
+    columns |= {"share": [row / rows for row in range(rows)]}
     return pl.DataFrame(columns, schema=EVENTS.schema())
 
 

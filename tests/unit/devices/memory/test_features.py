@@ -50,9 +50,8 @@ def categorised() -> dict[str, object]:
 def counted(
     world: EventLog, counted_through: str = "device", neighbours: int = 4, shrinkage: float = 1.0
 ) -> Statistics:
-    return count_statistics(
-        world, world.up_to(Block.parse(counted_through)), StatisticsSettings(SIZE, neighbours, shrinkage, 3), 3
-    )
+    settings = StatisticsSettings(SIZE, neighbours, shrinkage, 3)
+    return count_statistics(world, lambda log: log.up_to(Block.parse(counted_through)), settings, 3)
 
 
 def features(
@@ -243,7 +242,7 @@ def test_lists_turned_round_give_the_features_of_every_pair(categories: bool, or
     """Bit for bit what `features_of` computes pair by pair: for all items, and for many candidates of each event."""
     world = log_of(random_rows(), N_USERS, N_ITEMS, **(categorised() if categories else {}))
     settings = StatisticsSettings(SIZE, 4, 1.0, 3 if order else 0)
-    statistics = count_statistics(world, world.up_to(Block.parse("device")), settings, 3)
+    statistics = count_statistics(world, lambda log: log.up_to(Block.parse("device")), settings, 3)
     events, tables = np.arange(len(world.user)), FeatureTables(statistics, world.item_categories)
     held, mask = world.histories(events, SIZE)
     many = torch.from_numpy(np.random.default_rng(0).integers(0, N_ITEMS, (len(events), 50)))
@@ -412,7 +411,9 @@ def test_similarity_is_the_weighted_shrunk_cosine() -> None:
 def test_transition_scores_count_what_came_soon_after_what(repeats: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = random_rows(repeats)
     world = log_of(rows, N_USERS, N_ITEMS, repeats=repeats)
-    statistics = count_statistics(world, world.up_to(Block(DEVICE)), StatisticsSettings(SIZE, N_ITEMS, 2.5, 3), 3)
+    statistics = count_statistics(
+        world, lambda log: log.up_to(Block(DEVICE)), StatisticsSettings(SIZE, N_ITEMS, 2.5, 3), 3
+    )
     score, number = np.zeros((N_ITEMS, N_ITEMS)), np.zeros(N_ITEMS)
     for _, mine in groupby((row for row in rows if row[3] and row[4] <= DEVICE), key=lambda each: each[0]):
         past: list[int] = []
@@ -431,14 +432,16 @@ def test_transition_scores_count_what_came_soon_after_what(repeats: bool, monkey
         assert {before: value for before, value in found if value} == pytest.approx(expected, rel=1e-5)
     with monkeypatch.context() as patched:
         patched.setattr(statistics_module, "_PAIRS", 100)  # in parts
-        parts = count_statistics(world, world.up_to(Block(DEVICE)), StatisticsSettings(SIZE, N_ITEMS, 2.5, 3), 3)
+        parts = count_statistics(
+            world, lambda log: log.up_to(Block(DEVICE)), StatisticsSettings(SIZE, N_ITEMS, 2.5, 3), 3
+        )
     assert parts.transition_score.equal(statistics.transition_score) and parts.predecessors.equal(
         statistics.predecessors
     )
-    fewer = count_statistics(world, world.up_to(Block(DEVICE)), StatisticsSettings(SIZE, 3, 2.5, 3), 3)
+    fewer = count_statistics(world, lambda log: log.up_to(Block(DEVICE)), StatisticsSettings(SIZE, 3, 2.5, 3), 3)
     assert fewer.transition_score.equal(statistics.transition_score[:, :3])
     assert list(statistics.transition_score[0]) == sorted(statistics.transition_score[0], reverse=True)
-    without = count_statistics(world, world.up_to(Block(DEVICE)), StatisticsSettings(SIZE, 3, 2.5, 0), 3)
+    without = count_statistics(world, lambda log: log.up_to(Block(DEVICE)), StatisticsSettings(SIZE, 3, 2.5, 0), 3)
     assert without.transition_score.shape == (N_ITEMS, 0)
     assert (without.features, statistics.features) == (FEATURES, ALL)
     assert (without.profile_features, statistics.profile_features) == (FEATURES[1:], IN_PROFILE)

@@ -78,7 +78,7 @@ def rows_of(
     block = Block(period)
     events = log.events_in(block)
     samples = Sampler(log, [block], negatives, 1, f"test/{period}", excluded).draw(events)
-    statistics = count_statistics(log, log.before(block), StatisticsSettings(SIZE, 5, 1.0, 3), 2)
+    statistics = count_statistics(log, lambda log: log.before(block), StatisticsSettings(SIZE, 5, 1.0, 3), 2)
     whose = events[np.argsort((log.user[events] + 1) % N_USERS, kind="stable")] if shuffled else events
     log = log.truncate_history(whose, np.full(len(whose), keep))
     found = Memories(log, statistics, SIZE, window).features(whose, samples.candidates)

@@ -1,0 +1,198 @@
+"""The stages on a dataset in several parts of users: the figures of one part, and the same artifact with every executor."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import world
+from polars.testing import assert_frame_equal
+
+from dcclctl.artifacts import CloudModel, Dataset, Evaluation, PatchSet
+from dcclctl.artifacts import dataset as dataset_module
+from dcclctl.artifacts.memory import STATISTICS_FILE, TYPICAL_FILE
+from dcclctl.devices.serving import Subject
+from dcclctl.events.log import DEVICE, Block
+from dcclctl.stages import patch as patching
+from dcclctl.stages.evaluate import evaluate
+from dcclctl.stages.ingest import Sides, ingest
+from dcclctl.stages.memory import remember
+from dcclctl.stages.run import RunOptions
+from dcclctl.stages.train import train
+from dcclctl.store.store import Store
+
+THREADS = {"threads": 1}
+MEMORY = {"size": 8, "neighbours": 5, "profile_window": 3}
+#: few numbers, and long steps, so that patches differ from the cloud model by more than rounding
+META = {"patch_size": 4, "bottleneck": 2, "basis_epochs": 1, "learning_rate": 0.2, "prior": 0.05, "shard_users": 13}
+
+
+class Shop:
+    """The shop of world.py in parts of some users, with the models that the tests score."""
+
+    def __init__(self, folder: Path, part: int) -> None:
+        log = world.write_log(folder)
+        sides = Sides(folder / "users.csv", folder / "items.csv")
+        wanted = {"label": "rating>=3", "shard_users": part, "new_users": 0.2}
+        self.store = Store(folder / "store")
+        self.dataset: Dataset = ingest([log], self.store, wanted, sides=sides)
+        self.knn = self._train(model="item-knn", on="cloud")
+        self.gru = self._train(model="gru4rec", on="cloud", epochs=1, **{"train.gru4rec.item_size": 8})
+        self.memory = remember(self.dataset, MEMORY)
+        self.remembered = self.patch(method="memory", epochs=1, hidden_size=4)
+        self.meta = self.patch(method="metapatch", **META)
+
+    def _train(self, **settings: object) -> CloudModel:
+        return CloudModel(train(self.dataset, settings | THREADS).artifact)
+
+    def patch(self, executor: str = "local", force: bool = False, **settings: object) -> PatchSet:
+        run = RunOptions(force=force, executor=executor)
+        memory = self.memory if settings["method"] == "memory" else None
+        return patching.patch(self.gru, settings | THREADS, run, memory)
+
+    def evaluate(self, executor: str = "local", **settings: object) -> Evaluation:
+        subjects = [
+            Subject(self.knn),
+            Subject(self.gru),
+            Subject(self.gru, self.meta),
+            Subject(self.gru, self.remembered),
+        ]
+        given: Mapping[str, Any] = {"k": [3, 10], "against": subjects[1].name, **THREADS, **settings}
+        return evaluate(subjects, given, RunOptions(force=True, executor=executor))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return Shop(tmp_path_factory.mktemp("whole"), 100)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return Shop(tmp_path_factory.mktemp("parts"), 17)
+
+
+def short_names(shop: Shop) -> dict[str, str]:
+    """Name of a subject → a name that is the same in both shops."""
+    names = {each.name: f"{number}" for number, each in enumerate(map(Subject, (shop.knn, shop.gru)))}
+    return names | {Subject(each.cloud, each).name: each.method for each in (shop.meta, shop.remembered)}
+
+
+def comparable(table: pl.DataFrame, shop: Shop) -> pl.DataFrame:
+    """The table with the same names of subjects in both shops."""
+    return table.with_columns(pl.col("subject").replace(short_names(shop)))
+
+
+def subjects_of(found: Evaluation, shop: Shop) -> dict[str, dict[str, Any]]:
+    """What an evaluation says of each subject, by its short name."""
+    return {short_names(shop)[name]: about for name, about in found.facts["subjects"].items()}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"candidates": "all"},
+        {"candidates": "20"},
+        {"on": "device:1/2"},
+        {"targets": "explore"},
+        {"first_events": [1], "targets_after": "next"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_an_evaluation_in_parts_has_the_figures_of_one(whole: Shop, parts: Shop, settings: dict[str, Any]) -> None:
+    one, many = whole.evaluate(**settings), parts.evaluate(**settings)
+    assert [len(users) for users in parts.dataset.parts] == [17, 17, 17, 9]
+    for table in ("per_user", "aggregate", "comparison"):
+        mine, theirs = (comparable(getattr(each, table), shop) for each, shop in ((one, whole), (many, parts)))
+        assert_frame_equal(mine, theirs, abs_tol=1e-6, rel_tol=1e-6)
+    names = ("events", "users", "candidates", "items", "events_without_candidates", "events_with_few_candidates")
+    assert {name: one.facts[name] for name in names} == {name: many.facts[name] for name in names}
+    ones, manys = subjects_of(one, whole), subjects_of(many, parts)
+    assert ones.keys() == manys.keys()
+    for name, mine in ones.items():
+        theirs = manys[name]
+        assert mine["served_by"] == theirs["served_by"]
+        for figure in ("coverage", "gini", "novelty", "ece"):
+            assert mine[figure] == pytest.approx(theirs[figure], abs=1e-6) or mine[figure] is theirs[figure] is None
+    bins = [
+        comparable(each.artifact.read_table("reliability.parquet"), shop)
+        for each, shop in ((one, whole), (many, parts))
+    ]
+    assert_frame_equal(*bins, abs_tol=1e-6, rel_tol=1e-6)
+    assert sorted(many.artifact.manifest["files"]) == sorted(one.artifact.manifest["files"])
+
+
+@pytest.mark.parametrize("suffix", ["shuffled", "mean"])
+def test_placebos_take_from_all_users(whole: Shop, parts: Shop, suffix: str) -> None:
+    tables = []
+    for shop in (whole, parts):
+        for patches in (shop.meta, shop.remembered):
+            if suffix == "mean" and patches is shop.remembered:
+                continue
+            found = evaluate([Subject(shop.gru, patches, suffix)], {"k": [3], **THREADS})
+            tables.append(found.per_user.drop("subject"))
+    half = len(tables) // 2
+    for mine, theirs in zip(tables[:half], tables[half:], strict=True):
+        assert_frame_equal(mine, theirs, abs_tol=1e-6, rel_tol=1e-6)
+
+
+def test_every_executor_makes_the_same_evaluation(parts: Shop) -> None:
+    shown: list[tuple[str, float, float]] = []
+    here = parts.evaluate()
+    subjects = [
+        Subject(parts.knn),
+        Subject(parts.gru),
+        Subject(parts.gru, parts.meta),
+        Subject(parts.gru, parts.remembered),
+    ]
+    given = {"k": [3, 10], "against": subjects[1].name, **THREADS}
+    run = RunOptions(lambda what, done, total, note: shown.append((what, done, total)), True, executor="local:2")
+    there = evaluate(subjects, given, run)
+    assert here.id == there.id
+    told = [(done, total) for what, done, total in shown if what == "evaluate"]
+    assert told[-1] == (told[-1][1], 2 * here.facts["events"])
+    assert np.all(np.diff([done for done, _ in told]) >= 0)
+
+
+def test_every_executor_learns_the_same_patches(parts: Shop) -> None:
+    here = parts.meta
+    there = parts.patch(executor="local:2", force=True, method="metapatch", **META)
+    assert not there.reused and here.id == there.id
+
+
+def test_patches_learned_in_parts_are_those_of_the_whole(whole: Shop, parts: Shop) -> None:
+    mine, theirs = whole.meta, parts.meta
+    assert mine.users.drop("loss_before", "loss_after").equals(theirs.users.drop("loss_before", "loss_after"))
+    torch.testing.assert_close(mine.codes()[0], theirs.codes()[0], atol=1e-5, rtol=0)
+
+
+def test_a_memory_of_parts_is_that_of_the_whole(
+    whole: Shop, parts: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset_module, "_GROUP_USERS", 30)
+    grouped = remember(parts.dataset, MEMORY, RunOptions(force=True))
+    assert parts.dataset.groups.count > 1
+    for other in (parts.memory, grouped):
+        assert whole.memory.artifact.read_table("memory.parquet").equals(other.artifact.read_table("memory.parquet"))
+        for name in (STATISTICS_FILE, TYPICAL_FILE):
+            mine, theirs = whole.memory.artifact.read_tensors(name), other.artifact.read_tensors(name)
+            assert mine.keys() == theirs.keys()
+            for key, tensor in mine.items():
+                torch.testing.assert_close(tensor, theirs[key], atol=1e-6, rtol=1e-5)
+
+
+def test_many_events_are_enough_to_learn_what_all_users_share(parts: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = parts.dataset.count_events(Block(DEVICE))
+    assert np.array_equal(
+        counts, np.bincount(parts.dataset.log.user[parts.dataset.log.events_in(DEVICE)], minlength=60)
+    )
+    some = parts.dataset.sample(counts, int(counts.sum()) // 3, 0, "test")
+    assert 0 < len(some.user) < len(parts.dataset.log.user)
+    assert counts[np.unique(some.user)].sum() >= counts.sum() // 3
+    assert len(some.events_in(DEVICE)) == counts[np.unique(some.user)].sum()
+    monkeypatch.setattr("dcclctl.devices.learner._SHARED_EVENTS", int(counts.sum()) // 3)
+    patches = parts.patch(force=True, method="metapatch", **META)
+    assert patches.users["user_index"].equals(parts.meta.users["user_index"])
+    assert patches.id != parts.meta.id
