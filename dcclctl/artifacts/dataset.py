@@ -126,6 +126,21 @@ class Dataset(Handle):
             return self.log
         return self._log_of_files(range(users.start // size, max(users.start, users.stop - 1) // size + 1), users)
 
+    def log_with(self, users: "npt.NDArray[np.int64]") -> "EventLog":
+        """A log with all events of some users, at least one, and perhaps of others: only the files with them are read."""
+        import numpy as np
+
+        if len(self._event_files) == 1:
+            return self.log
+        files = np.unique(users // int(self.config["shard_users"])).tolist()
+        return self._log_of_files(files, range(int(users.min()), int(users.max()) + 1))
+
+    @property
+    def newest_us(self) -> int:
+        """Time of the newest event, as in EVENTS."""
+        times = (self.artifact.read_table(name)["time_us"].max() for name in self._event_files)
+        return max((int(time) for time in times if time is not None), default=0)  # type: ignore[arg-type]
+
     def _log_of_files(self, files: Sequence[int], users: range) -> "EventLog":
         """The events in some of the files, of the users among them that are wanted."""
         import numpy as np

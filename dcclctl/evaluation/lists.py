@@ -106,6 +106,7 @@ def at_moment(log: EventLog, users: Ints, as_of: Moment) -> tuple[EventLog, Ints
         history_start=longer(log.history_start, positives[first]),
         # also what came at the moment of the next event itself, where periods are cut on each user's own timeline
         history_end=longer(log.history_end, positives[place]),
+        place=None,
     )
     return log, place + np.arange(len(users))
 
@@ -131,6 +132,15 @@ def best_columns(scores: Float[Tensor, "B I"], k: int) -> Int[Tensor, "B K"]:
     return columns.gather(1, order)
 
 
+def allowed_candidates(subject: Subject, rules: ListRules) -> npt.NDArray[np.bool_] | None:
+    """(I,) items that a model's lists may hold; None: all."""
+    if subject.bundle is None:
+        return rules.candidates
+    # a device cannot show what it does not hold
+    shipped: npt.NDArray[np.bool_] = subject.bundle.users()["number"].numpy() >= 0
+    return shipped if rules.candidates is None else shipped & rules.candidates
+
+
 class Lister:
     """One model that makes lists for some users at one moment.
 
@@ -151,14 +161,11 @@ class Lister:
         device: torch.device,
         settings: ScoreSettings,
     ) -> None:
-        self.subject, self.rules = subject, rules
+        self.subject = subject
+        self.rules = rules = replace(rules, candidates=allowed_candidates(subject, rules))
         self.log, self.rows = at_moment(log, users, rules.as_of)
         self.backbone = open_backbone(subject.cloud, device, self.log)
         self.served = serve(subject, self.backbone, settings.unpatched, settings.seed)
-        if subject.bundle is not None:  # a device cannot show what it does not hold
-            shipped = subject.bundle.users()["number"].numpy() >= 0
-            held = shipped if rules.candidates is None else shipped & rules.candidates
-            self.rules = rules = replace(rules, candidates=held)
         #: (C,) items that are scored, ascending; None: the whole catalogue
         self.items: Int[Tensor, "C"] | None = None
         if rules.candidates is not None and rules.candidates.mean() < _FEW:

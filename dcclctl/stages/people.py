@@ -21,12 +21,12 @@ class People:
     """Users and their events.
 
     Attributes:
-        log: the events. users: user_index, user_id, group. newest: time of the newest event, as in EVENTS.
+        log: the events; None: those of the dataset. users: user_index, user_id, group. newest: time of the newest event, as in EVENTS.
         sources: files of the new log. rejects: a REJECTS table of its bad rows, None without one. facts: what was read from
             it; empty without one.
     """
 
-    log: EventLog
+    log: EventLog | None
     users: pl.DataFrame
     newest: int
     sources: list[Source]
@@ -44,9 +44,9 @@ def people_of(dataset: Dataset, logs: Sequence[Path], on_progress: OnProgress) -
         UsageError, DataError: see `join_new_events`.
     """
     users = dataset.users.select("user_index", "user_id", "group")
-    events = dataset.events
     if not logs:
-        return People(dataset.log, users, int(events["time_us"].max() or 0), [], None, {})  # type: ignore[arg-type]
+        return People(None, users, dataset.newest_us, [], None, {})
+    events = dataset.events
     sources = [identify(path) for path in find_paths(list(logs))]
     check_distinct(sources)
     known = Known(

@@ -2,19 +2,22 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from dcclctl.artifacts import Dataset, Recommendations
 from dcclctl.artifacts.recommendations import shard_name
 from dcclctl.compute import OnProgress, compute_settings, torch_device
-from dcclctl.config import ListSettings, RecommendConfig
+from dcclctl.config import ListSettings, RecommendConfig, ScoreSettings
 from dcclctl.devices.serving import Subject
 from dcclctl.errors import UsageError
-from dcclctl.evaluation.lists import Lister, ListRules, Moment
+from dcclctl.evaluation.lists import Lister, ListRules, Moment, allowed_candidates
+from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.logs.split import iso
 from dcclctl.stages.chosen import chosen_items, chosen_users
@@ -57,19 +60,19 @@ def recommend(
     with compute_settings(config) as config:
         recorded = config.recorded() | {"suffix": subject.suffix}
         store = subject.cloud.store
-        pairs = len(users) * people.log.n_items
+        pairs = len(users) * dataset.items.height
         with store.begin("recommend", "recommendations", recorded, config.seed, inputs, run.force, pairs) as work:
             if work.reused is not None:
                 return named(Recommendations(work.reused), run)
-            lister = Lister(subject, people.log, users, rules, torch_device(config), config)
+            listers = _Listers(subject, people.log, users, rules, torch_device(config), config)
             if people.rejects is not None:
                 work.write_table("rejects.parquet", people.rejects)
-            facts = _write(work, lister, people, users, config, run.on_progress)
+            facts = _write(work, listers, people, users, config, run.on_progress)
             facts |= {
                 "id_map": dataset.id_map,
                 "candidates": dataset.items.height
-                if lister.rules.candidates is None
-                else int(lister.rules.candidates.sum()),
+                if (candidates := listers.candidates) is None
+                else int(candidates.sum()),
                 "unknown_candidates": len(unknown),
                 "newest_event": people.newest if dataset.facts["time_kind"] == "ordinal" else iso(people.newest),
                 "log": people.facts,
@@ -101,11 +104,42 @@ def list_rules(config: ListSettings, as_of: Moment, dataset: Dataset) -> tuple[L
     return ListRules(config.top, as_of, exclude, candidates), unknown, spec
 
 
+class _Listers:
+    """A model that makes the lists of some users after others; in a large log each time with the events of these alone.
+
+    Args:
+        log: None: the dataset's own. users: (U,) ascending. rules, settings: see Lister.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        log: EventLog | None,
+        users: Ints,
+        rules: ListRules,
+        device: torch.device,
+        settings: ScoreSettings,
+    ) -> None:
+        self.subject, self.log, self.users = subject, log, users
+        self._open = partial(Lister, subject, rules=rules, device=device, settings=settings)
+        dataset = subject.cloud.dataset
+        whole = dataset.log if log is None and len(dataset.parts) == 1 else log
+        self._whole = None if whole is None else self._open(log=whole, users=users)
+        self.candidates = allowed_candidates(subject, rules)
+
+    def of(self, first: int, last: int) -> tuple[Lister, slice]:
+        """The lister of the users at some places, and the places that they have in it."""
+        if self._whole is not None:
+            return self._whole, slice(first, last)
+        members = self.users[first:last]
+        return self._open(log=self.subject.cloud.dataset.log_with(members), users=members), slice(0, len(members))
+
+
 def _write(
-    work: Work, lister: Lister, people: People, users: Ints, config: RecommendConfig, on_progress: OnProgress
+    work: Work, listers: "_Listers", people: People, users: Ints, config: RecommendConfig, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Write the lists that a run before this one has not written yet, shard by shard, and count what they hold."""
-    items, size = lister.subject.cloud.dataset.items, config.shard_users
+    items, size = listers.subject.cloud.dataset.items, config.shard_users
     n_shards = -(-len(users) // size)
     started, computed = time.perf_counter(), 0
     served = dict.fromkeys(SERVED_BY, 0)
@@ -121,7 +155,8 @@ def _write(
         if work.finished(shard_name(shard)):
             on_progress("recommend", first + len(members), len(users), "found")
         else:
-            found = lister.lists(slice(first, first + size), on_users)
+            lister, places = listers.of(first, first + size)
+            found = lister.lists(places, on_users)
             work.write_table(shard_name(shard), _table(found, members, people.users, items))
             computed += len(members)
         table = work.read_table(shard_name(shard))

@@ -39,10 +39,12 @@ def score(
     check_moment(as_of, logs)
     dataset = subject.cloud.dataset
     with compute_settings(config) as config:
-        people = people_of(dataset, logs, no_progress)
-        users = find_users(people.users, dataset.ref, list(user_ids))
+        people = people_of(dataset, logs, no_progress) if logs else None
+        known = dataset.users.select("user_index", "user_id", "group") if people is None else people.users
+        users = find_users(known, dataset.ref, list(user_ids))
         rules, _, _ = list_rules(config, as_of, dataset)
         numbers = users["user_index"].to_numpy().astype("int64")
-        found = Lister(subject, people.log, numbers, rules, torch_device(config), config).explain(users)
+        log = dataset.log_with(numbers) if people is None or people.log is None else people.log
+        found = Lister(subject, log, numbers, rules, torch_device(config), config).explain(users)
     by_id = {each.user_id: each for each in found}
     return [by_id[user_id] for user_id in dict.fromkeys(user_ids)]

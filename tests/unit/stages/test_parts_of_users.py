@@ -20,7 +20,9 @@ from dcclctl.stages import patch as patching
 from dcclctl.stages.evaluate import evaluate
 from dcclctl.stages.ingest import Sides, ingest
 from dcclctl.stages.memory import remember
+from dcclctl.stages.recommend import recommend
 from dcclctl.stages.run import RunOptions
+from dcclctl.stages.score import score
 from dcclctl.stages.train import train
 from dcclctl.store.store import Store
 
@@ -196,3 +198,27 @@ def test_many_events_are_enough_to_learn_what_all_users_share(parts: Shop, monke
     patches = parts.patch(force=True, method="metapatch", **META)
     assert patches.users["user_index"].equals(parts.meta.users["user_index"])
     assert patches.id != parts.meta.id
+
+
+@pytest.mark.parametrize("which", ["knn", "meta", "remembered"])
+def test_lists_in_parts_are_those_of_the_whole(whole: Shop, parts: Shop, which: str) -> None:
+    found = []
+    for shop in (whole, parts):
+        model = getattr(shop, which)
+        subject = Subject(model) if isinstance(model, CloudModel) else Subject(model.cloud, model)
+        lists = recommend(subject, {"top": 4, "shard_users": 11, "as_of": "end", **THREADS})
+        found.append(lists.lists)
+        (one,) = score(subject, ["u7"], {"top": 4, "as_of": "end", **THREADS})
+        ranking = one.rankings[subject.name]
+        assert ranking["item_id"].to_list() == found[-1].filter(pl.col("user_id") == "u7")["item_id"].to_list()
+    assert found[0].drop("score").equals(found[1].drop("score"))
+    assert_frame_equal(*found, abs_tol=1e-5)
+
+
+def test_one_user_reads_the_files_with_that_user_only(parts: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Dataset(parts.dataset.artifact)
+    read: list[str] = []
+    original = type(opened.artifact).read
+    monkeypatch.setattr(type(opened.artifact), "read", lambda self, name: read.append(name) or original(self, name))
+    score(Subject(parts.gru, parts.meta), ["u7"], THREADS)
+    assert sum(name.startswith("events") for name in read) == 1
