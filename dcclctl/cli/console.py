@@ -66,18 +66,19 @@ class Reporter:
 
     Args:
         as_json: print one JSON object on stdout at the end and no tables.
-        quiet: no progress, no remarks, no tables.
+        quiet: no progress, no remarks, no tables. silent: also no reference at the end.
     """
 
-    def __init__(self, as_json: bool, quiet: bool) -> None:
-        self.as_json = as_json
-        self.quiet = quiet
+    def __init__(self, as_json: bool, quiet: bool, silent: bool = False) -> None:
+        self.as_json = as_json and not silent
+        self.quiet = quiet or silent
+        self.silent = silent
         self.started = time.monotonic()
         self._collected: list[dict[str, Any]] | None = None
 
     def part(self, collected: list[dict[str, Any]]) -> "Reporter":
         """A reporter for one of several runs of a command, which adds its JSON object to a list."""
-        own = Reporter(self.as_json, self.quiet)
+        own = Reporter(self.as_json, self.quiet, self.silent)
         own._collected = collected
         return own
 
@@ -105,6 +106,8 @@ class Reporter:
 
         With --quiet the bare reference is still printed, so that a script can catch it.
         """
+        if self.silent:
+            return
         if self._collected is not None:
             self._collected.append({"ref": ref, "id": id, "reused": reused, **facts})
             if self.as_json or self.quiet:
@@ -119,6 +122,8 @@ class Reporter:
 
     def finish_group(self, ref: str, seeds: Sequence[int], made: Sequence[Mapping[str, Any]]) -> None:
         """Close a command that ran once for each seed; `ref` means the artifacts of all of them."""
+        if self.silent:
+            return
         if self.as_json:
             print_json({"ref": ref, "seeds": [{"seed": seed, **each} for seed, each in zip(seeds, made, strict=True)]})
         elif self.quiet:

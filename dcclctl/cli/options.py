@@ -278,7 +278,8 @@ def command(
             flags |= {key: given.get(option) for option, key in names.items() if key in fields}
             # a command may have an option of its own with the name of a shared one
             values = {key: given.pop(key) if key in shared else default for key, (_, default, _) in _SHARED.items()}
-            reporter = Reporter(values["as_json"], values["quiet"])
+            # of the processes that torchrun has started, one speaks
+            reporter = Reporter(values["as_json"], values["quiet"], os.environ.get("RANK", "0") != "0")
             call = Call(
                 reporter,
                 values["store"],

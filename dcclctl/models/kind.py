@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dcclctl.compute import OnProgress
     from dcclctl.events.log import Block, EventLog
     from dcclctl.models.scoring import Backbone
+    from dcclctl.models.world import World
     from dcclctl.store.work import Work
 
 #: `train --model` → the code, and one line about the model
@@ -52,6 +53,7 @@ class FitTask(Generic[SettingsT]):
     Attributes:
         dataset: the log. blocks: what to train on. settings: of the model. seed: of every draw. device: that computes.
         work: gets the model's files. on_progress: see compute.OnProgress. start: the model to train further, if any.
+        world: the processes that train it together.
     """
 
     dataset: "Dataset"
@@ -62,6 +64,7 @@ class FitTask(Generic[SettingsT]):
     work: "Work"
     on_progress: "OnProgress"
     start: "CloudModel | None" = None
+    world: "World | None" = None
 
 
 class CloudModelKind(ABC, Generic[SettingsT]):
@@ -69,9 +72,11 @@ class CloudModelKind(ABC, Generic[SettingsT]):
 
     Attributes:
         Settings: its section. can_be_taught: whether it can be the student of a distillation.
+        can_be_shared: whether several processes can train it together.
     """
 
     Settings: ClassVar[type[Section]]
+    can_be_shared: ClassVar[bool] = False
     can_be_taught: ClassVar[bool] = False
 
     @abstractmethod

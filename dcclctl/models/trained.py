@@ -11,7 +11,7 @@ from dcclctl.events.sampling import stream
 from dcclctl.models.kind import CloudModelKind, FitTask
 from dcclctl.models.settings import FitSettings, TrainedSettings
 from dcclctl.models.trainable import Trainable
-from dcclctl.models.training import Trainer, restore
+from dcclctl.models.training import ALONE, Trainer, restore
 
 if TYPE_CHECKING:
     from dcclctl.artifacts.cloud import CloudModel
@@ -22,6 +22,7 @@ SettingsT = TypeVar("SettingsT", bound=TrainedSettings)
 class TrainedKind(CloudModelKind[SettingsT]):
     """A kind whose model is a Trainable."""
 
+    can_be_shared = True
     #: name of the draw of the initial weights
     weights_purpose = "train/weights"
 
@@ -52,7 +53,9 @@ class TrainedKind(CloudModelKind[SettingsT]):
             generator = torch.Generator().manual_seed(stream(task.seed, self.weights_purpose))
             model = self.new(log, task.settings, generator).to(task.device)
         purpose = "train/" + "+".join(map(str, task.blocks))
-        trainer = Trainer(model, task.dataset.groups, task.blocks, FitSettings.of(task.settings, task.seed, purpose))
+        settings, world = FitSettings.of(task.settings, task.seed, purpose), task.world or ALONE
+        trainer = Trainer(model, task.dataset.groups, task.blocks, settings, world=world)
         state = trainer.fit(task.work, task.on_progress, "train")
-        task.work.write_tensors("model.safetensors", state.best)
+        if world.leads:
+            task.work.write_tensors("model.safetensors", state.best)
         return trainer.facts(state)

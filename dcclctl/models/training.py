@@ -22,6 +22,7 @@ from dcclctl.metrics.auc import gauc, user_auc
 from dcclctl.metrics.ranking import ndcg, ranks
 from dcclctl.models.settings import FitSettings
 from dcclctl.models.trainable import Dropout, Forward, Pass, Trainable, dropout, keep_all
+from dcclctl.models.world import World
 from dcclctl.store.work import Work
 
 
@@ -271,6 +272,21 @@ def learnable(model: Trainable, log: EventLog, events: Ints) -> Ints:
     return positive if model.pairwise else events
 
 
+class _Batch(NamedTuple):
+    """A batch of an epoch: positions in a pass over a group's events with their samples; number: of the batch."""
+
+    group: TrainingGroup
+    through: Pass
+    samples: Samples
+    positions: Ints
+    number: int
+    epoch: int
+
+
+#: a process that trains alone
+ALONE = World()
+
+
 class Trainer:
     """Trains one model on the events of some blocks.
 
@@ -279,7 +295,7 @@ class Trainer:
     Args:
         model: on its device; `fit` leaves the best weights in it.
         log: the events and their histories, or groups of them. blocks: what to train on.
-        objective: what to minimise; or for groups a function of a group's log.
+        objective: what to minimise; or for groups a function of a group's log. world: who trains, see world.py.
 
     Raises:
         DataError: the blocks or valid have no events (for a pairwise model: no positive events).
@@ -292,8 +308,9 @@ class Trainer:
         blocks: Sequence[Block],
         settings: FitSettings,
         objective: Objective | Callable[[EventLog], Objective] | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.model, self.blocks, self.settings = model, blocks, settings
+        self.model, self.blocks, self.settings, self.world = model, blocks, settings, world
         self.groups, self._objective = UserGroups.of(log), objective or Objective()
         self._opened: tuple[int, TrainingGroup] | None = None
         self.n_all_events = self.n_events = self.n_users = 0
@@ -361,8 +378,9 @@ class Trainer:
 
         while not state.finished(settings):
             state = self.epoch(state, on_step, on_progress)
-            work.record({"stage": what, **state.history[-1]})
-            state.save(work)
+            if self.world.leads:
+                work.record({"stage": what, **state.history[-1]})
+                state.save(work)
         if state.epoch < settings.epochs:
             phase.at(settings.epochs * each, f"no better since epoch {state.best_epoch}")
         restore(self.model, state.best)
@@ -386,7 +404,9 @@ class Trainer:
         model, settings = self.model, self.settings
         restore(model, state.weights)
         optimiser = Adam(model, settings.learning_rate, settings.weight_decay, state.adam_state, state.steps)
-        generator = torch.Generator().manual_seed(stream(settings.seed, f"{settings.purpose}/dropout/{state.epoch}"))
+        own = f"/{self.world.rank}" if self.world.rank else ""
+        drawn = stream(settings.seed, f"{settings.purpose}/dropout/{state.epoch}{own}")
+        generator = torch.Generator().manual_seed(drawn)
         total, done, batches = 0.0, 0, 0
 
         def drop(x: Tensor) -> Tensor:
@@ -398,22 +418,34 @@ class Trainer:
             samples = group.sampler.draw(group.events, state.epoch)
             through = model.training_pass(group.log, group.events)
             for positions in through.batches(settings, state.epoch):
-                batch = pick(samples, positions)
-                candidates = group.objective.candidates(batch.events, batch.candidates, state.epoch)
-                negatives = self._shared(group.sampler, batch.events, batches, state.epoch)
-                found, shared = forward(through, positions, candidates, negatives, drop)
-                loss = group.objective.loss(model, batch, candidates, found.logits, shared)
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                value = float(loss.detach())
+                value = self._step(optimiser, _Batch(group, through, samples, positions, batches, state.epoch), drop)
                 if not math.isfinite(value):
                     raise DivergedError(
                         f"the loss became {value} in epoch {state.epoch + 1} after {done} events", _LOWER
                     )
-                optimiser.step(found.items, found.leaf)
                 total, done, batches = total + value * len(positions), done + len(positions), batches + 1
                 on_step(state.epoch + 1, done, total / done)
         return state.after(model, optimiser, total / max(done, 1), self.validate(on_progress))
+
+    def _step(self, optimiser: "Adam", batch: "_Batch", drop: Dropout) -> float:
+        """One step on a batch, of which each process of the world computes its part; returns the batch's mean loss."""
+        model, world, group = self.model, self.world, batch.group
+        positions = world.share(batch.positions)
+        weight = len(positions) / len(batch.positions)  # the mean over the batch is the sum of the processes' parts
+        positions = positions if weight else batch.positions[:1]
+        part = pick(batch.samples, positions)
+        candidates = group.objective.candidates(part.events, part.candidates, batch.epoch)
+        negatives = self._shared(group.sampler, part.events, batch.number, batch.epoch)
+        found, shared = forward(batch.through, positions, candidates, negatives, drop)
+        loss = group.objective.loss(model, part, candidates, found.logits, shared)
+        optimiser.zero_grad()
+        (loss * weight if world.size > 1 else loss).backward()  # type: ignore[no-untyped-call]
+        value = loss.detach() * weight
+        table = optimiser.weights["item_table"]
+        gradient = gradient_of(table)[found.items] if found.leaf is None else gradient_of(found.leaf)
+        world.sum([gradient_of(optimiser.weights[name]) for name in optimiser.dense] + [value])
+        optimiser.step(*world.sum_rows(found.items, gradient))
+        return float(value)
 
     def validate(self, on_progress: OnProgress = no_progress) -> Validation:
         """Loss, AUC and, with shared negatives, NDCG@10 on valid, with the histories that the served model reads."""
@@ -581,11 +613,11 @@ class Adam:
             weight.grad = None
 
     @torch.no_grad()
-    def step(self, items: Int[Tensor, "R"], leaf: Float[Tensor, "R E"] | None = None) -> None:
+    def step(self, items: Int[Tensor, "R"], own: Float[Tensor, "R E"]) -> None:
         """Update all dense weights from their gradients, and the given rows of the item table.
 
         Args:
-            items: rows of the item table. leaf: copies of them that hold the gradient; None: the table holds it.
+            items: rows of the item table. own: their gradient.
         """
         self.steps += 1
         for name in self.model.penalised_tables:  # L2 penalty on the rows that the batch uses
@@ -597,7 +629,6 @@ class Adam:
         self._adam.step()
         state, table = self.state, self.weights["item_table"]
         first, second = state["item_table.m"], state["item_table.v"]
-        own = gradient_of(table)[items] if leaf is None else gradient_of(leaf)
         gradient = own + self.weight_decay * table[items]
         m = first[items].mul_(0.9).add_(gradient, alpha=0.1)
         v = second[items].mul_(0.999).addcmul_(gradient, gradient, value=0.001)

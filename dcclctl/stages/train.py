@@ -3,14 +3,16 @@
 from typing import Any
 
 from dcclctl.artifacts import CloudModel, Dataset
-from dcclctl.compute import compute_settings, torch_device
+from dcclctl.compute import compute_settings, no_progress, torch_device
 from dcclctl.config import TrainConfig
 from dcclctl.errors import UsageError
 from dcclctl.events.log import VALID, Block
 from dcclctl.models.kind import FitTask, kind_of, size_fields
+from dcclctl.models.world import World, world_size
 from dcclctl.stages.plan import events_of
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
+from dcclctl.store.work import Work
 
 
 def train(
@@ -39,18 +41,45 @@ def train(
     if any(block.period >= VALID for block in blocks):
         raise UsageError("--on: the cloud model trains on cloud and device only", "valid decides when to stop.")
     with compute_settings(config, run.remark) as config:
-        recorded = config.recorded()
+        kind, world = kind_of(config.model), _world(config)
+        recorded = config.recorded() | ({"world_size": world.size} if world.size > 1 else {})
         amount = events_of(dataset, blocks) * getattr(config.settings, "epochs", 1)
-        with dataset.store.begin("train", "cloud", recorded, config.seed, inputs, run.force, amount) as work:
-            if work.reused is not None:
+        store, key = dataset.store, dataset.store.key_of("train", "cloud", recorded, config.seed, inputs)
+        device = torch_device(config)
+
+        def task(work: Work) -> FitTask[Any]:
+            on_progress = run.on_progress if world.leads else no_progress
+            return FitTask(dataset, blocks, config.settings, config.seed, device, work, on_progress, start, world)
+
+        if not world.leads:  # the process of rank 0 has opened the work before they agree
+            if not world.agree(0):
+                kind.fit(task(store.join("cloud", key)))
+                world.agree(0)
+            return CloudModel(store.made("cloud", key))
+        with store.begin("train", "cloud", recorded, config.seed, inputs, run.force, amount) as work:
+            if world.agree(int(work.reused is not None)):
+                assert work.reused is not None
                 return named(CloudModel(work.reused), run)
-            task: FitTask[Any] = FitTask(
-                dataset, blocks, config.settings, config.seed, torch_device(config), work, run.on_progress, start
-            )
-            facts = kind_of(config.model).fit(task)
+            facts = kind.fit(task(work))
             sizes = {name: recorded[config.model][name] for name in size_fields(config.model)}
             work.write_json("model.json", {"model": config.model, **sizes})
-            return named(CloudModel(work.commit({"id_map": dataset.id_map, **facts})), run)
+            made = work.commit({"id_map": dataset.id_map, **facts})
+            world.agree(0)  # from here on the others find it
+            return named(CloudModel(made), run)
+
+
+def _world(config: TrainConfig) -> World:
+    """The processes that train the model together.
+
+    Raises:
+        UsageError: several processes for a model that one process makes.
+    """
+    if world_size() > 1 and not kind_of(config.model).can_be_shared:
+        raise UsageError(
+            f"--model {config.model} is made by one process, and torchrun has started {world_size()}",
+            "Run the command without torchrun.",
+        )
+    return World.join(torch_device(config))
 
 
 def _check_start(start: CloudModel, dataset: Dataset, settings: Settings) -> None:

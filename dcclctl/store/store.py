@@ -57,6 +57,11 @@ class NotMade(Exception):
 _SMALL = 4096
 
 
+def _head(stage: str, kind: str, config: dict[str, Any], seed: int, inputs: dict[str, Input]) -> dict[str, Any]:
+    """The fields of a manifest that are known before the work."""
+    return {"stage": stage, "kind": kind, "config": config, "seed": seed, "inputs": inputs_document(inputs)}
+
+
 class Store:
     """A folder or a bucket of artifacts.
 
@@ -359,7 +364,7 @@ class Store:
         Raises:
             NotMade: the store plans, and the artifact is not there.
         """
-        head = {"stage": stage, "kind": kind, "config": config, "seed": seed, "inputs": inputs_document(inputs)}
+        head = _head(stage, kind, config, seed, inputs)
         key = work_key(head)
         folder = self.root / kind / "work" / key
         if self._plan is not None:
@@ -388,6 +393,21 @@ class Store:
                 for figures in work.recorded():
                     self._on_record(figures)
             yield work
+
+    def key_of(self, stage: str, kind: str, config: dict[str, Any], seed: int, inputs: dict[str, Input]) -> str:
+        """The key of a work, see `begin`."""
+        return work_key(_head(stage, kind, config, seed, inputs))
+
+    def made(self, kind: str, key: str) -> Artifact:
+        """The artifact with this key.
+
+        Raises:
+            ArtifactError: there is none.
+        """
+        found = self._committed(kind, key)
+        if found is None:
+            raise ArtifactError(f"the {kind} that another process was to make is not there", "Run the command again.")
+        return found
 
     def join(self, kind: str, key: str) -> Work:
         """The work of another process that makes an artifact and lets this one write some of its files."""
