@@ -8,6 +8,7 @@ from small_worlds import random_log
 from dcclctl.compute import no_progress
 from dcclctl.devices.memory import statistics
 from dcclctl.devices.memory.statistics import StatisticsSettings
+from dcclctl.events.groups import UserGroups
 from dcclctl.models import neighbours
 from dcclctl.models.neighbours import largest_of_rows, sparse_co_occurrences
 
@@ -55,8 +56,7 @@ def test_nearest_items_are_those_of_the_dense_table_to_the_last_bit(
     settings = StatisticsSettings(6, count, shrinkage, 3)
     rows = np.flatnonzero(log.label > 0)
     for some in (rows, rows[:5], rows[:0]):
-        found, expected = (
-            statistics._neighbours(log, some, settings, no_progress),
-            dense_neighbours(log, some, settings),
-        )
+        counted = np.isin(np.arange(len(log.label)), some)
+        events, _ = statistics._read(UserGroups.of(log), lambda log, counted=counted: counted, 3, 0, no_progress)
+        found, expected = statistics._neighbours(events, settings, no_progress), dense_neighbours(log, some, settings)
         assert all(ours.equal(theirs) for ours, theirs in zip(found, expected, strict=True))
