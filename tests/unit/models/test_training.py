@@ -146,13 +146,6 @@ def test_the_auc_is_sklearns_of_each_event_with_its_negatives(log, monkeypatch):
 # Adam
 
 
-def leaf_with(gradient):
-    """A tensor with this gradient, as a batch's rows of the item table have one."""
-    leaf = torch.zeros_like(gradient)
-    leaf.grad = gradient
-    return leaf
-
-
 def test_lazy_adam_is_torchs_adam_where_every_row_is_touched(log):
     """Item rows against Adam with an L2 penalty, everything else against Adam without."""
     model, reference = din(log), din(log)
