@@ -178,7 +178,7 @@ class Dataset(Handle):
         return counts
 
     def sample(self, counts: "npt.NDArray[np.int64]", events: int, seed: int, purpose: str) -> "EventLog":
-        """All users' events if they count no more than `events` in all; else those of some parts, drawn until they do.
+        """All users' events; in a log of several groups those of some parts, at least a group and at least `events`.
 
         Args:
             counts: (U,) see `count_events`. seed, purpose: of the draw.
@@ -187,12 +187,12 @@ class Dataset(Handle):
 
         from dcclctl.events.sampling import permutation
 
-        parts = self.parts
-        if counts.sum() <= events or len(parts) <= 1:
+        parts, least = self.parts, max(1, _GROUP_USERS // int(self.config["shard_users"]))
+        if len(parts) <= least:
             return self.log
         order = permutation(seed, purpose, np.arange(len(parts)))
         each = np.array([counts[users.start : users.stop].sum() for users in parts])[order]
-        chosen = sorted(order[: int(np.searchsorted(np.cumsum(each), events)) + 1].tolist())
+        chosen = sorted(order[: max(least, int(np.searchsorted(np.cumsum(each), events)) + 1)].tolist())
         return self._log_of_files(chosen, range(parts[chosen[0]].start, parts[chosen[-1]].stop))
 
     @property

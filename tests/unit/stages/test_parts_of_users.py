@@ -190,6 +190,8 @@ def test_many_events_are_enough_to_learn_what_all_users_share(parts: Shop, monke
     assert np.array_equal(
         counts, np.bincount(parts.dataset.log.user[parts.dataset.log.events_in(DEVICE)], minlength=60)
     )
+    assert parts.dataset.sample(counts, 1, 0, "test") is parts.dataset.log
+    monkeypatch.setattr(dataset_module, "_GROUP_USERS", 17)
     some = parts.dataset.sample(counts, int(counts.sum()) // 3, 0, "test")
     assert 0 < len(some.user) < len(parts.dataset.log.user)
     assert counts[np.unique(some.user)].sum() >= counts.sum() // 3
