@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dcclctl.compute import OnProgress, Phase, no_progress
 from dcclctl.errors import ArtifactError, BucketError, UsageError
 from dcclctl.store.disk import NUMBER_DIGITS, Held, LocalDisk, cache_folder, is_number
-from dcclctl.store.manifest import MANIFEST, MANIFEST_HASH
+from dcclctl.store.manifest import MANIFEST, MANIFEST_HASH, MAX_BYTES
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -187,7 +187,7 @@ class Bucket:
 
         key = self._key(path)
         etag, data = self._known.get(key, ("", b""))
-        if etag and etag == self._etags.get(key):
+        if etag and etag == self._etags.get(key) and (limit is None or len(data) <= limit):
             return data
         with self._asking(path, "read"):
             found = obstore.get(self._objects, key)
@@ -207,8 +207,8 @@ class Bucket:
         """Read small files of versions, many at a time, so that `read` has them at hand."""
 
         def read(path: Path) -> None:
-            with suppress(FileNotFoundError):
-                self.read(path)
+            with suppress(FileNotFoundError, ArtifactError):
+                self.read(path, MAX_BYTES)
 
         with ThreadPoolExecutor(_READERS) as pool:
             list(pool.map(read, paths))

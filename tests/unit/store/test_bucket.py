@@ -18,9 +18,11 @@ from store_worlds import make_cloud, make_dataset
 import dcclctl
 from dcclctl.errors import ArtifactError, BucketError, DcclError, UsageError
 from dcclctl.store import bucket as module
+from dcclctl.store import store as place_of_store
 from dcclctl.store.bucket import Bucket
 from dcclctl.store.disk import LocalDisk
 from dcclctl.store.hygiene import collect
+from dcclctl.store.snapshot import Snapshot
 from dcclctl.store.store import Store
 
 
@@ -361,6 +363,17 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_object_is_an_error(machin
     with pytest.raises(ArtifactError, match=r"dataset@1 is damaged: events\.parquet does not have .* \(in s3://"):
         other.read_table("events.parquet")
     assert not (other.folder / "events.parquet").exists()
+
+
+def test_small_files_that_are_huge_are_not_read(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(bucket)
+    made = make_dataset(store)
+    store.disk.put(made.path / "run.json", b"{}" + b" " * 2**21)
+    assert Snapshot(store).artifacts()[0].run == {}
+    monkeypatch.setattr(module, "MAX_BYTES", 100)
+    monkeypatch.setattr(place_of_store, "MAX_BYTES", 100)
+    (error,) = Snapshot(Store(bucket)).damaged.values()
+    assert "manifest.json is larger than 100 bytes" in error.what
 
 
 def test_a_large_file_is_read_in_parts(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
