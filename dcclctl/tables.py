@@ -411,6 +411,11 @@ TABLES: Final[Mapping[tuple[str, str], Table]] = {
 }
 
 
+def is_known(kind: str, name: str) -> bool:
+    """Is the file of an artifact a table that stands in `TABLES`?"""
+    return (kind, re.sub(r"\d+", "*", name)) in TABLES
+
+
 def check_table(kind: str, name: str, table: "pl.DataFrame") -> None:
     """Refuse a table that does not fit its description in `TABLES`.
 

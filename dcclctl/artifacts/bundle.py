@@ -42,5 +42,26 @@ class Bundle(Handle):
         return self.artifact.folder
 
     def users(self) -> "dict[str, Tensor]":
-        """(U, …) what each device alone is sent: profile, theta, patched, counted; and (I,) number, see build.Parts."""
-        return self.artifact.read_tensors(USERS_FILE)
+        """(U, …) what each device alone is sent: profile, theta, patched, counted; and (I,) number, see build.Parts.
+
+        Raises:
+            ArtifactError: damaged, or with other tensors than the sizes of the bundle and its dataset ask for.
+        """
+        import torch
+
+        sizes, dataset = self.spec.get("sizes", {}), self.cloud.dataset
+        n_users = dataset.users.height
+        wanted = {
+            "profile": (torch.int64, (n_users, max(1, sizes.get("profile", 0)))),
+            "theta": (torch.float32, (n_users, sizes.get("theta", 0))),
+            "patched": (torch.bool, (n_users,)),
+            "counted": (torch.bool, (n_users,)),
+            "number": (torch.int64, (dataset.items.height,)),
+        }
+        found = self.artifact.read_tensors(USERS_FILE)
+        for name, (kind, shape) in wanted.items():
+            tensor = found.get(name)
+            if tensor is None or tensor.dtype != kind or tensor.shape != shape:
+                has = "there is none" if tensor is None else f"it is {tensor.dtype} {tuple(tensor.shape)}"
+                raise self.artifact.unreadable(USERS_FILE, f"does not fit: {name} must be {kind} {shape}; {has}")
+        return found

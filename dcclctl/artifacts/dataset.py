@@ -213,7 +213,10 @@ class Dataset(Handle):
         rows = categories["item_index"].to_numpy().astype(np.int64)
         slots = np.arange(len(rows)) - np.searchsorted(rows, rows)  # which of its item's categories each one is
         padded = np.full((self.items.height, int(slots.max(initial=0)) + 1), n_categories, dtype=np.int64)
-        padded[rows, slots] = categories["category_indices"].to_numpy()
+        codes = categories["category_indices"].to_numpy()
+        if codes.min(initial=0) < 0 or codes.max(initial=-1) >= n_categories:
+            raise self.artifact.unreadable("items.parquet", "has categories that the vocabulary does not have")
+        padded[rows, slots] = codes
         columns = [name for name in self.users.columns if name.startswith("profile_")]
         profile = self.users.select(columns).to_numpy().astype(np.int64)
         if not columns:

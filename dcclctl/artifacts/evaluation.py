@@ -1,5 +1,6 @@
 """An evaluation: models scored side by side on the same users."""
 
+import math
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ class Evaluation(Handle):
     @cached_property
     def per_user(self) -> "pl.DataFrame":
         """A PER_USER table; over several seeds it holds each user's mean."""
-        return self.artifact.read_table("per_user.parquet")
+        return self._table("per_user.parquet")
 
     @property
     def seeds(self) -> list[int]:
@@ -73,7 +74,7 @@ class Evaluation(Handle):
         """
         if not self.seeds:
             raise UsageError(f"{self.ref} is of one seed", "Evaluate several: dcclctl evaluate REF --seeds 0..4")
-        return self.artifact.read_table("per_seed.parquet")
+        return self._table("per_seed.parquet")
 
     def trainings(self, name: str) -> dict[int, Artifact]:
         """Seed → the artifact that was scored as this subject."""
@@ -101,8 +102,22 @@ class Evaluation(Handle):
 
     @cached_property
     def aggregate(self) -> "pl.DataFrame":
-        """An AGGREGATE table."""
-        return self.artifact.read_table("aggregate.parquet")
+        """An AGGREGATE table: one row for every group, subject and metric."""
+        table, keys = self._table("aggregate.parquet"), ["group", "subject", "metric"]
+        rows = math.prod(table[key].n_unique() for key in keys)
+        if (
+            table["subject"].n_unique() < len(self.scored())
+            or not rows == table.height == table.select(keys).n_unique()
+        ):
+            raise self.artifact.unreadable(
+                "aggregate.parquet", "does not have one row for every group, model and metric"
+            )
+        return table
+
+    @property
+    def reliability(self) -> "pl.DataFrame":
+        """A RELIABILITY table."""
+        return self._table("reliability.parquet")
 
     @property
     def comparison(self) -> "pl.DataFrame":
@@ -131,4 +146,12 @@ class Evaluation(Handle):
     def _compared(self, name: str) -> "pl.DataFrame":
         if not self.against:
             raise UsageError(f"{self.ref} has no baseline", "Evaluate again with --against REF.")
-        return self.artifact.read_table(name)
+        return self._table(name)
+
+    def _table(self, name: str) -> "pl.DataFrame":
+        """A table, all of whose subjects were scored."""
+        table = self.artifact.read_table(name)
+        unknown = sorted(set(table["subject"].unique()) - self.scored().keys()) if "subject" in table.columns else []
+        if unknown:
+            raise self.artifact.unreadable(name, f"has figures of {unknown[0]!r:.60}, which was not scored")
+        return table

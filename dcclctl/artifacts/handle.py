@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
+from pydantic import ValidationError
+
+from dcclctl.config import Section
 from dcclctl.errors import ArtifactError
 from dcclctl.store.store import Artifact, Store
 
@@ -45,6 +48,23 @@ class Handle:
     def facts(self) -> Mapping[str, Any]:
         """What its stage recorded about it, beside its settings."""
         return self.artifact.facts
+
+
+def check_recorded(artifact: Artifact, section: type[Section]) -> None:
+    """Refuse an artifact whose recorded settings are none that its command takes.
+
+    Raises:
+        ArtifactError: a setting of the section has another type or lies out of its range.
+    """
+    known = {name: value for name, value in artifact.manifest["config"].items() if name in section.model_fields}
+    try:
+        section.model_validate(known)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ArtifactError(
+            f"{artifact.ref} cannot be used: its setting {'.'.join(map(str, wrong['loc']))} is {wrong['input']!r:.60}",
+            "dcclctl did not write it so; make it again, or remove it with dcclctl artifacts rm.",
+        ) from error
 
 
 def check_same(what: str, left: Artifact, left_value: str, right: Artifact, right_value: str) -> None:

@@ -1,7 +1,8 @@
 """The memories of all devices of one dataset, and the statistics that the cloud sends with them."""
 
 from dcclctl.artifacts.dataset import Dataset
-from dcclctl.artifacts.handle import Handle
+from dcclctl.artifacts.handle import Handle, check_recorded
+from dcclctl.config import MemoryConfig
 from dcclctl.store.store import Artifact
 
 STATISTICS_FILE, TYPICAL_FILE = "statistics.safetensors", "typical.safetensors"
@@ -12,6 +13,7 @@ class Memory(Handle):
 
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact)
+        check_recorded(artifact, MemoryConfig)
         self.dataset = Dataset.of(artifact.input("dataset"))
 
     @property

@@ -4,7 +4,10 @@ import io
 import os
 import signal
 import sys
+import threading
+import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NoReturn
 
 #: exit codes beside those of errors.py: a shell's own convention for a signal is 128 + its number
@@ -53,13 +56,17 @@ def run(program: Callable[[], int]) -> NoReturn:
         program: imports what it needs by itself, and returns its exit code.
     """
     try:
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # not if the caller ignores it
-            signal.signal(signal.SIGTERM, _stop)
+        for number, usual in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+            if signal.getsignal(number) == usual:  # not if the caller ignores it
+                signal.signal(number, _stop)
         _open_closed_streams()
         output, _ = _take_over("stdout"), _take_over("stderr")
         code = program()
         sys.stdout.flush()
+        # Python takes a moment to end: a signal that comes then changes nothing, and after one that said so ends it at once
+        _from_now_on(signal.SIG_DFL if code in (INTERRUPTED, TERMINATED) else signal.SIG_IGN)
     except KeyboardInterrupt as stopped:
+        _from_now_on(signal.SIG_DFL)
         sys.exit(say_stopped(stopped))
     if code == 0 and output is not None and output.failed is not None:
         code = BROKEN_PIPE
@@ -71,8 +78,23 @@ def run(program: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
-def _stop(number: int, frame: object) -> NoReturn:
-    raise Stopped
+def _from_now_on(handler: signal.Handlers) -> None:
+    """What signals do that stopped the program until now."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if callable(signal.getsignal(number)):
+            signal.signal(number, handler)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Raise what stops the program. Not inside a finalizer, which would print a traceback and go on: a moment later."""
+    while frame is not None:
+        if frame.f_code is weakref.finalize.__call__.__code__:
+            later = threading.Timer(0.02, os.kill, (os.getpid(), number))
+            later.daemon = True
+            later.start()
+            return
+        frame = frame.f_back
+    raise Stopped if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def _open_closed_streams() -> None:

@@ -150,7 +150,7 @@ def _part(evaluation: Evaluation) -> EvaluationPart:
         harm=harm,
         worst=worst,
         tail_minus_head=who,
-        reliability=evaluation.artifact.read_table("reliability.parquet"),
+        reliability=evaluation.reliability,
         by_activity=by_activity,
         at_chance={name: (low, high) for name, low, high in at_chance(evaluation.per_user, evaluation.artifact.seed)},
         gains=gains,

@@ -17,8 +17,10 @@ from dcclctl.store.bucket import Disk
 from dcclctl.store.contents import Files, file_sha256
 from dcclctl.store.disk import LocalDisk, open_inside
 from dcclctl.store.manifest import INPUT_FLAGS, KINDS, MANIFEST, MANIFEST_HASH, VARIANTS, Input
+from dcclctl.tables import check_table, is_known
 
 if TYPE_CHECKING:
+    import polars as pl
     from torch import Tensor
 
 RUN = "run.json"
@@ -224,6 +226,20 @@ class Artifact(Files):
 
     def read(self, name: str) -> bytes:
         return self._read(name, keep=True)
+
+    def read_table(self, name: str) -> "pl.DataFrame":
+        """Read a Parquet file that is as `tables.TABLES` says.
+
+        Raises:
+            ArtifactError: missing, damaged, or with other columns, types or values than any command writes.
+        """
+        table = super().read_table(name)
+        if is_known(self.kind, name):
+            try:
+                check_table(self.kind, name, table)
+            except ValueError as error:
+                raise self.unreadable(name, f"does not fit: {error}") from error
+        return table
 
     def read_tensors(self, name: str) -> "dict[str, Tensor]":
         """Read every tensor of a safetensors file onto the CPU.

@@ -9,7 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dcclctl.artifacts import Bundle
-from dcclctl.devices.bundle.device import Device, Graphs
+from dcclctl.artifacts.bundle import BUNDLE_FILE, USERS_FILE
+from dcclctl.devices.bundle.device import BundleError, Device, Graphs
 from dcclctl.devices.bundle.graph import Array
 from dcclctl.devices.method import Served
 from dcclctl.events.log import EventLog
@@ -21,15 +22,21 @@ _NOT_SHIPPED = -30.0
 
 def serve_bundle(bundle: Bundle, log: EventLog) -> Served:
     """A bundle as a model that serves the users of a log."""
+    try:
+        graphs = Graphs(bundle.folder())
+    except BundleError as error:
+        raise bundle.artifact.unreadable(BUNDLE_FILE, f"cannot be used: {error}") from error
     users = {name: value.numpy() for name, value in bundle.users().items()}
     number = users.pop("number")
+    if number.min(initial=0) < -1 or number.max(initial=-1) >= graphs.spec["items"]["shipped"]:
+        raise bundle.artifact.unreadable(USERS_FILE, "numbers items that the bundle does not hold")
     # the log may have users that came after the export: their devices were sent nothing of their own
     new = log.n_users - len(users["profile"])
     users = {
         name: np.concatenate([value, np.zeros((new, *value.shape[1:]), value.dtype)]) for name, value in users.items()
     }
     users["profile"] = log.profile.numpy()
-    return ReplayedDevices(Graphs(bundle.folder()), log, number, users).served()
+    return ReplayedDevices(graphs, log, number, users).served()
 
 
 class ReplayedDevices:

@@ -119,3 +119,26 @@ def test_a_signal_while_starting(world: World, number: int, code: int, word: str
     ended = subprocess.run(script, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert (ended.returncode, ended.stdout) == (code, ""), ended.stderr
     assert ended.stderr.splitlines() == ["", f"{word}: the same command continues where it stopped"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_python_ends_is_no_traceback(number: int) -> None:
+    code = (
+        "import atexit, os\nfrom dcclctl.cli.process import run\n"
+        f"atexit.register(lambda: os.kill(os.getpid(), {int(number)}))\nrun(lambda: 0)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
+def test_a_signal_inside_a_finalizer_comes_a_moment_later(number: int, code: int) -> None:
+    script = (
+        "import os, time, weakref\nfrom dcclctl.cli.process import run\nclass Store: pass\n"
+        f"def end():\n    os.kill(os.getpid(), {int(number)})\n    print('ended', flush=True)\n"
+        "def program():\n    store = Store()\n    weakref.finalize(store, end)\n    del store\n    time.sleep(30)\n"
+        "run(program)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (ended.returncode, ended.stdout) == (code, "ended\n")
+    assert "Traceback" not in ended.stderr and "continues where it stopped" in ended.stderr
