@@ -289,9 +289,10 @@ def remake(manifest: dict[str, Any]) -> str:
         words = [word for word in words if not word.startswith("--cloud")]
     if stage in ("recommend", "export"):
         words = [f"{given['kind']}@{given['id'][:12]}" for role, given in inputs.items() if role in _SUBJECTS]
-    chosen = manifest["config"].get(VARIANTS.get(stage, ""))
+    variant = VARIANTS.get(stage)
+    chosen = manifest["config"].get(variant) if variant else None
     if isinstance(chosen, str):
-        words.insert(0, f"--{VARIANTS[stage]} {shlex.quote(chosen)}")
+        words.insert(0, f"--{variant} {shlex.quote(chosen)}")
     if stage == "evaluate":
         words = [f"{given['kind']}@{given['id'][:12]}" for role, given in inputs.items() if role.startswith("subject-")]
     if stage == "ingest":

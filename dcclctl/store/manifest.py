@@ -5,11 +5,12 @@ Nothing in it depends on the clock, the machine, the folder or the environment; 
 
 import hashlib
 import json
+import math
 import platform
 import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Never
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -127,7 +128,7 @@ def read_manifest(data: bytes, kind: str, name: str) -> dict[str, Any]:
         )
 
     try:
-        manifest = json.loads(data, parse_constant=_no_number)
+        manifest = json.loads(data, parse_constant=_no_number, parse_float=_number)
     except (ValueError, RecursionError) as error:
         raise refused(f"is not JSON: {error}") from error
     if not isinstance(manifest, dict):
@@ -152,8 +153,13 @@ def read_manifest(data: bytes, kind: str, name: str) -> dict[str, Any]:
     return manifest
 
 
-def _no_number(text: str) -> Any:
+def _no_number(text: str) -> Never:
     raise ValueError(f"{text} is not a number")
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)  # 1e999
 
 
 class _Strict(BaseModel):

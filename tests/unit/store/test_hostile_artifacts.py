@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from dcclctl.cli.main import app
 from dcclctl.errors import ArtifactError
+from dcclctl.store.artifact import remake
 from dcclctl.store.canonical import canonical
 from dcclctl.store.store import Artifact, Store
 
@@ -53,6 +54,9 @@ MANIFESTS: dict[str, Callable[[Artifact], bytes]] = {
         b'"facts":{', b'"facts":{"a":' + b'{"a":' * 60 + b"1" + b"}" * 60 + b","
     ),
     "NaN": lambda artifact: canonical(artifact.manifest).replace(b'"seed":7', b'"seed":NaN'),
+    "a figure that overflows": lambda artifact: canonical(artifact.manifest).replace(
+        b'"facts":{', b'"facts":{"a":1e999,'
+    ),
     "seed of text": lambda artifact: changed(artifact, seed="7"),
     "inputs of a list": lambda artifact: changed(artifact, inputs=[]),
     "input of no kind": lambda artifact: changed(artifact, inputs={"x": {"kind": "x", "id": "a" * 64}}),
@@ -230,3 +234,8 @@ def test_the_remedy_names_the_command_that_made_it(store: Store) -> None:
     with pytest.raises(ArtifactError) as caught:
         distilled.read_json("model.json")
     assert f"dcclctl distill --method momodistill --patches patches@{patches.id[:12]} --force" in caught.value.remedy
+
+
+def test_the_command_of_an_unknown_stage_is_said_all_the_same(store: Store) -> None:
+    manifest = make_cloud(store, make_dataset(store)).manifest | {"stage": "tvain", "config": {"": "din"}}
+    assert remake(manifest) == "dcclctl tvain"
