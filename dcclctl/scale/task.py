@@ -4,7 +4,6 @@ import importlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from dcclctl.config import ComputeSection
@@ -25,7 +24,7 @@ class ShardTask:
         arguments: for the function, a document for JSON: references by full id, settings.
         last_file: name of the file that a shard writes last, with {} for the shard's number, e.g. 'theta-{:05d}.safetensors'.
         compute: device and threads of torch, see compute.ComputeSection; None: the work needs no torch.
-        store: folder of the store. kind, key: of the work in it.
+        store: address of the store. kind, key: of the work in it.
     """
 
     function: str
@@ -48,7 +47,7 @@ class ShardTask:
     ) -> "ShardTask":
         """The task of a work in a store; for the rest see the attributes."""
         settings = None if compute is None else {"device": compute.device, "threads": compute.threads}
-        return cls(function, arguments, last_file, settings, str(store.root.absolute()), work.kind, work.key)
+        return cls(function, arguments, last_file, settings, store.address, work.kind, work.key)
 
     def open(self, store: Store, work: Work) -> OnShard:
         """What works on the shards, in this process."""
@@ -63,7 +62,7 @@ class ShardTask:
 
             settle(ComputeSection(**self.compute))
         # the process that makes the artifact keeps others from deleting what is used
-        store = Store(Path(self.store), leases=False)
+        store = Store(self.store, leases=False)
         return self.open(store, store.join(self.kind, self.key))
 
     def text(self) -> str:

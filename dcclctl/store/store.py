@@ -99,6 +99,11 @@ class Store:
         """The store as people are told of it."""
         return self.disk.shown(self.root)
 
+    @property
+    def address(self) -> str:
+        """What opens this store in another process, wherever that works."""
+        return str(self.root.absolute()) if self.disk.is_local else self.name
+
     def exists(self) -> bool:
         """Is there a store already?
 

@@ -496,6 +496,18 @@ def test_what_is_said_and_written_holds_no_secret(
     assert "-secret" not in f"{caught.value} {caught.value.__cause__} {place.scratch} {vars(place)}"
 
 
+def test_another_process_opens_the_same_store(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store(bucket)
+    made = make_dataset(store)
+    assert Store(store.address).latest("dataset") == made
+    with pytest.raises(RuntimeError), store.begin("train", "cloud", {}, 0, {}) as work:
+        Store(store.address, leases=False).join(work.kind, work.key).write_json("by-another.json", 1)
+        assert work.finished("by-another.json")
+        raise RuntimeError
+    assert Store("here").address == str(tmp_path / "here")
+
+
 def test_a_url_as_a_path_names_the_same_store(bucket: str) -> None:
     assert Store(Path(bucket)).name == Store(bucket).name == bucket
     assert isinstance(Store("s3").disk, LocalDisk)
