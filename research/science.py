@@ -8,9 +8,10 @@ by research/complete_journey.py), and sample-repeats, the bundled log (not in th
     paper      the paper's patch on the frozen cloud model on the next block (valid), its placebos, and μ = 0
     devices    what each device method adds to the frozen cloud model on the next block (valid), with placebos
     strong     the memory patch on the strong cloud model, SASRec trained further, on test and on valid: the table of the front
-               page. All items are ranked in the three chapters of the strong model
+               page. All items are ranked in all chapters of the strong model
+    strong_replay   the same where the cloud model is trained further on the old events too, on test
     strong_others   what else there is on the strong model: the frozen one, the paper's patch, placebos, on test
-    strong_taught   the strong model taught by devices with a memory, on test (this and the one before are not in the default)
+    strong_taught   the strong model taught by devices with a memory, on test (these three are not in the default)
     memory     memory-conditioned patches against the incremental control, on test, with placebos and ablations
     ablations  the memory patch without order, without the profile of recent events, and without both, on valid
     stronger   the incremental control with six times the negatives, and the memory patch on it, on test

@@ -55,6 +55,7 @@ WIDE, SASREC = "DIN, L = 100, at once", "sasrec"
 #: the strong cloud model, in the chapters that rank all items
 STRONG = "SASRec, trained further"
 STRONG_FROZEN = "SASRec, frozen"
+STRONG_REPLAY = "SASRec, trained further on everything"
 STRONG_LONGER = "SASRec, trained further, then longer"
 STRONG_TAUGHT = "SASRec, taught by memories"
 STRONG_TAUGHT_HIGHEST = f"{STRONG_TAUGHT}, also of its highest items"
@@ -334,6 +335,12 @@ class Study:
         models = {STRONG: self.strong_fresh, "memory patch": self.strong_patched, STRONG_FROZEN: self.strong_frozen}
         for part, period in (("strong", "test"), ("strong-valid", "valid")):
             yield part, self.evaluated(part, models, period, exact=True)
+
+    def strong_replay(self) -> pl.DataFrame:
+        """The cloud model trained further on `cloud` and `device` together, and the memory patch on that."""
+        replayed = self.made("strong replay", "train", "--continue", self.strong_frozen, "--on", "cloud,device")
+        models = {STRONG_REPLAY: replayed, "memory patch": self.remembering("memory on replay", replayed)}
+        return self.evaluated("strong replay", models, "test", exact=True)
 
     def strong_others(self) -> pl.DataFrame:
         """The paper's patch on the frozen and placebos."""
