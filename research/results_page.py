@@ -4,7 +4,7 @@
 
 The pages are README.md, docs/results.md and research/results/*.md; one without a table stays as it is. A table stands
 between `<!-- table NAME -->` and `<!-- end -->`; NAME is the file OUT/NAME.md, or one of the tables over all logs:
-`front`, what the memory patch gains over the strong cloud model, all items ranked; `strong-harm`, whom it harms for good; `strong-taught`,
+`front`, what the memory patch gains over the strong cloud model, all items ranked (`front-short`: the tail's); `strong-harm`, whom it harms for good; `strong-taught`,
 what devices teach the strong model; and of the weak model before it `gains`, what the memory patch gains over the better of two controls; `taught`, what the taught cloud model gains over
 its control; `favours`, tail minus head of both; `loop`, what the paper's way gains; `beyond`, what the memory patch has
 over a cloud model with a long window, and over SASRec (`beyond-all`: all users alone); `habit`, what it has over counting what a user had;
@@ -152,6 +152,14 @@ def front(out: Path) -> Table:
     return title, rows
 
 
+def front_short(out: Path) -> Table:
+    """The same for the tail alone: three columns of `front`."""
+    _, rows = front(out)
+    return ["log", "GAUC", "HR@10", "relative"], [
+        [re.sub(r" \(\d+ seeds?\)$", "", row[0]), row[2], row[4], row[5]] for row in rows
+    ]
+
+
 def strong_taught(out: Path) -> Table:
     """The strong model taught by memories, over the same model trained as long."""
     found = Across(out, "strong_taught")
@@ -289,6 +297,7 @@ def lasting(out: Path) -> Table:
 SUMMARIES = {
     "gains": gains,
     "front": front,
+    "front-short": front_short,
     "strong-taught": strong_taught,
     "strong-harm": strong_harm,
     "taught": taught,
