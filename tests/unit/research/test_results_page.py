@@ -98,7 +98,7 @@ def test_every_table_of_the_pages_has_a_maker() -> None:
     import science
 
     parts = {*science.CHAPTERS, "loop", "counted-repeat", "counted-explore", *sum(science.PROTOCOLS.values(), ())}
-    parts |= {"counted", "strong", "strong_replay", "strong_others", "strong_taught", "gate"}
+    parts |= {"counted", "strong", "strong_replay", "strong_others", "strong_taught", "gate", "pin"}
     logs = {*science.LOGS, "sample", "sample-repeats"}
     named = 0
     for page in results_page.PAGES:
