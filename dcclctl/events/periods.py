@@ -21,19 +21,30 @@ def shares(user: Integers, time: Integers, period: Integers, one_timeline: bool)
         one_timeline: see EventLog.build.
     """
     found = np.empty(len(time))
-    for number in np.unique(
-        period
-    ):  # one after the other: the tables of all events at once would be the largest of all
+    for number in np.unique(period):  # one after the other, and few arrays at once: all events may be many
         rows = np.flatnonzero(period == number)
-        owner = np.zeros_like(rows) if one_timeline else user[rows]
-        order = np.argsort(time[rows], kind="stable") if one_timeline else np.lexsort((time[rows], owner))
-        rows, owner = rows[order], owner[order]
-        new_owner, new_time = (np.diff(values, prepend=values[:1] - 1) != 0 for values in (owner, time[rows]))
+        order = np.argsort(time[rows], kind="stable") if one_timeline else np.lexsort((time[rows], user[rows]))
+        rows = rows[order]
+        new_time = _changes(time[rows])
+        del order
+        if one_timeline:
+            begins = np.flatnonzero(new_time)
+            found[rows] = np.repeat(begins / len(rows), np.diff(begins, append=len(rows)))
+            continue
+        new_owner = _changes(user[rows])
+        begins = np.flatnonzero(new_owner | new_time)
+        before = np.repeat(begins, np.diff(begins, append=len(rows)))
         starts = np.flatnonzero(new_owner)
         lengths = np.diff(starts, append=len(rows))
-        before = np.maximum.accumulate(np.where(new_owner | new_time, np.arange(len(rows)), 0))
         found[rows] = (before - np.repeat(starts, lengths)) / np.repeat(lengths, lengths)
     return found
+
+
+def _changes(values: Integers) -> npt.NDArray[np.bool_]:
+    """(N,) whether each value differs from the one before; True for the first."""
+    new = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    return new
 
 
 class ItemPeriods(NamedTuple):

@@ -31,7 +31,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 #: version of the bundle's layout that this runner reads
-SPEC = 1
+SPEC = 2
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 _INT8 = 127
@@ -72,7 +72,7 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     if not isinstance(spec, dict) or spec.get("spec") != SPEC:
         found = spec.get("spec") if isinstance(spec, dict) else None
         raise BundleError(
-            f"{folder} has bundle version {found}; this runner reads {SPEC}. Use the runner inside the bundle."
+            f"{folder} has bundle version {found}; this runner reads {SPEC}. Use the runner inside the bundle, or export it again."
         )
     files = spec.get("files")
     for name, record in files.items() if isinstance(files, dict) else ():

@@ -189,8 +189,8 @@ def test_a_cut_or_changed_bundle_is_refused(shipped: Path, name: str, tmp_path: 
         ("nothing", "holds no bundle"),
         ("[]", "version None"),
         ('{"spec": 99}', "version 99"),
-        ('{"spec": 1, "files": {"../x": {"bytes": 1, "sha256": ""}}}', "missing"),
-        ('{"spec": 1, "files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}}', "missing"),
+        ('{"spec": 2, "files": {"../x": {"bytes": 1, "sha256": ""}}}', "missing"),
+        ('{"spec": 2, "files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}}', "missing"),
     ],
 )
 def test_a_document_that_is_no_bundle(document: str, said: str, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 
 import * as ort from './ort.wasm.bundle.min.mjs';
 
-export const SPEC = 1;
+export const SPEC = 2;
 const TYPES = {F32: Float32Array, F16: Uint16Array, I8: Int8Array, U16: Uint16Array, I32: Int32Array, I64: BigInt64Array, BOOL: Uint8Array};
 
 export class BundleError extends Error {}
