@@ -165,7 +165,8 @@ def shard_learner(store: Store, work: Work, arguments: dict[str, Any]) -> OnShar
     method = method_of(arguments["config"]["method"])
     assert isinstance(method, CodeMethod)
     settings = method.Settings(**arguments["settings"])
-    config = PatchConfig(**arguments["config"], settings=settings)
+    # checked where the command was given
+    config = PatchConfig.model_construct(**arguments["config"], settings=settings)
     work.finished(ACTIVE_FILE)
     active = work.read_tensors(ACTIVE_FILE)["user_index"].numpy()
     task: PatchTask[Any] = PatchTask(cloud, block, active, config, settings, torch_device(config), work, no_progress)

@@ -105,15 +105,20 @@ def on_processes(task: ShardTask, shards: Sequence[int], count: int, on_done: Ca
             failed.set()
             raise
 
-    with ThreadPoolExecutor(len(workers)) as pool:
-        running = [pool.submit(work, worker) for worker in workers]
-        try:
-            for each in running:
-                each.result()
-        finally:
-            failed.set()
-            for worker in workers:
-                worker.stop()
+    try:
+        with ThreadPoolExecutor(len(workers)) as pool:
+            running = [pool.submit(work, worker) for worker in workers]
+            try:
+                for each in running:
+                    each.result()
+            finally:
+                failed.set()
+                for worker in workers:
+                    worker.stop()
+    finally:
+        # a thread may have started a process after its worker was stopped; all threads have ended here
+        for worker in workers:
+            worker.stop()
 
 
 def error_document(error: BaseException) -> dict[str, str]:

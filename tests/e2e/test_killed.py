@@ -77,8 +77,8 @@ def test_train_killed_after_its_first_epoch(world: World, data_only: Path) -> No
 
 def test_patch_killed_between_shards(world: World, shop: Path) -> None:
     without(shop, "patches@1")
-    # write 1 is μ, write 2 the basis, write 3 the first shard of 20 users, of three
-    code, out, _ = stopped(shop, signal.SIGKILL, "write_tensors", 3, "patch", "--users=tail", "--cloud=cloud@1", *PATCH)
+    # write 1 is μ, write 2 the basis, write 3 who is patched, write 4 the first shard of 20 users, of three
+    code, out, _ = stopped(shop, signal.SIGKILL, "write_tensors", 4, "patch", "--users=tail", "--cloud=cloud@1", *PATCH)
     assert (code, out) == (-signal.SIGKILL, "")
     (first,) = shop.glob("patches/work/*/theta-00000.safetensors")
     assert not list(shop.glob("patches/work/*/theta-00001.safetensors"))
@@ -91,7 +91,7 @@ def test_patch_killed_between_shards(world: World, shop: Path) -> None:
 
 def test_a_torn_shard_is_made_again(world: World, shop: Path) -> None:
     without(shop, "patches@1")
-    stopped(shop, signal.SIGKILL, "write_tensors", 3, "patch", "--users=tail", "--cloud=cloud@1", *PATCH)
+    stopped(shop, signal.SIGKILL, "write_tensors", 4, "patch", "--users=tail", "--cloud=cloud@1", *PATCH)
     (first,) = shop.glob("patches/work/*/theta-00000.safetensors")
     data = bytearray(first.read_bytes())
     data[-1] ^= 1

@@ -17,6 +17,7 @@ from world import DISTILL, EVALUATE, PATCH, TRAIN, World, dcclctl, done, ingest
 
 from dcclctl.devices.serving import serve
 from dcclctl.errors import ArtifactError, UsageError
+from dcclctl.evaluation import parts
 from dcclctl.events.log import TEST
 from dcclctl.events.sampling import hashes
 from dcclctl.models.kind import open_backbone
@@ -185,14 +186,14 @@ def plain_metrics(
 
 
 def ties(labels: list[int], scores: list[float]) -> float:
-    """By how much AUC may differ if scores that are equal, or would be but for rounding, stand in one order or the other.
+    """By how much AUC may differ if scores that are equal but for rounding stand in one order or the other.
 
     One item in two events with one history is scored twice, and in a batch sums are rounded as its place has it.
     """
     positive, negative = (np.array(scores)[np.array(labels) == label] for label in (1, 0))
     if not len(positive) or not len(negative):
         return 0.0
-    return 0.5 * float((np.abs(positive[:, None] - negative) < 1e-6).mean())
+    return float((np.abs(positive[:, None] - negative) < 1e-6).mean())
 
 
 def some_users(table: pl.DataFrame, count: int = 4) -> list[int]:
@@ -289,7 +290,7 @@ def test_batches_and_threads_change_nothing(shop: Path, candidates: str, flags: 
 def test_every_subject_gets_the_same_candidates(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also over another cloud model, whose batches may be cut elsewhere."""
     seen: dict[int, list[list[int]]] = {}
-    original = stage.score
+    original = parts.score
 
     def watching(*arguments: Any) -> Iterator[Any]:
         for batch, logits in original(*arguments):
@@ -297,7 +298,7 @@ def test_every_subject_gets_the_same_candidates(shop: Path, monkeypatch: pytest.
                 seen.setdefault(int(event), []).append(items)
             yield batch, logits
 
-    monkeypatch.setattr(stage, "score", watching)
+    monkeypatch.setattr(parts, "score", watching)
     done("evaluate", "cloud@1", "patches@1", "cloud@2", "--candidates=12", *EVALUATE, store=shop)
     assert len(seen) == Store(shop).resolve("evaluation").facts["events"]
     for drawn in seen.values():
