@@ -1,13 +1,14 @@
 # Everything from a machine that has only make and Python 3.11 or newer:
-#   make demo | test | check | bench | bench-peers | clean
+#   make demo | test | check | bench | bench-peers | reliability | clean
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 PEERS := .venv-peers
+SBOM := .venv-sbom
 # pip says what it fetches; on a terminal each download has a bar with rate and time left
 PIP_FLAGS := --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check bench bench-peers clean
+.PHONY: help demo test check bench bench-peers reliability sbom clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +17,8 @@ help:
 	@echo 'make check   style, types and the direction of imports'
 	@echo "make bench   the figures of docs/performance.md; ten minutes"
 	@echo 'make bench-peers   dcclctl beside RecBole, which gets an environment of its own in .venv-peers'
+	@echo 'make reliability   faults, crashes, hostile input; the figures of docs/reliability.md; an hour of one core'
+	@echo 'make sbom    the wheel, its checksums and a list of all packages (CycloneDX) in dist/'
 	@echo 'make clean   remove the environment and what the tools left behind; artifacts stay'
 	@echo 'The first one makes an environment in .venv (PYTHON=python3.12 make ... takes another Python).'
 
@@ -61,6 +64,21 @@ bench-peers: $(READY) $(PEERS)/ready
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/peers.py \
 	  --peer $(PEERS)/bin/python --json benchmarks/peers.json
 
+reliability: $(READY)
+	$(BIN)/python -m tests.reliability --json tests/reliability/results.json
+
+# the generator of the list gets an environment of its own, so that it does not list itself
+$(SBOM)/ready: constraints.txt
+	$(PYTHON) -m venv $(SBOM)
+	$(SBOM)/bin/python -m pip install --disable-pip-version-check 'cyclonedx-bom>=7.5,<8'
+	@touch $@
+
+sbom: $(READY) $(SBOM)/ready
+	rm -rf dist
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps -w dist .
+	$(SBOM)/bin/cyclonedx-py environment --output-reproducible --of JSON -o dist/sbom.json $(BIN)/python
+	cd dist && sha256sum -- *.whl sbom.json > SHA256SUMS
+
 clean:
-	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* dist build
+	rm -rf .venv .venv-peers .venv-sbom .venv-atheris .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
