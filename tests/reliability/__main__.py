@@ -4,10 +4,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from dcclctl.version import __version__
 from reliability import parts
 from reliability.bench import why_not
 from reliability.campaign import prepared
@@ -24,6 +23,9 @@ def main() -> int:
     parser.add_argument(
         "--table", action="store_true", help="only write the table of the page from the recorded result"
     )
+    parser.add_argument(
+        "--add", action="store_true", help="add to what is recorded, with another --seed; no planted bugs"
+    )
     given = parser.parse_args()
     if given.table:
         parts.write_table(parts.read_results())
@@ -31,19 +33,21 @@ def main() -> int:
     if reason := why_not():
         print(f"the campaign cannot run: {reason}", file=sys.stderr)
         return 2
+    document: dict[str, Any] = {}
+    if given.json is not None and given.json.exists() and (given.part or given.add):
+        document = json.loads(given.json.read_text())
     with prepared(seed=given.seed) as campaign:
-        found = parts.run_all(campaign, given.minutes * 60, given.part, lambda line: print(line, flush=True))
-    document = found | {"seed": given.seed, "version": __version__, "minutes": given.minutes}
-    if given.json is not None:
-        if given.part and given.json.exists():
-            # the chosen parts replace what is recorded of them
-            known = json.loads(given.json.read_text())
-            document |= {key: known[key] | found[key] for key in ("parts", "planted")}
-        given.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-        if given.json.resolve() == parts.RESULTS:
-            parts.write_table(document)
-    problems = sum(len(part["problems"]) for part in found["parts"].values())
-    missed = [name for name, words in found["planted"].items() if not words]
+        steps = parts.run_all(
+            campaign, given.minutes * 60, given.part, lambda line: print(line, flush=True), not given.add
+        )
+        for step in steps:
+            document = parts.recorded(document, step, given.seed)
+            if given.json is not None:  # after each step: a run that is stopped keeps what it has
+                given.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+                if given.json.resolve() == parts.RESULTS:
+                    parts.write_table(document)
+    problems = sum(len(part["problems"]) for part in document["parts"].values())
+    missed = [name for name, words in document["planted"].items() if not words]
     print(f"{problems} problems; planted bugs that were not found: {', '.join(missed) or 'none'}")
     return 1 if problems or missed else 0
 

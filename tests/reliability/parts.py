@@ -3,11 +3,13 @@
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dcclctl.version import __version__
 from reliability import crowds, errors, hostile, logs, power, readers, sequences, stops
 from reliability.campaign import Campaign, Findings
 from reliability.plants import PLANTS
@@ -91,7 +93,7 @@ PARTS: dict[str, Part] = {
     "guided readers": Part(
         "The same, with bytes that coverage guides.",
         "atheris, each reader for the same time; in seconds",
-        *(readers.guided, "seconds", 170, 0, 0.0),
+        *(readers.guided, "seconds", 85, 0, 0.0),
     ),
     "sequences": Part(
         "Whatever order commits, crashes, names, deletions, forgetting and damage come in, the store is what a model says.",
@@ -101,23 +103,24 @@ PARTS: dict[str, Part] = {
 }
 
 
-def run_all(campaign: Campaign, seconds: float, only: list[str], say: Callable[[str], None]) -> dict[str, Any]:
-    """Run the long form and try every planted bug.
+def run_all(
+    campaign: Campaign, seconds: float, only: list[str], say: Callable[[str], None], plants: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Try every planted bug and run the long form.
 
     Args:
         seconds: for all parts together; a part that has done its count leaves its rest to the next ones. only: parts; [] for all.
-        say: called with one line after each part.
+        say: called with one line after each part. plants: whether to try the planted bugs.
 
-    Returns:
-        The document that is recorded.
+    Yields:
+        {'planted': …}, then {'parts': {name: …}} of each part when it is done.
     """
     chosen = {name: part for name, part in PARTS.items() if not only or name in only}
-    found: dict[str, Any] = {}
-    caught = {}
-    for name, plant in PLANTS.items():
+    for name, plant in PLANTS.items() if plants else ():
         if not only or plant.part in only:
-            caught[name] = catches(campaign, name)
-            say(f"planted: {plant.what}: {'found by' if caught[name] else 'NOT found by'} {plant.part}")
+            words = catches(campaign, name)
+            say(f"planted: {plant.what}: {'found by' if words else 'NOT found by'} {plant.part}")
+            yield {"planted": {name: words}, "parts": {}}
     # later parts get what earlier ones leave
     left, shares = seconds, sum(part.share for part in chosen.values())
     for name, part in chosen.items():
@@ -128,7 +131,7 @@ def run_all(campaign: Campaign, seconds: float, only: list[str], say: Callable[[
         took = time.monotonic() - began
         left -= took if part.share else 0
         done = result.phases.get(part.unit, 0)
-        found[name] = {
+        found = {
             "count": done,
             "asked": part.long,
             "unit": part.unit,
@@ -139,11 +142,30 @@ def run_all(campaign: Campaign, seconds: float, only: list[str], say: Callable[[
         say(f"{name}: {done:,} of {part.long:,} {part.unit}, {len(result.problems)} problems, {took:.0f} s")
         for problem in result.problems[:20]:
             say(f"  {problem[:1500]}")
+        yield {"planted": {}, "parts": {name: found}}
+
+
+def recorded(before: dict[str, Any], new: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What is recorded, with the results of one more part or planted bug. A part that ran before with other seeds adds up."""
+    parts = dict(before.get("parts", {}))
+    for name, found in new["parts"].items():
+        old = parts.get(name)
+        parts[name] = found | {"seeds": [seed]} if old is None or seed in old["seeds"] else _sum(old, found, seed)
+    machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    order = [name for name in PARTS if name in parts]
+    planted = before.get("planted", {}) | new["planted"]
     return {
-        "parts": found,
-        "planted": caught,
-        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "version": __version__,
+        "machine": machine,
+        "parts": {name: parts[name] for name in order},
+        "planted": {name: planted[name] for name in PLANTS if name in planted},
     }
+
+
+def _sum(old: dict[str, Any], new: dict[str, Any], seed: int) -> dict[str, Any]:
+    phases = Counter(old["phases"]) + Counter(new["phases"])
+    both = {key: old[key] + new[key] for key in ("count", "seconds", "problems")}
+    return old | both | {"phases": dict(sorted(phases.items())), "seeds": [*old["seeds"], seed]}
 
 
 def catches(campaign: Campaign, name: str) -> str:
@@ -167,7 +189,7 @@ def table(results: dict[str, Any]) -> str:
     for name, words in results["planted"].items():
         said = words.replace("|", "/").replace("\n", " ")[:90] or "not found"
         lines.append(f"| {PLANTS[name].what} | {PLANTS[name].part} | `{said.replace('`', '')}` |")
-    lines += ["", f"{results['machine']}; seed {results['seed']}; version {results['version']}."]
+    lines += ["", f"{results['machine']}; version {results['version']}."]
     return "\n".join(lines)
 
 

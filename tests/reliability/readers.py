@@ -424,7 +424,7 @@ def guided(campaign: Campaign, seconds: int) -> Findings:
         words = [
             sys.executable,
             "-m",
-            "reliability.readers",
+            "reliability.guided",
             name,
             str(each),
             str(campaign.seed),

@@ -5,6 +5,7 @@ It imports all that commands import, once, and then forks for every command: a c
 
 import atexit
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -145,6 +146,8 @@ def main() -> None:
     """Take jobs, one a line, and answer each with a line."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     import_all()
+    gc.collect()
+    gc.freeze()  # a collection in a forked process would copy everything that was imported
     plan = shared_plan()
     lines = connection.makefile("rw", encoding="utf-8")
     for line in iter(lines.readline, ""):
