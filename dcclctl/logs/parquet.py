@@ -26,8 +26,10 @@ def schema_of(source: Source) -> pa.Schema:
         DataError: the file is damaged or not Parquet.
     """
     try:
-        return pq.read_schema(source.place)
-    except (pa.ArrowException, OSError) as error:
+        schema = pq.read_schema(source.place)
+        str(schema)  # names are made text only when somebody looks at them
+        return schema
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(source, error) from error
 
 
@@ -98,7 +100,7 @@ def read_parquet(source: Source, layout: Layout, wanted: list[str], lists: Colle
                         "compression bomb",
                         "If it is a real log, write it as CSV and ingest that.",
                     )
-    except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
         raise _damaged(source, error) from error
     source.check_unchanged()
 

@@ -97,6 +97,7 @@ def read_side(source: Source, config: IngestConfig, role: str, quarantine: Quara
         raise DataError(f"{source.path} has a header and no rows", "Leave it out, or fetch it again.")
     frame = pl.concat(parts)
     first = frame.unique(id_column, keep="first", maintain_order=True)
+    values = [name for name in values if name != "id"]
     table = first.select(pl.col(id_column).alias("id"), pl.col(values).str.strip_chars().replace("", None))
     table = _split_lists(_flags_to_list(table), layout.list_columns)
     repeated = frame.height - first.height
@@ -104,6 +105,8 @@ def read_side(source: Source, config: IngestConfig, role: str, quarantine: Quara
         f"{source.name}: column {name!r} is left out: its values ({kind[:60]}) are neither text, numbers nor lists"
         for name, kind in layout.unreadable.items()
     ]
+    if "id" in frame.columns and id_column != "id":
+        odd.append(f"{source.name}: column 'id' is left out: the ids are in {id_column!r}")
     rejected = quarantine.by_source[source.name]
     return SideTable(source.name, table, read, rejected, repeated, dict(warnings), remarks=odd)
 

@@ -93,7 +93,7 @@ PARTS: dict[str, Part] = {
     "guided readers": Part(
         "The same, with bytes that coverage guides.",
         "atheris, each reader for the same time; in seconds",
-        *(readers.guided, "seconds", 85, 0, 0.0),
+        *(readers.guided, "seconds", 34, 0, 0.0),
     ),
     "sequences": Part(
         "Whatever order commits, crashes, names, deletions, forgetting and damage come in, the store is what a model says.",
