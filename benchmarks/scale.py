@@ -109,7 +109,7 @@ def measure(users: int, items: int, folder: Path, stages: list[str], more: list[
     found: dict[str, dict[str, float]] = json.loads(known.read_text()) if known.exists() else {}
     for stage in stages:
         arguments = [part.replace("LOG", str(log)).replace("USERS", str(chosen)) for part in STAGES[stage]]
-        own = more if stage in ("memory", "patch memory", "patch metapatch", "evaluate", "recommend") else []
+        own = more if stage.split()[0] in ("patch", "evaluate") else []
         found[stage] = run([*arguments, *own], place / "store")
         print(f"{users:>9,} users  {stage:16s} {found[stage]}", flush=True)
         known.write_text(json.dumps(found, indent=1))

@@ -91,6 +91,7 @@ def read_parquet(source: Source, layout: Layout, wanted: list[str], lists: Colle
         with pq.ParquetFile(source.place) as file:
             columns = sorted({name if name in schema.names else name.partition(".")[0] for name in wanted})
             for table in file.iter_batches(BATCH_ROWS, columns=columns):
+                table.validate(full=True)  # text that is not UTF-8 would end the process inside polars
                 yield _batch(source, table, wanted, ids, lists, record)
                 record += table.num_rows
                 size = 8 * record * len(wanted)

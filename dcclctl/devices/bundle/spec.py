@@ -93,7 +93,7 @@ class Bytes(_Part):
 class BundleSpec(_Part):
     """All of bundle.json."""
 
-    spec: Literal[1]
+    spec: Literal[2]
     id: Sha256 = Field(
         description="Of graphs, tables and ids of the items; a state of another bundle has another meaning."
     )

@@ -12,6 +12,8 @@ from dcclctl.logs.parquet import schema_of
 from dcclctl.logs.quarantine import Quarantine
 from dcclctl.logs.sides import read_side
 from dcclctl.logs.sources import identify
+from dcclctl.stages.ingest import ingest
+from dcclctl.store.store import Store
 
 
 def test_a_column_beside_the_ids_that_is_called_id(tmp_path: Path) -> None:
@@ -28,3 +30,12 @@ def test_a_column_whose_name_is_no_text(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"usxr", b"us\x9dr"))
     with pytest.raises(DataError, match="not a whole Parquet file"):
         schema_of(identify(path))
+
+
+def test_text_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    rows = {"user_id": ["uaaa", "u2"], "item_id": ["i1", "i2"], "timestamp": [1_600_000_000, 1_600_000_100]}
+    pq.write_table(pa.table(rows), path, compression="none", use_dictionary=False, write_statistics=False)
+    path.write_bytes(path.read_bytes().replace(b"uaaa", b"u\xff\xfea"))
+    with pytest.raises(DataError, match="not a whole Parquet file"):
+        ingest([path], Store(tmp_path / "store"))
