@@ -52,7 +52,7 @@ class Bundle(Handle):
         sizes, dataset = self.spec.get("sizes", {}), self.cloud.dataset
         n_users = dataset.users.height
         wanted = {
-            "profile": (torch.int64, (n_users, max(1, sizes.get("profile", 0)))),
+            "profile": (torch.int64, tuple(dataset.no_events.profile.shape)),
             "theta": (torch.float32, (n_users, sizes.get("theta", 0))),
             "patched": (torch.bool, (n_users,)),
             "counted": (torch.bool, (n_users,)),

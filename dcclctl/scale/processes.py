@@ -68,15 +68,16 @@ class _Worker:
         return False
 
     def stop(self) -> None:
-        """End the process."""
-        if self.process is not None:
-            self.process.kill()
-            for stream in (self.process.stdin, self.process.stdout):
-                if stream is not None:
-                    with suppress(BrokenPipeError):
-                        stream.close()
-            self.process.wait()
-            self.process = None
+        """End the process; two threads may ask for it at once."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        process.kill()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+        process.wait()
 
 
 def on_processes(task: ShardTask, shards: Sequence[int], count: int, on_done: Callable[[float], None]) -> None:
