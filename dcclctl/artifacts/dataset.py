@@ -101,12 +101,16 @@ class Dataset(Handle):
         """The events in groups of parts, with about 65,536 users in each."""
         from dcclctl.events.groups import UserGroups
 
-        parts, each = self.parts, max(1, _GROUP_USERS // int(self.config["shard_users"]))
+        parts, each = self.parts, self._parts_of_group
         if len(parts) <= each:
             return UserGroups.of(self.log)
         # every count-th part, so that users who came early or late are in all groups
         count = -(-len(parts) // each)
         return UserGroups(count, lambda number: self._log_of_files(range(number, len(parts), count), self._every_user))
+
+    @property
+    def _parts_of_group(self) -> int:
+        return max(1, _GROUP_USERS // int(self.config["shard_users"]))
 
     @property
     def _every_user(self) -> range:
@@ -187,7 +191,7 @@ class Dataset(Handle):
 
         from dcclctl.events.sampling import permutation
 
-        parts, least = self.parts, max(1, _GROUP_USERS // int(self.config["shard_users"]))
+        parts, least = self.parts, self._parts_of_group
         if len(parts) <= least:
             return self.log
         order = permutation(seed, purpose, np.arange(len(parts)))

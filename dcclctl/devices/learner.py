@@ -174,8 +174,7 @@ def shard_learner(store: Store, work: Work, arguments: dict[str, Any]) -> OnShar
 
     def on_shard(shard: int, on_done: Callable[[float], None]) -> None:
         members = active[shard * size : (shard + 1) * size]
-        dataset = cloud.dataset
-        own = dataset.log if len(dataset.parts) == 1 else dataset.log_part(range(int(members[0]), int(members[-1]) + 1))
+        own = cloud.dataset.log_with(members)
         events = own.events_in(block)
         events = events[np.isin(own.user[events], members)]
         learner = method.learner(replace(task, part=own), events)

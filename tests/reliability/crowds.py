@@ -4,29 +4,16 @@ from world import TRAIN, replaced
 
 from reliability.bench import End
 from reliability.campaign import Campaign, Findings
-from reliability.scenes import Scene, look, lost
+from reliability.scenes import MAKERS, Scene, look, lost
 from reliability.stops import promised
 
 #: commands that are typed at once
 CROWD = 16
-#: what is typed sixteen times
-EQUAL = (
-    "ingest",
-    "train",
-    "memory",
-    "patch",
-    "patch memory",
-    "distill",
-    "train bpr",
-    "evaluate",
-    "recommend",
-    "export",
-)
 
 
 def crowds(campaign: Campaign, count: int, crowd: int = CROWD) -> Findings:
     """Crowds of equal commands and of different ones, in turns."""
-    found, equal = Findings(), [campaign.scenes[name] for name in EQUAL if name in campaign.scenes]
+    found, equal = Findings(), [campaign.scenes[name] for name in MAKERS if name in campaign.scenes]
     for at in range(count):
         if campaign.late:
             break
