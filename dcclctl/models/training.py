@@ -142,10 +142,10 @@ class SharedLogits(NamedTuple):
     logits: Float[Tensor, "B N"]
 
 
-#: weight of the squared distance of a state's mean odds from what they should be
-_CALIBRATION = 0.05
+#: weight of the squared distance of the mean odds, of a state or an event, from what they should be
+CALIBRATION = 0.05
 #: a logit whose odds are 0 in float32
-_NOTHING = -1e4
+NOTHING = -1e4
 #: valid events and items that a ranking on valid has at most, so that it costs little beside an epoch
 RANKED_EVENTS, RANKED_ITEMS = 10_000, 20_000
 
@@ -167,9 +167,9 @@ def softmax_losses(
     allowed = negatives.allowed.to(device)
     counts = allowed.sum(1)
     # not −∞, which would give events without any negative a gradient that is no number
-    mean = torch.logsumexp(torch.where(allowed, shared.logits, _NOTHING), 1) - torch.log(counts.clamp(min=1))
+    mean = torch.logsumexp(torch.where(allowed, shared.logits, NOTHING), 1) - torch.log(counts.clamp(min=1))
     ranked = F.softplus(mean + math.log(negatives.catalogue) - own)
-    level = _CALIBRATION * (mean + math.log(negatives.expected)).square()
+    level = CALIBRATION * (mean + math.log(negatives.expected)).square()
     positive = labels > 0
     return torch.where(positive, ranked + level, F.softplus(own)), torch.where(positive, (counts > 0).float(), 1.0)
 

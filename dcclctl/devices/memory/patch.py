@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from dcclctl.errors import finite_loss
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, permutation
+from dcclctl.models.training import CALIBRATION, NOTHING
 
 
 class MemoryPatch(nn.Module):
@@ -126,12 +127,6 @@ class MemoryFit:
     negatives: int
 
 
-#: weight of the squared distance of an event's mean odds from what they should be
-_LEVEL = 0.05
-#: a logit whose odds are 0 in float32
-_NOTHING = -1e4
-
-
 def event_losses(
     logits: Float[Tensor, "B C"], labels: Float[Tensor, "B"], stands: Float[Tensor, "B O"], negatives: int
 ) -> Float[Tensor, "B"]:
@@ -145,10 +140,10 @@ def event_losses(
     """
     own, count = logits[:, 0], stands.sum(1)
     there = stands > 0
-    weighted = torch.where(there, logits[:, 1:] + torch.log(torch.where(there, stands, 1.0)), _NOTHING)
+    weighted = torch.where(there, logits[:, 1:] + torch.log(torch.where(there, stands, 1.0)), NOTHING)
     total = torch.logsumexp(weighted, 1)
     level = total - torch.log(count.clamp(min=1)) + math.log(negatives)
-    ranked = torch.where(count > 0, F.softplus(total - own) + _LEVEL * level.square(), 0.0)
+    ranked = torch.where(count > 0, F.softplus(total - own) + CALIBRATION * level.square(), 0.0)
     return torch.where(labels > 0, ranked, F.softplus(own))
 
 
