@@ -1,6 +1,8 @@
 # Everything from a machine that has only make and Python 3.11 or newer:
 #   make demo | test | check | bench | bench-peers | reliability | clean
 PYTHON ?= python3
+# EXTRAS=dev,executorch also installs ExecuTorch, 25 packages more, so that its tests run too
+EXTRAS ?= dev
 BIN := .venv/bin
 READY := .venv/ready
 PEERS := .venv-peers
@@ -30,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo '2/3 fetching torch, the largest package' >&2
 	$(BIN)/python -m pip install $(PIP_FLAGS) torch
 	@echo '3/3 fetching the rest' >&2
-	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(READY)

@@ -426,7 +426,10 @@ class ExportConfig(CommandSection):
         "all", description="Items to ship: all; top:N, those with the most events so far; or @FILE with one id a line."
     )
     precision: Literal["fp32", "fp16", "int8"] = Field(
-        "fp32", description="Numbers of the item table; the weights of the graphs stay in float32."
+        "fp32", description="Numbers of the item table, and of large weights; all is calculated in float32."
+    )
+    target: Literal["onnx", "executorch"] = Field(
+        "onnx", description="Runtime: ONNX Runtime, or also ExecuTorch, for which device.pte is added."
     )
 
 

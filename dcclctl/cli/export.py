@@ -87,6 +87,11 @@ def _show(call: Call, made: "Bundle", budget: "Budget | None") -> None:
         f"{facts['items']:,} items of {made.spec['items']['of']:,}, {facts['bytes_per_item']:,} bytes each in "
         f"{made.spec['precision']}; graphs and basis {size['shared']:,} bytes; at most {size['user']:,} bytes of its user on a device"
     )
+    if "program" in made.spec:
+        line(
+            f"device.pte for ExecuTorch {made.spec['program']['version']}: {made.spec['files']['device.pte']['bytes']:,} bytes, "
+            "its golden vectors are right"
+        )
     if made.spec["short_rings"]:
         line(
             f"{made.spec['short_rings']:,} users have more events in their newest {made.spec['sizes']['history']} baskets "

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save
 
 from dcclctl.artifacts import CloudModel, PatchSet
 from dcclctl.artifacts.bundle import BUNDLE_FILE
@@ -90,8 +91,11 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
     """The files that every device gets: name → content.
 
     Raises:
-        UsageError: a model or a method that has no graph.
+        UsageError: a model or a method that has no graph, or ExecuTorch is not installed.
+        DataError: ExecuTorch gives other numbers than ONNX Runtime.
     """
+    if config.target == "executorch":
+        from dcclctl.devices.bundle.executorch import PROGRAM_FILE, program
     cloud, patches, shipped, half = parts.cloud, parts.patches, parts.shipped, config.precision != "fp32"
     model = _module(cloud)
     if patches is not None and patches.memory is None and patches.method != "metapatch":
@@ -126,7 +130,10 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
     spec["graphs"] = {name: {"tables": graph.files, **graph.signature()} for name, graph in graphs.items()}
     with TemporaryDirectory() as folder:
         write_folder(Path(folder), files | {BUNDLE_FILE: bundle_json(spec, files)})
-        files[GOLDEN_FILE] = golden_vectors(ReplayedDevices(Graphs(folder), parts.log, parts.number, users_of(parts)))
+        golden = golden_vectors(ReplayedDevices(Graphs(folder), parts.log, parts.number, users_of(parts)))
+        files[GOLDEN_FILE] = save(golden)
+        if config.target == "executorch":
+            files[PROGRAM_FILE], spec["program"] = program(Path(folder), spec, golden)
     files[BUNDLE_FILE] = bundle_json(spec, files)
     return files
 

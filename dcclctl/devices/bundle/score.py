@@ -246,13 +246,12 @@ class MemoryGraph:
 
     def _profile(self) -> Value:
         """(C, R) the profile of recent events, for every candidate."""
-        graph, (window, size) = self.graph, (self.memory.typical.shape[0] - 1, self.memory.typical.shape[1])
+        graph, window, size = self.graph, self.memory.typical.shape[0] - 1, self.memory.typical.shape[1]
         kept = graph.input("kept", np.int8, window, size)
         count, counted = graph.input("kept_count", np.int64), graph.input("counted", np.bool_)
         own = kept.cast(np.float32).sum(0) / float(STEPS) / (count.cast(np.float32) + float(PRIOR_EVENTS))
         profile = graph.where(counted, own, graph.constant(self.memory.typical).rows(count))
-        shape = graph.concat(self.inputs.candidates.length().unsqueeze(0), graph.constant(np.array([size])), axis=0)
-        return graph.op("Expand", profile.unsqueeze(0), shape)
+        return profile.unsqueeze(0) + (self.inputs.candidates.unsqueeze(1) * graph.constant(0)).cast(np.float32)
 
     def _features(self) -> Value:
         """(C, F) as memory/features.py defines them."""

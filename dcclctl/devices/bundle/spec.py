@@ -44,6 +44,23 @@ class GraphRecord(_Part):
     outputs: list[TensorRecord]
 
 
+class MethodRecord(_Part):
+    """One method of a program: a graph, whose inputs and outputs have no names here but an order."""
+
+    inputs: list[str]
+    outputs: list[str]
+    lengths: dict[str, Positive] = Field(
+        description="Dimension → its largest length; M, the ring's, is always as long, and events beyond `held` do not count."
+    )
+
+
+class ProgramRecord(_Part):
+    """device.pte, a program of ExecuTorch."""
+
+    version: str = Field(description="Of ExecuTorch, which made it.")
+    methods: dict[str, MethodRecord]
+
+
 class Shipped(_Part):
     """How many items of the dataset are in the bundle."""
 
@@ -110,6 +127,7 @@ class BundleSpec(_Part):
     bytes: Bytes
     fallback: str = Field(description="What happens with items that are not shipped.")
     graphs: dict[str, GraphRecord]
+    program: ProgramRecord | None = Field(None, description="With --target executorch: the graphs as device.pte.")
     files: dict[str, FileRecord] = Field(description="Every other file.")
     measured: dict[str, Any] | None = Field(None, description="What dcclctl export --measure found, on its machine.")
 
