@@ -20,10 +20,16 @@ from pathlib import Path
 
 EVENTS_PER_USER, ITEMS = 30, 100_000
 _DAY = 86_400
+#: sizes of the cloud model: about a quarter of the work of the defaults
+SIZES = [
+    part
+    for size in ("item_size=32", "category_size=8", "history=20", "shared_negatives=256")
+    for part in ("--set", f"train.sasrec.{size}")
+]
 #: stage → its command
 STAGES = {
     "ingest": ["ingest", "LOG"],
-    "train": ["train", "--model", "sasrec", "--on", "cloud", "--epochs", "1"],
+    "train": ["train", "--model", "sasrec", "--on", "cloud", "--epochs", "1", *SIZES],
     "memory": ["memory"],
     "patch memory": ["patch", "--cloud", "cloud@1", "--method", "memory"],
     "patch metapatch": [

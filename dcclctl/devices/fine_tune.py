@@ -23,6 +23,7 @@ from dcclctl.devices.settings import LocalSettings
 from dcclctl.events.sampling import Ints
 from dcclctl.models.din import DinBackbone, prelu
 from dcclctl.models.kind import open_backbone
+from dcclctl.models.products import dots
 from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 
 
@@ -64,7 +65,7 @@ def fit_layers(head: Head, rows: DeviceRows, settings: LocalSettings) -> Float[T
         a2 = torch.baddbmm(linear_2 + change.bias_2.unsqueeze(1), rows.z1, change.weight_2.mT)
         z2 = prelu(a2, head.slope_2)
         out = head.out + change.out
-        logits = torch.bmm(z2, out.unsqueeze(-1)).squeeze(-1) + head.bias + change.bias
+        logits = dots(out, z2) + head.bias + change.bias
         residual = (torch.sigmoid(logits) - rows.labels) * rows.weights
         positive = torch.sign(a2).clamp_(min=0)
         g_a2 = residual.unsqueeze(-1) * out.unsqueeze(1) * torch.addcmul(head.slope_2, positive, 1 - head.slope_2)
@@ -106,7 +107,7 @@ def layer_head(backbone: DinBackbone, codes: Float[Tensor, "U K"]) -> HeadFuncti
         change = LayerChange.of(own, model.hidden_2.weight.shape)
         a2 = model.hidden_2(z1) + (z1 @ change.weight_2.mT + change.bias_2.unsqueeze(1))
         z2 = prelu(a2, model.slope_2)
-        return model.logits(z2) + ((z2 @ change.out.unsqueeze(-1)).squeeze(-1) + change.bias)
+        return model.logits(z2) + (dots(change.out, z2) + change.bias)
 
     return head
 

@@ -23,6 +23,7 @@ from dcclctl.devices.basis import Layout, SharedBasis, fit_codes
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.events.sampling import Ints
 from dcclctl.models.din import Din, DinBackbone, prelu
+from dcclctl.models.products import dots
 from dcclctl.models.scoring import HeadFunction
 
 
@@ -66,7 +67,7 @@ def patched_logits(model: Din, z1: Float[Tensor, "B C H1"], patch: Patch) -> Flo
     z1 = z1 + torch.tanh(z1 @ patch.down_1.mT) @ patch.up_1.mT
     z2 = model.second_layer(z1)
     z2 = z2 + torch.tanh(z2 @ patch.down_2.mT) @ patch.up_2.mT
-    correction = (z2 @ patch.out.unsqueeze(-1)).squeeze(-1) + patch.bias
+    correction = dots(patch.out, z2) + patch.bias
     return model.logits(z2) + correction
 
 
@@ -122,7 +123,7 @@ def device_gradient(
     s2 = torch.tanh(torch.bmm(z2, patch.down_2.mT))
     out = head.out + patch.out  # (U, H2)
     pull = torch.bmm(patch.up_2.mT, out.unsqueeze(-1))  # (U, R, 1): U₂ᵀ(w + δw)
-    logits = torch.bmm(z2, out.unsqueeze(-1)).squeeze(-1) + torch.bmm(s2, pull).squeeze(-1) + head.bias + patch.bias
+    logits = dots(out, z2) + dots(pull.squeeze(-1), s2) + head.bias + patch.bias
     residual = (torch.sigmoid(logits) - rows.labels) * rows.weights  # (U, N)
 
     r = residual.unsqueeze(1)  # (U, 1, N)
@@ -162,7 +163,7 @@ def head_logits(head: Head, z1: Float[Tensor, "B C H1"], patch: Patch) -> Float[
     z1 = z1 + torch.tanh(z1 @ patch.down_1.mT) @ patch.up_1.mT
     z2 = prelu(z1 @ head.weight_2.T + head.bias_2, head.slope_2)
     z2 = z2 + torch.tanh(z2 @ patch.down_2.mT) @ patch.up_2.mT
-    return (z2 @ (head.out + patch.out).unsqueeze(-1)).squeeze(-1) + head.bias + patch.bias
+    return dots(head.out + patch.out, z2) + head.bias + patch.bias
 
 
 #: events (B,), candidates (B, C) → first-layer activations (B, C, H1)

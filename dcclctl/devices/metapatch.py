@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from dcclctl.artifacts import CloudModel, PatchSet
 from dcclctl.artifacts.cloud import BASIS_FILE
@@ -135,7 +136,7 @@ class StateDevices(Learner[MetaPatchSettings, StateRows]):
     def _items(self, candidates: Int[Tensor, "E C"]) -> tuple[Float[Tensor, "E C D"], Float[Tensor, "E C"]]:
         """Embeddings of candidates and their biases, frozen."""
         wanted = candidates.to(self.device)
-        return self.backbone.embeddings[wanted], self.backbone.model.item_bias.detach()[wanted]
+        return F.embedding(wanted, self.backbone.embeddings), self.backbone.model.item_bias.detach()[wanted]
 
 
 class MetaPatch(CodeMethod[MetaPatchSettings]):

@@ -112,7 +112,8 @@ class StateRows:
         return self._product(self.states + patch.change(self.states))
 
     def _product(self, states: Float[Tensor, "U N D"]) -> Float[Tensor, "U N C"]:
-        return (self.items @ states.unsqueeze(-1)).squeeze(-1) + self.bias
+        products: Tensor = torch.linalg.vecdot(self.items, states.unsqueeze(2))
+        return products + self.bias
 
     def losses(self, patch: StatePatch) -> Float[Tensor, "U"]:
         """Σ CE of every user over the candidates that count, nats."""

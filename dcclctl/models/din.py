@@ -259,8 +259,8 @@ class DinBackbone(Backbone):
             return self._activations_of_all(events)
         model, log, embeddings, device = self.model, self.log, self.embeddings, self.embeddings.device
         history, mask = log.histories(events, self.limit)
-        keys = embeddings[history.to(device)]
-        query = embeddings[candidates.to(device)]
+        keys = F.embedding(history.to(device), embeddings)
+        query = F.embedding(candidates.to(device), embeddings)
         interest = model.interest_of_many(query, keys, mask.to(device))
         profile = model.embed_profile(log.profile[torch.from_numpy(log.user[events])].to(device))
         return model.first_layer(query, interest, profile)

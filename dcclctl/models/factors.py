@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from dcclctl.config import Positive, Rate, size, tuned
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
+from dcclctl.models.products import dots
 from dcclctl.models.scoring import Backbone
 from dcclctl.models.settings import PatientSettings
 from dcclctl.models.trainable import Dropout, Forward, HistoryPass, Trainable
@@ -105,7 +106,7 @@ class FactorModel(Trainable):
 def _dot(context: Float[Tensor, "B D"], items: Float[Tensor, "... D"]) -> Float[Tensor, "B C"]:
     if items.dim() == 2:
         return context @ items.mT
-    return torch.bmm(items, context.unsqueeze(-1)).squeeze(-1)
+    return dots(context, items)
 
 
 class Bpr(FactorModel):

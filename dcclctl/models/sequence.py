@@ -29,11 +29,12 @@ from dcclctl.config import Positive, rarely, size
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.models.items import EmbeddedItems
+from dcclctl.models.products import dots
 from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 from dcclctl.models.settings import FitSettings, PatientSettings, Share
 from dcclctl.models.trainable import Dropout, Forward, Pass, keep_all
 from dcclctl.models.trained import TrainedKind
-from dcclctl.models.windows import Bags, Baskets, Windows, batches, served_windows, windows_of
+from dcclctl.models.windows import Bags, Baskets, ServedWindows, Windows, batches, served_windows, windows_of
 
 if TYPE_CHECKING:
     from dcclctl.artifacts.cloud import CloudModel
@@ -96,7 +97,7 @@ class SequenceModel(EmbeddedItems):
         self, states: Float[Tensor, "B D"], candidates: Int[Tensor, "B C"], embeddings: Float[Tensor, "B C D"]
     ) -> Float[Tensor, "B C"]:
         """Dot product of the state and each candidate's embedding, plus the candidate's bias."""
-        return torch.bmm(embeddings, states.unsqueeze(-1)).squeeze(-1) + self.item_bias[candidates]
+        return dots(states, embeddings) + self.item_bias[candidates]
 
 
 class Attention(nn.Module):
@@ -241,11 +242,12 @@ class SequenceBackbone(Backbone):
         if candidates is None:
             return torch.addmm(self.model.item_bias, states, self.embeddings.T)
         wanted = candidates.to(states.device)
-        return self.model.logits(states, wanted, self.embeddings[wanted])
+        return self.model.logits(states, wanted, F.embedding(wanted, self.embeddings))
 
     def lengths(self, events: Ints) -> Ints:
-        first, end = self.baskets.before(self.log, events)
-        lengths: Ints = np.minimum(end - first, self.model.sizes.history)
+        """(B,) baskets of the window that an event shares with others of the given events."""
+        served = self._served(events)
+        lengths: Ints = (served.end - served.first)[served.window]
         return lengths
 
     def activation_cost(self, n_candidates: int, length: int) -> int:
@@ -253,16 +255,30 @@ class SequenceBackbone(Backbone):
 
     @torch.no_grad()
     def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B D"]:
-        """States before the events; computed once for events with the same history."""
+        """States before the events; events that share a window read their states from one pass over it."""
+        served = self._served(events)
+        bags = self.baskets.bags(served.first, served.end, served.stop)
+        items = F.embedding(bags.items.to(self.embeddings.device), self.embeddings)
+        states = self.model.states(self.model.steps(bags, items))
+        place = torch.from_numpy(served.window * states.shape[1] + served.state)
+        return F.embedding(place.to(states.device), states.flatten(0, 1))
+
+    def _served(self, events: Ints) -> ServedWindows:
+        """The windows that hold the histories of the events.
+
+        A history is read from a longer one that begins with the same basket, as no state depends on what comes after
+        it. A history whose last basket is cut has a window of its own.
+        """
         own, end = self.baskets.before(self.log, events)
         first = np.maximum(own, end - self.model.sizes.history)
-        known = np.stack([first, end, self.log.history_end[events]])
-        windows, which = np.unique(known, axis=1, return_inverse=True)
-        bags = self.baskets.bags(windows[0], windows[1], windows[2])
-        states = self.model.states(self.model.steps(bags, self.embeddings[bags.items.to(self.embeddings.device)]))
-        last = torch.from_numpy(windows[1] - windows[0]).to(states.device)
-        newest = states[torch.arange(len(last), device=states.device), last]
-        return newest[torch.from_numpy(which.reshape(-1)).to(states.device)]
+        stop = self.log.history_end[events]
+        cut = stop < np.append(self.baskets.starts, len(self.baskets.sequence))[end]
+        alike = first * (len(self.baskets.sequence) + 1) + np.where(cut, stop, 0)
+        _, at, window = np.unique(alike, return_index=True, return_inverse=True)
+        longest, stops = end[at], stop[at]
+        np.maximum.at(longest, window, end)
+        np.maximum.at(stops, window, stop)
+        return ServedWindows(first[at], longest, window, end - first, stops)
 
 
 class SequenceKind(TrainedKind[SequenceSettings]):

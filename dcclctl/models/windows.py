@@ -97,6 +97,17 @@ class Windows:
     state: Ints
 
 
+@dataclass(frozen=True)
+class ServedWindows(Windows):
+    """Windows that scores are read from.
+
+    Attributes:
+        stop: (W,) place in `sequence` where the window's last basket ends; earlier where a history is cut within it.
+    """
+
+    stop: Ints
+
+
 def windows_of(baskets: Baskets, log: EventLog, events: Ints, limit: int) -> Windows:
     """Cut the histories of the events (B,) into few windows, for training.
 

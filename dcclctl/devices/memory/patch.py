@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from dcclctl.errors import finite_loss
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, permutation
+from dcclctl.models.products import dots
 from dcclctl.models.training import CALIBRATION, NOTHING
 
 
@@ -55,8 +56,7 @@ class MemoryPatch(nn.Module):
         inputs = torch.cat([features, logits.unsqueeze(-1)], -1)
         hidden = torch.tanh(F.linear(inputs, self.inner, self.inner_bias))
         phi = torch.cat([hidden, features[..., : self.n_features]], -1)
-        weights = self.outer.expand(len(phi), -1)
-        return logits + (phi @ weights.unsqueeze(-1)).squeeze(-1)
+        return logits + dots(self.outer.expand(len(phi), -1), phi)
 
 
 @dataclass(frozen=True)

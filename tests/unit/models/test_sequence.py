@@ -209,13 +209,34 @@ def test_batches_change_no_score_and_candidates_are_columns_of_all(kind, batch_e
     torch.testing.assert_close(backbone.logits_of_few(events, wanted, backbone.head), few, atol=1e-5, rtol=1e-4)
 
 
-def test_lengths_are_baskets_at_most_the_window():
+def test_an_event_alone_has_a_window_of_at_most_the_model_s_length():
+    log = random_log()
+    rows, backbone = rows_of(log), backbone_of(log, "sasrec", 4)
+    lengths = [int(backbone.lengths(np.array([event]))[0]) for event in range(len(rows))]
+    assert lengths == [min(4, len(plain_history(log, rows, event))) for event in range(len(rows))]
+    assert set(lengths) == {0, 1, 2, 3, 4}
+
+
+def test_events_share_the_window_of_the_latest_of_those_that_begin_alike(monkeypatch):
+    """A user's events of the first L baskets are read from one pass, later ones from one each."""
     log = random_log()
     rows, backbone = rows_of(log), backbone_of(log, "sasrec", 4)
     events = np.arange(len(rows))
-    expected = [min(4, len(plain_history(log, rows, event))) for event in events]
-    assert backbone.lengths(events).tolist() == expected
-    assert set(expected) == {0, 1, 2, 3, 4}
+    before = [len(plain_history(log, rows, event)) for event in events]
+    first = [(rows[event][0], max(0, known - 4)) for event, known in zip(events, before, strict=True)]
+    longest = {begin: 0 for begin in first}
+    for begin, known in zip(first, before, strict=True):
+        longest[begin] = max(longest[begin], min(4, known))
+    assert backbone.lengths(events).tolist() == [longest[begin] for begin in first]
+    passes = []
+    states = type(backbone.model).states
+    monkeypatch.setattr(
+        type(backbone.model), "states", lambda self, steps: passes.append(len(steps)) or states(self, steps)
+    )
+    together = backbone.activations(events, None)
+    assert passes == [len(longest)]
+    alone = torch.cat([backbone.activations(events[at : at + 1], None) for at in events])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
 @both
