@@ -31,17 +31,12 @@ STAGES = {
     "ingest": ["ingest", "LOG"],
     "train": ["train", "--model", "sasrec", "--on", "cloud", "--epochs", "1", *SIZES],
     "memory": ["memory"],
-    "patch memory": ["patch", "--cloud", "cloud@1", "--method", "memory"],
     "patch metapatch": [
-        "patch",
-        "--cloud",
-        "cloud@1",
-        "--method",
-        "metapatch",
-        "--set",
-        "patch.metapatch.basis_epochs=1",
+        *("patch", "--cloud", "cloud@1", "--method", "metapatch", "--set", "patch.metapatch.basis_epochs=1")
     ],
-    "evaluate": ["evaluate", "cloud@1", "patches@1", "patches@2", "--against", "cloud@1"],
+    "patch memory": ["patch", "--cloud", "cloud@1", "--method", "memory"],
+    "distill": ["distill", "--patches", "patches@1", "--epochs", "1"],
+    "evaluate": ["evaluate", "cloud@1", "patches@1", "patches@2", "--against", "cloud@1", "--candidates", "100"],
     "recommend": ["recommend", "cloud@1", "--users", "@USERS", "--as-of", "test"],
     "score": ["score", "patches@2", "--user", "u7"],
 }

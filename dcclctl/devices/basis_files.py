@@ -60,6 +60,6 @@ def encoder_of(cloud: CloudModel) -> Encoder | None:
         return None
     tensors = cloud.artifact.read_tensors(ENCODER_FILE)
     size, hidden = tensors["out"].shape
-    encoder = Encoder(size, hidden, cloud.dataset.log.profile_sizes, torch.Generator().manual_seed(0))
+    encoder = Encoder(size, hidden, cloud.dataset.no_events.profile_sizes, torch.Generator().manual_seed(0))
     encoder.load_state_dict(cloud.artifact.read_weights(ENCODER_FILE, encoder.state_dict()))
     return encoder

@@ -71,25 +71,25 @@ class FromMemory(DistillationMethod[FromMemorySettings]):
                 "Leave the setting out, or give teachers with a memory: dcclctl patch --method memory",
             )
 
-    def histories(self, task: DistillTask[FromMemorySettings]) -> EventLog:
+    def histories(self, task: DistillTask[FromMemorySettings], log: EventLog) -> EventLog:
         """The log with truncated histories of some events, for student and memories.
 
         Without them the student gets worse for users with short histories, because the events of a late period have
         long histories. Events of valid choose the epoch, so they keep their histories; so do all events if β = 0.
         """
-        log, settings = task.log, task.settings
+        settings = task.settings
         if settings.beta == 0 or task.patches.memory is None or task.block.period == VALID:
             return log
         events = log.events_in(task.block)
-        some = events[uniforms(task.seed, "distill/short", events) < settings.truncated_share]
-        lengths = log_uniform(task.seed, "distill/length", some, 0, log.history_lengths(some, task.student.history))
+        some = events[uniforms(task.seed, "distill/short", log.places(events)) < settings.truncated_share]
+        lengths = log_uniform(
+            task.seed, "distill/length", log.places(some), 0, log.history_lengths(some, task.student.history)
+        )
         return log.truncate_history(some, lengths)
 
     def objective(self, task: DistillTask[FromMemorySettings], log: EventLog) -> TaughtObjective:
         # labels of truncated events are not taught: an old user's next item is no example of a new user's first item
-        full, limit = task.log, task.student.history
-        every = np.arange(len(full.user))
-        has_label = log.history_lengths(every, limit) == full.history_lengths(every, limit)
+        has_label = ~log.truncated(task.student.history)
         # the teachers' logits, shifted to the student's number of negatives
         teacher = teacher_of(task, log, prior_shift(task.patches.cloud.negatives, task.settings.negatives))
         memory, weight = task.patches.memory, teacher_weight(task.patches, task.config.teachers)
@@ -173,4 +173,4 @@ class UnlabelledItems:
         return torch.from_numpy(drawn)
 
     def _uniforms(self, what: str, events: Ints, epoch: int, slots: Ints) -> npt.NDArray[np.float64]:
-        return uniforms(self.seed, f"{self.purpose}/{what}", epoch, events[:, None], slots)
+        return uniforms(self.seed, f"{self.purpose}/{what}", epoch, self.log.places(events)[:, None], slots)

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from dcclctl.artifacts import CloudModel, PatchSet
     from dcclctl.compute import OnProgress
     from dcclctl.events.log import Block, EventLog
-    from dcclctl.models.trainable import Trainable
-    from dcclctl.models.training import Objective
+    from dcclctl.models.training import Objective, Trainer
     from dcclctl.store.work import Work
 
 #: `distill --method` → the code, and one line about the method
@@ -71,10 +70,6 @@ class DistillTask(Generic[SettingsT]):
     on_progress: "OnProgress"
 
     @property
-    def log(self) -> "EventLog":
-        return self.student.dataset.log
-
-    @property
     def seed(self) -> int:
         return self.config.seed
 
@@ -92,16 +87,16 @@ class DistillationMethod(ABC, Generic[SettingsT]):
             UsageError: with the remedy.
         """
 
-    def histories(self, task: DistillTask[SettingsT]) -> "EventLog":
-        """The log with the histories of student and teachers."""
-        return task.log
+    def histories(self, task: DistillTask[SettingsT], log: "EventLog") -> "EventLog":
+        """The log of some users with the histories of student and teachers."""
+        return log
 
     @abstractmethod
     def objective(self, task: DistillTask[SettingsT], log: "EventLog") -> "Objective":
-        """The student's objective; log: from `histories`."""
+        """The student's objective on the events of some users; log: from `histories`."""
 
-    def after(self, task: DistillTask[SettingsT], model: "Trainable", objective: "Objective") -> dict[str, Any]:
-        """Further steps after the student `model` has its new weights; returns further facts for the manifest."""
+    def after(self, task: DistillTask[SettingsT], trainer: "Trainer") -> dict[str, Any]:
+        """Further steps after the trainer's model has its new weights; returns further facts for the manifest."""
         return {"basis_losses": [], "no_basis": "this method learns no basis Θ and no encoder U"}
 
 

@@ -6,10 +6,11 @@ Step 2, basis and encoder:   min over Θ, W_e of Σ_m Σ_i CE(y, f̂(x)) + β·K
 with f̂ = f with patch weights ϑ₀ + Θ·U(θ̂^(m), u^(m)).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -30,8 +31,7 @@ from dcclctl.events.log import Block, EventLog
 from dcclctl.events.sampler import Sampler, Samples
 from dcclctl.events.sampling import hashes, permutation, stream
 from dcclctl.models.din import Din
-from dcclctl.models.trainable import Trainable
-from dcclctl.models.training import Objective, pick
+from dcclctl.models.training import Trainer, pick
 
 
 class MoMoDistillSettings(TeachingSettings):
@@ -51,8 +51,8 @@ class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
         """
         if patches.memory is None or config.teachers == "unpatched":
             return
-        log, end = patches.cloud.dataset.log, patches.memory.counted_through
-        if log.up_to(Block.parse(end))[log.events_in(block)].any():
+        end = Block.parse(patches.memory.counted_through)
+        if (block.period, block.start) < (end.period, end.end):
             raise UsageError(
                 f"{patches.ref} uses {patches.memory.ref}, whose statistics go on to the end of {end}: they have "
                 "counted the events that would be distilled",
@@ -64,14 +64,12 @@ class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
         weight = teacher_weight(task.patches, task.config.teachers)
         return TaughtObjective(log, teacher_of(task, log), task.settings.beta, weight)
 
-    def after(self, task: DistillTask[MoMoDistillSettings], model: Trainable, objective: Objective) -> dict[str, Any]:
+    def after(self, task: DistillTask[MoMoDistillSettings], trainer: Trainer) -> dict[str, Any]:
         """Step 2: Θ and U on top of the new weights, written into the artifact."""
         reason = self._why_no_basis(task)
         if reason:
             return {"basis_losses": [], "no_basis": reason}
-        patches, settings, log = task.patches, task.settings, task.log
-        sampler = Sampler(log, [task.block], settings.negatives, task.seed, "distill/basis-negatives")
-        events = log.events_in(task.block)
+        patches, settings = task.patches, task.settings
 
         def on_epoch(epoch: int, loss: float) -> None:
             task.work.record({"stage": "distill basis", "epoch": epoch, "loss": loss})
@@ -81,13 +79,21 @@ class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
         encoder = None if patches.own_basis else encoder_of(patches.cloud)
         if encoder is None:
             generator = torch.Generator().manual_seed(stream(task.seed, "distill/encoder"))
-            encoder = Encoder(basis.size, settings.encoder_size, log.profile_sizes, generator)
+            encoder = Encoder(
+                basis.size, settings.encoder_size, patches.cloud.dataset.no_events.profile_sizes, generator
+            )
         encoder.to(task.device)
-        second = SecondStep(cast(Din, model), log, patches.codes()[0], cast(TaughtObjective, objective), settings)
-        phase = Phase(task.on_progress, "distill Θ, U", settings.basis_epochs * len(events), "events")
-        basis, losses = second.distill(
-            basis, encoder, lambda epoch: sampler.draw(events, epoch), task.seed, on_epoch, phase.add
-        )
+        second = SecondStep(cast(Din, trainer.model), patches.codes()[0], settings)
+
+        def draw(epoch: int) -> Iterator[tuple[TaughtObjective, Samples]]:
+            groups = np.arange(trainer.groups.count)
+            for number in permutation(task.seed, "distill/basis-groups", groups, epoch):
+                group = trainer.group(int(number))
+                sampler = Sampler(group.log, [task.block], settings.negatives, task.seed, "distill/basis-negatives")
+                yield cast(TaughtObjective, group.objective), sampler.draw(group.all_events, epoch)
+
+        phase = Phase(task.on_progress, "distill Θ, U", settings.basis_epochs * trainer.n_all_events, "events")
+        basis, losses = second.distill(basis, encoder, draw, task.seed, on_epoch, phase.add)
         write_basis(task.work, basis)
         write_encoder(task.work, encoder)
         return {"basis_losses": losses, "no_basis": ""}
@@ -109,21 +115,19 @@ class SecondStep:
     """Learns Θ and the encoder with the cloud weights frozen.
 
     Args:
-        model: the cloud model after step 1; it stays as it is. log: its histories.
-        codes: (U, K) θ̂ of all users, zero without a patch. objective: the teachers.
+        model: the cloud model after step 1; it stays as it is.
+        codes: (U, K) θ̂ of all users, zero without a patch.
     """
 
     model: Din
-    log: EventLog
     codes: Float[Tensor, "U K"]
-    objective: TaughtObjective
     settings: MoMoDistillSettings
 
     def distill(
         self,
         basis: Basis,
         encoder: Encoder,
-        draw: Callable[[int], Samples],
+        draw: Callable[[int], Iterable[tuple[TaughtObjective, Samples]]],
         seed: int,
         on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
         on_step: Callable[[int, str], None] = lambda count, note: None,
@@ -131,7 +135,8 @@ class SecondStep:
         """Learn both; the encoder is changed in place.
 
         Args:
-            basis: start of Θ; ϑ₀ stays. draw: epoch → the events with their negatives of that epoch.
+            basis: start of Θ; ϑ₀ stays. draw: epoch → groups of users: their teachers and log, and their events with
+                the negatives of that epoch.
             on_epoch: called with an epoch's number and mean loss. on_step: with a batch's number of events and a note.
 
         Returns:
@@ -149,38 +154,42 @@ class SecondStep:
         optimiser = torch.optim.Adam([theta, *encoder.parameters()], lr=settings.basis_learning_rate)
         losses = []
         for epoch in range(settings.basis_epochs):
-            samples = draw(epoch)
-            without_patch = hashes(seed, "distill/forget", epoch, samples.events) % 2 == 0
-            order = permutation(seed, "distill/basis-shuffle", samples.events, epoch)
-            total = 0.0
-            for begin in range(0, len(order), settings.batch_size):
-                rows = order[begin : begin + settings.batch_size]
-                batch = pick(samples, rows)
-                loss = self._loss(learned, encoder, batch, torch.from_numpy(~without_patch[rows]))
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                with torch.no_grad():
-                    theta /= theta.norm(dim=0)
-                value = float(loss.detach())
-                total += value * len(rows)
-                on_step(len(rows), f"loss {value:.4f}")
-            mean = finite_loss(total / max(len(order), 1), "Θ", "distill.momodistill.basis_learning_rate=0.003")
+            total, count = 0.0, 0
+            for objective, samples in draw(epoch):
+                places = objective.log.places(samples.events)
+                without_patch = hashes(seed, "distill/forget", epoch, places) % 2 == 0
+                order = permutation(seed, "distill/basis-shuffle", places, epoch)
+                for begin in range(0, len(order), settings.batch_size):
+                    rows = order[begin : begin + settings.batch_size]
+                    has_code = torch.from_numpy(~without_patch[rows])
+                    loss = self._loss(learned, encoder, objective, pick(samples, rows), has_code)
+                    optimiser.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimiser.step()
+                    with torch.no_grad():
+                        theta /= theta.norm(dim=0)
+                    value = float(loss.detach())
+                    total, count = total + value * len(rows), count + len(rows)
+                    on_step(len(rows), f"loss {value:.4f}")
+            mean = finite_loss(total / max(count, 1), "Θ", "distill.momodistill.basis_learning_rate=0.003")
             losses.append(mean)
             on_epoch(epoch + 1, mean)
         return replace(basis, theta=theta.detach().cpu()), losses
 
-    def _loss(self, basis: Basis, encoder: Encoder, batch: Samples, has_code: Tensor) -> Float[Tensor, ""]:
+    def _loss(
+        self, basis: Basis, encoder: Encoder, objective: TaughtObjective, batch: Samples, has_code: Tensor
+    ) -> Float[Tensor, ""]:
         """Mean of CE + β·KL over the batch's candidates; has_code: (B,) if False, θ̂ is replaced by 0."""
         head, device = Head.of(self.model), self.model.out.weight.device
+        log = objective.log
         with torch.no_grad():
-            z1 = self.model.first_layer_of_few(self.log, batch.events, batch.candidates)
-            teacher_logits = self.objective.teacher(batch.events, batch.candidates)
-        users = torch.from_numpy(self.log.user[batch.events])
+            z1 = self.model.first_layer_of_few(log, batch.events, batch.candidates)
+            teacher_logits = objective.teacher(batch.events, batch.candidates)
+        users = torch.from_numpy(log.user[batch.events])
         codes = self.codes[users].to(device) * has_code.to(device).unsqueeze(1)
-        logits = head_logits(head, z1, basis.patch(encoder(codes, self.log.profile[users].to(device))))
+        logits = head_logits(head, z1, basis.patch(encoder(codes, log.profile[users].to(device))))
         weights = batch.weights.to(device)
         entropy = F.binary_cross_entropy_with_logits(logits, batch.labels.to(device), reduction="none")
         divergence = bernoulli_kl(teacher_logits, logits)
-        divergence = divergence * self.objective.weight[users].to(device).unsqueeze(1)
+        divergence = divergence * objective.weight[users].to(device).unsqueeze(1)
         return ((entropy + self.settings.beta * divergence) * weights).sum() / weights.sum()

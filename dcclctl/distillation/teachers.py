@@ -51,7 +51,7 @@ def teacher_weight(patches: PatchSet, teachers: str) -> Float[Tensor, "U"]:
     Guarded teachers are the patches with a lower loss on held-back events. Differs: in the paper all weights are 1, as
     they are here for all other teachers.
     """
-    n_users = patches.cloud.dataset.log.n_users
+    n_users = patches.cloud.dataset.users.height
     if teachers != "guarded":
         return torch.ones(n_users)
     # null: a user without held-back events does not teach

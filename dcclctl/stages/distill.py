@@ -10,8 +10,9 @@ from dcclctl.compute import compute_settings, torch_device
 from dcclctl.config import DistillConfig
 from dcclctl.devices.bound import BoundedPatches
 from dcclctl.distillation.method import DistillTask, default_method, method_of
-from dcclctl.distillation.teachers import TaughtObjective
+from dcclctl.distillation.teachers import teacher_weight
 from dcclctl.errors import ArtifactError, UsageError
+from dcclctl.events.groups import UserGroups
 from dcclctl.events.log import Block
 from dcclctl.models.kind import MODELS, kind_of
 from dcclctl.models.settings import FitSettings
@@ -73,17 +74,17 @@ def distill(
         task: DistillTask[Any] = DistillTask(teachers, cloud, block, config, own, device, work, run.on_progress)
         bound = _said_bound(teachers, run) if isinstance(teachers, BoundedPatches) else {}
         assert isinstance(kind, TrainedKind)
-        model, log = kind.module(cloud, device), method.histories(task)
-        objective = method.objective(task, log)
+        groups = dataset.groups
+        histories = UserGroups(groups.count, lambda number: method.histories(task, groups.open(number)))
         fit = replace(FitSettings.of(own, config.seed, f"distill/{config.on}"), shared_negatives=cloud.shared_negatives)
-        trainer = Trainer(model, log, [block], fit, objective)
+        trainer = Trainer(kind.module(cloud, device), histories, [block], fit, lambda log: method.objective(task, log))
         state = trainer.fit(work, run.on_progress, "distill W")
         work.write_tensors("model.safetensors", state.best)
         work.write_json("model.json", {"model": cloud.model, **cloud.sizes})
         facts = {
             "id_map": dataset.id_map,
-            **method.after(task, model, objective),
-            **_teachers(task, objective),
+            **method.after(task, trainer),
+            **_teachers(task),
             **bound,
             "round": max(cloud.round, patches.cloud.round) + 1,
             **trainer.facts(state),
@@ -122,11 +123,11 @@ def _said_bound(teachers: BoundedPatches, run: RunOptions) -> dict[str, Any]:
     return facts
 
 
-def _teachers(task: DistillTask[Any], objective: Any) -> dict[str, Any]:
+def _teachers(task: DistillTask[Any]) -> dict[str, Any]:
     """How many patches taught, and the mean weight of a teacher over the events."""
-    assert isinstance(objective, TaughtObjective)
-    weight, log = objective.weight, task.log
-    mean = float(weight[torch.from_numpy(log.user[log.events_in(task.block)])].double().mean())
+    weight = teacher_weight(task.patches, task.config.teachers)
+    events = torch.from_numpy(task.student.dataset.count_events(task.block)).double()
+    mean = float((weight * events).sum() / events.sum())
     _, kept = task.patches.codes()
     taught = 0 if task.config.teachers == "unpatched" else int((weight[kept] > 0).sum())
     return {"teachers": taught, "mean_teacher_weight": mean}

@@ -240,8 +240,8 @@ def test_the_encoder_serves_users_without_a_patch_whose_profile_tells(personal):
 
     settings = MoMoDistillSettings(basis_epochs=15, basis_learning_rate=0.02, beta=0.5, batch_size=64)
     objective = TaughtObjective(log, teacher, settings.beta, torch.ones(log.n_users))
-    step = SecondStep(personal.model, log, personal.codes, objective, settings)
-    basis, losses = step.distill(personal.basis, encoder, personal.samples, seed=0)
+    step = SecondStep(personal.model, personal.codes, settings)
+    basis, losses = step.distill(personal.basis, encoder, lambda epoch: [(objective, personal.samples(epoch))], seed=0)
     assert losses[-1] < losses[0]
     with torch.no_grad():
         served = encoder(torch.zeros(60, 4), log.profile)

@@ -189,7 +189,7 @@ def test_some_events_of_the_block_get_a_short_history_or_none(remembering: Patch
     before = full.history_lengths(every, limit)
     shares = []
     for share in (0.25, 1.0):
-        cut = FromMemory().histories(task_of(remembering, truncated_share=share))
+        cut = FromMemory().histories(task_of(remembering, truncated_share=share), full)
         after = cut.history_lengths(every, limit)
         assert (np.delete(after, block) == np.delete(before, block)).all()
         assert (after <= before).all()
@@ -200,13 +200,14 @@ def test_some_events_of_the_block_get_a_short_history_or_none(remembering: Patch
 
 def test_histories_stay_where_nobody_teaches_or_nothing_is_remembered(remembering: PatchSet, world: World) -> None:
     full = remembering.cloud.dataset.log
-    assert FromMemory().histories(task_of(remembering, beta=0.0)) is full
-    assert FromMemory().histories(task_of(remembering, truncated_share=0.0)).history_start.tolist() == (
+    assert FromMemory().histories(task_of(remembering, beta=0.0), full) is full
+    assert FromMemory().histories(task_of(remembering, truncated_share=0.0), full).history_start.tolist() == (
         full.history_start.tolist()
     )
-    assert FromMemory().histories(task_of(remembering, Block(VALID))) is full
+    assert FromMemory().histories(task_of(remembering, Block(VALID)), full) is full
     plain = task_of(world.patches())  # patches without a memory
-    assert FromMemory().histories(plain) is plain.log
+    log = plain.student.dataset.log
+    assert FromMemory().histories(plain, log) is log
 
 
 def test_truncated_share_is_refused_for_teachers_without_a_memory(remembering: PatchSet, world: World) -> None:
@@ -227,7 +228,7 @@ def test_labels_of_truncated_events_are_not_taught_and_teachers_speak_in_the_stu
 ) -> None:
     full, limit = remembering.cloud.dataset.log, remembering.cloud.history
     task = task_of(remembering, truncated_share=0.5, negatives=12)
-    cut = FromMemory().histories(task)
+    cut = FromMemory().histories(task, full)
     objective = FromMemory().objective(task, cut)
     for event in full.events_in(DEVICE):
         seen, there = (int(each.history_lengths(np.array([event]), limit)[0]) for each in (cut, full))

@@ -43,9 +43,9 @@ def distill(world, encoder, teacher=None, on_epoch=lambda *figures: None, weight
     given = {"basis_epochs": 3, "basis_learning_rate": 0.01, "beta": 0.5, "batch_size": 16} | changes
     settings = MoMoDistillSettings(**given)
     weight = torch.ones(log.n_users) if weight is None else weight
-    step = SecondStep(model, log, codes, TaughtObjective(log, teacher, settings.beta, weight), settings)
+    step, objective = SecondStep(model, codes, settings), TaughtObjective(log, teacher, settings.beta, weight)
     draw = draw or (lambda epoch: samples_of(log, DEVICE, epoch=epoch))
-    return step.distill(basis, encoder, draw, seed, on_epoch)
+    return step.distill(basis, encoder, lambda epoch: [(objective, draw(epoch))], seed, on_epoch)
 
 
 def test_the_basis_and_the_encoder_learn_and_all_else_is_frozen(world):

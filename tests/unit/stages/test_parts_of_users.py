@@ -10,13 +10,19 @@ import pytest
 import torch
 import world
 from polars.testing import assert_frame_equal
+from world import quiet_progress
 
 from dcclctl.artifacts import CloudModel, Dataset, Evaluation, PatchSet
 from dcclctl.artifacts import dataset as dataset_module
 from dcclctl.artifacts.memory import STATISTICS_FILE, TYPICAL_FILE
+from dcclctl.config import DistillConfig
 from dcclctl.devices.serving import Subject
+from dcclctl.distillation.from_memory import FromMemory, FromMemorySettings
+from dcclctl.distillation.method import DistillTask
+from dcclctl.events.groups import UserGroups
 from dcclctl.events.log import DEVICE, Block
 from dcclctl.stages import patch as patching
+from dcclctl.stages.distill import distill
 from dcclctl.stages.evaluate import evaluate
 from dcclctl.stages.ingest import Sides, ingest
 from dcclctl.stages.memory import remember
@@ -41,13 +47,13 @@ class Shop:
         wanted = {"label": "rating>=3", "shard_users": part, "new_users": 0.2}
         self.store = Store(folder / "store")
         self.dataset: Dataset = ingest([log], self.store, wanted, sides=sides)
-        self.knn = self._train(model="item-knn", on="cloud")
-        self.gru = self._train(model="gru4rec", on="cloud", epochs=1, **{"train.gru4rec.item_size": 8})
+        self.knn = self.train(model="item-knn", on="cloud")
+        self.gru = self.train(model="gru4rec", on="cloud", epochs=1, **{"train.gru4rec.item_size": 8})
         self.memory = remember(self.dataset, MEMORY)
         self.remembered = self.patch(method="memory", epochs=1, hidden_size=4)
         self.meta = self.patch(method="metapatch", **META)
 
-    def _train(self, **settings: object) -> CloudModel:
+    def train(self, **settings: object) -> CloudModel:
         return CloudModel(train(self.dataset, settings | THREADS).artifact)
 
     def patch(self, executor: str = "local", force: bool = False, **settings: object) -> PatchSet:
@@ -183,6 +189,60 @@ def test_a_memory_of_parts_is_that_of_the_whole(
             assert mine.keys() == theirs.keys()
             for key, tensor in mine.items():
                 torch.testing.assert_close(tensor, theirs[key], atol=1e-6, rtol=1e-5)
+
+
+def test_teachers_of_a_group_say_what_they_say_among_all(parts: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truncated histories, labels, unlabelled items and the teachers' logits of each event."""
+    settings, method = FromMemorySettings(negatives=4), FromMemory()
+    config = DistillConfig(method="from-memory", settings=settings, on="device")
+    task = DistillTask(
+        parts.remembered, parts.gru, Block(DEVICE), config, settings, torch.device("cpu"), None, quiet_progress
+    )
+    monkeypatch.setattr(dataset_module, "_GROUP_USERS", 30)
+    found: list[dict[int, tuple[int, bool, list[int], torch.Tensor]]] = []
+    for groups in (UserGroups.of(parts.dataset.log), parts.dataset.groups):
+        said = {}
+        for number in range(groups.count):
+            log = method.histories(task, groups.open(number))
+            objective, events = method.objective(task, log), log.events_in(DEVICE)
+            items = objective.unlabelled(events, 1)
+            logits = objective.teacher(events, items)
+            lengths = log.history_lengths(events, 100)
+            for at, place in enumerate(log.places(events).tolist()):
+                labelled = bool(objective.has_label[events[at]])
+                said[place] = int(lengths[at]), labelled, items[at].tolist(), logits[at]
+        found.append(said)
+    whole, grouped = found
+    assert whole.keys() == grouped.keys()
+    assert {labelled for _, labelled, *_ in whole.values()} == {True, False}
+    for place, (length, labelled, items, logits) in whole.items():
+        assert grouped[place][:2] == (length, labelled)
+        if length:  # without a history an item is drawn from the group's events
+            assert grouped[place][2] == items
+            torch.testing.assert_close(grouped[place][3], logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["from-memory", "momodistill"])
+def test_a_model_is_taught_group_by_group(parts: Shop, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if method == "momodistill":
+        din = parts.train(model="din", on="cloud", epochs=1, **{"train.din.hidden_sizes": (8, 4)})
+        patches = patching.patch(din, META | THREADS | {"method": "metapatch"}, RunOptions())
+    else:
+        patches = parts.remembered
+    wanted = {"method": method, "epochs": 1, "on": "device", **THREADS}
+    one = distill(patches, wanted)
+    monkeypatch.setattr(dataset_module, "_GROUP_USERS", 30)
+    assert parts.dataset.groups.count > 1
+    monkeypatch.setattr(Dataset, "log", property(lambda self: pytest.fail("all events were read")))
+    grouped = distill(PatchSet(patches.artifact), wanted, RunOptions(force=True))
+    assert one.id != grouped.id
+    for name in ("trained_on_events", "trained_on_users", "teachers", "mean_teacher_weight"):
+        assert one.facts[name] == pytest.approx(grouped.facts[name])
+    assert one.facts["epochs"][-1]["train_loss"] == pytest.approx(grouped.facts["epochs"][-1]["train_loss"], rel=0.1)
+    losses = [each.facts["basis_losses"] for each in (one, grouped)]
+    assert [len(each) for each in losses] == [5 * (method == "momodistill")] * 2
+    assert all(each == sorted(each, reverse=True) for each in losses)
+    assert losses[0][:1] == pytest.approx(losses[1][:1], rel=0.1)
 
 
 def test_many_events_are_enough_to_learn_what_all_users_share(parts: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
