@@ -34,7 +34,7 @@ from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 from dcclctl.models.settings import FitSettings, PatientSettings, Share
 from dcclctl.models.trainable import Dropout, Forward, Pass, keep_all
 from dcclctl.models.trained import TrainedKind
-from dcclctl.models.windows import Bags, Baskets, ServedWindows, Windows, batches, served_windows, windows_of
+from dcclctl.models.windows import Bags, Baskets, Windows, batches, served_windows, windows_of
 
 if TYPE_CHECKING:
     from dcclctl.artifacts.cloud import CloudModel
@@ -184,8 +184,7 @@ class WindowPass(Pass):
         return batches(self.windows, settings, epoch)
 
     def validation_batches(self) -> Iterator[Ints]:
-        windows = self.windows
-        order = np.argsort(windows.end[windows.window] - windows.first[windows.window], kind="stable")
+        order = np.argsort(self.windows.lengths, kind="stable")
         for start in range(0, len(order), self.VALIDATION_EVENTS):
             yield order[start : start + self.VALIDATION_EVENTS]
 
@@ -198,7 +197,8 @@ class WindowPass(Pass):
         model, windows = self.model, self.windows
         device = model.item_table.device
         used, window = np.unique(windows.window[positions], return_inverse=True)
-        bags = self.baskets.bags(windows.first[used], windows.end[used])
+        stop = None if windows.stop is None else windows.stop[used]
+        bags = self.baskets.bags(windows.first[used], windows.end[used], stop)
         distinct, inverse = torch.unique(torch.cat([bags.items, candidates.flatten(), shared]), return_inverse=True)
         distinct, inverse = distinct.to(device), inverse.to(device)
         leaf = model.item_table.detach()[distinct].requires_grad_(torch.is_grad_enabled())
@@ -246,9 +246,7 @@ class SequenceBackbone(Backbone):
 
     def lengths(self, events: Ints) -> Ints:
         """(B,) baskets of the window that an event shares with others of the given events."""
-        served = self._served(events)
-        lengths: Ints = (served.end - served.first)[served.window]
-        return lengths
+        return served_windows(self.baskets, self.log, events, self.model.sizes.history).lengths
 
     def activation_cost(self, n_candidates: int, length: int) -> int:
         return (length + 1) * (2 * self.model.embedding_size + length) + n_candidates
@@ -256,29 +254,12 @@ class SequenceBackbone(Backbone):
     @torch.no_grad()
     def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B D"]:
         """States before the events; events that share a window read their states from one pass over it."""
-        served = self._served(events)
+        served = served_windows(self.baskets, self.log, events, self.model.sizes.history)
         bags = self.baskets.bags(served.first, served.end, served.stop)
         items = F.embedding(bags.items.to(self.embeddings.device), self.embeddings)
         states = self.model.states(self.model.steps(bags, items))
         place = torch.from_numpy(served.window * states.shape[1] + served.state)
         return F.embedding(place.to(states.device), states.flatten(0, 1))
-
-    def _served(self, events: Ints) -> ServedWindows:
-        """The windows that hold the histories of the events.
-
-        A history is read from a longer one that begins with the same basket, as no state depends on what comes after
-        it. A history whose last basket is cut has a window of its own.
-        """
-        own, end = self.baskets.before(self.log, events)
-        first = np.maximum(own, end - self.model.sizes.history)
-        stop = self.log.history_end[events]
-        cut = stop < np.append(self.baskets.starts, len(self.baskets.sequence))[end]
-        alike = first * (len(self.baskets.sequence) + 1) + np.where(cut, stop, 0)
-        _, at, window = np.unique(alike, return_index=True, return_inverse=True)
-        longest, stops = end[at], stop[at]
-        np.maximum.at(longest, window, end)
-        np.maximum.at(stops, window, stop)
-        return ServedWindows(first[at], longest, window, end - first, stops)
 
 
 class SequenceKind(TrainedKind[SequenceSettings]):

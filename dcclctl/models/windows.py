@@ -89,23 +89,21 @@ class Windows:
 
     Attributes:
         first, end: (W,) baskets of each window. window: (B,) of each event. state: (B,) its state there, 0 … L.
+        stop: (W,) place in `sequence` where the last basket ends, earlier where a history is cut within it; None: all
+            baskets are whole.
     """
 
     first: Ints
     end: Ints
     window: Ints
     state: Ints
+    stop: Ints | None = None
 
-
-@dataclass(frozen=True)
-class ServedWindows(Windows):
-    """Windows that scores are read from.
-
-    Attributes:
-        stop: (W,) place in `sequence` where the window's last basket ends; earlier where a history is cut within it.
-    """
-
-    stop: Ints
+    @property
+    def lengths(self) -> Ints:
+        """(B,) baskets in each event's window."""
+        lengths: Ints = (self.end - self.first)[self.window]
+        return lengths
 
 
 def windows_of(baskets: Baskets, log: EventLog, events: Ints, limit: int) -> Windows:
@@ -125,11 +123,20 @@ def windows_of(baskets: Baskets, log: EventLog, events: Ints, limit: int) -> Win
 
 
 def served_windows(baskets: Baskets, log: EventLog, events: Ints, limit: int) -> Windows:
-    """One window for each history of the events (B,): its last L = `limit` baskets, as SequenceBackbone reads it."""
+    """The windows that scores of the events (B,) are read from: each event's last L = `limit` baskets.
+
+    Histories that begin with the same basket share the window of the longest of them, because no state depends on what
+    comes after it. A history whose last basket is cut has a window of its own.
+    """
     own, end = baskets.before(log, events)
-    histories, window = np.unique(np.stack([np.maximum(own, end - limit), end]), axis=1, return_inverse=True)
-    window = window.reshape(-1).astype(np.int64)
-    return Windows(histories[0], histories[1], window, (histories[1] - histories[0])[window])
+    first, stop = np.maximum(own, end - limit), log.history_end[events]
+    cut = stop < np.append(baskets.starts, len(baskets.sequence))[end]
+    alike = first * (len(baskets.sequence) + 1) + np.where(cut, stop, 0)
+    _, at, window = np.unique(alike, return_index=True, return_inverse=True)
+    ends, stops = end[at], stop[at]
+    np.maximum.at(ends, window, end)
+    np.maximum.at(stops, window, stop)
+    return Windows(first[at], ends, window.reshape(-1).astype(np.int64), end - first, stops)
 
 
 def batches(windows: Windows, settings: FitSettings, epoch: int) -> Iterator[Ints]:
