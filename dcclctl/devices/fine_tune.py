@@ -22,8 +22,8 @@ from dcclctl.devices.method import PatchTask
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.events.sampling import Ints
 from dcclctl.models.din import DinBackbone, prelu
+from dcclctl.models.kernels import dots
 from dcclctl.models.kind import open_backbone
-from dcclctl.models.products import dots
 from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 
 

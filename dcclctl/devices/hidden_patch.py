@@ -23,7 +23,7 @@ from dcclctl.devices.basis import Layout, SharedBasis, fit_codes
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.events.sampling import Ints
 from dcclctl.models.din import Din, DinBackbone, prelu
-from dcclctl.models.products import dots
+from dcclctl.models.kernels import dots
 from dcclctl.models.scoring import HeadFunction
 
 

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from dcclctl.artifacts import CloudModel, PatchSet
 from dcclctl.artifacts.cloud import BASIS_FILE
@@ -30,6 +29,7 @@ from dcclctl.devices.state_patch import StateRows, StateShape
 from dcclctl.errors import UsageError
 from dcclctl.events.sampling import Ints, ranges, stream
 from dcclctl.models.din import DinBackbone
+from dcclctl.models.kernels import rows_of
 from dcclctl.models.kind import open_backbone
 from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 from dcclctl.models.sequence import SequenceBackbone
@@ -136,7 +136,7 @@ class StateDevices(Learner[MetaPatchSettings, StateRows]):
     def _items(self, candidates: Int[Tensor, "E C"]) -> tuple[Float[Tensor, "E C D"], Float[Tensor, "E C"]]:
         """Embeddings of candidates and their biases, frozen."""
         wanted = candidates.to(self.device)
-        return F.embedding(wanted, self.backbone.embeddings), self.backbone.model.item_bias.detach()[wanted]
+        return rows_of(self.backbone.embeddings, wanted), self.backbone.model.item_bias.detach()[wanted]
 
 
 class MetaPatch(CodeMethod[MetaPatchSettings]):

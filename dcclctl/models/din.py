@@ -18,6 +18,7 @@ from dcclctl.config import Positive, rarely, size
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.models.items import EmbeddedItems
+from dcclctl.models.kernels import rows_of
 from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 from dcclctl.models.settings import Share, TrainedSettings
 from dcclctl.models.trainable import Dropout, Forward, HistoryPass
@@ -259,8 +260,8 @@ class DinBackbone(Backbone):
             return self._activations_of_all(events)
         model, log, embeddings, device = self.model, self.log, self.embeddings, self.embeddings.device
         history, mask = log.histories(events, self.limit)
-        keys = F.embedding(history.to(device), embeddings)
-        query = F.embedding(candidates.to(device), embeddings)
+        keys = rows_of(embeddings, history.to(device))
+        query = rows_of(embeddings, candidates.to(device))
         interest = model.interest_of_many(query, keys, mask.to(device))
         profile = model.embed_profile(log.profile[torch.from_numpy(log.user[events])].to(device))
         return model.first_layer(query, interest, profile)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from dcclctl.config import Positive, Rate, size, tuned
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
-from dcclctl.models.products import dots
+from dcclctl.models.kernels import dots
 from dcclctl.models.scoring import Backbone
 from dcclctl.models.settings import PatientSettings
 from dcclctl.models.trainable import Dropout, Forward, HistoryPass, Trainable

@@ -29,7 +29,7 @@ from dcclctl.config import Positive, rarely, size
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.models.items import EmbeddedItems
-from dcclctl.models.products import dots
+from dcclctl.models.kernels import dots, rows_of
 from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 from dcclctl.models.settings import FitSettings, PatientSettings, Share
 from dcclctl.models.trainable import Dropout, Forward, Pass, keep_all
@@ -242,7 +242,7 @@ class SequenceBackbone(Backbone):
         if candidates is None:
             return torch.addmm(self.model.item_bias, states, self.embeddings.T)
         wanted = candidates.to(states.device)
-        return self.model.logits(states, wanted, F.embedding(wanted, self.embeddings))
+        return self.model.logits(states, wanted, rows_of(self.embeddings, wanted))
 
     def lengths(self, events: Ints) -> Ints:
         """(B,) baskets of the window that an event shares with others of the given events."""
@@ -256,10 +256,10 @@ class SequenceBackbone(Backbone):
         """States before the events; events that share a window read their states from one pass over it."""
         served = served_windows(self.baskets, self.log, events, self.model.sizes.history)
         bags = self.baskets.bags(served.first, served.end, served.stop)
-        items = F.embedding(bags.items.to(self.embeddings.device), self.embeddings)
+        items = rows_of(self.embeddings, bags.items.to(self.embeddings.device))
         states = self.model.states(self.model.steps(bags, items))
         place = torch.from_numpy(served.window * states.shape[1] + served.state)
-        return F.embedding(place.to(states.device), states.flatten(0, 1))
+        return rows_of(states.flatten(0, 1), place.to(states.device))
 
 
 class SequenceKind(TrainedKind[SequenceSettings]):

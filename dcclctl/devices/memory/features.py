@@ -37,6 +37,7 @@ from torch import Tensor
 from dcclctl.devices.memory.lists import Floats, ItemLists, largest, sums
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, hashes, ranges
+from dcclctl.models.kernels import rows_of
 
 #: features of a candidate; the first is the number of items in the memory, the same for all candidates
 FEATURES = (
@@ -410,7 +411,7 @@ def features_of(
         n_items = len(some) + 1
 
     def column(items: Tensor) -> Tensor:
-        return items if place is None else place[items]
+        return items if place is None else rows_of(place, items)
 
     here, asked = column(held), column(candidates)
     n = mask.sum(1, keepdim=True)  # (B, 1)
@@ -418,26 +419,30 @@ def features_of(
     count = torch.zeros(b, n_items).scatter_add_(1, here, mask)
     recency = torch.zeros(b, n_items).scatter_reduce_(1, here, freshness, "amax")
     own = count.gather(1, asked)
+    categories = rows_of(item_categories, held), rows_of(item_categories, candidates)
     columns = [
         torch.log1p(n).expand_as(own) / 5,
         torch.log1p(own),
-        torch.log((own + 1) / (n * statistics.item_share[candidates] + 1)),
+        torch.log((own + 1) / (n * rows_of(statistics.item_share, candidates) + 1)),
         recency.gather(1, asked),
-        *_category_columns(held, mask, freshness, item_categories[held], item_categories[candidates], statistics),
+        *_category_columns(held, mask, freshness, *categories, statistics),
     ]
     if related is None:
-        near, similarity = statistics.neighbours[candidates], statistics.similarity[candidates]  # (B, C, N)
+        near, similarity = (
+            rows_of(statistics.neighbours, candidates),
+            rows_of(statistics.similarity, candidates),
+        )  # (B, C, N)
         known = similarity * (count.gather(1, column(near).flatten(1)).view(near.shape) > 0)
         newest = torch.zeros(b, n_items).scatter_reduce_(1, here, mask * _newest(held.shape[1]), "amax")
         lately = newest.gather(1, column(near).flatten(1)).view(near.shape)
         related = [_sum(known), known.amax(-1), _sum(similarity * lately)]
         if statistics.predecessors.shape[1]:
-            before = statistics.predecessors[candidates]
-            score = statistics.transition_score[candidates]
+            before = rows_of(statistics.predecessors, candidates)
+            score = rows_of(statistics.transition_score, candidates)
             score = score * newest.gather(1, column(before).flatten(1)).view(before.shape)
             related += [_sum(score), score.amax(-1)]
     columns += _similarity_columns(*related[:3]) + (_order_columns(*related[3:]) if related[3:] else [])
-    return (torch.stack(columns, -1) - statistics.mean[candidates]) / statistics.scale
+    return (torch.stack(columns, -1) - rows_of(statistics.mean, candidates)) / statistics.scale
 
 
 def _sum(values: Float[Tensor, "B C N"]) -> Float[Tensor, "B C"]:

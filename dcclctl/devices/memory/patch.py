@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from dcclctl.errors import finite_loss
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, permutation
-from dcclctl.models.products import dots
+from dcclctl.models.kernels import dots
 from dcclctl.models.training import CALIBRATION, NOTHING
 
 
