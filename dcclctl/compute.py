@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from dcclctl.errors import UsageError
+from dcclctl.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,8 @@ PASSIVE_WAITING: Final = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "
 #: mallopt parameters of glibc (malloc.h): free memory above which some is given back; size of blocks with an own mapping
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+#: under less, threads of polars were seen to wait forever, and torch to end the process
+_ADDRESS_SPACE = 3 * 2**30
 
 
 _owned = False
@@ -66,6 +68,24 @@ class Phase:
     def add(self, count: float, note: str = "") -> None:
         """Say how much has been done since the last call."""
         self.at(self.done + count, note)
+
+
+def check_address_space() -> None:
+    """Refuse a limit of memory under which libraries would hang or end the process instead of saying so.
+
+    Raises:
+        ArtifactError: there is such a limit (ulimit -v).
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE:
+        raise ArtifactError(
+            f"this process may use {limit / 2**30:.1f} GiB of address space (ulimit -v), and needs {_ADDRESS_SPACE >> 30}",
+            "Lift the limit for this command: ulimit -v unlimited",
+        )
 
 
 def own_process() -> None:

@@ -57,12 +57,21 @@ class Dataset(Handle):
     @cached_property
     def users(self) -> "pl.DataFrame":
         """A USERS table, see tables.py."""
-        return self.artifact.read_table("users.parquet")
+        return self._numbered("users.parquet", "user_index", int(self.facts["users"]))
 
     @cached_property
     def items(self) -> "pl.DataFrame":
         """An ITEMS table, see tables.py."""
-        return self.artifact.read_table("items.parquet")
+        return self._numbered("items.parquet", "item_index", int(self.facts["items"]))
+
+    def _numbered(self, name: str, index: str, rows: int) -> "pl.DataFrame":
+        """A table whose rows are numbered from 0."""
+        import numpy as np
+
+        table = self.artifact.read_table(name)
+        if table.height != rows or not np.array_equal(table[index].to_numpy(), np.arange(rows)):
+            raise self.artifact.unreadable(name, f"does not have the rows 0 to {rows - 1:,}, as its facts say")
+        return table
 
     @cached_property
     def times(self) -> "npt.NDArray[np.float64]":
@@ -88,7 +97,10 @@ class Dataset(Handle):
     @property
     def _event_files(self) -> list[str]:
         """One for each `shard_users` users, in the order of users."""
-        return sorted(name for name in self.artifact.manifest["tables"] if name.startswith("events"))
+        found = sorted(name for name in self.artifact.manifest["tables"] if name.startswith("events"))
+        if len(found) != max(1, len(self.parts)):
+            raise self.artifact.unreadable("events.parquet", f"is one of {len(found)} files, not of {len(self.parts)}")
+        return found
 
     @property
     def parts(self) -> list[range]:

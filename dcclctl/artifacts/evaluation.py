@@ -14,6 +14,8 @@ from dcclctl.store.lineage import SUBJECT_ROLE
 SEED_ROLE = "seed-"
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import polars as pl
 
 
@@ -103,16 +105,7 @@ class Evaluation(Handle):
     @cached_property
     def aggregate(self) -> "pl.DataFrame":
         """An AGGREGATE table: one row for every group, subject and metric."""
-        table, keys = self._table("aggregate.parquet"), ["group", "subject", "metric"]
-        rows = math.prod(table[key].n_unique() for key in keys)
-        if (
-            table["subject"].n_unique() < len(self.scored())
-            or not rows == table.height == table.select(keys).n_unique()
-        ):
-            raise self.artifact.unreadable(
-                "aggregate.parquet", "does not have one row for every group, model and metric"
-            )
-        return table
+        return self._complete("aggregate.parquet", self._table("aggregate.parquet"), ["group", "subject", "metric"])
 
     @property
     def reliability(self) -> "pl.DataFrame":
@@ -126,27 +119,36 @@ class Evaluation(Handle):
         Raises:
             UsageError: the evaluation has no baseline.
         """
-        return self._compared("comparison.parquet")
+        return self._compared("comparison.parquet", ["group", "subject", "metric"])
 
     @property
     def tail_minus_head(self) -> "pl.DataFrame":
         """A TAIL_MINUS_HEAD table."""
-        return self._compared("tail_minus_head.parquet")
+        return self._compared("tail_minus_head.parquet", ["subject", "metric"])
 
     @property
     def harm(self) -> "pl.DataFrame":
         """A HARM table."""
-        return self._compared("harm.parquet")
+        return self._compared("harm.parquet", ["group", "subject", "metric"])
 
     @property
     def worst_users(self) -> "pl.DataFrame":
         """A WORST_USERS table."""
         return self._compared("worst_users.parquet")
 
-    def _compared(self, name: str) -> "pl.DataFrame":
+    def _compared(self, name: str, keys: "Sequence[str]" = ()) -> "pl.DataFrame":
         if not self.against:
             raise UsageError(f"{self.ref} has no baseline", "Evaluate again with --against REF.")
-        return self._table(name)
+        return self._complete(name, self._table(name), keys, others=1) if keys else self._table(name)
+
+    def _complete(self, name: str, table: "pl.DataFrame", keys: "Sequence[str]", others: int = 0) -> "pl.DataFrame":
+        """A table with one row for every combination of keys; all subjects but `others` are in it."""
+        rows = math.prod(table[key].n_unique() for key in keys)
+        subjects = len(self.scored()) - others
+        if table["subject"].n_unique() < subjects or not rows == table.height == table.select(keys).n_unique():
+            *first, last = ("model" if key == "subject" else key for key in keys)
+            raise self.artifact.unreadable(name, f"does not have one row for every {', '.join(first)} and {last}")
+        return table
 
     def _table(self, name: str) -> "pl.DataFrame":
         """A table, all of whose subjects were scored."""

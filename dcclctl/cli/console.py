@@ -25,9 +25,9 @@ _LONGEST_LINE = 2000
 
 
 def print_error(error: DcclError) -> None:
-    """Write 'error: what' and the remedy to stderr."""
+    """Write 'error: what', the remedy and the error's notes to stderr."""
     print(f"error: {_short(plain(error.what))}", file=sys.stderr)
-    for line in error.remedy.splitlines():
+    for line in [*error.remedy.splitlines(), *getattr(error, "__notes__", ())]:
         print(f"  {_short(plain(line))}", file=sys.stderr)
 
 

@@ -60,6 +60,9 @@ class LazyGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            from dcclctl.compute import check_address_space
+
+            check_address_space()
             return super().invoke(ctx)
         except DcclError as error:
             from dcclctl.cli.console import print_error
@@ -77,6 +80,8 @@ class LazyGroup(TyperGroup):
                 raise
             where = getattr(system, "filename", None)
             told = explained(system, f"cannot use {os.fsdecode(where)}" if where else "the system refused a request")
+            for note in getattr(error, "__notes__", ()):
+                told.add_note(note)
             print_error(told)
             ctx.exit(told.exit_code)
         except KeyboardInterrupt as stopped:

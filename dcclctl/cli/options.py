@@ -17,7 +17,7 @@ from dcclctl.cli.completion import completer
 from dcclctl.cli.console import Progress, Reporter
 from dcclctl.cli.timeline import START, Timeline, profiled
 from dcclctl.config import CommandSection, ComputeSection, Presets
-from dcclctl.errors import UsageError
+from dcclctl.errors import GateError, UsageError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -220,6 +220,17 @@ class Call:
             self.progress(START, 0, 0)
             yield self.progress
 
+    @contextmanager
+    def naming_what_is_made(self) -> Iterator[None]:
+        """An error after the commit names what is there all the same."""
+        try:
+            yield
+        except Exception as error:
+            # a gate says what it found after everything else is said
+            if not isinstance(error, GateError) and "store" in self.__dict__ and self.store.committed:
+                error.add_note(f"{', '.join(self.store.committed)} is made and stays; the same command finds it.")
+            raise
+
     def send(self, made: "Handle | Artifact") -> None:
         """Send an artifact to the trackers that --track names."""
         if self._trackers:
@@ -300,9 +311,10 @@ def command(
                 if call.seeds and seeded:
                     _for_each_seed(function, call, given, seeded)
                 elif call.plan or "plan" not in shared:
-                    function(call, **given)
+                    with call.naming_what_is_made():
+                        function(call, **given)
                 else:
-                    with call.working():
+                    with call.naming_what_is_made(), call.working():
                         function(call, **given)
             if call.timeline.seconds and ("plan" in shared or call.timeline.passed() >= _SAID_FROM):
                 sys.stdout.flush()  # this is the last line
@@ -351,7 +363,8 @@ def _for_each_seed(
             name=_checked_name(f"{call.name}-{seed}"),
         )
         call.reporter.line(f"seed {seed}")
-        with suppress(typer.Exit) if call.plan else nullcontext():  # a plan ends its command
+        # a plan ends its command
+        with own.naming_what_is_made(), suppress(typer.Exit) if call.plan else nullcontext():
             function(own, **{**given, **{key: each[at] for key, each in references.items()}})
     if call.plan:
         return

@@ -32,10 +32,12 @@ def read_basis(source: Artifact | Work) -> SharedBasis[Any]:
     else:
         shape = StateShape(**sizes)
     tensors = source.read_tensors(BASIS_FILE)
-    origin, theta = (tensors.get(name, torch.empty(0)) for name in ("origin", "theta"))
+    origin, theta = tensors["origin"], tensors["theta"]
     if tuple(origin.shape) != (shape.size,) or theta.dim() != 2 or len(theta) != shape.size:
         shapes = f"{tuple(origin.shape)} and {tuple(theta.shape)}"
         raise source.unreadable(BASIS_FILE, f"has ϑ₀ and Θ of the shapes {shapes}, not of {shape.size:,} weights")
+    if {origin.dtype, theta.dtype} != {torch.float32}:
+        raise source.unreadable(BASIS_FILE, f"holds {origin.dtype} and {theta.dtype}, not 32-bit floats")
     return SharedBasis(shape, origin, theta)
 
 
@@ -46,8 +48,8 @@ def basis_of(cloud: CloudModel) -> SharedBasis[Any] | None:
 
 def read_prior_mean(source: Artifact | Work) -> Float[Tensor, "K"]:
     """μ, from committed patches or from the work of a run."""
-    mean: Tensor = source.read_tensors(PRIOR_FILE)["mean"]
-    return mean
+    size = source.read_tensors(BASIS_FILE)["theta"].shape[-1]
+    return source.read_weights(PRIOR_FILE, {"mean": torch.empty(size)})["mean"]
 
 
 def write_encoder(work: Work, encoder: Encoder) -> None:

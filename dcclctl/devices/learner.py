@@ -127,7 +127,7 @@ class CodeMethod(DeviceMethod[SettingsT]):
             "settings": task.settings.model_dump(mode="json"),
         }
         shards = ShardTask.of(
-            task.cloud.store, work, "dcclctl.devices.learner:shard_learner", arguments, THETA_FILE, task.config
+            task.cloud.store, work, "dcclctl.devices.learner:shard_learner", arguments, (THETA_FILE,), task.config
         )
 
         def members(shard: int) -> int:

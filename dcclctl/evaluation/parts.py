@@ -29,9 +29,10 @@ from dcclctl.models.scoring import Backbone, score
 from dcclctl.scale.task import OnShard
 from dcclctl.store.store import Store
 from dcclctl.store.work import Work
+from dcclctl.tables import PER_USER
 
-#: of one part: values of its users, and what is summed over users; the second is written last
-TABLE_FILE, SUMS_FILE = "scored-{:05d}.parquet", "scored-{:05d}.safetensors"
+#: of one part: values of its users, and what is summed over users; the table is empty where no event is scored
+FILES = TABLE_FILE, SUMS_FILE = "scored-{:05d}.parquet", "scored-{:05d}.safetensors"
 
 
 def parts_of(subjects: list[Subject]) -> list[range]:
@@ -85,16 +86,18 @@ class PartScorer:
         candidates = Candidates(self.dataset, Block.parse(self.config.on), self.config, log, self.to_rank)
         names = [subject.name for subject in self.subjects]
         tensors = {"events": torch.tensor(len(candidates.events))}
+        table = pl.DataFrame(schema=PER_USER.schema())
         if len(candidates.events):
             scores, served = self._scores(candidates, on_done)
             tables = [scores[name].per_user(self.dataset, name, served[name]) for name in names]
-            self.work.write_table(TABLE_FILE.format(part), pl.concat(tables))
+            table = pl.concat(tables)
             for number, name in enumerate(names):
                 own = scores[name]
                 tensors[f"bins-{number}"] = torch.from_numpy(own.bins.sums())
                 tensors[f"few-{number}"] = torch.tensor(own.few_candidates())
                 if own.shown is not None:
                     tensors[f"shown-{number}"] = torch.from_numpy(own.shown)
+        self.work.write_table(TABLE_FILE.format(part), table)
         self.work.write_tensors(SUMS_FILE.format(part), tensors)
 
     def _scores(
@@ -157,13 +160,13 @@ class Scored:
         shown: dict[str, Ints] = {}
         few, events = np.zeros(2, dtype=np.int64), 0
         for part in range(parts):
-            sums = work.read_tensors(SUMS_FILE.format(part))
-            work.leave_out(SUMS_FILE.format(part))
+            sums, table = work.read_tensors(SUMS_FILE.format(part)), work.read_table(TABLE_FILE.format(part))
+            for name in FILES:
+                work.leave_out(name.format(part))
             events += int(sums["events"])
             if not int(sums["events"]):
                 continue
-            tables.append(work.read_table(TABLE_FILE.format(part)))
-            work.leave_out(TABLE_FILE.format(part))
+            tables.append(table)
             few += sums["few-0"].numpy()
             for number, name in enumerate(names):
                 bins[name].add_sums(sums[f"bins-{number}"].numpy())

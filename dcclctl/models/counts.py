@@ -20,6 +20,7 @@ from dcclctl.models.settings import ModelSettings
 
 if TYPE_CHECKING:
     from dcclctl.artifacts.cloud import CloudModel
+    from dcclctl.store.contents import Tensors
 
 #: EASE inverts a matrix of items × items: with this many items it takes 10 GB
 _EASE_ITEMS = 20_000
@@ -107,7 +108,7 @@ class PopularityKind(CountedKind[SettingsT]):
         return {"logits": log_odds(item_counts(task.dataset.log, counted), task.settings.negatives)}
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
-        return PopularityBackbone(cloud.artifact.read_tensors("model.safetensors")["logits"].to(device), log)
+        return PopularityBackbone(read_tables(cloud, log, "logits")["logits"].to(device), log)
 
 
 class RecentKind(PopularityKind[RecentSettings]):
@@ -125,8 +126,7 @@ class GpTopfreqKind(CountedKind[ModelSettings]):
         return popularity_of(task.dataset.log, counted)
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
-        popularity = cloud.artifact.read_tensors("model.safetensors")["popularity"]
-        return HistoryBackbone(OwnCounts(log.n_items), log, popularity)
+        return HistoryBackbone(OwnCounts(log.n_items), log, read_tables(cloud, log, "popularity")["popularity"])
 
 
 class ItemKnnKind(CountedKind[ItemKnnSettings]):
@@ -139,7 +139,7 @@ class ItemKnnKind(CountedKind[ItemKnnSettings]):
         return {"start": near.start, "target": near.target, "value": near.value, **popularity_of(log, counted)}
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
-        tensors = cloud.artifact.read_tensors("model.safetensors")
+        tensors = read_tables(cloud, log, "popularity")
         near = Neighbours(tensors["start"], tensors["target"], tensors["value"])
         return HistoryBackbone(near.faster(), log, tensors["popularity"], self.settings_of(cloud).decay)
 
@@ -167,8 +167,14 @@ class EaseKind(CountedKind[EaseSettings]):
         return {"weights": weights, **popularity_of(log, counted)}
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
-        tensors = cloud.artifact.read_tensors("model.safetensors")
+        square = {"weights": torch.empty(log.n_items, log.n_items)}
+        tensors = read_tables(cloud, log, "popularity") | cloud.artifact.read_weights("model.safetensors", square)
         return HistoryBackbone(ItemWeights(tensors["weights"].to(device)), log, tensors["popularity"].to(device))
+
+
+def read_tables(cloud: "CloudModel", log: EventLog, *names: str) -> "Tensors":
+    """The model's tensors, of which those with these names have one number an item."""
+    return cloud.artifact.read_weights("model.safetensors", {name: torch.empty(log.n_items) for name in names})
 
 
 def popularity_of(log: EventLog, counted: Ints) -> dict[str, Tensor]:

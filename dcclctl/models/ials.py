@@ -19,7 +19,7 @@ from dcclctl.compute import OnProgress, Phase, no_progress
 from dcclctl.config import Positive, size, tuned
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, stream
-from dcclctl.models.counts import CountedKind, popularity_of
+from dcclctl.models.counts import CountedKind, popularity_of, read_tables
 from dcclctl.models.kind import FitTask
 from dcclctl.models.neighbours import Floats, HistoryBackbone, HistoryModel
 from dcclctl.models.scoring import Backbone
@@ -142,6 +142,6 @@ class IalsKind(CountedKind[IalsSettings]):
         return {"factors": factors.float(), **popularity_of(log, counted)}
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
-        tensors = cloud.artifact.read_tensors("model.safetensors")
+        tensors = read_tables(cloud, log, "popularity")
         model = FoldIn(tensors["factors"].double(), self.settings_of(cloud))
         return HistoryBackbone(model, log, tensors["popularity"])

@@ -21,7 +21,7 @@ from torch import Tensor
 from dcclctl.config import Positive, tuned
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
-from dcclctl.models.counts import CountedKind, Decay, popularity_of
+from dcclctl.models.counts import CountedKind, Decay, popularity_of, read_tables
 from dcclctl.models.kind import FitTask
 from dcclctl.models.neighbours import Floats
 from dcclctl.models.scoring import Backbone
@@ -332,7 +332,7 @@ class UserKnnKind(CountedKind[SettingsT]):
         return TrainingUsers(users, vectors).tensors() | popularity_of(log, counted)
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
-        tensors = cloud.artifact.read_tensors("model.safetensors")
+        tensors = read_tables(cloud, log, "popularity")
         others = TrainingUsers.of(tensors, log.n_items)
         return UserKnnBackbone(self.model(self.settings_of(cloud)), log, others, tensors["popularity"])
 

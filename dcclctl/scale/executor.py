@@ -76,7 +76,7 @@ def for_each_shard(
     """
     missing = []
     for shard in shards:
-        if work.finished(task.last_file.format(shard)):
+        if all([work.finished(name.format(shard)) for name in task.files]):
             on_done(amounts(shard))
         else:
             missing.append(shard)

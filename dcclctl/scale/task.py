@@ -22,14 +22,15 @@ class ShardTask:
         function: 'module:name' of a function (store, work, arguments) → OnShard. It opens what all shards need; a process
             calls it once.
         arguments: for the function, a document for JSON: references by full id, settings.
-        last_file: name of the file that a shard writes last, with {} for the shard's number, e.g. 'theta-{:05d}.safetensors'.
+        files: names of all files that a shard writes, with {} for its number, e.g. 'theta-{:05d}.safetensors'. A shard is done when
+            all are whole: after a power failure a later file may be there without an earlier one.
         compute: device and threads of torch, see compute.ComputeSection; None: the work needs no torch.
         store: address of the store. kind, key: of the work in it.
     """
 
     function: str
     arguments: dict[str, Any]
-    last_file: str
+    files: tuple[str, ...]
     compute: dict[str, Any] | None
     store: str
     kind: str
@@ -42,12 +43,12 @@ class ShardTask:
         work: Work,
         function: str,
         arguments: dict[str, Any],
-        last_file: str,
+        files: tuple[str, ...],
         compute: ComputeSection | None = None,
     ) -> "ShardTask":
         """The task of a work in a store; for the rest see the attributes."""
         settings = None if compute is None else {"device": compute.device, "threads": compute.threads}
-        return cls(function, arguments, last_file, settings, store.address, work.kind, work.key)
+        return cls(function, arguments, files, settings, store.address, work.kind, work.key)
 
     def open(self, store: Store, work: Work) -> OnShard:
         """What works on the shards, in this process."""
@@ -72,4 +73,5 @@ class ShardTask:
     @classmethod
     def parse(cls, text: str) -> "ShardTask":
         """The task of such a line."""
-        return cls(**json.loads(text))
+        given = json.loads(text)
+        return cls(**given | {"files": tuple(given["files"])})

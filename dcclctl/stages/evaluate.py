@@ -12,7 +12,7 @@ from dcclctl.devices.serving import ENCODER, Subject, check_encoder
 from dcclctl.errors import ArtifactError, UsageError
 from dcclctl.evaluation.candidates import Candidates
 from dcclctl.evaluation.comparison import Comparison
-from dcclctl.evaluation.parts import SUMS_FILE, Scored, count_targets, parts_of
+from dcclctl.evaluation.parts import FILES, Scored, count_targets, parts_of
 from dcclctl.evaluation.targets import check_targets, one_each
 from dcclctl.events.log import Block
 from dcclctl.metrics.calibration import expected_calibration_error
@@ -196,7 +196,7 @@ def _score(
         "to_rank": to_rank,
     }
     store, parts = subjects[0].cloud.store, range(len(parts_of(subjects)))
-    task = ShardTask.of(store, work, "dcclctl.evaluation.parts:part_scorer", arguments, SUMS_FILE, config)
+    task = ShardTask.of(store, work, "dcclctl.evaluation.parts:part_scorer", arguments, FILES, config)
     clouds = len({subject.cloud.id for subject in subjects})
     phase = Phase(run.on_progress, "evaluate", clouds * events, "events")
     for_each_shard(

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dcclctl.compute import OnProgress, Phase
 from dcclctl.errors import ArtifactError
 from dcclctl.store.bucket import Disk
-from dcclctl.store.contents import Files, file_sha256
+from dcclctl.store.contents import Files, Tensors, file_sha256
 from dcclctl.store.disk import LocalDisk, open_inside
 from dcclctl.store.manifest import INPUT_FLAGS, KINDS, MANIFEST, MANIFEST_HASH, VARIANTS, Input
 from dcclctl.tables import check_table, is_known
 
 if TYPE_CHECKING:
     import polars as pl
-    from torch import Tensor
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
@@ -241,7 +240,7 @@ class Artifact(Files):
                 raise self.unreadable(name, f"does not fit: {error}") from error
         return table
 
-    def read_tensors(self, name: str) -> "dict[str, Tensor]":
+    def read_tensors(self, name: str) -> Tensors:
         """Read every tensor of a safetensors file onto the CPU.
 
         Raises:

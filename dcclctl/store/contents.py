@@ -9,7 +9,7 @@ import os
 import stat
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
@@ -118,33 +118,48 @@ class Files(ABC):
         with self._parsing(name) as data:
             return json.loads(data)
 
-    def read_tensors(self, name: str) -> dict[str, "Tensor"]:
+    def read_tensors(self, name: str) -> "Tensors":
         """Read every tensor of a safetensors file onto the CPU, in the order of their names."""
         from safetensors.torch import load
 
         with self._parsing(name) as data:
             # from bytes the package reads them in another order each time
-            return dict(sorted(load(data).items()))
+            return Tensors(
+                sorted(load(data).items()), missing=lambda key: self.unreadable(name, f"has no tensor {key}")
+            )
 
-    def read_weights(self, name: str, like: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-        """Read a safetensors file that has tensors of these names and shapes, so that none is stretched to fit.
+    def read_weights(self, name: str, like: "Mapping[str, Tensor]") -> "Tensors":
+        """Read a safetensors file that has tensors of these names, shapes and types, so that none is stretched to fit.
 
         Raises:
             ArtifactError: missing, damaged, or with other tensors.
         """
         found = self.read_tensors(name)
         for each, wanted in like.items():
-            if each not in found or found[each].shape != wanted.shape:
-                has = f"the shape {tuple(found[each].shape)}" if each in found else "no such tensor"
-                raise self.unreadable(
-                    name, f"does not fit: {each} must have the shape {tuple(wanted.shape)}; it has {has}"
-                )
+            own = found[each]
+            if own.shape != wanted.shape or own.dtype != wanted.dtype:
+                raise self.unreadable(name, f"does not fit: {each} must be {_form(wanted)}; it is {_form(own)}")
         return found
 
     def tensor_metadata(self, name: str) -> dict[str, Any]:
         """Read the metadata that `write_tensors` was given."""
         with self._parsing(name) as data:
             return _metadata(data)
+
+
+def _form(tensor: "Tensor") -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of the shape {tuple(tensor.shape)}"
+
+
+class Tensors(dict[str, "Tensor"]):
+    """The tensors of a file. One that is missing is an error that names the file, not a traceback."""
+
+    def __init__(self, tensors: "Iterable[tuple[str, Tensor]]", missing: Callable[[str], ArtifactError]) -> None:
+        super().__init__(tensors)
+        self._error = missing
+
+    def __missing__(self, key: str) -> "Tensor":
+        raise self._error(key)
 
 
 def _metadata(data: bytes) -> dict[str, Any]:

@@ -51,6 +51,30 @@ FIELDS: Final = frozenset(("format", *HEAD, "facts", "files", "tables", "package
 #: Packages whose version can change the results or the files.
 PACKAGES: Final = ("numpy", "polars", "pyarrow", "safetensors", "torch")
 
+#: Facts that have one type wherever they stand, so that those who read them need not ask; a figure may be null.
+_FACTS: Final[dict[type | tuple[type, ...], tuple[str, ...]]] = {
+    (int, float): (
+        *(
+            "best_epoch",
+            "best_valid_auc",
+            "best_valid_loss",
+            "best_valid_ndcg",
+            "bytes_per_candidate",
+            "bytes_per_user",
+        ),
+        *("bytes_per_user_largest", "bytes_per_user_mean", "categories", "events", "events_read", "full", "items"),
+        *("events_with_few_candidates", "events_without_candidates", "improved_share", "items_shown", "kept", "lists"),
+        *("mean_teacher_weight", "negatives", "parameters", "patch_bound", "patch_size", "patch_weights", "positives"),
+        *("patches_clipped", "patches_rejected", "round", "shards", "short_lists", "smallest_memory", "teachers"),
+        *("trained_on_events", "trained_on_users", "unknown_candidates", "users", "users_asked_for", "users_improved"),
+        *("users_tested", "users_without_auc", "users_without_events", "users_without_list", "validated_on_events"),
+    ),
+    str: ("id_map", "labels", "no_basis", "on", "repeats", "split", "time_kind"),
+    bool: ("order", "own_basis"),
+    list: ("epochs", "features", "learned_with", "periods", "profile_features", "remarks"),
+    dict: ("behaviours", "columns", "groups", "profiles", "served_by", "subjects"),
+}
+_TYPE_OF_FACT: Final = {name: kind for kind, names in _FACTS.items() for name in names}
 _ID = re.compile(r"[0-9a-f]{64}")
 #: A name cannot lead out of the artifact's folder: no part of it begins with a dot, and none is empty.
 FILE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)*")
@@ -211,6 +235,11 @@ class _Manifest(_Strict):
             raise ValueError("files that it cannot have, or tables without a file")
         for document in (self.config, self.facts):
             _check_depth(document, _MAX_DEPTH)
+        for name, value in self.facts.items():
+            kind = _TYPE_OF_FACT.get(name, object)
+            nullable = kind == (int, float)
+            if not (isinstance(value, kind) or (nullable and value is None)) or (nullable and isinstance(value, bool)):
+                raise ValueError(f"its fact {name} is {value!r:.60}")
         return self
 
 

@@ -91,6 +91,8 @@ class Store:
         self._remark = remark
         self._plan: list[Step] | None = None
         self._on_record: Callable[[dict[str, Any]], None] | None = None
+        #: references of what was committed through this object
+        self.committed: list[str] = []
         #: what this object keeps other processes from deleting
         self.leases = Leases(self.root, self.disk, leases)
 

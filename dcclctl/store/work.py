@@ -33,6 +33,8 @@ class Maker(Home, Protocol):
 
     disk: Disk
 
+    committed: list[str]
+
     @property
     def leases(self) -> Leases: ...
 
@@ -301,6 +303,7 @@ def commit(home: Maker, folder: Path, manifest: bytes, run: dict[str, Any]) -> A
     scratch.freeze(folder)
     versions = folder.parent.parent / "v"
     number = home.disk.publish(folder, versions)
+    home.committed.append(f"{document['kind']}@{number}")
     return Artifact(document["kind"], number, versions / f"{number:06d}", id, document, home, disk=home.disk)
 
 

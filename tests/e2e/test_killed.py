@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from world import PATCH, TRAIN, World, dcclctl, done
+from world import EVALUATE, PATCH, TRAIN, World, dcclctl, done
 
 #: Sends itself a signal right after the method named in argv[2] has run for the argv[3]-th time.
 STOP_AFTER = """
@@ -98,6 +98,18 @@ def test_a_torn_shard_is_made_again(world: World, shop: Path) -> None:
     first.chmod(0o644)
     first.write_bytes(bytes(data))
     assert done("patch", "--users=tail", "--cloud=cloud@1", *PATCH, store=shop)["id"] == world.ids["patch"]
+
+
+def test_a_part_of_an_evaluation_that_lost_one_of_its_files_is_scored_again(world: World, shop: Path) -> None:
+    """As a kill during the commit and a power failure leave it."""
+    without(shop, "evaluation@1")
+    # write 1 is the values of the first part's users, write 2 those of all
+    code, out, _ = stopped(shop, signal.SIGKILL, "write_table", 2, "evaluate", *EVALUATE)
+    assert (code, out) == (-signal.SIGKILL, "")
+    (table,) = shop.glob("evaluation/work/*/scored-00000.parquet")
+    table.unlink()
+    made = done("evaluate", *EVALUATE, store=shop)
+    assert (made["id"], made["reused"]) == (world.ids["evaluate"], False)
 
 
 def test_interrupt_exits_130_with_a_remark_and_continues(world: World, data_only: Path) -> None:

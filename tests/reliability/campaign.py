@@ -79,7 +79,7 @@ class Campaign:
         """Every scene with its share of a number of cases, by how many operations on files its command does; at least one."""
         total = sum(scene.end.count for scene in self.scenes.values()) or 1
         for scene in self.scenes.values():
-            yield scene, max(1, round(count * scene.end.count / total))
+            yield scene, max(1, math.ceil(count * scene.end.count / total))
 
     def in_time(self, cases: Iterable[T]) -> Iterator[T]:
         """The cases in an order that is drawn, until it is late: so a campaign that is cut short has seen all commands."""

@@ -56,14 +56,10 @@ def one_refused(campaign: Campaign, scene: Scene, faults: dict[str, int]) -> tup
 
 def refusals(campaign: Campaign, count: int) -> Findings:
     """Let operations of each class fail with each of its error numbers, once or from then on; then type the command again."""
-    found, cases = Findings(), []
-    for scene, share in campaign.shares(count):
-        for place, (name, numbers) in enumerate(ERRORS.items()):
-            own = share * (place + 1) // len(ERRORS) - share * place // len(ERRORS)
-            for at in spread(scene.end.counts[name], own) if own else []:
-                number = numbers[len(cases) % len(numbers)]
-                action = "fail" if number in ONCE or len(cases) % 4 < 2 else "fail_on"
-                cases.append((scene, name, at, number, action))
+    found, cases, wanted = Findings(), _refusals(campaign, count), count
+    while len(cases) < count and wanted < 4 * count:  # a command has few operations of some classes
+        wanted += count // 10 + 1
+        cases = _refusals(campaign, wanted)
     for scene, name, at, number, action in campaign.in_time(cases):
         end, problems = one_refused(campaign, scene, plan(action, at, number, CLASSES[name]))
         for problem in problems:
@@ -73,6 +69,19 @@ def refusals(campaign: Campaign, count: int) -> Findings:
         found.count(f"in {scene.name}")
         found.count("exit 0 in spite of it" if end.code == 0 else f"exit {end.code}")
     return found
+
+
+def _refusals(campaign: Campaign, count: int) -> list[tuple[Scene, str, int, int, str]]:
+    """About so many cases: command, class, which operation of it, error number, and whether it fails once or from then on."""
+    cases: list[tuple[Scene, str, int, int, str]] = []
+    for scene, share in campaign.shares(count):
+        for place, (name, numbers) in enumerate(ERRORS.items()):
+            own = share * (place + 1) // len(ERRORS) - share * place // len(ERRORS)
+            for at in spread(scene.end.counts[name], own) if own else []:
+                number = numbers[len(cases) % len(numbers)]
+                action = "fail" if number in ONCE or len(cases) % 4 < 2 else "fail_on"
+                cases.append((scene, name, at, number, action))
+    return cases
 
 
 def full_disks(campaign: Campaign, count: int) -> Findings:

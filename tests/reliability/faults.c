@@ -262,8 +262,10 @@ int ftruncate(int descriptor, off_t length) {
     REAL(ftruncate);
     char found[PATH_MAX];
     int is_below = of_descriptor(descriptor, found);
-    if (is_below && before(WRITE) == 1) return -1;
+    int how = is_below ? before(WRITE) : 0;
+    if (how == 1) return -1;
     int failed = real(descriptor, length);
+    if (how == 2) syscall(SYS_kill, getpid(), SIGKILL); /* it has no half: the kill comes right after it */
     if (is_below && !failed) record("truncate", found, "", length, NULL, 0);
     return failed;
 }

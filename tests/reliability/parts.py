@@ -43,62 +43,62 @@ PARTS: dict[str, Part] = {
     "kills": Part(
         "A killed command loses nothing and leaves nothing half made; typed again, it makes the same artifacts.",
         "SIGKILL before operations on files that are spread over all of every command, or in the middle of a write",
-        *(stops.kills, "kills", 600, 6, 0.22),
+        *(stops.kills, "kills", 600, 6, 0.19),
     ),
     "signals": Part(
         "Ctrl-C and SIGTERM say so in one line, lose nothing, and the same command continues.",
         "SIGINT and SIGTERM at operations spread over all of every command",
-        *(stops.signals, "signals", 200, 4, 0.08),
+        *(stops.signals, "signals", 200, 4, 0.06),
     ),
     "power losses": Part(
         "After a power failure everything is there that a command has said to be there, and nothing that it deleted.",
         "a recorded run is replayed to a moment; unsynchronised bytes and names are dropped, kept, or half of them, in any order",
-        *(power.power_losses, "power losses", 2000, 40, 0.1),
+        *(power.power_losses, "power losses", 2000, 40, 0.12),
     ),
     "refusals": Part(
         "An error of the system ends with a message and a remedy, or does not matter; it never loses anything.",
         "the nth creating, writing, fsync, rename, deletion, lock, opening or reading fails, once or from then on, with each errno",
-        *(errors.refusals, "refusals", 400, 6, 0.14),
+        *(errors.refusals, "refusals", 400, 6, 0.17),
     ),
     "full disks": Part(
         "On a full disk a command stops with a message, and continues when there is room.",
         "a disk with room for 0 to 60,000 bytes, which it says beforehand or does not",
-        *(errors.full_disks, "full disks", 60, 1, 0.03),
+        *(errors.full_disks, "full disks", 60, 1, 0.04),
     ),
     "crowds": Part(
         "Equal commands at once compute once; different ones, `gc` and `forget` among them, do not disturb each other.",
         "16 equal or 16 different commands started together",
-        *(crowds.crowds, "crowds", 8, 1, 0.06),
+        *(crowds.crowds, "crowds", 8, 1, 0.02),
     ),
     "corruptions": Part(
         "No damage inside an artifact goes unnoticed, by `verify` or by reading.",
         "flipped bits, cuts, zeros, swaps, longer and missing files",
-        *(hostile.corruptions, "corruptions", 1000, 40, 0.02),
+        *(hostile.corruptions, "corruptions", 1000, 40, 0.01),
     ),
     "hostile artifacts": Part(
         "An artifact that somebody else made ends in a message with its name: no traceback, no hang, nothing broadcast.",
         "other shapes, types, numbers and settings under right hashes; header bombs, links, FIFOs in the place of files",
-        *(hostile.artifacts, "hostile artifacts", 150, 3, 0.1),
+        *(hostile.artifacts, "hostile artifacts", 150, 3, 0.09),
     ),
     "logs": Part(
         "Every record of a log is kept or rejected for the right reason, and the counts add up.",
         "generated logs, whose records are counted independently (Hypothesis)",
-        *(logs.generated, "logs", 20_000, 60, 0.12),
+        *(logs.generated, "logs", 20_000, 60, 0.15),
     ),
     "readers": Part(
         "Every reader of outside bytes reads them or refuses them with a message.",
         "mutations of good files for 17 readers",
-        *(readers.readers, "inputs", 20_000, 510, 0.04),
+        *(readers.readers, "inputs", 20_000, 510, 0.05),
     ),
     "guided readers": Part(
         "The same, with bytes that coverage guides.",
         "atheris, each reader for the same time; in seconds",
-        *(readers.guided, "seconds", 34, 0, 0.0),
+        *(readers.guided, "seconds", 340, 0, 0.0),
     ),
     "sequences": Part(
         "Whatever order commits, crashes, names, deletions, forgetting and damage come in, the store is what a model says.",
         "a state machine of 14 steps a sequence (Hypothesis)",
-        *(sequences.sequences, "sequences", 2000, 6, 0.09),
+        *(sequences.sequences, "sequences", 2000, 6, 0.1),
     ),
 }
 

@@ -5,6 +5,7 @@ that folder; every other write and every other entry is kept or lost on its own,
 leave zeros. Only a rename is one step.
 """
 
+import math
 import os
 import random
 import shutil
@@ -185,7 +186,7 @@ def power_losses(campaign: Campaign, count: int) -> Findings:
     """Record a run of every command, and lose the power at moments of it: all unsynchronised changes, none, or half of them."""
     found = Findings()
     for scene, share in campaign.in_time(campaign.shares(count)):
-        found.add(losses_of(campaign, scene, max(1, share // TURNS)))
+        found.add(losses_of(campaign, scene, math.ceil(share / TURNS)))
     return found
 
 

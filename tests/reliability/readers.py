@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -334,20 +335,17 @@ def run_target(name: str, seconds: float, number: int, plant: str, out: Path) ->
         for at, data in enumerate(seeds):
             (corpus / str(at)).write_bytes(data)
         last = [time.monotonic()]
+        end = last[0] + seconds
 
         def one(data: bytes) -> None:
             fed.one(data)
-            if time.monotonic() - last[0] > 1:
+            if time.monotonic() - last[0] > 1 or time.monotonic() > end:
                 last[0] = time.monotonic()
                 save()
+            if time.monotonic() > end:
+                os._exit(0)  # no further: libraries would wait for threads of theirs that this fork does not have
 
-        flags = [
-            f"-max_total_time={int(seconds)}",
-            "-max_len=8192",
-            "-timeout=20",
-            "-rss_limit_mb=4096",
-            f"-dict={folder / 'tokens'}",
-        ]
+        flags = ["-max_len=8192", "-timeout=20", "-rss_limit_mb=4096", f"-dict={folder / 'tokens'}"]
         flags += [f"-artifact_prefix={folder}/", f"-seed={number + 1}", "-print_final_stats=1"]
         atheris.Setup([sys.argv[0], *flags, str(corpus)], one)
         save()
@@ -413,32 +411,27 @@ def guided(campaign: Campaign, seconds: int) -> Findings:
     if reason := why_not_guided():
         found.count(f"skipped: {reason}")
         return found
-    here = Path(__file__).parent
+    here, each = Path(__file__).parent, max(1, seconds // len(TARGETS))
+    folder = campaign.bench.folder / "guided"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here.parent.parent), str(here.parent), *sys.path])}
-    for name in TARGETS:
-        if campaign.late:
-            break
-        out = campaign.bench.folder / "guided.json"
-        out.unlink(missing_ok=True)
-        each = max(1, seconds // len(TARGETS))
-        words = [
-            sys.executable,
-            "-m",
-            "reliability.guided",
-            name,
-            str(each),
-            str(campaign.seed),
-            campaign.plant,
-            str(out),
-        ]
-        ran = subprocess.run(
-            words, env=environment, capture_output=True, text=True, errors="replace", timeout=each * 4 + 300
-        )
-        answer = json.loads(out.read_text()) if out.exists() else {"counts": {}, "problems": ["it did not start"]}
+    words = [sys.executable, "-m", "reliability.guided", str(each), str(campaign.seed), campaign.plant, str(folder)]
+    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, errors="replace") as running:
+        try:
+            said = running.communicate(timeout=seconds * 4 + 900)[1]
+        except subprocess.TimeoutExpired:
+            running.kill()
+            said = "it takes too long"
+    for number, name in enumerate(TARGETS):
+        result, log, code = (folder / f"{number}.{end}" for end in ("json", "err", "code"))
+        answer = json.loads(result.read_text()) if result.exists() else {"counts": {}, "problems": ["it did not start"]}
         collect(found, name, answer["counts"], answer["problems"])
+        if not code.exists() or code.read_text() != "0":
+            last = log.read_text(errors="replace")[-600:] if log.exists() else said[-600:]
+            found.wrong(f"{name}: exit {code.read_text() if code.exists() else 'never'}: {last}")
+            continue
         found.count("seconds", each)
-        if ran.returncode:
-            found.wrong(f"{name}: exit {ran.returncode}: {ran.stderr[-600:]}")
-        covered = re.findall(r"cov: (\d+)", ran.stderr)
+        covered = re.findall(r"cov: (\d+)", log.read_text(errors="replace"))
         found.count(f"covered by {name}", int(covered[-1]) if covered else 0)
     return found

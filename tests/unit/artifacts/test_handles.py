@@ -56,7 +56,8 @@ def test_what_a_handle_says_of_its_artifact(shop: Path) -> None:
 
 
 def test_handles_on_one_dataset_share_its_tensors(world: World) -> None:
-    assert world.cloud(1).dataset.log is world.cloud(2).dataset.log is world.dataset().log
+    first = world.cloud(1).dataset  # in use
+    assert first.log is world.cloud(2).dataset.log is world.dataset().log
 
 
 def test_another_id_map(world: World) -> None:

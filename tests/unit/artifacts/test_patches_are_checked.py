@@ -49,7 +49,7 @@ BAD: dict[str, tuple[Callable[[Artifact], dict[str, Any]], str]] = {
     "no θ̂": (theta(lambda t: {"events": t["events"]}), "matrix"),
     "no shard": (lambda artifact: {"without": THETA}, THETA),
     "size of 1e9": (lambda artifact: {"facts": {"patch_size": 10**9}}, "1,000,000,000 are declared"),
-    "size of text": (lambda artifact: {"facts": {"patch_size": "4"}}, "declare"),
+    "size of text": (lambda artifact: {"facts": {"patch_size": "4"}}, "its fact patch_size"),
     "negative size": (lambda artifact: {"facts": {"patch_size": -4}}, "declare"),
     "a user twice": (users(lambda t: pl.concat([t, t.head(2)])), "2 users more than once"),
     "unknown user": (users(first_row(user_index=10**6)), "the dataset does not have"),

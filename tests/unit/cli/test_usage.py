@@ -1,8 +1,11 @@
 """Command lines with a mistake: the exit code, what is wrong, what to type instead, and never a traceback."""
 
+import errno
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,10 @@ import pytest
 import typer
 from world import PATCH, TRAIN, World, dcclctl, done, ingest
 
+from dcclctl.cli.console import Reporter
 from dcclctl.cli.main import COMMANDS, app
 from dcclctl.cli.options import shown_default
+from dcclctl.errors import ArtifactError
 from dcclctl.stages.settings import COMMANDS as SETTINGS
 from dcclctl.stages.settings import variant_section
 
@@ -328,3 +333,29 @@ def test_arguments_are_plain_words_in_the_help(name: str) -> None:
     assert not re.search(r"<\w+|list\[", shown)
     described = shown.partition("Arguments:")[2].partition("Options:")[0]
     assert re.findall(r"^  ([A-Z]+(?:\.\.\.)?)  ", described, re.M) == [word.strip("[]") for word in usage.split()]
+
+
+@pytest.mark.parametrize("error", [ArtifactError("the disk is gone", "Mend it."), OSError(errno.EIO, "a fault")])
+def test_an_error_after_the_commit_names_what_is_made(
+    error: Exception, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Reporter, line: str) -> None:
+        raise error
+
+    with monkeypatch.context() as patching:
+        patching.setattr(Reporter, "line", broken)
+        ended = dcclctl("memory", store=shop)
+    assert (ended.exit_code, ended.stdout) == (3, "")
+    assert ended.stderr.splitlines()[-1] == "  memory@1 is made and stays; the same command finds it."
+    assert done("memory", store=shop)["reused"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+def test_a_limit_of_memory_that_libraries_would_not_survive(shop: Path) -> None:
+    command = ["bash", "-c", 'ulimit -v 2000000; exec "$@"', "_", sys.executable, "-m", "dcclctl", "train", "--force"]
+    ran = subprocess.run([*command, "--store", str(shop)], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 3, ran.stderr
+    assert ran.stderr.splitlines() == [
+        "error: this process may use 1.9 GiB of address space (ulimit -v), and needs 3",
+        "  Lift the limit for this command: ulimit -v unlimited",
+    ]

@@ -56,7 +56,7 @@ def made(folder: Path, executor: str, shards: int = SHARDS, **arguments: Any) ->
     store = Store(folder / "store")
     with store.begin("patch", "patches", {}, 0, RAW) as work:
         given = {"scratch": str(scratch), **arguments}
-        task = ShardTask.of(store, work, f"{HERE}:squares", given, FILE)
+        task = ShardTask.of(store, work, f"{HERE}:squares", given, (FILE,))
         for_each_shard(store, work, task, range(shards), Executor.parse(executor), told.append, lambda shard: 2.0)
         assert all(work.finished(FILE.format(shard)) for shard in range(shards))
         return work.commit({}), told
@@ -106,7 +106,7 @@ def test_a_bug_in_a_worker_keeps_its_traceback(tmp_path: Path) -> None:
 
 def test_a_task_is_one_line_of_text(tmp_path: Path) -> None:
     task = ShardTask(
-        "a:b", {"text": "a\nb", "number": 1}, FILE, {"device": "cpu", "threads": 1}, "store", "patches", "k"
+        "a:b", {"text": "a\nb", "number": 1}, (FILE,), {"device": "cpu", "threads": 1}, "store", "patches", "k"
     )
     assert ShardTask.parse(task.text()) == task
     assert "\n" not in task.text()

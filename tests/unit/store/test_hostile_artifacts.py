@@ -174,7 +174,7 @@ def test_names_of_references_are_input_too(store: Store) -> None:
 
 def test_facts_that_are_missing_are_an_error_with_the_name(store: Store) -> None:
     bad = make_dataset(store, 1)
-    rehash(bad, changed(bad, facts={"users": "many"}))
+    rehash(bad, changed(bad, facts={"users": 60}))
     run_list(store, "dataset@1")
     with pytest.raises(ArtifactError, match=r"dataset@1 is damaged: 'id_map' is missing in the facts"):
         store.resolve("dataset@1").facts["id_map"]
