@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,25 @@ from side_by_side import Ratio, in_turn, show
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from references import activations_event_by_event, contains_by_search, dense_neighbours, user_auc_by_two_sorts
+from references import (
+    activations_event_by_event,
+    contains_by_search,
+    dense_neighbours,
+    sequence_logits_event_by_event,
+    user_auc_by_two_sorts,
+)
 
 from dcclctl.compute import no_progress
 from dcclctl.devices.memory import statistics
 from dcclctl.devices.memory.features import FeatureTables, features_of
 from dcclctl.devices.memory.ring import Ring, RingContents
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
-from dcclctl.events.log import DEVICE, TEST, Block, EventColumns, EventLog
+from dcclctl.events.log import DEVICE, TEST, VALID, Block, EventColumns, EventLog
 from dcclctl.metrics.auc import user_auc
 from dcclctl.models.din import Din, DinBackbone, DinSettings
+from dcclctl.models.scoring import score
+from dcclctl.models.sequence import Sasrec, SequenceBackbone, SequenceSettings
+from dcclctl.models.windows import Baskets
 
 N_CATEGORIES = 50
 
@@ -184,7 +194,48 @@ def din_ranking(times: int) -> list[Ratio]:
     return [ratio("DIN over all 12,000 items, attention known", plain, fast, times, 3)]
 
 
+def sequence_ranking(times: int) -> list[Ratio]:
+    """A SASRec of the usual sizes scores 300 candidates for each of the last 20 % of 500 users' 30 events."""
+    log = drawn_log(500, 50_000, 30)
+    model = Sasrec(log, SequenceSettings(), torch.Generator().manual_seed(0)).eval().requires_grad_(False)
+    backbone = SequenceBackbone(model, log, Baskets(log))
+    events = log.events_in(VALID, TEST)
+    candidates = torch.from_numpy(np.random.default_rng(0).integers(0, log.n_items, (len(events), 300)))
+    lengths = log.history_lengths(events, model.sizes.history)
+
+    def plain() -> torch.Tensor:
+        found = torch.empty(candidates.shape)
+        order = np.argsort(lengths, kind="stable")
+        for at in range(0, len(order), 64):
+            some = order[at : at + 64]
+            found[some] = sequence_logits_event_by_event(backbone, events[some], candidates[some])
+        return found
+
+    def fast() -> torch.Tensor:
+        found = torch.empty(candidates.shape)
+        place = {event: at for at, event in enumerate(events.tolist())}
+
+        def batch(some: np.ndarray) -> Candidates:
+            return Candidates(some, candidates[[place[event] for event in some.tolist()]])
+
+        for given, (logits,) in score(backbone, [backbone.head], events, batch, 300, 256):
+            found[[place[event] for event in given.events.tolist()]] = logits
+        return found
+
+    torch.testing.assert_close(plain(), fast(), rtol=1e-4, atol=1e-5)
+    return [ratio("SASRec, 300 candidates an event, shared windows", plain, fast, times, None)]
+
+
+@dataclass
+class Candidates:
+    """Some events with their candidates, as `score` wants them."""
+
+    events: np.ndarray
+    items: torch.Tensor
+
+
 KERNELS = {
+    "sasrec": sequence_ranking,
     "din": din_ranking,
     "auc": auc,
     "membership": membership,

@@ -10,6 +10,7 @@ from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, PairSet
 from dcclctl.models.din import DinBackbone
 from dcclctl.models.neighbours import co_occurrences
+from dcclctl.models.sequence import SequenceBackbone
 
 
 def dense_neighbours(log: EventLog, rows: Ints, settings: StatisticsSettings) -> tuple[Tensor, Tensor]:
@@ -88,3 +89,15 @@ def activations_event_by_event(backbone: DinBackbone, events: Ints) -> Tensor:
     query = embeddings.expand(len(events), -1, -1)
     profile = model.embed_profile(log.profile[torch.from_numpy(log.user[events])])
     return model.first_layer(query, model.interest_of_many(query, embeddings[history], mask), profile)
+
+
+@torch.no_grad()
+def sequence_logits_event_by_event(backbone: SequenceBackbone, events: Ints, candidates: Tensor) -> Tensor:
+    """A sequence model's logits of candidates (B, C), with a window of its own for each event's history."""
+    model, baskets, stop = backbone.model, backbone.baskets, backbone.log.history_end[events]
+    first, end = baskets.before(backbone.log, events)
+    first = np.maximum(first, end - model.sizes.history)
+    bags = baskets.bags(first, end, stop)
+    states = model.states(model.steps(bags, backbone.embeddings[bags.items]))
+    last = states[torch.arange(len(events)), torch.from_numpy(end - first)]
+    return (backbone.embeddings[candidates] @ last.unsqueeze(-1)).squeeze(-1) + model.item_bias[candidates]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from references import sequence_logits_event_by_event
 from small_worlds import Row, log_of, random_log, scores
 from torch.nn import functional as F
 
@@ -236,6 +237,13 @@ def test_events_share_the_window_of_the_latest_of_those_that_begin_alike(monkeyp
     together = backbone.activations(events, None)
     assert passes == [len(longest)]
     alone = torch.cat([backbone.activations(events[at : at + 1], None) for at in events])
+    candidates = torch.from_numpy(np.random.default_rng(0).integers(0, log.n_items, (len(events), 5)))
+    torch.testing.assert_close(
+        backbone.logits(together, candidates),
+        sequence_logits_event_by_event(backbone, events, candidates),
+        atol=1e-5,
+        rtol=1e-4,
+    )
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
