@@ -305,8 +305,8 @@ class FeatureTables:
             found = torch.empty(len(events), width, n_candidates).mT
         else:
             found = torch.empty(len(events), n_candidates, width)
-        # turned round, the lists cost a table of all items and what the held items are related to
-        turned = candidates is None or n_candidates * related > n_items + size * related
+        # turned round, the lists cost a table of all items and what the held items are related to, each twice a lookup
+        turned = candidates is None or n_candidates * related > 2 * (n_items + size * related)
         step = _EVENTS if turned else max(1, min(_EVENTS, _CELLS // max(n_candidates * related, 1)))
         for at in range(0, len(events), step):
             some = slice(at, at + step)
