@@ -48,22 +48,18 @@ def seen_by_models(log: EventLog, config: EvaluateConfig) -> EventLog:
     return replace(log, history_end=(log.history_start + first).clip(max=log.history_end))
 
 
-def scored_events(dataset: Dataset, events: Ints, config: EvaluateConfig) -> Ints:
+def targets_of(dataset: Dataset, log: EventLog, events: Ints, config: EvaluateConfig) -> Ints:
     """Which of the block's events are scored: all, those of `targets`, or with --first-events those of new users that come late enough.
 
     Late enough is a strictly later moment than each of the user's first `targets_after` positive events; next are those
     before which there are exactly K of them (a user who has several at once may have none).
 
-    Raises:
-        DataError: there is none.
+    Args:
+        log: the dataset's, or a part of it. events: of the block.
+
+    Returns:
+        The events that are left; there may be none.
     """
-    chosen = targets_of(dataset, dataset.log, events, config)
-    check_targets(dataset, len(chosen), config)
-    return chosen
-
-
-def targets_of(dataset: Dataset, log: EventLog, events: Ints, config: EvaluateConfig) -> Ints:
-    """The same of the dataset's log or a part of it; there may be none."""
     if config.targets != "all":
         events = events[log.interacted_before(events) == (config.targets == "repeat")]
     if not config.first_events:

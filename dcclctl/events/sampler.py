@@ -6,6 +6,7 @@ tell apart what is shown side by side, the sampled ones rank the many items that
 no rows with label 0; there observed negatives take half of the places of sampled ones.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from dcclctl.events.log import VALID, Block, EventLog
 from dcclctl.events.sampling import NO_ITEM, Ints, PairSet, draw_negatives, stream, uniforms
+
+#: items that a ranking on the way has at most, so that it costs little beside what is learned
+RANKED_ITEMS = 20_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class SharedNegatives:
     allowed: Bool[Tensor, "B N"]
     catalogue: int
     expected: int
+
+    def allowed_only(self, logits: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
+        """The logits of the items, −∞ where one is no negative of the event."""
+        return logits.masked_fill(~self.allowed.to(logits.device), -math.inf)
 
 
 class Sampler:
@@ -98,6 +106,10 @@ class Sampler:
         taken = self.excluded.among(self.log.owners(events, self.excluded), items)
         taken |= self.log.item[events][:, None] == items
         return SharedNegatives(torch.from_numpy(items), torch.from_numpy(~taken), len(self.catalogue), expected)
+
+    def ranked(self, events: Ints, batch: int, epoch: int = 0) -> SharedNegatives:
+        """What the items of events (B,) of one batch are ranked among: the catalogue, or 20,000 of its items if it has more."""
+        return self.shared(events, RANKED_ITEMS, 1, batch, epoch)
 
     def items(self, events: Ints, count: int, epoch: int = 0) -> Ints:
         """(B, count) negatives of each event, NO_ITEM where none is left; the first ones do not depend on `count`."""

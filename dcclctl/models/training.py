@@ -7,6 +7,7 @@ from functools import partial
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Validation(NamedTuple):
         loss: mean loss, nats; NaN without samples.
         auc: share of (event, negative) pairs in which the event's item is ranked first, 0 to 1; 0.5 without pairs. In a log
             with observed negatives the mean of this and of GAUC on the observed labels.
-        ndcg: NDCG@10, see `ranking_quality`; None for a model that learns from each event's own negatives.
+        ndcg: NDCG@10, see `validate`; None for a model that learns from each event's own negatives.
     """
 
     loss: float
@@ -146,8 +147,8 @@ class SharedLogits(NamedTuple):
 CALIBRATION = 0.05
 #: a logit whose odds are 0 in float32
 NOTHING = -1e4
-#: valid events and items that a ranking on valid has at most, so that it costs little beside an epoch
-RANKED_EVENTS, RANKED_ITEMS = 10_000, 20_000
+#: valid events that a ranking on valid has at most, so that it costs little beside an epoch
+RANKED_EVENTS = 10_000
 
 
 def softmax_losses(
@@ -255,15 +256,18 @@ class ValidationGroup:
 
     Attributes:
         log: of these users. sampler: of negatives that are the same for all epochs and models.
-        samples: the events. ranked: up to 10,000 of the positive ones, for `ranking_quality`.
+        samples: the events. ranked: (B,) whether an event's item is ranked, as up to 10,000 of the positive ones are.
     """
 
     def __init__(self, log: EventLog, settings: FitSettings) -> None:
         self.log = log
         self.sampler = valid_sampler(log, 0 if settings.shared_negatives else settings.negatives, settings.seed)
         self.samples = self.sampler.draw(log.events_in(VALID))
-        positive = self.samples.events[log.label[self.samples.events] > 0]
-        self.ranked = np.sort(positive[permutation(settings.seed, "valid/ranked", positive)[:RANKED_EVENTS]])
+        self.ranked = np.zeros(len(self.samples.events), dtype=bool)
+        if settings.shared_negatives:
+            positive = np.flatnonzero(log.label[self.samples.events] > 0)
+            drawn = permutation(settings.seed, "valid/ranked", self.samples.events[positive])[:RANKED_EVENTS]
+            self.ranked[positive[drawn]] = True
 
 
 def learnable(model: Trainable, log: EventLog, events: Ints) -> Ints:
@@ -449,14 +453,11 @@ class Trainer:
 
     def validate(self, on_progress: OnProgress = no_progress) -> Validation:
         """Loss, AUC and, with shared negatives, NDCG@10 on valid, with the histories that the served model reads."""
-        log, samples, sampler = self.validation.log, self.validation.samples, self.validation.sampler
-        users = log.user[samples.events]
-        through = self.model.serving_pass(log, samples.events)
-        found = validate(self.model, through, samples, users, on_progress, partial(self._shared, sampler))
-        if not self.settings.shared_negatives or not len(self.validation.ranked):
-            return found
-        through = self.model.serving_pass(log, self.validation.ranked)
-        return found._replace(ndcg=ranking_quality(through, self.validation.ranked, sampler, on_progress))
+        group = self.validation
+        users = group.log.user[group.samples.events]
+        through = self.model.serving_pass(group.log, group.samples.events)
+        draw = partial(self._shared, group.sampler)
+        return validate(self.model, through, group.samples, users, on_progress, draw, group.ranked, group.sampler)
 
     def _shared(self, sampler: Sampler, events: Ints, batch: int, epoch: int = 0) -> SharedNegatives | None:
         """The negatives that the events of one batch share, if they share any."""
@@ -496,11 +497,24 @@ def forward(
     drop: Dropout = keep_all,
 ) -> tuple[Forward, SharedLogits | None]:
     """A batch's forward pass, and the logits of the negatives that it shares, if any."""
-    if negatives is None:
-        return through.forward(positions, candidates, drop), None
-    found = through.forward_shared(positions, candidates, negatives.items, drop)
+    found, shared = forward_each(through, positions, candidates, [] if negatives is None else [negatives], drop)
+    return found, shared[0] if shared else None
+
+
+def forward_each(
+    through: Pass,
+    positions: Ints,
+    candidates: Int[Tensor, "B C"],
+    negatives: Sequence[SharedNegatives],
+    drop: Dropout = keep_all,
+) -> tuple[Forward, list[SharedLogits]]:
+    """The same with several lists of shared negatives."""
+    if not negatives:
+        return through.forward(positions, candidates, drop), []
+    found = through.forward_shared(positions, candidates, torch.cat([each.items for each in negatives]), drop)
     assert found.shared is not None
-    return found, SharedLogits(negatives, found.shared)
+    parts = torch.split(found.shared, [len(each.items) for each in negatives], 1)
+    return found, [SharedLogits(each, logits) for each, logits in zip(negatives, parts, strict=True)]
 
 
 @torch.no_grad()
@@ -511,62 +525,56 @@ def validate(
     users: Ints | None = None,
     on_progress: OnProgress = no_progress,
     draw: Callable[[Ints, int], SharedNegatives | None] = lambda events, batch: None,
+    ranked: npt.NDArray[np.bool_] | None = None,
+    sampler: Sampler | None = None,
 ) -> Validation:
-    """Mean loss and AUC of the samples (ties count half).
+    """Mean loss and AUC of the samples (ties count half), and NDCG@10 of those whose items are ranked.
 
     Args:
         users: (B,) of the samples' events. With them, and where some user has events of both labels, the AUC is the mean of
             two: positive events against their sampled negatives, and GAUC on the observed labels.
         draw: events of a batch and its number → the negatives that the batch shares, if any.
+        ranked: (B,) whether an event's item is ranked, among the items that `sampler` does not exclude as its negatives, as in
+            an evaluation: of the whole catalogue, or of 20,000 items if it has more.
     """
     phase = Phase(on_progress, "validate", len(samples.events), "events")
     loss, count, wins, pairs = 0.0, 0.0, 0.0, 0.0
-    scores = np.zeros(len(samples.events))
-    for number, positions in enumerate(through.validation_batches()):
-        batch = pick(samples, positions)
-        found, shared = forward(through, positions, batch.candidates, draw(batch.events, number))
-        logits = found.logits
-        targets, weights = batch.labels.to(logits.device), batch.weights.to(logits.device)
-        losses, counts = losses_of(model, logits, targets, weights, shared)
-        loss += float((losses * counts).sum(dtype=torch.float64))
-        count += float(counts.sum(dtype=torch.float64))
-        own, others = logits[:, :1], logits[:, 1:]
-        scores[positions] = own[:, 0].double().cpu().numpy()
-        counted = weights[:, 1:]
-        if shared is not None:
-            others, counted = shared.logits, shared.negatives.allowed.to(logits.device)
-        compared = (targets[:, :1] * counted).double()
-        wins += float((compared * ((own > others) + 0.5 * (own == others))).sum())
-        pairs += float(compared.sum())
-        phase.add(len(positions))
+    scores, gains = np.zeros(len(samples.events)), np.zeros(len(samples.events))
+    ranked = np.zeros(len(samples.events), dtype=bool) if ranked is None else ranked
+    for number, batch_positions in enumerate(through.validation_batches()):
+        for positions in (batch_positions[ranked[batch_positions]], batch_positions[~ranked[batch_positions]]):
+            if not len(positions):
+                continue
+            batch = pick(samples, positions)
+            drawn = draw(batch.events, number)
+            lists = [drawn] if drawn is not None else []
+            if sampler is not None and ranked[positions[0]]:
+                lists.append(sampler.ranked(batch.events, number))
+            found, each = forward_each(through, positions, batch.candidates, lists)
+            logits, shared = found.logits, each[0] if drawn is not None else None
+            targets, weights = batch.labels.to(logits.device), batch.weights.to(logits.device)
+            losses, counts = losses_of(model, logits, targets, weights, shared)
+            loss += float((losses * counts).sum(dtype=torch.float64))
+            count += float(counts.sum(dtype=torch.float64))
+            own, others = logits[:, :1], logits[:, 1:]
+            scores[positions] = own[:, 0].double().cpu().numpy()
+            counted = weights[:, 1:]
+            if shared is not None:
+                others, counted = shared.logits, shared.negatives.allowed.to(logits.device)
+            compared = (targets[:, :1] * counted).double()
+            wins += float((compared * ((own > others) + 0.5 * (own == others))).sum())
+            pairs += float(compared.sum())
+            if ranked[positions[0]]:
+                everything = each[-1].negatives.allowed_only(each[-1].logits)
+                gains[positions] = ndcg(ranks(own[:, 0].cpu().numpy(), everything.cpu().numpy()), 10)
+            phase.add(len(positions))
     auc = wins / pairs if pairs else 0.5
     labels = samples.labels[:, 0].numpy()
     if users is not None and not labels.all() and np.isfinite(scores).all():
         observed, _ = gauc(user_auc(users, labels, scores))
         auc = auc if observed is None else (auc + observed) / 2
-    return Validation(loss / count if count else math.nan, auc)
-
-
-@torch.no_grad()
-def ranking_quality(through: Pass, events: Ints, sampler: Sampler, on_progress: OnProgress = no_progress) -> float:
-    """NDCG@10 of the items of valid events (B,) in a ranking of the catalogue, or of 20,000 of its items if it has more.
-
-    The items that `sampler` excludes as negatives are left out, as in an evaluation.
-
-    Args:
-        through: of the events.
-    """
-    phase = Phase(on_progress, "validate", len(events), "events ranked")
-    found = np.zeros(len(events))
-    for number, positions in enumerate(through.validation_batches()):
-        own = torch.from_numpy(sampler.log.item[events[positions]])[:, None]
-        negatives = sampler.shared(events[positions], RANKED_ITEMS, 1, number)
-        logits = through.forward_shared(positions, own, negatives.items)
-        assert logits.shared is not None
-        others = torch.where(negatives.allowed.to(logits.shared.device), logits.shared, -math.inf)
-        found[positions] = ndcg(ranks(logits.logits[:, 0].cpu().numpy(), others.cpu().numpy()), 10)
-        phase.add(len(positions))
-    return float(found.mean())
+    quality = float(gains[ranked].mean()) if ranked.any() else None
+    return Validation(loss / count if count else math.nan, auc, quality)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

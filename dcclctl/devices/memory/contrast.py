@@ -12,15 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from dcclctl.events.sampler import Sampler
+from dcclctl.events.sampler import Sampler, SharedNegatives
 from dcclctl.events.sampling import Ints, stream
 from dcclctl.models.scoring import Backbone
-
-#: items to choose from, at most: of a larger catalogue as many are drawn for each batch of events
-RANKED = 20_000
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,9 @@ class Contrast:
     def of(self, events: Ints, number: int) -> Contrasted:
         """Candidates of some events (B,) of part `number` of a block; the same for the same events."""
         own = torch.from_numpy(self.sampler.log.item[events])[:, None]
-        items, allowed, scored, each = self._ranked(events, number)
-        scored = scored.masked_fill(~allowed, -math.inf)
+        ranked = self.sampler.ranked(events, int(events[0]), number)
+        items, allowed, each = ranked.items, ranked.allowed, ranked.catalogue / len(ranked.items)
+        scored = ranked.allowed_only(self._logits(events, ranked))
         first = min(self.highest, scored.shape[1])
         high, top = scored.topk(first, 1)
         left = allowed.scatter(1, top, False)
@@ -75,26 +73,16 @@ class Contrast:
         mine = self.backbone.logits_of_few(events, own, self.backbone.head).cpu()
         return Contrasted(chosen, torch.cat([mine, logits, logits.new_zeros(len(events), missing)], 1), stands)
 
-    def _ranked(
-        self, events: Ints, number: int
-    ) -> tuple[Int[Tensor, "N"], Bool[Tensor, "B N"], Float[Tensor, "B N"], float]:
-        """The items to choose from, which of them each event may have, their logits, and how many items each stands for."""
-        backbone, sampler = self.backbone, self.sampler
-        n_items = sampler.log.n_items
-        count = min(len(sampler.catalogue), RANKED)
-        shared = sampler.shared(events, count, 1, int(events[0]), number)
-        whole = count == len(sampler.catalogue)
-        wanted = None if whole else shared.items.expand(len(events), -1)
-        width = n_items if whole else count
+    def _logits(self, events: Ints, ranked: SharedNegatives) -> Float[Tensor, "B N"]:
+        """The model's logits of the items to choose from."""
+        backbone, count = self.backbone, len(ranked.items)
+        whole = count == ranked.catalogue
+        wanted = None if whole else ranked.items.expand(len(events), -1)
+        width = self.sampler.log.n_items if whole else count
         step = backbone.events_at_once(width, int(backbone.lengths(events).max(initial=1)))
         parts = []
         for at in range(0, len(events), step):
             some, own = events[at : at + step], None if wanted is None else wanted[at : at + step]
             parts.append(backbone.head(some, own, backbone.activations(some, own)).cpu())
         logits = torch.cat(parts)
-        return (
-            shared.items,
-            shared.allowed,
-            logits[:, shared.items] if whole else logits,
-            len(sampler.catalogue) / count,
-        )
+        return logits[:, ranked.items] if whole else logits

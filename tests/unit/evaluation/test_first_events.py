@@ -13,7 +13,7 @@ from dcclctl.artifacts import CloudModel
 from dcclctl.config import EvaluateConfig
 from dcclctl.errors import UsageError
 from dcclctl.evaluation import candidates
-from dcclctl.evaluation.targets import of_new_users, one_each, scored_events, seen_by_models
+from dcclctl.evaluation.targets import of_new_users, one_each, seen_by_models, targets_of
 from dcclctl.events.log import TEST, Block
 from dcclctl.logs.split import new_users
 from dcclctl.models.kind import kind_of
@@ -111,16 +111,16 @@ def test_histories_and_targets_by_a_plain_loop(world: World) -> None:
             assert items[mask].tolist() == earlier[:first][::-1]
     assert expected
     for first in (0, 1, 2):
-        assert scored_events(dataset, block, settings(first)).tolist() == expected
+        assert targets_of(dataset, dataset.log, block, settings(first)).tolist() == expected
         assert right_after[first]
-        assert scored_events(dataset, block, settings(first, "next")).tolist() == right_after[first]
+        assert targets_of(dataset, dataset.log, block, settings(first, "next")).tolist() == right_after[first]
 
 
 def test_without_the_flag_nothing_changes(world: World) -> None:
     dataset = world.dataset()
     block = dataset.log.events_in(Block(TEST))
     assert seen_by_models(dataset.log, EvaluateConfig()) is dataset.log
-    assert scored_events(dataset, block, EvaluateConfig()) is block
+    assert targets_of(dataset, dataset.log, block, EvaluateConfig()) is block
 
 
 def test_one_evaluation_for_each_k(world: World) -> None:
@@ -146,7 +146,7 @@ def test_figures_are_those_of_the_cut_histories(shop: Path) -> None:
         made = store.resolve(f"evaluation@{number}")
         assert made.facts["first_events"] == first
         tables[first] = made.read_table("per_user.parquet")
-        targets = scored_events(cloud.dataset, log.events_in(Block(TEST)), settings(first))
+        targets = targets_of(cloud.dataset, cloud.dataset.log, log.events_in(Block(TEST)), settings(first))
         top = {int(user): [] for user in log.user[targets]}
         for event in targets.tolist():
             start, end = log.history_start[event], log.history_end[event]
@@ -198,14 +198,12 @@ def test_what_comes_next_is_scored_with_all_that_came_before(shop: Path) -> None
     """The history is exactly K events long by itself, so the figures are those of the events in an evaluation of all."""
     found = done("evaluate", "cloud@2", "cloud@1", *NEXT, *EVALUATE, "--against=cloud@2", store=shop)
     store = Store(shop)
-    log, block = CloudModel(store.resolve("cloud@1")).dataset.log, Block(TEST)
-    sizes = []
+    dataset, block = CloudModel(store.resolve("cloud@1")).dataset, Block(TEST)
+    log, sizes = dataset.log, []
     for evaluation in found["evaluations"]:
         made = store.resolve(evaluation["ref"])
         first = evaluation["first_events"]
-        targets = scored_events(
-            CloudModel(store.resolve("cloud@1")).dataset, log.events_in(block), settings(first, "next")
-        )
+        targets = targets_of(dataset, log, log.events_in(block), settings(first, "next"))
         assert (log.history_end[targets] - log.history_start[targets] == first).all()
         assert (evaluation["users"], evaluation["events"]) == (len(np.unique(log.user[targets])), len(targets))
         sizes.append(evaluation["users"])
@@ -241,7 +239,7 @@ def test_all_k_rank_the_same_number_of_candidates(shop: Path, monkeypatch: pytes
     store = Store(shop)
     dataset = CloudModel(store.resolve("cloud@1")).dataset
     block = dataset.log.events_in(Block(TEST))
-    counts = [len(scored_events(dataset, block, settings(first, "next"))) for first in (0, 2)]
+    counts = [len(targets_of(dataset, dataset.log, block, settings(first, "next"))) for first in (0, 2)]
     assert min(counts) < len(of_new_users(dataset, dataset.log, block))
     monkeypatch.setattr(candidates, "_AFFORDABLE_PAIRS", min(counts) * dataset.log.n_items)
     monkeypatch.setattr(candidates, "_SAMPLED", 5)

@@ -11,7 +11,7 @@ from world import EVALUATE, World, dcclctl, done, ingest
 from dcclctl.artifacts import Dataset
 from dcclctl.config import EvaluateConfig
 from dcclctl.evaluation import candidates
-from dcclctl.evaluation.targets import scored_events
+from dcclctl.evaluation.targets import targets_of
 from dcclctl.events.log import TEST, Block
 from dcclctl.stages.audit import audit
 from dcclctl.store.store import Store
@@ -47,7 +47,10 @@ def test_repeated_events_by_a_plain_loop(again: Path) -> None:
     every = log.events_in(*range(4))
     assert log.interacted_before(every).tolist() == expected and 0 < sum(expected) < len(expected)
     block = log.events_in(Block(TEST))
-    parts = {name: scored_events(dataset, block, EvaluateConfig(targets=name)) for name in ("all", "repeat", "explore")}
+    parts = {
+        name: targets_of(dataset, dataset.log, block, EvaluateConfig(targets=name))
+        for name in ("all", "repeat", "explore")
+    }
     assert parts["repeat"].tolist() == [at for at in block if expected[at]]
     assert sorted([*parts["repeat"], *parts["explore"]]) == parts["all"].tolist() == block.tolist()
 
@@ -74,7 +77,7 @@ def test_both_parts_are_ranked_as_the_whole_is(again: Path, monkeypatch: pytest.
     """What is affordable is asked of all events, not of those that are scored."""
     dataset = Dataset.of(Store(again).resolve("dataset@1"))
     block = dataset.log.events_in(Block(TEST))
-    part = scored_events(dataset, block, EvaluateConfig(targets="explore"))
+    part = targets_of(dataset, dataset.log, block, EvaluateConfig(targets="explore"))
     monkeypatch.setattr(candidates, "_AFFORDABLE_PAIRS", len(part) * dataset.log.n_items)
     monkeypatch.setattr(candidates, "_SAMPLED", 5)
     assert len(part) < len(block)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from small_worlds import Row, log_of
 
-from dcclctl.devices.memory import contrast
-from dcclctl.devices.memory.contrast import Contrast
+from dcclctl.devices.memory.contrast import Contrast, Contrasted
+from dcclctl.events import sampler
 from dcclctl.events.log import CLOUD, DEVICE, Block, EventLog
 from dcclctl.events.sampler import Sampler
 from dcclctl.events.sampling import Ints
@@ -41,7 +41,7 @@ def log_with_events() -> EventLog:
     return log_of(rows, N_USERS, N_ITEMS, repeats=False)
 
 
-def chosen(log: EventLog, highest: int, others: int) -> tuple[Contrast, Ints, contrast.Contrasted]:
+def chosen(log: EventLog, highest: int, others: int) -> tuple[Contrast, Ints, Contrasted]:
     made = Contrast(Fixed(log), Sampler(log, [Block(DEVICE)], 0, 3, "test"), highest, others)
     events = log.events_in(DEVICE)
     return made, events, made.of(events, 0)
@@ -81,7 +81,7 @@ def test_a_small_catalogue_leaves_places_empty() -> None:
 
 
 def test_of_a_large_catalogue_a_draw_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrast, "RANKED", 20)
+    monkeypatch.setattr(sampler, "RANKED_ITEMS", 20)
     log = log_with_events()
     _, events, found = chosen(log, 3, 5)
     n_known = len(set(log.item.tolist()))
