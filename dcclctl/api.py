@@ -126,17 +126,25 @@ def memory(data: Dataset, **settings: Any) -> Memory:
     return remember(data, settings, _run(settings))
 
 
-def patch(cloud: artifacts.CloudModel, *, memory: Memory | None = None, **settings: Any) -> PatchSet:
+def patch(
+    cloud: artifacts.CloudModel,
+    *,
+    memory: Memory | None = None,
+    learn_with: artifacts.CloudModel | None = None,
+    **settings: Any,
+) -> PatchSet:
     """Learn a patch for every chosen user.
 
     Args:
         cloud: the frozen model. memory: of the devices; None: the dataset's newest, made if there is none.
+        learn_with: for method="memory", a cloud model that was not trained on the period; None: of those that `cloud` was
+            continued from.
         settings: of `dcclctl patch`, e.g. users="tail", method="metapatch".
 
     Raises:
         UsageError: a setting that the method does not read, an unknown user, or a model that it cannot patch.
     """
-    return PatchSet(_patch(cloud, settings, _run(settings), memory).artifact)
+    return PatchSet(_patch(cloud, settings, _run(settings), memory, learn_with).artifact)
 
 
 def distill(patches: artifacts.PatchSet, *, student: artifacts.CloudModel | None = None, **settings: Any) -> CloudModel:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import polars as pl
-from study import DISTILLED, LONGER, STRONG_FROZEN, TWICE
+from study import DISTILLED, LONGER, ON_FURTHER, ON_SCRATCH, STRONG, TWICE
 
 from dcclctl.metrics.groups import paired_differences
 from dcclctl.metrics.seeds import compare_seeds
@@ -106,7 +106,7 @@ def activity_of(tables: list[pl.DataFrame]) -> Records:
     subjects = joint["subject"].unique(maintain_order=True).to_list()
     names = tuple(f"activity-{number:02d}" for number in range(20))
     records: Records = []
-    for subject in [name for name in subjects[1:] if name in (STRONG_FROZEN, "memory patch")]:
+    for subject in [name for name in subjects[1:] if name in (STRONG, ON_FURTHER, ON_SCRATCH)]:
         found = compare(paired_differences(joint, subject, subjects[0]), names, seed=0).filter(
             pl.col("metric") == "gauc"
         )

@@ -2,7 +2,7 @@
 
     python research/gate.py --out results/ [--logs ml-100k,…] [--seeds 0,1,2]
 
-Reads what the chapter `strong` of science.py left in the same folder (or makes it). A gate says, before the test period begins, which users are
+Uses the models that the chapter `strong` of science.py left in the same folder (or makes them). A gate says, before the test period begins, which users are
 served by the memory patch and which by the cloud model. Three gates, each with its threshold fixed on `valid`:
 
     size      users whose memory holds at least m events
@@ -24,11 +24,10 @@ import numpy as np
 import polars as pl
 from figures import Records, below_zero, mean_over_seeds, table
 from pipeline import DATA, Runner, ingest_arguments
-from study import STRONG, Study
+from study import ON_FURTHER, STRONG, Study
 
 from dcclctl.metrics.groups import paired_differences
 
-PATCH = "memory patch"
 #: a gate may lose so much of the mean gain
 LOST = 0.1
 #: weight of the ridge, in units of users
@@ -39,7 +38,9 @@ def gains(tables: list[pl.DataFrame]) -> pl.DataFrame:
     """Each user's gain in GAUC by the patch, mean over seeds, in points."""
     joint = mean_over_seeds(tables)
     return (
-        paired_differences(joint, PATCH, STRONG).select("user_index", "group", gain=100 * pl.col("gauc")).drop_nulls()
+        paired_differences(joint, ON_FURTHER, STRONG)
+        .select("user_index", "group", gain=100 * pl.col("gauc"))
+        .drop_nulls()
     )
 
 
@@ -154,7 +155,7 @@ def main() -> None:
         records_of = []
         for seed in map(int, options.seeds.split(",")):
             study = Study(run, dataset, seed, "all", False, "keep" in ingest[log])
-            for part, found in study.strong():
+            for part, found in study.strong_harm():
                 blocks.setdefault(part, []).append(found)
             records_of.append(run.read(study.strong_patched, "users.parquet"))
         held = run.read(study.memory(), "memory.parquet").select("user_index", held="seen")
@@ -164,7 +165,7 @@ def main() -> None:
         )
         record = record.group_by("user_index").mean().sort("user_index")
         users = held.join(record, on="user_index", how="full", coalesce=True).sort("user_index")
-        records = rows_of(blocks["strong-valid"], blocks["strong"], users)
+        records = rows_of(blocks["strong-valid"], blocks["strong-test"], users)
         (options.out / f"{log}.gate.json").write_text(json.dumps(records, indent=1))
         (options.out / f"{log}.gate.md").write_text(markdown(records))
         print(markdown(records))

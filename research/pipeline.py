@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -83,6 +84,11 @@ class Runner:
     def _folder(self, reference: str) -> Path:
         kind, number = reference.split("@")
         return self.store / kind / "v" / f"{int(number):06d}"
+
+    def facts(self, reference: str) -> dict[str, Any]:
+        """What an artifact's manifest says of it."""
+        found: dict[str, Any] = json.loads((self._folder(reference) / "manifest.json").read_text())["facts"]
+        return found
 
     def read(self, reference: str, name: str) -> pl.DataFrame:
         """A table of an artifact."""

@@ -7,11 +7,10 @@ by research/complete_journey.py), and sample-repeats, the bundled log (not in th
 
     paper      the paper's patch on the frozen cloud model on the next block (valid), its placebos, and μ = 0
     devices    what each device method adds to the frozen cloud model on the next block (valid), with placebos
-    strong     the memory patch on the strong cloud model, SASRec trained further, on test and on valid: the table of the front
-               page. All items are ranked in all chapters of the strong model
-    strong_replay   the same where the cloud model is trained further on the old events too, on test
-    strong_others   what else there is on the strong model: the frozen one, the paper's patch, placebos, on test
-    strong_taught   the strong model taught by devices with a memory, on test (these three are not in the default)
+    strong     the memory patch on the strong cloud model, SASRec, kept fresh in two ways: trained further, and from scratch; on
+               test: the table of the front page. All items are ranked in all chapters of the strong model
+    strong_others   what else there is on the strong model: the paper's patch and placebos, on test
+    strong_taught   the strong model taught by devices with a memory, on test (these two are not in the default)
     memory     memory-conditioned patches against the incremental control, on test, with placebos and ablations
     ablations  the memory patch without order, without the profile of recent events, and without both, on valid
     stronger   the incremental control with six times the negatives, and the memory patch on it, on test
@@ -67,6 +66,8 @@ from study import (
     SASREC,
     SECOND_ROUND,
     SOME_NEW,
+    STRONG,
+    STRONG_SCRATCH,
     TWICE,
     TWICE_24,
     UNENCODED,
@@ -94,6 +95,8 @@ CHAPTERS = (
 )
 #: chapters whose memories are plain: `newcomers` has newer ones
 WITH_PLAIN = ("cold",)
+#: the controls of which a memory patch has to beat the best
+CONTROLS = {"memory": [ONCE, TWICE], "stronger": [ONCE, TWICE, ONCE_24, TWICE_24], "strong": [STRONG_SCRATCH, STRONG]}
 #: models that a table is made against as well, beside its first one, and what that table is called
 REFERENCES = {
     "once": ONCE,
@@ -109,6 +112,7 @@ REFERENCES = {
     "wide": WIDE,
     "sasrec": SASREC,
     "habit": HABIT,
+    "further": STRONG,
 }
 
 
@@ -126,6 +130,7 @@ class Chapter:
         self.run = Runner(self.store, options.threads, {} if self.fresh else given)
         self.tables: dict[str, list[pl.DataFrame]] = {}
         self.blocks: list[dict[str, pl.DataFrame]] = []
+        self.clouds: dict[str, list[float]] = {}  # NDCG@10 on valid of the strong models, one a seed
 
     def add(self, seed: int) -> None:
         """One more seed."""
@@ -140,6 +145,9 @@ class Chapter:
             self.write("harm", lasting := lasting_harm(self.blocks), harm_table(lasting))
         else:
             made = study.memories() if self.name == "memory" else getattr(study, self.name)()
+            if self.name == "strong":
+                for model, cloud in {STRONG_SCRATCH: study.strong_scratch, STRONG: study.strong_fresh}.items():
+                    self.clouds.setdefault(model, []).append(self.run.facts(cloud)["best_valid_ndcg"])
             for part, table in [(self.name, made)] if isinstance(made, pl.DataFrame) else made:
                 self.tables.setdefault(part, []).append(table)
             if drawn:
@@ -158,8 +166,9 @@ class Chapter:
             self.write(f"{part}.favours", favours := tail_minus_head(found), favour_table(favours))
         if part == "strong":
             self.path("strong.activity.json").write_text(json.dumps(activity_of(found)))
-        if part in ("memory", "stronger"):
-            best = against_the_best(found, [ONCE, TWICE, ONCE_24, TWICE_24] if part == "stronger" else [ONCE, TWICE])
+            self.path("strong.clouds.json").write_text(json.dumps(self.clouds, indent=1))
+        if part in CONTROLS:
+            best = against_the_best(found, CONTROLS[part])
             self.write(f"{part}.best", best, best_table(best))
         others = found[0]["subject"].unique(maintain_order=True)[1:]
         for short, other in REFERENCES.items():

@@ -16,7 +16,14 @@ from dcclctl.store.store import Store
 Completer = Callable[[Any, str], list[str]]
 
 #: parameter → the kind of its reference; other references may be of any kind
-_KIND_OF = {"dataset": "dataset", "cloud": "cloud", "continue": "cloud", "memory": "memory", "patches": "patches"}
+_KIND_OF = {
+    "dataset": "dataset",
+    "cloud": "cloud",
+    "continue": "cloud",
+    "memory": "memory",
+    "learn_with": "cloud",
+    "patches": "patches",
+}
 #: parameter → its usual words
 _WORDS = {
     "kind": tuple(KINDS),

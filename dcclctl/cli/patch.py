@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@command(app, "patch", shared=SHARDS, seeded={"cloud": True, "memory": False})
+@command(app, "patch", shared=SHARDS, seeded={"cloud": True, "memory": False, "learn_with": False})
 def patch(
     call: Call,
     cloud: Annotated[
@@ -24,6 +24,15 @@ def patch(
             "--memory",
             metavar="REF",
             help="Memory for --method memory. [default: the newest of the dataset; made if there is none]",
+        ),
+    ] = None,
+    learn_with: Annotated[
+        str | None,
+        typer.Option(
+            "--learn-with",
+            metavar="REF",
+            help="For --method memory: a cloud model that was not trained on the period, to learn the patch with. "
+            "[default: of those that --cloud was continued from, the newest such one]",
         ),
     ] = None,
 ) -> None:
@@ -39,6 +48,7 @@ def patch(
       dcclctl patch --users tail
       dcclctl patch --cloud cloud@2 --method metapatch --users @users.txt --guard
       dcclctl patch --cloud cloud@base --seeds 0..4 --name mine
+      dcclctl patch --cloud cloud@retrained --learn-with cloud@before
     """
     from dcclctl.artifacts import CloudModel, Memory
     from dcclctl.stages.patch import newest_memory
@@ -46,9 +56,10 @@ def patch(
 
     model = CloudModel(call.store.resolve(cloud or "cloud@latest", "cloud"))
     remembered = Memory(call.store.resolve(memory, "memory")) if memory else None
+    other = CloudModel(call.store.resolve(learn_with, "cloud")) if learn_with else None
     before = newest_memory(model.dataset)
     with call.run() as options:
-        made = run(model, call.settings, options, remembered)
+        made = run(model, call.settings, options, remembered, other)
     if made.memory is not None and before is None:
         facts = made.memory.facts
         call.reporter.line(

@@ -48,6 +48,7 @@ class PatchTask(Generic[SettingsT]):
         cloud: the frozen model. block: the events that the devices learn from. users: (U,) that get a patch, ascending.
         config: settings of all methods. settings: the method's own. device: that computes.
         work: gets the patches' files. on_progress: see compute.OnProgress. memory: for a method that uses it.
+        learn_with: cloud model to learn with in place of `cloud`; None: that one, or what it was continued from.
         part: the events of some users; None: of all users. executor: who works on shards, see scale/executor.py.
     """
 
@@ -60,6 +61,7 @@ class PatchTask(Generic[SettingsT]):
     work: "Work"
     on_progress: "OnProgress"
     memory: "Memory | None" = None
+    learn_with: "CloudModel | None" = None
     part: "EventLog | None" = None
     executor: str = "local"
 

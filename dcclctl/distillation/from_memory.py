@@ -15,7 +15,6 @@ from torch import Tensor
 
 from dcclctl.artifacts import PatchSet
 from dcclctl.config import Count, DistillConfig, Fraction, Positive, Rate, rarely, tuned
-from dcclctl.devices.memory.contrast import Contrast
 from dcclctl.devices.memory.features import Statistics
 from dcclctl.devices.memory.method import statistics_of
 from dcclctl.devices.memory.patch import prior_shift
@@ -25,12 +24,7 @@ from dcclctl.errors import UsageError
 from dcclctl.events.log import VALID, Block, EventLog
 from dcclctl.events.sampler import Sampler
 from dcclctl.events.sampling import NO_ITEM, Ints, log_uniform, uniforms
-from dcclctl.models.kind import open_backbone
-from dcclctl.models.scoring import Backbone
 from dcclctl.models.settings import PATIENCE
-
-#: items that the student ranks highest, of which some are asked about; and events that are ranked at once
-_HIGHEST, _EVENTS = 100, 128
 
 
 class FromMemorySettings(TeachingSettings):
@@ -39,11 +33,6 @@ class FromMemorySettings(TeachingSettings):
     unlabelled: Positive = Field(
         12,
         description="Unlabelled items per event; for teachers with a memory, half of them are near the user's history.",
-    )
-    highest: Count = rarely(
-        0,
-        "Further items per event: so many of the 100 that the student ranked highest before it was taught. They decide "
-        "the top of its lists.",
     )
     truncated_share: Fraction = rarely(
         0.25,
@@ -94,8 +83,6 @@ class FromMemory(DistillationMethod[FromMemorySettings]):
         teacher = teacher_of(task, log, prior_shift(task.patches.cloud.negatives, task.settings.negatives))
         memory, weight = task.patches.memory, teacher_weight(task.patches, task.config.teachers)
         unlabelled = UnlabelledItems(task, log, None if memory is None else statistics_of(memory))
-        if task.settings.highest:
-            unlabelled.add_highest(open_backbone(task.student, task.device, log), task.settings.highest)
         return TaughtObjective(log, teacher, task.settings.beta, weight, unlabelled, has_label)
 
 
@@ -112,7 +99,6 @@ class UnlabelledItems:
     def __init__(self, task: DistillTask[FromMemorySettings], log: EventLog, nearest: Statistics | None = None) -> None:
         block = task.block
         self.log, self.nearest, self.seed, self.block = log, nearest, task.seed, block
-        self._extra = 0
         self.count, self.limit = task.settings.unlabelled, task.student.history
         self.purpose = f"distill/{task.config.on}/unlabelled"
         self.labelled = log.positives_in(block)
@@ -125,27 +111,8 @@ class UnlabelledItems:
         self.known = np.zeros(log.n_items, dtype=bool)
         self.known[catalogue] = True
 
-    def add_highest(self, backbone: Backbone, count: int) -> None:
-        """From now on ask about `count` more items of each event: some of those that the model ranks highest."""
-        self._asked, self._extra = self.log.events_in(self.block), count
-        contrast = Contrast(backbone, self.sampler, _HIGHEST, 1)
-        order = np.argsort(backbone.lengths(self._asked), kind="stable")
-        self._highest = np.empty((len(order), _HIGHEST), dtype=np.int64)
-        for at in range(0, len(order), _EVENTS):
-            some = order[at : at + _EVENTS]
-            self._highest[some] = contrast.of(self._asked[some], 0).candidates[:, 1 : 1 + _HIGHEST].numpy()
-
     def __call__(self, events: Ints, epoch: int) -> Int[Tensor, "B M"]:
         """The items of one epoch; the event's own item fills slots for which no item is left."""
-        drawn = self._others(events, epoch)
-        if not self._extra:
-            return drawn
-        slots = np.arange(self._extra)[None, :]
-        rank = (self._uniforms("highest", events, epoch, slots) * _HIGHEST).astype(np.int64)
-        rows = np.searchsorted(self._asked, events)[:, None]
-        return torch.cat([drawn, torch.from_numpy(self._highest[rows, rank])], 1)
-
-    def _others(self, events: Ints, epoch: int) -> Int[Tensor, "B M"]:
         drawn = self.sampler.items(events, self.count, epoch)
         drawn = np.where(drawn == NO_ITEM, self.log.item[events][:, None], drawn)
         if self.nearest is None:

@@ -18,16 +18,23 @@ from dcclctl.store.store import Input, NotMade, Step
 
 
 def patch(
-    cloud: CloudModel, settings: Settings = NO_SETTINGS, run: RunOptions = DEFAULT_RUN, memory: Memory | None = None
+    cloud: CloudModel,
+    settings: Settings = NO_SETTINGS,
+    run: RunOptions = DEFAULT_RUN,
+    memory: Memory | None = None,
+    learn_with: CloudModel | None = None,
 ) -> PatchSet:
     """Learn a patch for every chosen user.
 
     Args:
         cloud: the frozen model. settings: see PatchConfig and the method's own section. run: how to run.
         memory: of the devices, for a method that uses it; None: the dataset's newest, made if there is none.
+        learn_with: a cloud model that was not trained on the period, for a method that uses a memory; None: `cloud`, or
+            what it was continued from.
 
     Raises:
         UsageError: a setting that the method does not read, an unknown user, a cloud model that the method cannot patch.
+        ArtifactError: memory or learn_with is of another dataset.
         DataError: none of the chosen users has events in the block.
     """
     config = resolve(PatchConfig, settings, run.config)
@@ -36,11 +43,17 @@ def patch(
         raise UsageError(
             f"--memory {memory.ref}: --method {config.method} uses no memory", "Use it with --method memory."
         )
-    if memory is not None and memory.dataset.id != dataset.id:
-        raise ArtifactError(
-            f"{memory.ref} is of {memory.dataset.ref}, but {cloud.ref} of {dataset.ref}",
-            "Use a memory of the same dataset, or leave --memory out.",
+    if learn_with is not None and not method.uses_memory:
+        raise UsageError(
+            f"--learn-with {learn_with.ref}: --method {config.method} learns with --cloud",
+            "Use it with --method memory.",
         )
+    for given, flag in ((memory, "--memory"), (learn_with, "--learn-with")):
+        if given is not None and given.dataset.id != dataset.id:
+            raise ArtifactError(
+                f"{given.ref} is of {given.dataset.ref}, but {cloud.ref} of {dataset.ref}",
+                f"Use one of the same dataset, or leave {flag} out.",
+            )
     asked = config.users
     users, spec = chosen_users(dataset, asked)
     config = config.model_copy(
@@ -66,6 +79,8 @@ def patch(
             inputs["users"] = Input("raw", spec.removeprefix("@sha256:"))
         if memory is not None:
             inputs["memory"] = memory.artifact.as_input()
+        if learn_with is not None:
+            inputs["learn_with"] = learn_with.artifact.as_input()
         with cloud.store.begin("patch", "patches", config.recorded(), config.seed, inputs, run.force, amount) as work:
             if work.reused is not None:
                 return named(PatchSet(work.reused), run)
@@ -79,6 +94,7 @@ def patch(
                 work,
                 run.on_progress,
                 memory,
+                learn_with,
                 executor=run.executor,
             )
             learned = method.learn(task)

@@ -2,7 +2,8 @@
 
 The patch is learned from events that the cloud model was not trained on, with statistics that do not count them
 (cross-fitting). The newest cloud model was trained on the newest events, so for each part of the block the newest model
-of its lineage is used that was not trained on that part. The learned patch then serves on the newest model.
+of its lineage is used that was not trained on that part. The learned patch then serves on the newest model. A model
+that was trained from scratch has no such lineage; --learn-with names the model to learn with.
 """
 
 import math
@@ -162,9 +163,8 @@ def _all_trained(cloud: CloudModel, root: CloudModel, part: Block) -> UsageError
     return UsageError(
         f"{root.ref}{origin} was trained on {on} at once. Every model in this lineage was trained on {part}, "
         "and the patch must be learned from events that the model has not seen",
-        "Train in steps: dcclctl train --on cloud, then dcclctl train --continue REF --on device."
-        if root.facts["epochs"]
-        else f"Patch a model that ends before {part}: dcclctl train --model {root.model} --on cloud",
+        f"Learn with a model that ends before {part}: dcclctl train --model {root.model} --on cloud, then dcclctl patch "
+        "--learn-with REF",
     )
 
 
@@ -178,7 +178,7 @@ class _Run:
 
     def __init__(self, task: PatchTask[MemorySettings], memory: Memory) -> None:
         self.task, self.memory, self.settings, self.dataset = task, memory, task.settings, task.cloud.dataset
-        self.models = unseen_model_per_block(task.cloud, task.block)
+        self.models = unseen_model_per_block(task.learn_with or task.cloud, task.block)
         self.statistics = statistics_of(memory)
         self.counts = self.dataset.count_events(task.block)
         self.log = self.dataset.sample(self.counts, self._most_events, task.seed, "memory/parts")

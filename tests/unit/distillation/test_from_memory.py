@@ -12,12 +12,10 @@ from world import World, quiet_progress
 from dcclctl.artifacts import PatchSet
 from dcclctl.config import DistillConfig
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
-from dcclctl.distillation import from_memory
 from dcclctl.distillation.from_memory import FromMemory, FromMemorySettings, UnlabelledItems
 from dcclctl.distillation.method import DistillTask
 from dcclctl.errors import UsageError
 from dcclctl.events.log import DEVICE, VALID, Block, EventLog
-from dcclctl.models.scoring import Backbone
 from dcclctl.stages.distill import distill
 from dcclctl.stages.memory import remember
 from dcclctl.stages.patch import patch
@@ -130,38 +128,6 @@ def test_where_nothing_is_left_the_events_own_item_stands_in(log):
         left = [i for i in small.catalogue(DEVICE) if not excluded.contains(small.user[[event]], np.array([i]))[0]]
         assert sorted(items[: len(left)]) == sorted(left)
         assert (items[len(left) :] == small.item[event]).all()
-
-
-def test_the_students_highest_items_are_asked_about_too(log, monkeypatch):
-    """Beside the usual items some of those that the student ranks highest among the items without a label."""
-
-    class ByNumber(Backbone):
-        def lengths(self, events):
-            return np.ones(len(events), dtype=np.int64)
-
-        def activation_cost(self, n_candidates, length):
-            return n_candidates
-
-        def activations(self, events, candidates):
-            items = torch.arange(log.n_items).expand(len(events), -1) if candidates is None else candidates
-            return items.float()
-
-    monkeypatch.setattr(from_memory, "_HIGHEST", 5)
-    backbone, events = ByNumber(), log.events_in(DEVICE)
-    backbone.log = log
-    usual = questions(log)
-    asked = questions(log)
-    asked.add_highest(backbone, 4)
-    drawn = asked(events, 0).numpy()
-    assert drawn.shape == (len(events), 10) and (drawn[:, :6] == usual(events, 0).numpy()).all()
-    labelled = log.positives_in(DEVICE_BLOCK) if log.repeats else log.never_negative(DEVICE_BLOCK)
-    for event, items in zip(events, drawn[:, 6:], strict=True):
-        user = np.full(log.n_items, log.user[event])
-        free = np.flatnonzero(~labelled.contains(user, np.arange(log.n_items)))
-        free = free[free != log.item[event]]
-        highest = set(free[np.isin(free, log.catalogue(DEVICE))][-5:].tolist())
-        assert set(items.tolist()) <= highest
-    assert (drawn[:, 6:] != asked(events, 1).numpy()[:, 6:]).any()
 
 
 # Whose histories are truncated, and whose labels are taught

@@ -252,12 +252,31 @@ def test_a_block_that_was_trained_on_in_two_steps_is_learned_whole(own: Path) ->
     assert dcclctl("audit", patches.ref, store=own).exit_code == 0
 
 
-def test_a_model_that_learned_everything_at_once_cannot_be_patched(own: Path) -> None:
+def test_a_model_that_learned_everything_at_once_is_patched_with_what_another_learned(own: Path) -> None:
     cloud = done("train", *TRAIN, "--on=cloud,device", "--epochs=1", store=own)["ref"]
-    result = dcclctl("patch", f"--cloud={cloud}", *PATCHED, store=own)
-    assert result.exit_code == 2
-    assert f"{cloud} was trained on cloud, device at once" in result.stderr
-    assert "dcclctl train --continue REF --on device" in result.stderr
+    for refused in ((), (f"--learn-with={cloud}",)):
+        result = dcclctl("patch", f"--cloud={cloud}", *PATCHED, *refused, store=own)
+        assert result.exit_code == 2
+        assert f"{cloud} was trained on cloud, device at once" in result.stderr
+        assert "--learn-with REF" in result.stderr
+    patches = made(own, f"--cloud={cloud}", "--learn-with=cloud@1", *PATCHED)
+    assert patches.facts["learned_with"] == [f"{Store(own).resolve('cloud@1').id} on device"]
+    # the patch is that of the model which was continued from cloud@1, and serves on another
+    same, other = (patch_of(PatchSet(each)).state_dict() for each in (patches, made(own, *FRESH)))
+    assert all(same[name].equal(other[name]) for name in same)
+    events = log_of(own).events_in(TEST)[:20]
+    below, served = logits_of(own, patches.ref, events)
+    assert below.equal(logits_of(own, "patches@2", events)[0]) is False and not below.equal(served)
+    assert dcclctl("audit", patches.ref, store=own).exit_code == 0
+
+
+def test_a_model_to_learn_with_goes_with_its_own_dataset_and_method_only(own: Path, tmp_path: Path) -> None:
+    result = dcclctl("patch", "--cloud=cloud@1", "--learn-with=cloud@1", *PATCH, store=own)
+    assert result.exit_code == 2 and "--method memory" in result.stderr
+    ingest(tmp_path / "log", own, "--split=per-user")
+    other = done("train", *TRAIN, "--epochs=1", store=own)["ref"]
+    result = dcclctl("patch", *FRESH, "--memory=memory@1", f"--learn-with={other}", store=own)
+    assert result.exit_code == 3 and "leave --learn-with out" in result.stderr
 
 
 def test_more_events_than_are_read(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
