@@ -44,10 +44,12 @@ def import_all() -> None:
     for name in ("numpy", "scipy.stats", "polars", "pyarrow.parquet", "torch", "safetensors.torch", "filelock"):
         importlib.import_module(name)
     import dcclctl
+    from dcclctl.errors import UsageError
 
     for module in pkgutil.walk_packages(dcclctl.__path__, "dcclctl."):
         if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+            with suppress(UsageError):  # it needs a package that is not installed
+                importlib.import_module(module.name)
     importlib.import_module("dcclctl.__main__")
 
 
