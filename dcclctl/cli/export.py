@@ -9,7 +9,7 @@ from dcclctl.cli.options import Call, command
 
 if TYPE_CHECKING:
     from dcclctl.artifacts import Bundle
-    from dcclctl.devices.bundle.measure import Budget
+    from dcclctl.devices.bundle.spec import Measured
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -31,11 +31,18 @@ def export(
         ),
     ] = "",
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure bytes, milliseconds and memory on this machine, on one thread.")
+        bool,
+        typer.Option(
+            "--measure",
+            help="Measure bytes, milliseconds and memory on this machine, on one thread, and what the patches still gain "
+            "when they are 1, 2 and 4 blocks of the test period old.",
+        ),
     ] = False,
     max_bytes: Annotated[
         int,
-        typer.Option("--max-bytes", metavar="N", min=0, help="Exit 4 if a device downloads more. Implies --measure."),
+        typer.Option(
+            "--max-bytes", metavar="N", min=0, help="Exit 4 if a device downloads more. Measures all but age."
+        ),
     ] = 0,
     max_ms: Annotated[
         float,
@@ -43,7 +50,7 @@ def export(
             "--max-ms",
             metavar="N",
             min=0,
-            help="Exit 4 if 300 candidates take longer (95th percentile). Implies --measure.",
+            help="Exit 4 if 300 candidates take longer (95th percentile). Measures all but age.",
         ),
     ] = 0.0,
 ) -> None:
@@ -72,15 +79,19 @@ def export(
     model = PatchSet(artifact) if artifact.kind == "patches" else CloudModel(artifact)
     with call.run() as options:
         made = run(model, call.settings, options)
-    budget = measured(made, max_bytes, max_ms) if measure or max_bytes or max_ms else None
+        wanted = measure or max_bytes or max_ms
+        budget = measured(made, max_bytes, max_ms, measure, options) if wanted else None
     _show(call, made, budget)
     if output is not None:
         write_bundle(made, output, user, budget)
         call.reporter.line(f"written to {output}")
-    call.finish(made, bytes=made.spec["bytes"], **({} if budget is None else {"measured": budget.document()}))
+    call.finish(made, bytes=made.spec["bytes"], **({} if budget is None else {"measured": budget.model_dump()}))
 
 
-def _show(call: Call, made: "Bundle", budget: "Budget | None") -> None:
+def _show(call: Call, made: "Bundle", budget: "Measured | None") -> None:
+    from dcclctl.report.bundle import AGES, age_rows, cost_rows
+    from dcclctl.report.comparison import new_table
+
     facts, line = made.facts, call.reporter.line
     size = made.spec["bytes"]
     line(
@@ -99,21 +110,10 @@ def _show(call: Call, made: "Bundle", budget: "Budget | None") -> None:
         )
     if budget is None:
         return
-    for count, spent in budget.milliseconds.items():
-        line(f"ranking {count:>3} items: {spent['p50']:.2f} ms, 95th percentile {spent['p95']:.2f} ms")
-    line(f"opening the graphs and the first ranking: {budget.open_milliseconds:.0f} ms")
-    if budget.learning_step_milliseconds is not None:
-        line(f"one learning step on 50 rows: {budget.learning_step_milliseconds:.2f} ms")
-    if budget.ram_bytes is not None and budget.ram_own_bytes is not None:
-        line(
-            f"memory: {budget.ram_bytes / 1e6:.0f} MB with Python and ONNX Runtime, of which {budget.ram_own_bytes / 1e6:.1f} MB "
-            "for the bundle"
-        )
-    line(
-        f"ranking 300 items takes {budget.macs / 1e6:.1f} million multiplications and moves {budget.moved_bytes / 1e6:.1f} MB: "
-        f"about {budget.microjoules:,.0f} µJ (for comparison, not measured)"
-    )
-    line(
-        f"saving the device's state writes {budget.written_bytes:,} bytes"
-        + (f"; a round sends {budget.uplink_bytes:,} bytes of θ̂" if budget.uplink_bytes else "")
-    )
+    for what, figures in cost_rows(budget):
+        line(f"{what}: {figures}")
+    if budget.staleness:
+        table = new_table("What the patches gain, block after block of the test period", AGES[0], AGES[1:])
+        for row in age_rows(budget.staleness):
+            table.add_row(*row)
+        call.reporter.table(table)

@@ -23,6 +23,12 @@ def report(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE.html", help="The page; a file of that name is overwritten.")
     ] = Path("report.html"),
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle", metavar="FOLDER", help="Also show what dcclctl export --measure -o FOLDER found of a bundle."
+        ),
+    ] = None,
 ) -> None:
     """Write evaluations as one HTML page that works offline.
 
@@ -35,9 +41,10 @@ def report(
     Examples:
       dcclctl report
       dcclctl report evaluation@1 evaluation@2 -o rounds.html
+      dcclctl report --bundle device
     """
     with call.working():
-        chosen, page = _page(call, evaluations or ["evaluation@latest"])
+        chosen, page = _page(call, evaluations or ["evaluation@latest"], bundle)
     try:
         output.write_bytes(page)
     except OSError as error:
@@ -46,7 +53,7 @@ def report(
     call.finish(chosen[0], evaluations=[each.ref for each in chosen], path=str(output), bytes=len(page))
 
 
-def _page(call: Call, references: list[str]) -> "tuple[list[Artifact], bytes]":
+def _page(call: Call, references: list[str], bundle: Path | None) -> "tuple[list[Artifact], bytes]":
     """The evaluations, and the page about them."""
     from dcclctl.artifacts import Evaluation
     from dcclctl.report.html import render
@@ -56,4 +63,4 @@ def _page(call: Call, references: list[str]) -> "tuple[list[Artifact], bytes]":
     for at, artifact in enumerate(chosen):
         if artifact.id in [other.id for other in chosen[:at]]:
             raise UsageError(f"{artifact.ref} is named twice", "Name each evaluation once.")
-    return chosen, render(load_page([Evaluation(artifact) for artifact in chosen])).encode()
+    return chosen, render(load_page([Evaluation(artifact) for artifact in chosen], bundle)).encode()

@@ -6,6 +6,7 @@ from typing import Any
 
 from dcclctl.metrics.metric import lower_is_better
 from dcclctl.report import charts
+from dcclctl.report.bundle import AGES, age_rows, cost_rows
 from dcclctl.report.comparison import (
     chance_in_words,
     favoured,
@@ -58,6 +59,9 @@ def render(page: Page) -> str:
         rounds_legend=charts.entries(charts.ROUNDS),
         page=page,
         setting=_setting,
+        age_columns=AGES,
+        costs=cost_rows(page.bundle.measured) if page.bundle else [],
+        ages=age_rows(page.bundle.measured.staleness) if page.bundle else [],
     )
 
 

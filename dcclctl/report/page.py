@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import polars as pl
 
+    from dcclctl.devices.bundle.spec import Measured
+
 
 @dataclass(frozen=True)
 class Model:
@@ -131,6 +133,14 @@ class Step:
 
 
 @dataclass(frozen=True)
+class BundlePart:
+    """A bundle, in words, and what `export --measure` found of it."""
+
+    name: str
+    measured: "Measured"
+
+
+@dataclass(frozen=True)
 class Page:
     """The content of one report; each of `steps` comes after its inputs."""
 
@@ -138,3 +148,4 @@ class Page:
     fits: list[Fit]
     rounds: list[Round]
     steps: list[Step]
+    bundle: BundlePart | None = None

@@ -16,11 +16,15 @@ from dcclctl.artifacts.bundle import BUNDLE_FILE, USERS_FILE
 from dcclctl.config import ExportConfig
 from dcclctl.devices.bundle.build import Parts, build, users_of, write_folder
 from dcclctl.devices.bundle.device import Graphs
-from dcclctl.devices.bundle.measure import Budget, measure
+from dcclctl.devices.bundle.measure import measure
+from dcclctl.devices.bundle.spec import Aged, Measured
 from dcclctl.devices.bundle.web_server import page_files, server, web_runtime
+from dcclctl.devices.serving import Subject
 from dcclctl.errors import DataError, GateError, UsageError
+from dcclctl.evaluation.staleness import BLOCKS, gains
 from dcclctl.events.log import TEST, Block
 from dcclctl.stages.chosen import find_users
+from dcclctl.stages.evaluate import evaluate
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
 from dcclctl.store.disk import whole_file
@@ -73,32 +77,52 @@ def export(model: CloudModel | PatchSet, settings: Settings = NO_SETTINGS, run: 
         return named(Bundle(work.commit(facts)), run)
 
 
-def measured(bundle: Bundle, max_bytes: int = 0, max_ms: float = 0.0) -> Budget:
-    """Measure what a bundle costs on this machine, on one thread.
+def measured(
+    bundle: Bundle, max_bytes: int = 0, max_ms: float = 0.0, staleness: bool = True, run: RunOptions = DEFAULT_RUN
+) -> Measured:
+    """Measure what a bundle costs on this machine, on one thread, and what it is worth when it grows old.
 
     Args:
         max_bytes: of all that a device downloads; 0: any. max_ms: of ranking 300 candidates, 95th percentile; 0: any.
+        staleness: also evaluate the patches on four blocks of the test period; the evaluations are kept in the store.
 
     Raises:
         GateError: it costs more.
     """
-    budget = measure(Graphs(bundle.folder()))
+    found = measure(Graphs(bundle.folder()))
     over = []
-    if max_bytes and budget.download_bytes > max_bytes:
-        over.append(f"a device downloads {budget.download_bytes:,} bytes, {max_bytes:,} are allowed")
-    if max_ms and budget.milliseconds["300"]["p95"] > max_ms:
+    if max_bytes and found.download_bytes > max_bytes:
+        over.append(f"a device downloads {found.download_bytes:,} bytes, {max_bytes:,} are allowed")
+    if max_ms and found.milliseconds["300"].p95 > max_ms:
         over.append(
-            f"300 candidates take {budget.milliseconds['300']['p95']:.2f} ms (95th percentile), {max_ms:g} are allowed"
+            f"300 candidates take {found.milliseconds['300'].p95:.2f} ms (95th percentile), {max_ms:g} are allowed"
         )
     if over:
         raise GateError(
             f"{bundle.ref} is over its budget: {'; '.join(over)}",
             "Ship fewer items (--items top:N) or --precision int8, or make a memory with fewer --neighbours.",
         )
-    return budget
+    return found.model_copy(update={"staleness": _staleness(bundle, run)}) if staleness else found
 
 
-def write_bundle(bundle: Bundle, target: Path, user_id: str = "", budget: Budget | None = None) -> None:
+def _staleness(bundle: Bundle, run: RunOptions) -> list[Aged]:
+    """What the bundle's patches gain when they are some blocks old; [] where there are no patches, or no blocks."""
+    if bundle.patches is None:
+        return []
+    subjects = [Subject.of(each.ref, bundle.cloud.store) for each in (bundle.cloud, bundle.patches)]
+    quiet, tables = RunOptions(run.on_progress, config=run.config), {}
+    for age, block in BLOCKS.items():
+        try:
+            tables[age] = evaluate(subjects, {"on": block, "k": [10]}, quiet).per_user
+        except DataError:  # no event in this block
+            continue
+    cloud, patches = (subject.name for subject in subjects)
+    if 0 not in tables or len(tables) == 1:
+        return []
+    return [Aged(**row) for row in gains(tables, patches, cloud, bundle.artifact.seed)]
+
+
+def write_bundle(bundle: Bundle, target: Path, user_id: str = "", budget: Measured | None = None) -> None:
     """Write a bundle into a folder, or into one .zip file, to hand over.
 
     Args:
@@ -110,7 +134,7 @@ def write_bundle(bundle: Bundle, target: Path, user_id: str = "", budget: Budget
     """
     files = _contents(bundle, user_id)
     if budget is not None:
-        files[BUNDLE_FILE] = _json(json.loads(files[BUNDLE_FILE]) | {"measured": budget.document()})
+        files[BUNDLE_FILE] = _json(json.loads(files[BUNDLE_FILE]) | {"measured": budget.model_dump()})
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"-o {target}: it exists already", "Name a new folder or file, or remove it first.")
     try:

@@ -2,20 +2,23 @@
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from dcclctl.artifacts import Evaluation, PatchSet
+from dcclctl.artifacts.bundle import BUNDLE_FILE
 from dcclctl.artifacts.evaluation import SEED_ROLE
 from dcclctl.artifacts.names import describe, log_in_words, short_label
 from dcclctl.devices.serving import ENCODER, split_suffix
 from dcclctl.distillation.method import default_method
+from dcclctl.errors import UsageError
 from dcclctl.evaluation.comparison import Comparison, at_chance, harm_metric, main_metrics
 from dcclctl.evaluation.targets import targets_in_words
 from dcclctl.metrics.metric import lower_is_better
 from dcclctl.models.kind import size_fields
-from dcclctl.report.page import EvaluationPart, Fit, Model, Page, Round, Step
+from dcclctl.report.page import BundlePart, EvaluationPart, Fit, Model, Page, Round, Step
 from dcclctl.report.text import plain
 from dcclctl.stages.settings import COMMANDS, variant_section
 from dcclctl.store.lineage import SUBJECT_ROLE, ancestors, dotted
@@ -27,14 +30,14 @@ from dcclctl.tables import GROUP_NAMES, MAIN_GROUPS
 ACTIVITY = GROUP_NAMES[len(MAIN_GROUPS) :]
 
 
-def load_page(evaluations: list[Evaluation]) -> Page:
+def load_page(evaluations: list[Evaluation], bundle: Path | None = None) -> Page:
     """Read the evaluations, their lineage, and how every model in it was made.
 
     Args:
-        evaluations: at least one.
+        evaluations: at least one. bundle: folder of `export --measure -o FOLDER`, whose figures are shown too.
 
     Raises:
-        ArtifactError: something in the lineage is gone or damaged.
+        ArtifactError: something in the lineage is gone or damaged. UsageError: the folder has no such figures.
     """
     made = ancestors(*(evaluation.artifact for evaluation in evaluations))
     clouds = [artifact for artifact in made.values() if artifact.kind == "cloud"]
@@ -66,7 +69,23 @@ def load_page(evaluations: list[Evaluation]) -> Page:
             if "patches" in cloud.inputs
         ],
         steps=[_step(artifact, made) for artifact in made.values()],
+        bundle=None if bundle is None else _bundle(bundle),
     )
+
+
+def _bundle(folder: Path) -> BundlePart:
+    from dcclctl.devices.bundle.spec import BundleSpec
+
+    remedy = "Write one: dcclctl export PATCHES --measure -o FOLDER"
+    try:
+        spec = BundleSpec.model_validate_json((folder / BUNDLE_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--bundle {folder} holds no bundle that can be read ({error})", remedy) from error
+    if spec.measured is None:
+        raise UsageError(f"--bundle {folder} was not measured", remedy)
+    patches = f"{spec.method} on {spec.model}" if spec.method else spec.model
+    name = f"a bundle of {patches} with {spec.items.shipped:,} items in {spec.precision}"
+    return BundlePart(name, spec.measured)
 
 
 def _round(cloud: Artifact) -> int:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from dcclctl.devices.bundle.device import Device, Graphs
+from dcclctl.devices.bundle.spec import Measured, Percentiles
 from dcclctl.devices.bundle.table import BASIS_FILE
 
 #: candidates of a ranking
@@ -44,45 +44,7 @@ print(peak(), peak() - before)
 """
 
 
-@dataclass(frozen=True)
-class Budget:
-    """Figures of one bundle; times are of this machine.
-
-    Attributes:
-        download_bytes: graphs and item table. shared_bytes: graphs alone. item_bytes: per shipped item.
-        user_bytes: what a device keeps of its user, with full rings. uplink_bytes: θ̂ of one round; 0 without θ̂.
-        written_bytes: of the file of the device's state, which the runner writes whole.
-        ram_bytes: largest resident memory of a process with Python, numpy and ONNX Runtime that ranks 300 candidates;
-            None where the system does not tell. ram_own_bytes: what of it the bundle adds.
-        macs, moved_bytes: multiplications with addition in matrix products of one ranking of 300 candidates with a full
-            ring, and bytes that all its operators read and write. microjoules: an estimate from both, see the constants
-            of this module. No operator is fused and no byte is found in a cache, so it is for comparing bundles.
-        open_milliseconds: opening the graphs and the first ranking, cold.
-        milliseconds: candidates → p50 and p95 of a ranking with a full ring, processor time of one thread.
-        learning_step_milliseconds: one step on 50 rows; None if nothing is learned on the device.
-    """
-
-    download_bytes: int
-    shared_bytes: int
-    item_bytes: int
-    user_bytes: int
-    uplink_bytes: int
-    written_bytes: int
-    ram_bytes: int | None
-    ram_own_bytes: int | None
-    macs: int
-    moved_bytes: int
-    microjoules: float
-    open_milliseconds: float
-    milliseconds: dict[str, dict[str, float]]
-    learning_step_milliseconds: float | None
-
-    def document(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-
-def measure(graphs: Graphs) -> Budget:
+def measure(graphs: Graphs) -> Measured:
     """Rank and learn on a device whose ring is full, some hundred times."""
     spec, draw = graphs.spec, np.random.default_rng(0)
     started = time.perf_counter()
@@ -104,8 +66,8 @@ def measure(graphs: Graphs) -> Budget:
         candidates = draw.integers(0, n_items, 10)
         labels = (np.arange(10) == 0).astype(np.float32)
         rows = [device.rows_of(candidates, labels, np.ones_like(labels)) for _ in range(5)]
-        step = _percentiles(lambda: device.learn(rows, 1))["p50"]
-    return Budget(
+        step = _percentiles(lambda: device.learn(rows, 1)).p50
+    return Measured(
         download_bytes=spec["bytes"]["shared"] + spec["bytes"]["items"],
         shared_bytes=spec["bytes"]["shared"],
         item_bytes=spec["bytes"]["item"],
@@ -167,11 +129,11 @@ def _resident(folder: Path) -> tuple[int | None, int | None]:
     return (total, own) if total else (None, None)
 
 
-def _percentiles(run: Callable[[], Any]) -> dict[str, float]:
-    """p50 and p95 of the milliseconds of processor time of a call, which other programs on the machine hardly change."""
+def _percentiles(run: Callable[[], Any]) -> Percentiles:
+    """Of the milliseconds of processor time of a call, which other programs on the machine hardly change."""
     spent = []
     for _ in range(_RUNS):
         started = time.process_time()
         run()
         spent.append(1000 * (time.process_time() - started))
-    return {name: round(float(np.quantile(spent, share)), 3) for name, share in (("p50", 0.5), ("p95", 0.95))}
+    return Percentiles(p50=round(float(np.quantile(spent, 0.5)), 3), p95=round(float(np.quantile(spent, 0.95)), 3))

@@ -5,7 +5,7 @@ bundle.json against it.
 """
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -107,6 +107,59 @@ class Bytes(_Part):
     user: Count = Field(description="What a device keeps of its user, with full rings.")
 
 
+class Percentiles(_Part):
+    """Of 200 rankings."""
+
+    p50: float
+    p95: float
+
+
+class Aged(_Part):
+    """What patches gain above the cloud model under them when they are some blocks old, see evaluation/staleness.py."""
+
+    blocks_old: Count
+    on: str = Field(description="Block of the log.")
+    metric: str
+    users: Count
+    gain: float | None
+    low: float | None = Field(description="Of the 95 % interval over users; none for few users.")
+    high: float | None
+    change: float | None = Field(None, description="Against new patches, over the users that have events at both ages.")
+    change_low: float | None = None
+    change_high: float | None = None
+
+
+class Measured(_Part):
+    """What a bundle costs a device, and what it is worth when it grows old; times are of the machine that measured."""
+
+    download_bytes: Count = Field(description="Graphs and item table.")
+    shared_bytes: Count = Field(description="Graphs alone, with what patches share.")
+    item_bytes: Count = Field(description="Of one shipped item.")
+    user_bytes: Count = Field(description="What a device keeps of its user, with full rings.")
+    uplink_bytes: Count = Field(description="θ̂ of one round; 0 without θ̂.")
+    written_bytes: Count = Field(description="Of the file of the device's state, which the runner writes whole.")
+    ram_bytes: int | None = Field(
+        description="Largest resident memory of a process with Python, numpy and ONNX Runtime that ranks 300 candidates; "
+        "none where the system does not tell."
+    )
+    ram_own_bytes: int | None = Field(description="What of it the bundle adds.")
+    macs: Count = Field(
+        description="Multiplications with addition in matrix products of one ranking of 300 candidates with a full ring."
+    )
+    moved_bytes: Count = Field(
+        description="Bytes that all its operators read and write; none is fused, and no byte is found in a cache."
+    )
+    microjoules: float = Field(description="An estimate from both with published constants, for comparing bundles.")
+    open_milliseconds: float = Field(description="Opening the graphs and the first ranking, cold.")
+    milliseconds: dict[str, Percentiles] = Field(
+        description="Candidates → of a ranking with a full ring, processor time of one thread."
+    )
+    learning_step_milliseconds: float | None = Field(
+        description="One step on 50 rows; none if nothing is learned on the device."
+    )
+    staleness: list[Aged] = Field([], description="One for each age and metric; none for a cloud model alone.")
+
+
 class BundleSpec(_Part):
     """All of bundle.json."""
 
@@ -129,7 +182,7 @@ class BundleSpec(_Part):
     graphs: dict[str, GraphRecord]
     program: ProgramRecord | None = Field(None, description="With --target executorch: the graphs as device.pte.")
     files: dict[str, FileRecord] = Field(description="Every other file.")
-    measured: dict[str, Any] | None = Field(None, description="What dcclctl export --measure found, on its machine.")
+    measured: Measured | None = Field(None, description="What dcclctl export --measure found.")
 
 
 def schema() -> bytes:

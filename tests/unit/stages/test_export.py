@@ -164,6 +164,28 @@ def test_a_budget_is_measured_and_held(shipped: Path, tmp_path: Path) -> None:
     assert measured["milliseconds"]["300"]["p95"] >= measured["milliseconds"]["20"]["p50"] > 0
     assert json.loads((tmp_path / "measured" / "bundle.json").read_bytes())["measured"] == measured
     Graphs(tmp_path / "measured")
+    # the patches' gain at four ages is that of four evaluations
+    ages = {(row["blocks_old"], row["metric"]): row for row in measured["staleness"]}
+    assert ages.keys() == {(age, metric) for age in (0, 1, 2, 4) for metric in ("gauc", "ndcg@10")}
+    flags = ("--against=cloud@1", "--k=10", "--on=test:3/5", "--threads=1")
+    rows = done("evaluate", "patches@2", *flags, store=shipped)["comparison"]
+    for metric in ("gauc", "ndcg@10"):
+        wanted = next(row for row in rows if (row["group"], row["metric"]) == ("all", metric))
+        assert ages[2, metric]["gain"] == pytest.approx(wanted["difference"])
+        assert ages[2, metric]["users"] == wanted["users"] and ages[2, metric]["change"] is not None
+    done("evaluate", "patches@2", "--against=cloud@1", "--threads=1", store=shipped)
+    report = ("report", "-o", tmp_path / "report.html")
+    done(*report, "--bundle", tmp_path / "measured", store=shipped)
+    page = (tmp_path / "report.html").read_text()
+    assert "On a device" in page and f"{100 * ages[2, 'gauc']['gain']:+.2f}" in page
+    assert "On a device" not in (done(*report, store=shipped) and (tmp_path / "report.html").read_text())
+    done("export", "patches@2", "-o", tmp_path / "plain", store=shipped)
+    for folder, said in (("plain", "was not measured"), ("nothing", "holds no bundle")):
+        refused = dcclctl("report", "--bundle", tmp_path / folder, store=shipped)
+        assert refused.exit_code == 2 and said in refused.stderr
+
+
+def test_a_budget_is_held(shipped: Path) -> None:
     assert dcclctl("export", "patches@2", "--max-bytes=100", store=shipped).exit_code == 4
     assert dcclctl("export", "patches@2", "--max-ms=0.0001", store=shipped).exit_code == 4
     assert dcclctl("export", "patches@2", "--max-bytes=100000000", "--max-ms=10000", store=shipped).exit_code == 0
