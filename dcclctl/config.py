@@ -428,6 +428,10 @@ class ExportConfig(CommandSection):
     precision: Literal["fp32", "fp16", "int8"] = Field(
         "fp32", description="Numbers of the item table, and of large weights; all is calculated in float32."
     )
+    neighbours: Count = Field(
+        0,
+        description="Nearest items, and preceding ones, that are shipped with each item, at most; 0: all of the memory.",
+    )
     target: Literal["onnx", "executorch"] = Field(
         "onnx", description="Runtime: ONNX Runtime, or also ExecuTorch, for which device.pte is added."
     )

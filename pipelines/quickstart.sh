@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The whole device-cloud loop on the bundled log, with the paper's own patch beside it. `make demo` runs this.
 #
-#   pipelines/quickstart.sh            # store in .dccl-demo, report in demo-report.html
+#   pipelines/quickstart.sh            # store in .dccl-demo, report in demo-report.html, bundle in demo-device
 #   DCCL_STORE=/tmp/x pipelines/quickstart.sh
 #
 # Stopped half-way? Run it again: what is finished is reused.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export DCCL_STORE="${DCCL_STORE:-.dccl-demo}"
-report="${REPORT:-demo-report.html}"
+report="${REPORT:-demo-report.html}" device="${DEVICE:-demo-device}"
 
 step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 [ -t 1 ] || step() { printf '\n%s\n' "$*"; }
@@ -38,13 +38,14 @@ step "7. evaluate: who gained, by activity? (one seed: another seed or processor
 dcclctl evaluate cloud@control patches@memory cloud@taught cloud@frozen patches@metapatch \
   --against cloud@control --candidates 100 --name demo
 
-step "8. report"
-dcclctl report evaluation@demo -o "$report"
+step "8. export: what a device needs to run the patched model, without torch and without dcclctl; and what it costs"
+rm -rf "$device"
+dcclctl export patches@memory --name demo --measure -o "$device" --user 1011
 
-step "9. export: what a device needs to run the patched model, without torch and without dcclctl"
-dcclctl export patches@memory --name demo
+step "9. report"
+dcclctl report evaluation@demo --bundle "$device" -o "$report"
 
 echo
 echo "Open $report"
-echo "The model on a device, as a web page: DCCL_STORE=$DCCL_STORE dcclctl serve bundle@demo --user 1011"
+echo "and, with DCCL_STORE=$DCCL_STORE dcclctl serve bundle@demo --user 1011, the model on a device: $device/runner/web/index.html"
 echo "This is one seed. For a claim give train, patch, distill and evaluate --seeds 0..4, see docs/tuning.md."

@@ -24,6 +24,9 @@ from dcclctl.events.sampler import Samples
 from dcclctl.events.sampling import Ints, permutation
 
 PatchT = TypeVar("PatchT")
+#: Adam's ε where devices learn θ̂. With the usual 1e-8 a number whose gradient is a rounding error moves as far as any
+#: other, so a device and the cloud, which sum in another order, would learn another θ̂
+EPSILON = 1e-4
 
 
 class Layout(ABC, Generic[PatchT]):
@@ -194,11 +197,12 @@ def descend(
     codes: Float[Tensor, "U K"],
     steps: int,
     learning_rate: float,
+    epsilon: float = 1e-8,
 ) -> Float[Tensor, "U K"]:
     """Adam on the numbers of U users, as if each user's were trained alone.
 
     Args:
-        gradient: codes → gradient of the devices' losses. codes: the start; changed in place.
+        gradient: codes → gradient of the devices' losses. codes: the start; changed in place. epsilon: Adam's.
 
     Raises:
         DivergedError: a number became infinite or NaN.
@@ -209,7 +213,7 @@ def descend(
         first.lerp_(slope, 0.1)
         second.mul_(0.999).addcmul_(slope, slope, value=0.001)
         rate = learning_rate / (1 - 0.9**step)
-        codes -= rate * first / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+        codes -= rate * first / ((second / (1 - 0.999**step)).sqrt() + epsilon)
     if not codes.isfinite().all():
         raise DivergedError("θ̂ became infinite or NaN", "Lower --learning-rate and run the command again.")
     return codes
@@ -239,4 +243,4 @@ def fit_codes(
     def gradient(codes: Float[Tensor, "U K"]) -> Float[Tensor, "U K"]:
         return torch.addmm(2 * settings.prior * (codes - center), slope(basis.patch(codes)), basis.theta)
 
-    return descend(gradient, center.repeat(n_users, 1), settings.steps, settings.learning_rate)
+    return descend(gradient, center.repeat(n_users, 1), settings.steps, settings.learning_rate, EPSILON)

@@ -108,9 +108,8 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
         columns["bias"] = array(model.item_bias[shipped])
     memory = None if patches is None or patches.memory is None else _memory(parts)
     if memory is not None:
-        columns |= _memory_columns(parts, memory)
-    # a row of means has numbers of very different sizes, which one factor for all of them would blur
-    table = Table.of(columns, config.precision, halves=("mean",))
+        columns |= _memory_columns(parts, memory, config.neighbours)
+    table = Table.of(columns, config.precision, falling=("similarity", "transition_score"))
     basis = None if parts.basis is None else Basis.table(parts.basis, config.precision)
     files = {SCHEMA_FILE: schema(), ITEMS_FILE: table.bytes()}
     graphs = {"score.onnx": _score_graph(parts, model, table, basis, memory, half)}
@@ -219,22 +218,28 @@ def _memory(parts: Parts) -> DeviceMemory:
     )
 
 
-def _memory_columns(parts: Parts, memory: DeviceMemory) -> dict[str, Array]:
-    """The item table's columns that memory features read; a related item that is not shipped has score 0."""
+def _memory_columns(parts: Parts, memory: DeviceMemory, neighbours: int) -> dict[str, Array]:
+    """The item table's columns that memory features read; a related item that is not shipped is number J, with score 0.
+
+    Args:
+        neighbours: related items of each kind, at most; 0: all.
+    """
     statistics, shipped = memory.statistics, parts.shipped
     columns = {
         "categories": array(parts.log.item_categories[shipped]),
         "share": array(statistics.item_share[shipped]),
-        "mean": array(statistics.mean[shipped]),
+        # in units of the scale: the raw numbers are of very different sizes, which one factor for a row would blur
+        "mean": array(statistics.mean[shipped] / statistics.scale),
     }
     pairs = {"similarity": ("neighbours", statistics.neighbours, statistics.similarity)}
     if statistics.predecessors.shape[1]:
-        scores = (statistics.predecessors, statistics.transition_score)
-        pairs["transition_score"] = ("predecessors", *scores)
+        pairs["transition_score"] = ("predecessors", statistics.predecessors, statistics.transition_score)
     for name, (others, related, score) in pairs.items():
-        found = parts.number[array(related[shipped])]
-        columns[others] = np.maximum(found, 0)
-        columns[name] = np.where(found >= 0, array(score[shipped]), 0).astype(np.float32)
+        most = neighbours or related.shape[1]
+        numbers, scores = parts.number[array(related[shipped][:, :most])], array(score[shipped][:, :most])
+        there = (numbers >= 0) & (scores > 0)
+        columns[others] = np.where(there, numbers, len(shipped))
+        columns[name] = np.where(there, scores, 0).astype(np.float32)
     return columns
 
 

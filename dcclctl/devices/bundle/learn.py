@@ -9,14 +9,15 @@ H1 and H2 hidden units, R bottleneck.
 
 import numpy as np
 
+from dcclctl.devices.basis import EPSILON
 from dcclctl.devices.bundle.graph import Array, Graph, Value
 from dcclctl.devices.bundle.score import Basis, array
 from dcclctl.devices.bundle.table import TableValues
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.models.din import Din
 
-#: Adam's two decay rates, and what is added to the root of the second moment
-_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
+#: Adam's two decay rates
+_BETA_1, _BETA_2 = 0.9, 0.999
 
 
 def din_step(model: Din, basis: Basis, mean: Array, settings: LocalSettings) -> Graph:
@@ -88,7 +89,7 @@ def _adam(theta: Value, pieces: list[Value], basis: Basis, mean: Array, settings
     first = first + (slope - first) * (1 - _BETA_1)
     second = second * _BETA_2 + slope * slope * (1 - _BETA_2)
     corrected = first / (1.0 - graph.op("Pow", _BETA_1, step))
-    spread = graph.op("Sqrt", second / (1.0 - graph.op("Pow", _BETA_2, step))) + _EPSILON
+    spread = graph.op("Sqrt", second / (1.0 - graph.op("Pow", _BETA_2, step))) + EPSILON
     moved = theta - corrected * settings.learning_rate / spread
     for name, value in (("new_theta", moved), ("new_first", first), ("new_second", second)):
         graph.output(name, value, np.float32, size)

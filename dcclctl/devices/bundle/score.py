@@ -256,7 +256,8 @@ class MemoryGraph:
     def _features(self) -> Value:
         """(C, F) as memory/features.py defines them."""
         graph, candidates, statistics = self.graph, self.inputs.candidates, self.memory.statistics
-        n_items = len(next(iter(self.items.table.columns.values())))
+        # one more: a related item that is not shipped, which no ring holds
+        n_items = len(next(iter(self.items.table.columns.values()))) + 1
         rows, n = self.items.rows, self.count
         count = graph.scatter(n_items, self.newest, self.mask, "add")
         recency = graph.scatter(n_items, self.newest, self.freshness, "max")
@@ -278,7 +279,8 @@ class MemoryGraph:
             score = rows("transition_score", candidates) * lately.rows(rows("predecessors", candidates))
             columns += [_log1p(score.sum(1) * 20.0), score.max(1) * 10.0]
         found = graph.concat(*(column.unsqueeze(1) for column in columns))
-        return (found - rows("mean", candidates)) / graph.constant(array(statistics.scale))
+        scale = graph.constant(array(statistics.scale))
+        return (found - rows("mean", candidates) * scale) / scale
 
     def _category_columns(self) -> list[Value]:
         """Six columns (C,): count, lift and recency of the candidate's categories, mean and largest of each."""

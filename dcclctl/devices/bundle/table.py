@@ -5,7 +5,7 @@ Shapes: J rows, W numbers of one column of a table.
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 ITEMS_FILE, BASIS_FILE = "items.safetensors", "basis.safetensors"
 #: name of the factors that a column of bytes is multiplied with, one for each row
 _SCALE = ".scale"
+#: name of the two numbers that stand for a row of falling scores, see `_curves`
+_CURVE = ".curve"
 #: with fewer items, their numbers fit into two bytes
 _SHORT = 1 << 16
 
@@ -26,15 +28,16 @@ class Table:
     """Columns as they are stored: floats in one precision, numbers of items and categories in as few bytes as fit.
 
     Attributes:
-        columns: name → (J, W) or (J,). file: its name.
+        columns: name → (J, W) or (J,). file: its name. widths: name of a column that is stored as curves → its W.
     """
 
     columns: Mapping[str, Array]
     file: str = ITEMS_FILE
+    widths: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, columns: Mapping[str, Array], precision: Precision, file: str = ITEMS_FILE, halves: Collection[str] = ()
+        cls, columns: Mapping[str, Array], precision: Precision, file: str = ITEMS_FILE, falling: Collection[str] = ()
     ) -> "Table":
         """The table in a precision.
 
@@ -42,23 +45,27 @@ class Table:
         float16 at least.
 
         Args:
-            halves: columns that are float16 where others are bytes.
+            falling: columns of scores ≥ 0 that fall in each row,
+                of which a curve is stored where others are bytes.
         """
         stored: dict[str, Array] = {}
+        widths: dict[str, int] = {}
         for name, column in columns.items():
             if not np.issubdtype(column.dtype, np.floating):
                 stored[name] = column.astype(np.uint16 if column.max(initial=0) < _SHORT else np.int32)
             elif precision == "fp32":
                 stored[name] = column.astype(np.float32)
-            elif precision == "fp16" or column.ndim == 1 or name in halves:
+            elif precision == "fp16" or column.ndim == 1:
                 stored[name] = column.astype(np.float16)
+            elif name in falling:
+                stored[name + _CURVE], widths[name] = _curves(column), column.shape[1]
             else:
                 # the factor is rounded first, so that what is stored is what the graph multiplies with
                 scale = (np.abs(column).max(1) / 127).astype(np.float16)
                 factor = np.maximum(scale.astype(np.float32), 1e-7)[:, None]
                 stored[name] = np.clip(np.rint(column / factor), -127, 127).astype(np.int8)
                 stored[name + _SCALE] = scale
-        return cls(stored, file)
+        return cls(stored, file, widths)
 
     @property
     def bytes_per_row(self) -> int:
@@ -81,6 +88,19 @@ class Table:
         return b"".join([len(header).to_bytes(8, "little"), header, *data])
 
 
+def _curves(scores: Array) -> Array:
+    """(J, 2) height and slope of the straight line that is nearest to the logarithms of a row's scores over the logarithm of
+    their place; a score of 0 does not count."""
+    place = np.log(np.arange(1, scores.shape[1] + 1))
+    there = scores > 0
+    count = np.maximum(there.sum(1), 1)
+    y = np.log(np.where(there, scores, 1))
+    mean_x, mean_y = (there * place).sum(1) / count, y.sum(1) / count
+    away = there * (place - mean_x[:, None])
+    slope = (away * y).sum(1) / np.maximum((away * away).sum(1), 1e-9)
+    return np.stack([mean_y - slope * mean_x, slope], axis=1).astype(np.float16)
+
+
 _SAFETENSORS = {"f4": "F32", "f2": "F16", "i1": "I8", "u2": "U16", "i4": "I32"}
 
 
@@ -96,7 +116,7 @@ class TableValues:
         at = 8 + len(table.header())
         self._values: dict[str, Value] = {}
         for name, column in table.columns.items():
-            if names is None or name.removesuffix(_SCALE) in names:
+            if names is None or name.removesuffix(_SCALE).removesuffix(_CURVE) in names:
                 self._values[name] = graph.external(f"{table.file.partition('.')[0]}.{name}", column, table.file, at)
             at += column.nbytes
 
@@ -106,6 +126,10 @@ class TableValues:
         def read(stored: Value) -> Value:
             return stored if numbers is None else stored.rows(numbers)
 
+        if name in self.table.widths:
+            place = np.log(np.arange(1, self.table.widths[name] + 1)).astype(np.float32)
+            curve = read(self._values[name + _CURVE]).cast(np.float32)
+            return self.graph.op("Exp", curve @ self.graph.constant(np.stack([np.ones_like(place), place])))
         found = read(self._values[name])
         column = self.table.columns[name]
         if column.dtype.kind != "f" and column.dtype != np.int8:

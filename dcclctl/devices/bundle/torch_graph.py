@@ -113,6 +113,7 @@ _OPERATORS: dict[str, Callable[[_Step], Any]] = {
     "ConstantOfShape": lambda s: torch.zeros(s.n[0]),
     "Div": lambda s: s.x[0] / s.x[1],
     "Equal": lambda s: s.x[0] == s.x[1],
+    "Exp": lambda s: torch.exp(s.x[0]),
     "Gather": _gather,
     "Greater": lambda s: s.x[0] > s.x[1],
     "GreaterOrEqual": lambda s: s.x[0] >= s.x[1],

@@ -6,7 +6,7 @@ import torch
 from small_worlds import basis_for, din, frozen, local, normal, random_log, samples_of, shown_with
 from torch.nn import functional as F
 
-from dcclctl.devices.basis import JointFit, SharedEvents, learn_basis, new_basis
+from dcclctl.devices.basis import EPSILON, JointFit, SharedEvents, learn_basis, new_basis
 from dcclctl.devices.hidden_patch import (
     Basis,
     DeviceRows,
@@ -186,7 +186,7 @@ def test_devices_learn_as_torchs_adam_would(model, basis, mean):
     ours = fit_devices(head, wide, rows, STEPS, mu)
     for user in range(3):
         code = mu[None].clone().requires_grad_()
-        optimiser = torch.optim.Adam([code], lr=STEPS.learning_rate)
+        optimiser = torch.optim.Adam([code], lr=STEPS.learning_rate, eps=EPSILON)
         for _ in range(STEPS.steps):
             optimiser.zero_grad()
             logits = head_logits(head, rows.z1[user : user + 1], wide.patch(code))[0]

@@ -10,7 +10,7 @@ from small_worlds import frozen, local, normal, random_log
 from torch.nn import functional as F
 
 from dcclctl.devices import state_patch
-from dcclctl.devices.basis import JointFit, SharedEvents, learn_basis, new_basis
+from dcclctl.devices.basis import EPSILON, JointFit, SharedEvents, learn_basis, new_basis
 from dcclctl.devices.state_patch import StateBasis, StatePatch, StateRows, StateShape
 from dcclctl.errors import DivergedError
 from dcclctl.events.log import EventLog
@@ -127,7 +127,7 @@ def one_by_one(
 ) -> torch.Tensor:
     """A device by itself: its own events only, one at a time, torch's own Adam."""
     code = mean.clone().requires_grad_()
-    optimiser = torch.optim.Adam([code], lr=rate)
+    optimiser = torch.optim.Adam([code], lr=rate, eps=EPSILON)
     for _ in range(steps):
         loss = prior * (code - mean).square().sum()
         weights = basis.origin + basis.theta @ code

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 from bundles import KINDS
+from safetensors.numpy import load_file
 from world import World, dcclctl, done
 
 import dcclctl as api
@@ -98,6 +99,16 @@ def test_fewer_bytes_change_the_logits_little(shipped: Path, precision: str, tmp
     numbers = np.arange(80)
     logits = [Device(Graphs(bundle.artifact.path), user).logits(numbers) for bundle in (full, small)]
     assert 0 < np.abs(logits[0] - logits[1]).max() < (0.01 if precision == "fp16" else 0.03) * np.abs(logits[0]).max()
+
+
+def test_fewer_related_items_are_shipped(shipped: Path) -> None:
+    ref = done("export", "--neighbours=3", store=shipped)["ref"]
+    bundle, full = (Bundle(Store(shipped).resolve(each)) for each in (ref, "bundle@1"))
+    tables = [load_file(each.artifact.path / "items.safetensors") for each in (bundle, full)]
+    for name in ("neighbours", "similarity", "predecessors", "transition_score"):
+        assert tables[0][name].shape == (80, 3)
+        np.testing.assert_array_equal(tables[0][name], tables[1][name][:, :3])
+    assert done("evaluate", ref, "--threads=1", store=shipped)["subjects"] == [ref]
 
 
 def test_items_that_are_not_shipped_are_never_shown(shipped: Path, tmp_path: Path) -> None:

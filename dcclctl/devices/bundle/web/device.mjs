@@ -46,7 +46,7 @@ export class Graphs {
     }
     const files = {};
     for (const [name, {sha256: wanted}] of Object.entries(graphs.spec.files)) {
-      if (name.startsWith('runner/')) continue;
+      if (name.startsWith('runner/') || name.endsWith('.pte')) continue;
       files[name] = await fetched(name);
       if (await sha256(files[name]) !== wanted) {
         throw new BundleError(`${name} is cut or changed: its hash is not the one in bundle.json. Copy the bundle again.`);
@@ -246,14 +246,14 @@ export class Device {
   reason(number) {
     const {neighbours, similarity} = this.graphs.items;
     if (!neighbours) return null;
-    const width = neighbours.shape[1], scale = this.graphs.items['similarity.scale'];
+    const width = neighbours.shape[1], curve = this.graphs.items['similarity.curve'];
     const held = new Map(this.events.map((event, at) => [event.number, at]));
     let best = null;
     for (let at = 0; at < width; at++) {
       const other = neighbours.data[number * width + at];
-      let value = similarity.data[number * width + at];
-      if (similarity.dtype === 'F16') value = half(value);
-      if (scale) value *= half(scale.data[number]);
+      const value = curve
+        ? Math.exp(half(curve.data[2 * number]) + half(curve.data[2 * number + 1]) * Math.log(at + 1))
+        : similarity.dtype === 'F16' ? half(similarity.data[number * width + at]) : similarity.data[number * width + at];
       if (value > 0 && held.has(other) && (!best || value > best.value)) best = {number: other, value, at: held.get(other)};
     }
     return best;
