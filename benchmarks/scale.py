@@ -98,13 +98,15 @@ def run(arguments: list[str], store: Path) -> dict[str, float]:
     return {"seconds": round(wall, 1), "cpu_seconds": round(cpu, 1), "peak_mib": round(peak / 1024)}
 
 
-def measure(users: int, items: int, folder: Path, stages: list[str], more: list[str]) -> dict[str, dict[str, float]]:
-    """Stage → its figures, on a log of so many users."""
-    place = folder / f"{users}x{items}"
+def measure(
+    users: int, events: int, items: int, folder: Path, stages: list[str], more: list[str]
+) -> dict[str, dict[str, float]]:
+    """Stage → its figures, on a log of so many users with so many events each."""
+    place = folder / f"{users}x{events}x{items}"
     place.mkdir(parents=True, exist_ok=True)
     log, chosen = place / "log.parquet", place / "users.txt"
     if not log.exists():
-        generate(log, users, items)
+        generate(log, users, items, events)
         chosen.write_text("\n".join(f"u{user}" for user in range(0, users, max(users // LISTED, 1))))
     known = place / "figures.json"
     found: dict[str, dict[str, float]] = json.loads(known.read_text()) if known.exists() else {}
@@ -135,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", default="10000,100000")
     parser.add_argument("--items", type=int, default=ITEMS)
+    parser.add_argument("--events", type=int, default=EVENTS_PER_USER, help="of each user, on average")
     parser.add_argument("--folder", type=Path, default=Path("dcclctl-scale"))
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument(
@@ -142,7 +145,8 @@ def main() -> None:
     )
     given = parser.parse_args()
     sizes = [int(part) for part in given.users.split(",")]
-    exponents({size: measure(size, given.items, given.folder, given.stages.split(","), given.more) for size in sizes})
+    stages, more = given.stages.split(","), given.more
+    exponents({size: measure(size, given.events, given.items, given.folder, stages, more) for size in sizes})
 
 
 if __name__ == "__main__":
