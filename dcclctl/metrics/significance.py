@@ -24,6 +24,8 @@ CONFIDENCE = 0.95
 MIN_USERS = 20
 #: Where no user's value differs, this many users are needed to say so: a change of 3 % of users would have been seen.
 MIN_UNCHANGED = 100
+#: users, or random blocks of users, that a resample draws at most
+MOST_UNITS = 20_000
 _BLOCK_CELLS = 4_000_000
 _MOST_USERS = 10**9
 #: called with the number of resamples that have just been drawn
@@ -41,7 +43,8 @@ def bootstrap_means(
     """Means over users in every resample, for all groups and metrics from the same draws.
 
     A resample draws as many users as there are, with replacement; a group's mean is over its members that were drawn and
-    have a value. The draws depend on the seed and the number of users only.
+    have a value. The draws depend on the seed and the number of users only. More than 20,000 users are put into 20,000
+    blocks at random, and blocks are drawn: the variance is the same, and time and memory no longer grow with users × draws.
 
     Args:
         values: (users, metrics) one figure per user, e.g. a difference; NaN: the user has none.
@@ -52,14 +55,12 @@ def bootstrap_means(
     Returns:
         (resamples, groups, metrics) means; NaN where no user with a value was drawn.
     """
-    users, metrics = values.shape
-    groups = len(masks)
-    known = ~np.isnan(values)
-    # (groups · metrics, users): sums and counts of all groups become two matrix products with the draws, made by torch:
-    # it keeps to --threads, while numpy's threads compete on a busy machine (measured: ten times slower).
-    inside = (masks[:, None, :] & known.T[None, :, :]).reshape(groups * metrics, users)
-    counted = torch.from_numpy(inside.astype(np.float64))
-    summed = torch.from_numpy(inside * np.tile(np.where(known, values, 0.0).T, (groups, 1)))
+    (all_users, metrics), groups = values.shape, len(masks)
+    inside = (masks[:, None, :] & ~np.isnan(values).T[None, :, :]).reshape(groups * metrics, all_users)
+    # sums and counts of all groups become two matrix products with the draws, made by torch: it keeps to --threads,
+    # while numpy's threads compete on a busy machine (measured: ten times slower)
+    counted, summed = map(torch.from_numpy, _of_units(inside, np.nan_to_num(values).T, seed))
+    users = counted.shape[1]
 
     rng = np.random.default_rng(seed)
     means = np.full((resamples, groups * metrics), math.nan)
@@ -73,6 +74,22 @@ def bootstrap_means(
         np.divide(sums, numbers, out=means[start : start + rows], where=numbers > 0)
         on_resamples(rows)
     return means.reshape(resamples, groups, metrics)
+
+
+def _of_units(inside: NDArray[np.bool_], values: Floats, seed: int) -> tuple[Floats, Floats]:
+    """(rows, units) how many users with a value there are in each unit of a draw, and the sum of their values.
+
+    Args:
+        inside: (groups · metrics, users) whether a user counts. values: (metrics, users).
+    """
+    rows, users = inside.shape
+    if users <= MOST_UNITS:
+        counts = inside.astype(np.float64)
+        return counts, counts * np.tile(values, (rows // max(len(values), 1), 1))
+    unit = np.random.default_rng([seed, 3]).permutation(users) % MOST_UNITS
+    numbers = [np.bincount(unit, own, MOST_UNITS) for own in inside]
+    sums = [np.bincount(unit, own * values[row % len(values)], MOST_UNITS) for row, own in enumerate(inside)]
+    return np.stack(numbers), np.stack(sums)
 
 
 def holm(p_values: Floats) -> Floats:

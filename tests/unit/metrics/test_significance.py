@@ -55,6 +55,26 @@ def test_resamples_agree_with_a_plain_loop_for_any_block_size(monkeypatch, block
                 assert resample[group, metric] == pytest.approx(np.mean(own), abs=1e-12)
 
 
+def test_many_users_are_drawn_in_blocks_with_the_same_spread(monkeypatch):
+    """Means of groups of any size, and of values that are missing; the standard errors are those of the textbook."""
+    draw = np.random.default_rng(5)
+    values = draw.normal(0.3, 1, (6000, 2))
+    values[draw.random(6000) < 0.3, 1] = np.nan
+    masks = np.stack([np.ones(6000, dtype=bool), draw.random(6000) < 0.1])
+    monkeypatch.setattr(significance, "MOST_UNITS", 1500)
+    blocks = significance.bootstrap_means(values, masks)
+    assert blocks.shape == (2000, 2, 2)
+    for group, mask in enumerate(masks):
+        for metric in range(2):
+            own = values[mask, metric]
+            own = own[~np.isnan(own)]
+            error = own.std(ddof=1) / math.sqrt(len(own))
+            assert blocks[:, group, metric].std() == pytest.approx(error, rel=0.12)
+            assert blocks[:, group, metric].mean() == pytest.approx(own.mean(), abs=error / 5)
+    monkeypatch.setattr(significance, "MOST_UNITS", 6000)
+    assert not np.array_equal(significance.bootstrap_means(values, masks, resamples=3), blocks[:3])
+
+
 def test_interval_agrees_with_scipy():
     gains = np.random.default_rng(1).exponential(size=400) - 0.9
     row = compare(differences(ndcg=gains), groups=("all",), resamples=10_000).row(0, named=True)
