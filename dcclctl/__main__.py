@@ -20,6 +20,9 @@ def _program() -> int:
                 app(prog_name="dcclctl")
         app(prog_name="dcclctl")
     except SystemExit as ended:
+        stopped = ended.__context__ and ended.__context__.__cause__
+        if isinstance(stopped, KeyboardInterrupt):
+            raise stopped from None  # outside of a command typer would end without a word
         return int(ended.code or 0)
     return 0
 

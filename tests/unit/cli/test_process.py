@@ -121,6 +121,23 @@ def test_a_signal_while_starting(world: World, number: int, code: int, word: str
     assert ended.stderr.splitlines() == ["", f"{word}: the same command continues where it stopped"]
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, INTERRUPTED, "interrupted"), (signal.SIGTERM, TERMINATED, "terminated")],
+)
+@pytest.mark.parametrize("moment", ["make_context", "invoke"])
+def test_a_signal_before_and_after_a_command(number: int, code: int, word: str, moment: str) -> None:
+    script = (
+        "import os\nfrom dcclctl.__main__ import main\nfrom dcclctl.cli.main import LazyGroup\n"
+        f"def stop(*_, **__):\n    os.kill(os.getpid(), {int(number)})\n"
+        f"LazyGroup.{moment} = stop\nmain()\n"
+    )
+    command = [sys.executable, "-c", script, "artifacts", "list"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert ended.returncode == code, ended.stderr
+    assert ended.stderr.splitlines() == ["", f"{word}: the same command continues where it stopped"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_python_ends_is_no_traceback(number: int) -> None:
     code = (

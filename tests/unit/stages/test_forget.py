@@ -48,7 +48,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     log, store = plant(folder / "log"), folder / "store"
     own = sets("patch.memory", epochs=1, hidden_size=4)
     users, items = folder / "log" / "users.csv", folder / "log" / "items.csv"
-    done("ingest", log, "--users", users, "--items", items, "--max-reject=0.5", store=store)
+    parts = "--set=ingest.shard_users=40"  # three, and the planted users are in the last two
+    done("ingest", log, "--users", users, "--items", items, "--max-reject=0.5", parts, store=store)
     done("train", *TRAIN, "--name=base", store=store)
     done("memory", store=store)
     done("patch", *PATCH, store=store)
@@ -111,7 +112,7 @@ def test_no_byte_of_the_store_holds_an_id_or_an_event(forgotten: tuple[Store, St
     assert len(traces(before.root)) > 10  # the search finds them where they are
     assert traces(after.root) == []
     for artifact in after.artifacts("dataset"):
-        times = artifact.read_table("events.parquet")["time_us"]
+        times = Dataset.of(artifact).events["time_us"]
         assert not (times % 3_600_000_000 == ODD * 1_000_000 + START % 3600 * 1_000_000).any()
         assert artifact.read_table("rejects.parquet").height == 0
     number = {artifact.read_table("users.parquet").filter(events=0).height for artifact in after.artifacts("dataset")}
