@@ -143,13 +143,13 @@ class Dataset(Handle):
         return self._log_of_files(range(users.start // size, max(users.start, users.stop - 1) // size + 1), users)
 
     def log_with(self, users: "npt.NDArray[np.int64]") -> "EventLog":
-        """A log with all events of some users, at least one, and perhaps of others: only the files with them are read."""
+        """The events of some users, at least one; in a log of one file those of all: only the files with them are read."""
         import numpy as np
 
         if len(self._event_files) == 1:
             return self.log
         files = np.unique(users // int(self.config["shard_users"])).tolist()
-        return self._log_of_files(files, range(int(users.min()), int(users.max()) + 1))
+        return self._log_of_files(files, range(int(users.min()), int(users.max()) + 1), users)
 
     @property
     def newest_us(self) -> int:
@@ -157,8 +157,14 @@ class Dataset(Handle):
         times = (self.artifact.read_table(name)["time_us"].max() for name in self._event_files)
         return max((int(time) for time in times if time is not None), default=0)  # type: ignore[arg-type]
 
-    def _log_of_files(self, files: Sequence[int], users: range) -> "EventLog":
-        """The events in some of the files, of the users among them that are wanted."""
+    def _log_of_files(
+        self, files: Sequence[int], users: range, only: "npt.NDArray[np.int64] | None" = None
+    ) -> "EventLog":
+        """The events in some of the files, of the users among them that are wanted.
+
+        Args:
+            users: from the first to the last of them. only: the users; None: all between these.
+        """
         import numpy as np
         import polars as pl
 
@@ -167,14 +173,18 @@ class Dataset(Handle):
         names = self._event_files
         rows = np.array([self.artifact.manifest["tables"][name]["rows"] for name in names])
         firsts = np.cumsum(rows) - rows
-        found = pl.concat([self.artifact.read_table(names[number]) for number in files])
-        begin, end = np.searchsorted(found["user_index"].to_numpy(), [users.start, users.stop]).tolist()
-        place = np.concatenate([np.arange(firsts[number], firsts[number] + rows[number]) for number in files])
+        tables, places = [], []
+        for number in files:  # one after another, so that what is not wanted leaves the memory at once
+            table = self.artifact.read_table(names[number])
+            owners = table["user_index"].to_numpy()
+            wanted = np.isin(owners, only) if only is not None else (owners >= users.start) & (owners < users.stop)
+            tables.append(table.filter(wanted))
+            places.append(firsts[number] + np.flatnonzero(wanted))
         counted = self.artifact.read_table("item_periods.parquet")
         columns = ("item_index", "period", "first_share", "positives")
         return replace(
-            self.log_of(found[begin:end]),
-            place=place[begin:end],
+            self.log_of(pl.concat(tables)),
+            place=np.concatenate(places),
             users=users,
             item_periods=ItemPeriods(*(counted[name].to_numpy() for name in columns)),
         )

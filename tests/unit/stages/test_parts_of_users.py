@@ -277,6 +277,14 @@ def test_lists_in_parts_are_those_of_the_whole(whole: Shop, parts: Shop, which: 
     assert_frame_equal(*found, abs_tol=1e-5)
 
 
+def test_the_events_of_some_users_are_theirs_alone(parts: Shop) -> None:
+    users = np.array([3, 20, 58])
+    some, whole = parts.dataset.log_with(users), parts.dataset.log
+    rows = np.flatnonzero(np.isin(whole.user, users))
+    assert np.array_equal(some.places(np.arange(len(some.user))), rows)
+    assert np.array_equal(some.user, whole.user[rows]) and np.array_equal(some.item, whole.item[rows])
+
+
 def test_one_user_reads_the_files_with_that_user_only(parts: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Dataset(parts.dataset.artifact)
     read: list[str] = []
