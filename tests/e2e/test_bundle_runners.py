@@ -68,11 +68,11 @@ def exported(world: World, tmp_path_factory: pytest.TempPathFactory) -> Exported
     return _exported(world, tmp_path_factory.mktemp("bundle"), "din-memory")
 
 
-def _exported(world: World, folder: Path, kind: str) -> Exported:
+def _exported(world: World, folder: Path, kind: str, *flags: str) -> Exported:
     store = world.copy(folder / "store")
     for command in KINDS[kind]:
         done(*command, store=store)
-    made = done("export", "-o", folder / "bundle", "--user", USER, store=store)
+    made = done("export", *flags, "-o", folder / "bundle", "--user", USER, store=store)
     return Exported(store, made["ref"], folder / "bundle")
 
 
@@ -145,7 +145,7 @@ def address(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Ite
         web_runtime()
     except (DataError, UsageError) as error:
         pytest.skip(f"no ONNX Runtime for the browser here: {error.what}")
-    made = _exported(world, tmp_path, request.param)
+    made = _exported(world, tmp_path, *request.param.split())
     running = web_page(Bundle(Store(made.store).resolve(made.ref)), USER)
     threading.Thread(target=running.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{running.server_address[1]}/", made
@@ -157,7 +157,7 @@ READY = "document.body && document.body.dataset.state === 'ready'"
 BEST = "document.body.dataset.best"
 
 
-@pytest.mark.parametrize("address", ["din-memory", "sasrec-memory"], indirect=True)
+@pytest.mark.parametrize("address", ["din-memory", "sasrec-memory --precision=int8"], indirect=True)
 def test_a_page_ranks_as_the_python_runner_does(address: tuple[str, Exported], tmp_path: Path) -> None:
     place, made = address
     device = Device(Graphs(made.folder), json.loads((made.folder / "user.json").read_text()))
@@ -171,6 +171,7 @@ def test_a_page_ranks_as_the_python_runner_does(address: tuple[str, Exported], t
         checked = tab.evaluate("dcclctl.graphs.check()")
         assert checked["cases"] >= 4 and checked["largest"] <= 1e-5
         assert [int(number) for number in tab.evaluate(BEST).split()] == best()
+        assert "often with" in tab.evaluate("document.querySelector('#list').textContent")
         chosen = best()[3]
         tab.evaluate("document.querySelectorAll('button.item')[3].click()")
         tab.wait(f"{READY} && document.body.dataset.events == {len(device.items) + 1}")
