@@ -109,7 +109,12 @@ def read_parquet(source: Source, layout: Layout, wanted: list[str], lists: Colle
 def _batch(
     source: Source, table: pa.RecordBatch, wanted: list[str], ids: set[str | None], lists: Collection[str], record: int
 ) -> Batch:
-    frame = pl.DataFrame(pa.Table.from_batches([table]))
+    try:
+        frame = pl.DataFrame(pa.Table.from_batches([table]))
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of polars, which is no Exception
+            raise
+        raise pa.ArrowInvalid(str(error)) from error
     columns = []
     large = binary = 0
     for name in wanted:

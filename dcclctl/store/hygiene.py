@@ -132,7 +132,7 @@ def _meant(store: Store, snapshot: Snapshot, reference: str) -> dict[tuple[str, 
 def _last_copy(snapshot: Snapshot, artifact: Artifact, chosen: dict[tuple[str, int], Artifact | None]) -> bool:
     """Will no other whole version with its id be left?"""
     same = [other for other in snapshot.artifacts(artifact.kind) if other.id == artifact.id]
-    return all((other.kind, other.number) in chosen for other in same)
+    return all((other.kind, other.number) in chosen or other.verify() for other in same)
 
 
 def _add_users(snapshot: Snapshot, chosen: dict[tuple[str, int], Artifact | None], force: bool) -> None:

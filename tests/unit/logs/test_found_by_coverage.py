@@ -39,3 +39,14 @@ def test_text_that_is_no_text(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"uaaa", b"u\xff\xfea"))
     with pytest.raises(DataError, match="not a whole Parquet file"):
         ingest([path], Store(tmp_path / "store"))
+
+
+def test_notes_on_a_column_that_are_no_text(tmp_path: Path) -> None:
+    """polars would panic on them."""
+    path = tmp_path / "log.parquet"
+    user = pa.field("user_id", pa.string(), metadata={b"note": b"\xff\xfe"})
+    others = [pa.field("item_id", pa.string()), pa.field("timestamp", pa.int64())]
+    columns = [["u1", "u2"], ["i1", "i2"], [1_600_000_000, 1_600_000_100]]
+    pq.write_table(pa.table(columns, schema=pa.schema([user, *others])), path)
+    with pytest.raises(DataError, match="not a whole Parquet file"):
+        ingest([path], Store(tmp_path / "store"))

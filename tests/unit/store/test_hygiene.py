@@ -180,6 +180,17 @@ def test_what_another_process_has_resolved_stays_with_its_inputs(filled: str) ->
     assert deleted(filled, 0) == ["dataset@1", "cloud@1"], "the lease ends with the process"
 
 
+def test_a_damaged_copy_does_not_free_what_is_in_use(root: Path) -> None:
+    damaged = Store(root).resolve("cloud@1")
+    flip_bit(next(damaged.path / name for name in damaged.manifest["files"]), 3)
+    again = make_cloud(Store(root), Store(root).resolve("dataset@1"), 1)
+    assert again.ref == "cloud@4" and again.id == damaged.id
+    with process(root, "used = store.resolve('cloud@4')"):
+        with pytest.raises(ArtifactError, match="a running command uses cloud@4"):
+            remove(Store(root), ["cloud@4"])
+        assert remove(Store(root), ["cloud@1"]).versions
+
+
 def test_what_another_process_has_just_made_stays_and_its_work_too(filled: str) -> None:
     made = (
         "opened = store.begin('patch', 'patches', {}, 0, {}); work = opened.__enter__(); work.write_json('x.json', 1)"
