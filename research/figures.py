@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import polars as pl
-from study import DISTILLED, LONGER, ON_FURTHER, ON_SCRATCH, STRONG, TWICE
+from study import DISTILLED, LONGER, ON_FURTHER, STRONG, STRONG_FROZEN, TWICE
 
 from dcclctl.metrics.groups import paired_differences
 from dcclctl.metrics.seeds import compare_seeds
@@ -101,15 +101,14 @@ def favour_table(records: Records) -> str:
 
 
 def activity_of(tables: list[pl.DataFrame]) -> Records:
-    """Difference in GAUC to the first model by activity group, 1 the least active of 20, in points with its interval."""
+    """Difference in GAUC to the strong model trained further by activity group, 1 the least active of 20, in points with its interval."""
     joint = mean_over_seeds(tables)
-    subjects = joint["subject"].unique(maintain_order=True).to_list()
     names = tuple(f"activity-{number:02d}" for number in range(20))
     records: Records = []
-    for subject in [name for name in subjects[1:] if name in (STRONG, ON_FURTHER, ON_SCRATCH)]:
-        found = compare(paired_differences(joint, subject, subjects[0]), names, seed=0).filter(
-            pl.col("metric") == "gauc"
-        )
+    for subject in [
+        name for name in joint["subject"].unique(maintain_order=True) if name in (STRONG_FROZEN, ON_FURTHER)
+    ]:
+        found = compare(paired_differences(joint, subject, STRONG), names, seed=0).filter(pl.col("metric") == "gauc")
         for number, row in enumerate(found.iter_rows(named=True), 1):
             if row["low"] is not None:
                 points = {name: 100 * row[name] for name in ("difference", "low", "high")}

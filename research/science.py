@@ -9,8 +9,8 @@ by research/complete_journey.py), and sample-repeats, the bundled log (not in th
     devices    what each device method adds to the frozen cloud model on the next block (valid), with placebos
     strong     the memory patch on the strong cloud model, SASRec, kept fresh in two ways: trained further, and from scratch; on
                test: the table of the front page. All items are ranked in all chapters of the strong model
-    strong_others   what else there is on the strong model: the paper's patch and placebos, on test
-    strong_taught   the strong model taught by devices with a memory, on test (these two are not in the default)
+    strong_metapatch, strong_placebo   the paper's patch on the frozen strong model, and the memory patch, beside placebos, on test
+    strong_taught   the strong model taught by devices with a memory, on test (these three are not in the default)
     memory     memory-conditioned patches against the incremental control, on test, with placebos and ablations
     ablations  the memory patch without order, without the profile of recent events, and without both, on valid
     stronger   the incremental control with six times the negatives, and the memory patch on it, on test
@@ -67,6 +67,7 @@ from study import (
     SECOND_ROUND,
     SOME_NEW,
     STRONG,
+    STRONG_FROZEN,
     STRONG_SCRATCH,
     TWICE,
     TWICE_24,
@@ -113,6 +114,7 @@ REFERENCES = {
     "sasrec": SASREC,
     "habit": HABIT,
     "further": STRONG,
+    "frozen": STRONG_FROZEN,
 }
 
 

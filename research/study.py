@@ -356,22 +356,23 @@ class Study:
         for part, period in (("strong-test", "test"), ("strong-valid", "valid")):
             yield part, self.evaluated(part, models, period, exact=True)
 
-    def strong_others(self) -> pl.DataFrame:
-        """The paper's patch on the frozen and on the fresh model, and placebos."""
-        frozen = self.made("metapatch on strong", "patch", *METAPATCH, "--cloud", self.strong_frozen)
+    def strong_metapatch(self) -> pl.DataFrame:
+        """The paper's patch on the frozen model, and its placebos."""
+        patches = self.made("metapatch on strong", "patch", *METAPATCH, "--cloud", self.strong_frozen)
         models = {
             STRONG: self.strong_fresh,
             STRONG_FROZEN: self.strong_frozen,
-            "metapatch on the frozen one": frozen,
-            "metapatch on the frozen one, mean (placebo)": frozen + "+mean",
-            "metapatch on the frozen one, shuffled (placebo)": frozen + "+shuffled",
-            "metapatch on the one trained further": self.made(
-                "metapatch on fresh", "patch", *METAPATCH, "--cloud", self.strong_fresh
-            ),
-            ON_FURTHER: self.strong_patched,
-            "memory patch, shuffled memories (placebo)": self.strong_patched + "+shuffled",
+            "metapatch on the frozen one": patches,
+            "metapatch on the frozen one, mean (placebo)": patches + "+mean",
+            "metapatch on the frozen one, shuffled (placebo)": patches + "+shuffled",
         }
-        return self.evaluated("strong others", models, "test", exact=True)
+        return self.evaluated("strong metapatch", models, "test", exact=True)
+
+    def strong_placebo(self) -> pl.DataFrame:
+        """The memory patch with another user's memory."""
+        models = {STRONG: self.strong_fresh, ON_FURTHER: self.strong_patched}
+        models["memory patch, shuffled memories (placebo)"] = self.strong_patched + "+shuffled"
+        return self.evaluated("strong placebo", models, "test", exact=True)
 
     @property
     def strong_longer(self) -> str:

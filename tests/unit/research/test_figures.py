@@ -8,7 +8,7 @@ import figures
 import numpy as np
 import polars as pl
 import pytest
-from study import DISTILLED, LONGER, ONCE, TWICE
+from study import DISTILLED, LONGER, ONCE, STRONG, TWICE
 
 USERS = 60
 
@@ -205,7 +205,7 @@ def test_tail_minus_head_is_zero_where_everybody_gains_the_same_and_turns_with_t
 def test_groups_by_activity_are_numbered_from_the_least_active_and_in_points() -> None:
     users = 20 * 30
     gain = (1 + np.arange(users) // 30) / 100
-    found = figures.activity_of([per_user({"control": np.zeros(users), "memory patch": gain, "not drawn": gain})])
+    found = figures.activity_of([per_user({"not drawn": gain, STRONG: np.zeros(users), "memory patch": gain})])
     assert [(record["model"], record["group"]) for record in found] == [("memory patch", at) for at in range(1, 21)]
     assert [record["difference"] for record in found] == pytest.approx(list(range(1, 21)))
     assert {record["users"] for record in found} == {30}

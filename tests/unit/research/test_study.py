@@ -47,7 +47,9 @@ class Parser:
         return pl.DataFrame({"subject": models, "group": ["new"] * len(models), "auc": [0.5] * len(models)})
 
 
-@pytest.mark.parametrize("chapter", [*science.CHAPTERS, "counted", "strong_harm", "strong_others", "strong_taught"])
+@pytest.mark.parametrize(
+    "chapter", [*science.CHAPTERS, "counted", "strong_harm", "strong_metapatch", "strong_placebo", "strong_taught"]
+)
 @pytest.mark.parametrize("repeats", [True, False])
 def test_chapters_name_commands_that_exist(chapter: str, repeats: bool) -> None:
     study = Study(Parser(), "dataset@1", 0, "300", chapter in science.WITH_PLAIN, repeats)
