@@ -110,7 +110,8 @@ def _batch(
     source: Source, table: pa.RecordBatch, wanted: list[str], ids: set[str | None], lists: Collection[str], record: int
 ) -> Batch:
     try:
-        frame = pl.DataFrame(pa.Table.from_batches([table]))
+        # without the notes on its columns, on which polars would panic if they are no text
+        frame = pl.DataFrame(pa.Table.from_arrays(table.columns, names=table.schema.names))
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of polars, which is no Exception
             raise

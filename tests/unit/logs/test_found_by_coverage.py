@@ -46,7 +46,6 @@ def test_notes_on_a_column_that_are_no_text(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     user = pa.field("user_id", pa.string(), metadata={b"note": b"\xff\xfe"})
     others = [pa.field("item_id", pa.string()), pa.field("timestamp", pa.int64())]
-    columns = [["u1", "u2"], ["i1", "i2"], [1_600_000_000, 1_600_000_100]]
+    columns = [["u1", "u2"] * 10, [f"i{at}" for at in range(20)], [1_600_000_000 + at for at in range(20)]]
     pq.write_table(pa.table(columns, schema=pa.schema([user, *others])), path)
-    with pytest.raises(DataError, match="not a whole Parquet file"):
-        ingest([path], Store(tmp_path / "store"))
+    assert ingest([path], Store(tmp_path / "store")).facts["events"] == 20
