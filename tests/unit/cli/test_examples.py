@@ -36,7 +36,8 @@ def _groups_of_seeds(store: Store) -> None:
         store.tag(store.resolve(f"cloud@{seed + 3}"), f"base-{seed}")
         store.tag(store.resolve("patches@1"), f"mine-{seed}")
     store.tag(store.resolve("patches@1"), "release")
-    store.tag(store.resolve("cloud@1"), "fresh")
+    for name in ("fresh", "retrained", "before"):
+        store.tag(store.resolve("cloud@1"), name)
 
 
 def _one_uplink(store: Store, folder: Path) -> None:
@@ -61,7 +62,7 @@ def full(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
         done("evaluate", ref, *EVALUATE, store=store)
     assert dcclctl("artifacts", "tag", "cloud@7", "release", store=store).exit_code == 0
     _groups_of_seeds(Store(store))
-    done("export", "patches@1", store=store)
+    done("export", "patches@1", "--measure", "-o", folder / "device", store=store)
     _one_uplink(Store(store), folder / "uplinks")
     (folder / "best.toml").write_text('[train]\nmodel = "popularity"\n')
     assert dcclctl("artifacts", "export", "cloud@1", "-o", folder / "release.tar", store=store).exit_code == 0
