@@ -70,18 +70,24 @@ class Phase:
         self.at(self.done + count, note)
 
 
+def address_space() -> float:
+    """Bytes of address space that this process may use; infinite without a limit (ulimit -v)."""
+    if sys.platform == "win32":
+        return math.inf
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return math.inf if limit == resource.RLIM_INFINITY else limit
+
+
 def check_address_space() -> None:
     """Refuse a limit of memory under which libraries would hang or end the process instead of saying so.
 
     Raises:
         ArtifactError: there is such a limit (ulimit -v).
     """
-    if sys.platform == "win32":
-        return
-    import resource
-
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE:
+    limit = address_space()
+    if limit < _ADDRESS_SPACE:
         raise ArtifactError(
             f"this process may use {limit / 2**30:.1f} GiB of address space (ulimit -v), and needs {_ADDRESS_SPACE >> 30}",
             "Lift the limit for this command: ulimit -v unlimited",

@@ -5,11 +5,11 @@ Colours are the page's own variables (`currentColor`, `--s0` …), so one drawin
 
 import html
 import re
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcclctl.compute import address_space
 from dcclctl.errors import DataError
 from dcclctl.report.comparison import POINTS, metric_name
 from dcclctl.report.page import EvaluationPart, Fit, Model
@@ -82,12 +82,8 @@ def _check_address_space() -> None:
     Raises:
         DataError: there is such a limit (ulimit -v).
     """
-    if sys.platform == "win32":
-        return
-    import resource
-
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE:
+    limit = address_space()
+    if limit < _ADDRESS_SPACE:
         raise DataError(
             f"charts cannot be drawn: this process may use {limit / 2**30:.1f} GiB of address space (ulimit -v)",
             "Lift the limit for this command: ulimit -v unlimited. The figures: dcclctl evaluate shows them too.",

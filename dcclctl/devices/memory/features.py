@@ -428,10 +428,8 @@ def features_of(
         *_category_columns(held, mask, freshness, *categories, statistics),
     ]
     if related is None:
-        near, similarity = (
-            rows_of(statistics.neighbours, candidates),
-            rows_of(statistics.similarity, candidates),
-        )  # (B, C, N)
+        near = rows_of(statistics.neighbours, candidates)  # (B, C, N)
+        similarity = rows_of(statistics.similarity, candidates)
         known = similarity * (count.gather(1, column(near).flatten(1)).view(near.shape) > 0)
         newest = torch.zeros(b, n_items).scatter_reduce_(1, here, mask * _newest(held.shape[1]), "amax")
         lately = newest.gather(1, column(near).flatten(1)).view(near.shape)
