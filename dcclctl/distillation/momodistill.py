@@ -28,7 +28,7 @@ from dcclctl.distillation.method import DistillationMethod, DistillTask, Teachin
 from dcclctl.distillation.teachers import TaughtObjective, bernoulli_kl, teacher_of, teacher_weight
 from dcclctl.errors import UsageError, finite_loss
 from dcclctl.events.log import Block, EventLog
-from dcclctl.events.sampler import Sampler, Samples
+from dcclctl.events.sampler import Samples
 from dcclctl.events.sampling import hashes, permutation, stream
 from dcclctl.models.din import Din
 from dcclctl.models.training import Trainer, pick
@@ -89,7 +89,7 @@ class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
             groups = np.arange(trainer.groups.count)
             for number in permutation(task.seed, "distill/basis-groups", groups, epoch):
                 group = trainer.group(int(number))
-                sampler = Sampler(group.log, [task.block], settings.negatives, task.seed, "distill/basis-negatives")
+                sampler = group.sampler.named("distill/basis-negatives")
                 yield cast(TaughtObjective, group.objective), sampler.draw(group.all_events, epoch)
 
         phase = Phase(task.on_progress, "distill Θ, U", settings.basis_epochs * trainer.n_all_events, "events")

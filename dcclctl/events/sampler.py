@@ -8,6 +8,7 @@ no rows with label 0; there observed negatives take half of the places of sample
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,12 @@ class Sampler:
         self.excluded = excluded or log.never_negative(*blocks)
         rows = log.events_in(*blocks) if observed else np.zeros(0, dtype=np.int64)
         self._observed = rows[log.label[rows] == 0]
+
+    def named(self, purpose: str) -> "Sampler":
+        """The same with other draws, which `purpose` names."""
+        other = copy(self)
+        other.purpose = purpose
+        return other
 
     def draw(self, events: Ints, epoch: int = 0) -> Samples:
         """The events (B,), rows of the log, with their negatives of one epoch."""
