@@ -1,8 +1,10 @@
 """Device-Cloud Collaborative Learning on recommendation logs. The public API; docs/python-api.md shows it."""
 
-from typing import Any
-
 from dcclctl.version import __version__ as __version__
+
+TYPE_CHECKING = False  # typing is not imported: the program starts here, too
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "Bundle",
@@ -31,7 +33,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Load the API when a name of it is first used: torch takes two seconds."""
     if name in __all__:
         from dcclctl import api
@@ -41,4 +43,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__} - {"TYPE_CHECKING"})

@@ -1,9 +1,26 @@
 """The program `dcclctl`, also `python -m dcclctl`."""
 
+import _signal as signal  # type: ignore[import-not-found]  # built in; `signal` loads enum, where Ctrl-C is a traceback
 import os
-from typing import NoReturn
 
-from dcclctl.cli.process import run
+
+def main() -> None:
+    """Entry point of the console script. From its first line on, a signal is no traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # not if the caller ignores it
+            signal.signal(number, _end)
+    from dcclctl.cli.process import run
+
+    run(_program)
+
+
+def _end(number: int, frame: object) -> None:
+    """End at once: nothing is begun yet, and what is raised inside an import may be lost there."""
+    try:
+        word = "terminated" if number == signal.SIGTERM else "interrupted"
+        os.write(2, f"\n{word}: nothing was begun\n".encode())
+    finally:
+        os._exit(128 + number)
 
 
 def _program() -> int:
@@ -25,11 +42,6 @@ def _program() -> int:
             raise stopped from None  # outside of a command typer would end without a word
         return int(ended.code or 0)
     return 0
-
-
-def main() -> NoReturn:
-    """Entry point of the console script."""
-    run(_program)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dcclctl.cli.process import say_stopped
+from dcclctl.cli.process import say_stopped, stop_in
 from dcclctl.errors import DcclError
 
 #: command → one line for the list; the code is in dcclctl/cli/<command>.py, attribute `app`.
@@ -70,6 +70,8 @@ class LazyGroup(TyperGroup):
             print_error(error)
             ctx.exit(error.exit_code)
         except Exception as error:
+            if stopped := stop_in(error):
+                ctx.exit(say_stopped(stopped))
             # the machine's fault, not a bug: a full disk, a limit, a permission, also where a library says so
             from dcclctl.cli.console import print_error
             from dcclctl.store.disk import REMEDIES, explained, system_error

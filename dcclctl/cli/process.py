@@ -15,7 +15,15 @@ INTERRUPTED, BROKEN_PIPE, TERMINATED, UNWRITTEN = 130, 141, 143, 5
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM: stop as after Ctrl-C."""
+    """A signal. Python ends with the signal, whatever its exit code, once a bare KeyboardInterrupt has left an exec(text).
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class Output(io.FileIO):
@@ -38,9 +46,16 @@ class Output(io.FileIO):
         return len(self.lost)
 
 
+def stop_in(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The signal that led to an error, e.g. to the RuntimeError that Python makes of all errors in __set_name__."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
+
+
 def say_stopped(stopped: KeyboardInterrupt) -> int:
     """Say on stderr what stopped the program, and return the exit code."""
-    terminated = isinstance(stopped, Stopped)
+    terminated = isinstance(stopped, Stopped) and stopped.number == signal.SIGTERM
     why = "terminated" if terminated else "interrupted"
     print(f"\n{why}: the same command continues where it stopped", file=sys.stderr)
     return TERMINATED if terminated else INTERRUPTED
@@ -56,8 +71,9 @@ def run(program: Callable[[], int]) -> NoReturn:
         program: imports what it needs by itself, and returns its exit code.
     """
     try:
-        for number, usual in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
-            if signal.getsignal(number) == usual:  # not if the caller ignores it
+        sys.unraisablehook = _not_lost
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:  # not if the caller ignores it
                 signal.signal(number, _stop)
         _open_closed_streams()
         output, _ = _take_over("stdout"), _take_over("stderr")
@@ -65,7 +81,10 @@ def run(program: Callable[[], int]) -> NoReturn:
         sys.stdout.flush()
         # Python takes a moment to end: a signal that comes then changes nothing, and after one that said so ends it at once
         _from_now_on(signal.SIG_DFL if code in (INTERRUPTED, TERMINATED) else signal.SIG_IGN)
-    except KeyboardInterrupt as stopped:
+    except BaseException as error:
+        stopped = stop_in(error)
+        if stopped is None:
+            raise
         _from_now_on(signal.SIG_DFL)
         sys.exit(say_stopped(stopped))
     if code == 0 and output is not None and output.failed is not None:
@@ -89,12 +108,23 @@ def _stop(number: int, frame: FrameType | None) -> None:
     """Raise what stops the program. Not inside a finalizer, which would print a traceback and go on: a moment later."""
     while frame is not None:
         if frame.f_code is weakref.finalize.__call__.__code__:
-            later = threading.Timer(0.02, os.kill, (os.getpid(), number))
-            later.daemon = True
-            later.start()
-            return
+            return _later(number)
         frame = frame.f_back
-    raise Stopped if number == signal.SIGTERM else KeyboardInterrupt
+    raise Stopped(number)
+
+
+def _not_lost(what: Any) -> None:
+    """Send the signal again that was raised where nothing can be raised, e.g. in a callback of the garbage collector."""
+    if isinstance(what.exc_value, Stopped):
+        _later(what.exc_value.number)
+    else:
+        sys.__unraisablehook__(what)
+
+
+def _later(number: int) -> None:
+    later = threading.Timer(0.02, os.kill, (os.getpid(), number))
+    later.daemon = True
+    later.start()
 
 
 def _open_closed_streams() -> None:

@@ -125,7 +125,7 @@ def _says_nothing() -> "list[_patch[Any]]":
     from dcclctl.cli import main, process
 
     def silent(stopped: KeyboardInterrupt) -> int:
-        return 143 if isinstance(stopped, process.Stopped) else 130
+        return 128 + int(stopped.args[0])
 
     return [patch.object(main, "say_stopped", silent), patch.object(process, "say_stopped", silent)]
 

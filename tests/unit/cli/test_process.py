@@ -121,15 +121,84 @@ def test_a_signal_while_starting(world: World, number: int, code: int, word: str
     assert ended.stderr.splitlines() == ["", f"{word}: the same command continues where it stopped"]
 
 
+#: counts what the interpreter does from the program's first line on (imports, files opened, code run), and says how much
+#: that was; at one of these moments it sends itself a signal
+FROM_THE_FIRST_LINE = """
+import os, sys
+from dcclctl.__main__ import main
+
+number, moment = int(sys.argv[1]), int(sys.argv[2])
+sys.argv = ["dcclctl", *sys.argv[3:]]
+count = 0
+
+def hook(event, arguments):
+    global count
+    count += 1
+    if count == moment:
+        os.kill(os.getpid(), number)
+
+sys.addaudithook(hook)
+try:
+    main()
+finally:
+    print(count)
+"""
+
+
 @pytest.mark.parametrize(
     ("number", "code", "word"),
     [(signal.SIGINT, INTERRUPTED, "interrupted"), (signal.SIGTERM, TERMINATED, "terminated")],
 )
-@pytest.mark.parametrize("moment", ["make_context", "invoke"])
+def test_a_signal_at_any_moment_of_the_start(tmp_path: Path, number: int, code: int, word: str) -> None:
+    def started(moment: int) -> "subprocess.CompletedProcess[str]":
+        words = [str(int(number)), str(moment), "artifacts", "list", f"--store={tmp_path}/none"]
+        command = [sys.executable, "-c", FROM_THE_FIRST_LINE, *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+
+    moments = int(started(0).stdout.split()[-1])
+    early = {f"{word}: nothing was begun", f"{word}: the same command continues where it stopped"}
+    said = set()
+    for moment in [*range(1, 11), *range(11, moments, moments // 20)]:
+        ended = started(moment)
+        blank, line = ended.stderr.splitlines()
+        assert (ended.returncode, blank) == (code, ""), (moment, ended.stderr)
+        said.add(line)
+    assert said == early
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "exec('stop()')",  # after which `python -m` would end with SIGINT, whatever the exit code
+        "weakref.ref(thing := Thing(), lambda _: stop()); del thing; time.sleep(30)",  # where nothing can be raised
+        "type('Class', (), {'name': type('Name', (), {'__set_name__': lambda *_: stop()})()})",  # a RuntimeError
+    ],
+    ids=["exec", "callback", "set_name"],
+)
+def test_a_signal_where_python_has_its_own_way(tmp_path: Path, number: int, code: int, where: str) -> None:
+    (tmp_path / "program.py").write_text(
+        "import os, time, weakref\nfrom dcclctl.cli.process import run\nclass Thing: pass\n"
+        f"def stop(): os.kill(os.getpid(), {int(number)})\n"
+        f"def program():\n    kept = {where}\n    return 0\nrun(program)\n"
+    )
+    command = [sys.executable, "-m", "program"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr and ended.stderr.endswith("continues where it stopped\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, INTERRUPTED, "interrupted"), (signal.SIGTERM, TERMINATED, "terminated")],
+)
+@pytest.mark.parametrize("moment", ["make_context", "invoke", "resolve_command"])
 def test_a_signal_before_and_after_a_command(number: int, code: int, word: str, moment: str) -> None:
     script = (
         "import os\nfrom dcclctl.__main__ import main\nfrom dcclctl.cli.main import LazyGroup\n"
-        f"def stop(*_, **__):\n    os.kill(os.getpid(), {int(number)})\n"
+        f"def stop(*_, **__):\n    try:\n        os.kill(os.getpid(), {int(number)})\n"
+        f"    except BaseException as error:\n        if {moment!r} != 'resolve_command': raise\n"
+        "        raise RuntimeError from error\n"  # as in an import
         f"LazyGroup.{moment} = stop\nmain()\n"
     )
     command = [sys.executable, "-c", script, "artifacts", "list"]
