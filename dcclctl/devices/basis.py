@@ -22,6 +22,7 @@ from dcclctl.devices.settings import LocalSettings
 from dcclctl.errors import DivergedError, finite_loss
 from dcclctl.events.sampler import Samples
 from dcclctl.events.sampling import Ints, permutation
+from dcclctl.models.adam import Adam
 
 PatchT = TypeVar("PatchT")
 #: Adam's ε where devices learn θ̂. With the usual 1e-8 a number whose gradient is a rounding error moves as far as any
@@ -164,7 +165,7 @@ def learn_basis(
     owners = torch.from_numpy(shared.users).to(device)
     share = torch.from_numpy(1.0 / np.bincount(shared.users)[shared.users]).float().to(device)
     trained = [weight for weight in (theta, table, mean) if weight.requires_grad]
-    optimiser = torch.optim.Adam(trained, lr=settings.learning_rate)
+    optimiser = Adam(trained, settings.learning_rate)
     for epoch in range(settings.epochs):
         samples = shared.draw(epoch)
         order = permutation(settings.seed, "basis/shuffle", shared.events, epoch)

@@ -30,6 +30,7 @@ from dcclctl.errors import UsageError, finite_loss
 from dcclctl.events.log import Block, EventLog
 from dcclctl.events.sampler import Samples
 from dcclctl.events.sampling import hashes, permutation, stream
+from dcclctl.models.adam import Adam
 from dcclctl.models.din import Din
 from dcclctl.models.training import Trainer, pick
 
@@ -151,7 +152,7 @@ class SecondStep:
         settings, device = self.settings, self.model.out.weight.device
         learned = basis.learnable(device)
         theta = learned.theta
-        optimiser = torch.optim.Adam([theta, *encoder.parameters()], lr=settings.basis_learning_rate)
+        optimiser = Adam([theta, *encoder.parameters()], settings.basis_learning_rate)
         losses = []
         for epoch in range(settings.basis_epochs):
             total, count = 0.0, 0

@@ -21,6 +21,7 @@ from dcclctl.events.sampler import Sampler, Samples, SharedNegatives, valid_samp
 from dcclctl.events.sampling import Ints, permutation, stream
 from dcclctl.metrics.auc import gauc, user_auc
 from dcclctl.metrics.ranking import ndcg, ranks
+from dcclctl.models.adam import LazyAdam, gradient_of, new_adam_state
 from dcclctl.models.settings import FitSettings
 from dcclctl.models.trainable import Dropout, Forward, Pass, Trainable, dropout, keep_all
 from dcclctl.models.world import World
@@ -83,7 +84,7 @@ class FitState:
         stopped = settings.patience > 0 and self.epochs_since_best >= settings.patience
         return self.epoch >= settings.epochs or stopped
 
-    def after(self, model: nn.Module, optimiser: "Adam", train_loss: float, valid: Validation) -> "FitState":
+    def after(self, model: nn.Module, optimiser: LazyAdam, train_loss: float, valid: Validation) -> "FitState":
         """The state after one more epoch, which replaces this one.
 
         Raises:
@@ -407,7 +408,7 @@ class Trainer:
         """
         model, settings = self.model, self.settings
         restore(model, state.weights)
-        optimiser = Adam(model, settings.learning_rate, settings.weight_decay, state.adam_state, state.steps)
+        optimiser = LazyAdam(model, settings.learning_rate, settings.weight_decay, state.adam_state, state.steps)
         own = f"/{self.world.rank}" if self.world.rank else ""
         drawn = stream(settings.seed, f"{settings.purpose}/dropout/{state.epoch}{own}")
         generator = torch.Generator().manual_seed(drawn)
@@ -431,7 +432,7 @@ class Trainer:
                 on_step(state.epoch + 1, done, total / done)
         return state.after(model, optimiser, total / max(done, 1), self.validate(on_progress))
 
-    def _step(self, optimiser: "Adam", batch: "_Batch", drop: Dropout) -> float:
+    def _step(self, optimiser: LazyAdam, batch: "_Batch", drop: Dropout) -> float:
         """One step on a batch, of which each process of the world computes its part; returns the batch's mean loss."""
         model, world, group = self.model, self.world, batch.group
         positions = world.share(batch.positions)
@@ -586,67 +587,3 @@ def restore(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(weights[name])
-
-
-def new_adam_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Adam's running means before the first step."""
-    return {f"{name}.{mean}": torch.zeros_like(weight) for name, weight in weights.items() for mean in "mv"}
-
-
-class Adam:
-    """Adam on dense weights, and lazily on the rows of the item table that a batch uses.
-
-    Source: Kingma & Ba 2015; the lazy form is that of torch.optim.SparseAdam.
-    Differs: rows outside a batch keep their running means, so that a step's cost does not grow with the catalogue.
-    """
-
-    def __init__(
-        self, model: Trainable, rate: float, weight_decay: float, state: dict[str, Tensor] | None = None, steps: int = 0
-    ) -> None:
-        self.model, self.rate, self.weight_decay, self.steps = model, rate, weight_decay, steps
-        self.weights = dict(model.named_parameters())
-        self.state = state or new_adam_state(self.weights)
-        self.dense = [name for name in self.weights if name != "item_table"]
-        self._adam = torch.optim.Adam([self.weights[name] for name in self.dense], lr=rate, fused=True)
-        for name in self.dense:  # it goes on from the state, and changes it in place
-            weight = self.weights[name]
-            self._adam.state[weight] = {
-                "step": torch.tensor(float(steps), device=weight.device),
-                "exp_avg": self.state[f"{name}.m"],
-                "exp_avg_sq": self.state[f"{name}.v"],
-            }
-
-    def zero_grad(self) -> None:
-        for weight in self.weights.values():
-            weight.grad = None
-
-    @torch.no_grad()
-    def step(self, items: Int[Tensor, "R"], own: Float[Tensor, "R E"]) -> None:
-        """Update all dense weights from their gradients, and the given rows of the item table.
-
-        Args:
-            items: rows of the item table. own: their gradient.
-        """
-        self.steps += 1
-        for name in self.model.penalised_tables:  # L2 penalty on the rows that the batch uses
-            gradient = gradient_of(self.weights[name])
-            used = (gradient != 0).any(1, keepdim=True)
-            gradient.add_(self.weights[name] * used, alpha=self.weight_decay)
-        for name in self.dense:
-            gradient_of(self.weights[name])  # torch would leave out a weight without one
-        self._adam.step()
-        state, table = self.state, self.weights["item_table"]
-        first, second = state["item_table.m"], state["item_table.v"]
-        gradient = own + self.weight_decay * table[items]
-        m = first[items].mul_(0.9).add_(gradient, alpha=0.1)
-        v = second[items].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        first[items], second[items] = m, v
-        scale = self.rate / (1 - 0.9**self.steps)
-        table[items] -= scale * m / (v.sqrt() / math.sqrt(1 - 0.999**self.steps) + 1e-8)
-
-
-def gradient_of(weight: Tensor) -> Tensor:
-    """The weight's gradient; a weight without one is a bug, because the loss depends on every weight."""
-    if weight.grad is None:
-        raise RuntimeError("a weight got no gradient")
-    return weight.grad

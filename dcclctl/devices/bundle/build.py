@@ -24,7 +24,7 @@ from dcclctl.devices.basis_files import read_basis, read_prior_mean
 from dcclctl.devices.bundle import learn
 from dcclctl.devices.bundle.device import Graphs, user_bytes
 from dcclctl.devices.bundle.golden import GOLDEN_FILE, golden_vectors
-from dcclctl.devices.bundle.graph import Array, Graph
+from dcclctl.devices.bundle.graph import Array, Graph, Precision
 from dcclctl.devices.bundle.score import Basis, DeviceMemory, DinGraph, Inputs, MemoryGraph, SasrecGraph, array
 from dcclctl.devices.bundle.serving import ReplayedDevices
 from dcclctl.devices.bundle.spec import SCHEMA_FILE, SPEC, BundleSpec, schema
@@ -96,7 +96,7 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
     """
     if config.target == "executorch":
         from dcclctl.devices.bundle.executorch import PROGRAM_FILE, program
-    cloud, patches, shipped, half = parts.cloud, parts.patches, parts.shipped, config.precision != "fp32"
+    cloud, patches, shipped = parts.cloud, parts.patches, parts.shipped
     model = _module(cloud)
     if patches is not None and patches.memory is None and patches.method != "metapatch":
         raise UsageError(
@@ -112,10 +112,10 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
     table = Table.of(columns, config.precision, falling=("similarity", "transition_score"))
     basis = None if parts.basis is None else Basis.table(parts.basis, config.precision)
     files = {SCHEMA_FILE: schema(), ITEMS_FILE: table.bytes()}
-    graphs = {"score.onnx": _score_graph(parts, model, table, basis, memory, half)}
+    graphs = {"score.onnx": _score_graph(parts, model, table, basis, memory, config.precision)}
     if basis is not None:
         files[BASIS_FILE] = basis.bytes()
-        graphs["learn.onnx"] = _learn_graph(parts, model, table, basis, half)
+        graphs["learn.onnx"] = _learn_graph(parts, model, table, basis, config.precision)
     files |= {name: graph.bytes() for name, graph in graphs.items()}
     items = cloud.dataset.items
     catalogue = {"items": items["item_id"].gather(shipped).to_list(), "names": items["name"].gather(shipped).to_list()}
@@ -244,9 +244,14 @@ def _memory_columns(parts: Parts, memory: DeviceMemory, neighbours: int) -> dict
 
 
 def _score_graph(
-    parts: Parts, model: Din | Sasrec, table: Table, basis: Table | None, memory: DeviceMemory | None, half: bool
+    parts: Parts,
+    model: Din | Sasrec,
+    table: Table,
+    basis: Table | None,
+    memory: DeviceMemory | None,
+    precision: Precision,
 ) -> Graph:
-    graph = Graph("score", half)
+    graph = Graph("score", precision)
     inputs = Inputs(graph)
     items = TableValues(graph, table)
     below = DinGraph(inputs, items, model) if isinstance(model, Din) else SasrecGraph(inputs, items, model)
@@ -266,8 +271,8 @@ def _basis(graph: Graph, parts: Parts, table: Table | None) -> Basis | None:
     return None if table is None or parts.basis is None else Basis(graph, table, parts.basis.shape.parts)
 
 
-def _learn_graph(parts: Parts, model: Din | Sasrec, table: Table, basis: Table, half: bool) -> Graph:
-    graph = Graph("learn", half)
+def _learn_graph(parts: Parts, model: Din | Sasrec, table: Table, basis: Table, precision: Precision) -> Graph:
+    graph = Graph("learn", precision)
     inside = _basis(graph, parts, basis)
     assert parts.patches is not None and inside is not None
     settings, mean = local_settings(parts.patches), array(read_prior_mean(parts.patches.artifact))

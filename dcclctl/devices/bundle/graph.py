@@ -6,7 +6,7 @@ every operator is one that ONNX Runtime has for Python and for the browser.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 OPSET = 18
 #: version of the file format that belongs to it
 _IR_VERSION = 9
-#: numbers of a constant from which on it may be stored as float16, and float16's largest number
-_LARGE, _LARGEST = 64, 65504.0
+#: numbers of a constant from which on it may be stored as float16, of a matrix as bytes; and float16's largest number
+_LARGE, _MATRIX, _LARGEST = 64, 1024, 65504.0
 Array = npt.NDArray[Any]
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,14 +103,15 @@ class Graph:
     """A graph in the making.
 
     Args:
-        half: store large constants as float16; they are still calculated with in float32.
+        precision: of large constants as they are stored: float16, or with int8 large matrices as bytes with a factor for
+            each row. They are calculated with in float32, which a runtime makes of them once.
 
     Attributes:
         files: beside the graph, whose bytes it reads in place.
     """
 
-    def __init__(self, name: str, half: bool = False) -> None:
-        self.name, self.half = name, half
+    def __init__(self, name: str, precision: Precision = "fp32") -> None:
+        self.name, self.precision = name, precision
         self.files: list[str] = []
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: dict[str, onnx.ValueInfoProto] = {}
@@ -133,17 +135,32 @@ class Graph:
 
     def constant(self, value: Array | float | int) -> Value:
         """A tensor of the graph; a Python float is float32, an int is int64. Equal constants are stored once."""
-        from onnx import numpy_helper
-
         array = np.asarray(value, dtype={int: np.int64, float: np.float32}.get(type(value)))
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            found = Value(self, f"c{len(self._constants)}")
-            halved = self.half and array.dtype == np.float32 and array.size >= _LARGE and np.abs(array).max() < _LARGEST
-            stored = np.ascontiguousarray(array, dtype=np.float16 if halved else None).reshape(array.shape)
-            self._tensors.append(numpy_helper.from_array(stored, found.name))
-            self._constants[key] = found.cast(np.float32) if halved else found
+            self._constants[key] = self._narrowed(array)
         return self._constants[key]
+
+    def _narrowed(self, array: Array) -> Value:
+        """A new constant, stored in the graph's precision if it is a large one."""
+        if (
+            self.precision == "fp32"
+            or array.dtype != np.float32
+            or array.size < _LARGE
+            or np.abs(array).max() >= _LARGEST
+        ):
+            return self._stored(array)
+        if self.precision == "fp16" or array.ndim != 2 or array.size < _MATRIX:
+            return self._stored(array.astype(np.float16)).cast(np.float32)
+        scale, steps = in_bytes(array)
+        return self._stored(steps).cast(np.float32) * self.constant(scale.astype(np.float32)[:, None])
+
+    def _stored(self, array: Array) -> Value:
+        from onnx import numpy_helper
+
+        found = Value(self, f"c{len(self._tensors)}")
+        self._tensors.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), found.name))
+        return found
 
     def external(self, name: str, array: Array, location: str, offset: int) -> Value:
         """A tensor whose bytes stand in another file beside the graph.
@@ -186,6 +203,11 @@ class Graph:
         zeros = self.op("ConstantOfShape", self.constant(np.array([size])))
         return self.op("ScatterElements", zeros, index, values, axis=0, reduction=reduction)
 
+    def row_sums(self, count: int, index: Value, rows: Value, size: int) -> Value:
+        """(count, size) sums of the rows (M, size) that have the same index (M,)."""
+        zeros = self.op("ConstantOfShape", self.constant(np.array([count, size])))
+        return self.op("ScatterND", zeros, index.unsqueeze(1), rows, reduction="add")
+
     def signature(self) -> dict[str, list[dict[str, Any]]]:
         """Names, types and shapes of inputs and outputs, in order."""
         return {"inputs": _described(self._inputs.values()), "outputs": _described(self._outputs.values())}
@@ -201,6 +223,14 @@ class Graph:
         model.ir_version = _IR_VERSION
         found: bytes = model.SerializeToString(deterministic=True)
         return found
+
+
+def in_bytes(rows: Array) -> tuple[Array, Array]:
+    """Rows (J, W) as a factor (J,) in float16 and steps (J, W) from −127 to 127."""
+    # the factor is rounded first, so that what is stored is what the graph multiplies with
+    scale = (np.abs(rows).max(1) / 127).astype(np.float16)
+    factor = np.maximum(scale.astype(np.float32), 1e-7)[:, None]
+    return scale, np.clip(np.rint(rows / factor), -127, 127).astype(np.int8)
 
 
 def _described(tensors: "Iterable[onnx.ValueInfoProto]") -> list[dict[str, Any]]:

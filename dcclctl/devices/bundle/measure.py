@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from dcclctl.devices.bundle.device import Device, Graphs
@@ -89,8 +90,7 @@ def operations(graph: Path, inputs: dict[str, Any]) -> tuple[int, int]:
     """Multiplications with addition in the matrix products of one run, and bytes that its operators read and write.
 
     The shapes are those that ONNX Runtime reports of a run without optimisation; it leaves weights out, so the bytes of the
-    graph are added once. Of an operator that gathers rows only the rows count, not the table that they are taken from. The
-    first matrix of a product must not be a weight.
+    graph are added once. Of an operator that gathers rows only the rows count, not the table that they are taken from.
     """
     with TemporaryDirectory() as folder:
         options = ort.SessionOptions()
@@ -100,6 +100,8 @@ def operations(graph: Path, inputs: dict[str, Any]) -> tuple[int, int]:
         session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         session.run(None, inputs)
         records = json.loads(Path(session.end_profiling()).read_bytes())
+    model = onnx.load(graph, load_external_data=False).graph
+    weights = {weight.name: list(weight.dims) for weight in model.initializer}
     macs, moved = 0, graph.stat().st_size
     for record in records:
         of = record.get("args", {})
@@ -108,7 +110,8 @@ def operations(graph: Path, inputs: dict[str, Any]) -> tuple[int, int]:
         given, made = (_shapes(of[f"{side}_type_shape"]) for side in ("input", "output"))
         kind = of["op_name"]
         if kind == "MatMul":
-            macs += math.prod(made[0][1]) * given[0][1][-1]
+            first = model.node[int(of["node_index"])].input[0]
+            macs += math.prod(made[0][1]) * weights.get(first, given[0][1])[-1]
         read = made if kind in ("Gather", "Slice") else given
         moved += sum(_BYTES[name] * math.prod(shape) for name, shape in (*read, *made))
     return macs, moved

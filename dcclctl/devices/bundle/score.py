@@ -17,8 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from dcclctl.devices.basis import SharedBasis
-from dcclctl.devices.bundle.graph import Array, Graph, Value
-from dcclctl.devices.bundle.table import BASIS_FILE, Precision, Table, TableValues
+from dcclctl.devices.bundle.graph import Array, Graph, Precision, Value
+from dcclctl.devices.bundle.table import BASIS_FILE, Table, TableValues
 from dcclctl.devices.memory.features import DECAY, HALF, NO_LIFT, PRIOR_EVENTS, STEPS, Statistics
 from dcclctl.devices.memory.patch import MemoryPatch
 from dcclctl.models.din import Din
@@ -26,6 +26,8 @@ from dcclctl.models.sequence import Attention, Sasrec
 
 #: added before the variance's root is taken, as in torch
 _EPSILON = 1e-5
+#: adds nothing to a sum of float32, and is above 0
+_TINY = 1e-30
 
 
 class Inputs:
@@ -52,9 +54,13 @@ class Inputs:
     def theta(self, size: int) -> Value:
         return self.graph.input("theta", np.float32, size)
 
+    def held_of(self, events: Value) -> Value:
+        """(M',) whether the device holds each of the newest events; the others are padding."""
+        return self.graph.range(events.length()) < self.held
+
     def exists(self, events: Value) -> Value:
         """(M',) 1 for each of the newest events that the device holds, 0 for padding."""
-        return (self.graph.range(events.length()) < self.held).cast(np.float32)
+        return self.held_of(events).cast(np.float32)
 
 
 class DinGraph:
@@ -78,7 +84,7 @@ class DinGraph:
         folded = weight(model.attention_query.weight) + weight(model.attention_product.weight) * keys.unsqueeze(1)
         offset = keys @ weight(model.attention_key.weight.T) + weight(model.attention_key.bias)  # (L, A)
         hidden = (query @ folded.reshape(-1, size).t).reshape(0, -1, units) + offset  # (C, L, A)
-        hidden = self.graph.op("PRelu", hidden, weight(model.attention_slope))
+        hidden = prelu(hidden, model.attention_slope)
         weights = (hidden @ weight(model.attention_out.weight.T)).reshape(0, -1) + weight(model.attention_out.bias)
         interest = (weights * inputs.exists(newest)) @ keys
         first = array(model.hidden_1.weight.T)  # (3D + V, H1)
@@ -93,7 +99,7 @@ class DinGraph:
         # the profile's part is the same for all candidates
         shared = profile.unsqueeze(0) @ constant(first[3 * size :]) + weight(model.hidden_1.bias)
         z = self.graph.concat(query, interest, query * interest) @ constant(first[: 3 * size]) + shared
-        return self.graph.op("PRelu", z, weight(model.slope_1))
+        return prelu(z, model.slope_1)
 
     def logits(self, basis: "Basis | None") -> Value:
         """(C,) the cloud model's logits, or with a basis those of the patch ϑ₀ + Θ·θ̂."""
@@ -102,12 +108,12 @@ class DinGraph:
         if pieces:
             z1 = z1 + _tanh(z1 @ pieces["down_1"].t) @ pieces["up_1"].t
         z2 = z1 @ weight(model.hidden_2.weight.T) + weight(model.hidden_2.bias)
-        z2 = self.graph.op("PRelu", z2, weight(model.slope_2))
+        z2 = prelu(z2, model.slope_2)
         out, bias = weight(model.out.weight[0]), weight(model.out.bias)
         if pieces:
             z2 = z2 + _tanh(z2 @ pieces["down_2"].t) @ pieces["up_2"].t
             out, bias = out + pieces["out"], bias + pieces["bias"]
-        return z2 @ out + bias
+        return out @ z2.t + bias
 
 
 class SasrecGraph:
@@ -124,30 +130,36 @@ class SasrecGraph:
         """(T, D) mean embeddings of the newest L baskets, oldest first."""
         graph, ring, limit = self.graph, self.inputs.ring, self.model.sizes.history
         baskets = self.inputs.baskets()
-        used = self.inputs.exists(ring) * (baskets < graph.constant(limit)).cast(np.float32)  # (M,)
+        used = self.inputs.held_of(ring) & (baskets < graph.constant(limit))  # (M,)
         # the number of baskets: one more than the largest number in use
-        numbered = (baskets + graph.constant(1)).cast(np.float32) * used
-        count = graph.op("ReduceMax", numbered, graph.constant(np.array([0])), keepdims=0).cast(np.int64)
-        place = (graph.range(count) + graph.constant(1)).unsqueeze(1)  # oldest first
-        members = graph.op("Equal", count - baskets, place).cast(np.float32) * used  # (T, M)
-        sums = members @ self.items.rows("embedding", ring)
-        return sums / members.sum(1, keep=True) * math.sqrt(self.model.embedding_size)
+        numbered = used.cast(np.float32) * (baskets + graph.constant(1)).cast(np.float32)
+        count = numbered.max(0).cast(np.int64)
+        # a row for each basket, oldest first, and one for events that are not used
+        place = graph.where(used, graph.constant(limit - 1) - baskets, graph.constant(limit))
+        members = graph.scatter(limit + 1, place, used.cast(np.float32), "add")
+        sums = graph.row_sums(limit + 1, place, self.items.rows("embedding", ring), self.model.embedding_size)
+        filled = graph.range(count) + (graph.constant(limit) - count)
+        return sums.rows(filled) / members.rows(filled).unsqueeze(1) * math.sqrt(self.model.embedding_size)
 
     def _state(self) -> Value:
         model, graph, weight = self.model, self.graph, self.weight
         size = model.embedding_size
         x = graph.concat(weight(model.start * math.sqrt(size)).unsqueeze(0), self._steps(), axis=0)  # (T + 1, D)
         place = graph.range(x.length())
-        age = graph.op("Max", place.unsqueeze(1) - place, graph.constant(0))  # query, key
-        start = graph.op("Equal", place, graph.constant(0))
-        later = graph.op("Greater", place, place.unsqueeze(1))
-        for block in cast(Iterable[Attention], model.blocks):
+        of = place  # whose state is computed; of the last layer only the last one is read
+        blocks = list(cast(Iterable[Attention], model.blocks))
+        for block in blocks:
             normed = self._normed(x, block.scale_1, block.shift_1)
+            key = normed @ weight(block.key.weight.T)
+            value = normed @ weight(block.value.weight.T) + weight(block.value.bias)
+            if block is blocks[-1]:
+                x, normed, of = (each.last().unsqueeze(0) for each in (x, normed, place))
+            age = graph.op("Max", of.unsqueeze(1) - place, graph.constant(0))  # query, key
+            start = graph.op("Equal", place, graph.constant(0))
             ages = weight(block.ages).rows(graph.where(start, graph.constant(len(block.ages) - 1), age))
-            query, key = normed @ weight(block.query.weight.T), normed @ weight(block.key.weight.T)
-            weights = query @ key.t / math.sqrt(size) + ages
-            attention = graph.op("Softmax", graph.where(later, -math.inf, weights), axis=-1)
-            x = x + attention @ (normed @ weight(block.value.weight.T) + weight(block.value.bias))
+            weights = normed @ weight(block.query.weight.T) @ key.t / math.sqrt(size) + ages
+            later = graph.op("Greater", place, of.unsqueeze(1))
+            x = x + graph.op("Softmax", graph.where(later, -math.inf, weights), axis=-1) @ value
             normed = self._normed(x, block.scale_2, block.shift_2)
             inner = graph.op("Relu", normed @ weight(block.inner.weight.T) + weight(block.inner.bias))
             x = x + inner @ weight(block.outer.weight.T) + weight(block.outer.bias)
@@ -163,7 +175,7 @@ class SasrecGraph:
             pieces = basis.weights(self.inputs.theta(basis.size))
             state = state + pieces["up"] @ _tanh(pieces["down"] @ state) + pieces["offset"]
         candidates = self.inputs.candidates
-        return self.items.rows("embedding", candidates) @ state + self.items.rows("bias", candidates)
+        return state @ self.items.rows("embedding", candidates).t + self.items.rows("bias", candidates)
 
 
 class Basis:
@@ -235,23 +247,27 @@ class MemoryGraph:
         memory, graph, inputs = self.memory, self.graph, self.inputs
         patch = memory.patch
         shifted = cloud + memory.shift
-        parts = [self.features, shifted.unsqueeze(1)]
-        if memory.typical.shape[1]:
-            parts.insert(1, self._profile())
-        hidden = graph.concat(*parts) @ graph.constant(array(patch.inner.T)) + graph.constant(array(patch.inner_bias))
+        inner = array(patch.inner.T)  # rows: features, profile, logit
+        end = len(inner) - 1
+        own = end - memory.typical.shape[1]
+        offered = graph.concat(self.features, shifted.unsqueeze(1)) @ graph.constant(
+            np.delete(inner, slice(own, end), 0)
+        )
+        hidden = offered + graph.constant(array(patch.inner_bias))
+        if memory.typical.shape[1]:  # the same for all candidates
+            hidden = hidden + self._profile() @ graph.constant(inner[own:end])
         phi = graph.concat(_tanh(hidden), self.features)
-        remembered = shifted + phi @ graph.constant(array(patch.outer)) - memory.shift
+        remembered = shifted + graph.constant(array(patch.outer)) @ phi.t - memory.shift
         enough = graph.op("GreaterOrEqual", inputs.held, graph.constant(memory.smallest))
         return graph.where(enough & graph.input("patched", np.bool_), remembered, cloud)
 
     def _profile(self) -> Value:
-        """(C, R) the profile of recent events, for every candidate."""
+        """(R,) the profile of recent events."""
         graph, window, size = self.graph, self.memory.typical.shape[0] - 1, self.memory.typical.shape[1]
         kept = graph.input("kept", np.int8, window, size)
         count, counted = graph.input("kept_count", np.int64), graph.input("counted", np.bool_)
         own = kept.cast(np.float32).sum(0) / float(STEPS) / (count.cast(np.float32) + float(PRIOR_EVENTS))
-        profile = graph.where(counted, own, graph.constant(self.memory.typical).rows(count))
-        return profile.unsqueeze(0) + (self.inputs.candidates.unsqueeze(1) * graph.constant(0)).cast(np.float32)
+        return graph.where(counted, own, graph.constant(self.memory.typical).rows(count))
 
     def _features(self) -> Value:
         """(C, F) as memory/features.py defines them."""
@@ -271,9 +287,12 @@ class MemoryGraph:
             *self._category_columns(),
         ]
         similarity, near = rows("similarity", candidates), rows("neighbours", candidates)  # (C, N)
-        known = similarity * graph.op("Greater", count.rows(near), 0.0).cast(np.float32)
-        lately = graph.scatter(n_items, self.newest, self.mask * graph.op("Pow", DECAY, self.age), "max")
-        recent = (similarity * lately.rows(near)).sum(1)
+        # above 0 for all items that are held, however long ago
+        decayed = graph.op("Max", graph.op("Pow", DECAY, self.age), _TINY)
+        lately = graph.scatter(n_items, self.newest, self.mask * decayed, "max")
+        weight = lately.rows(near)
+        known = similarity * graph.op("Greater", weight, 0.0).cast(np.float32)
+        recent = (similarity * weight).sum(1)
         columns += [_log1p(known.sum(1) * 10.0), known.max(1) * 5.0, _log1p(recent * 20.0)]
         if statistics.predecessors.shape[1]:
             score = rows("transition_score", candidates) * lately.rows(rows("predecessors", candidates))
@@ -313,6 +332,12 @@ def array(tensor: Tensor) -> Array:
     """A tensor's numbers, in float32 if they are floats."""
     found: Array = tensor.detach().cpu().numpy()
     return np.ascontiguousarray(found.astype(np.float32) if found.dtype.kind == "f" else found)
+
+
+def prelu(x: Value, slope: Tensor) -> Value:
+    """PReLU; for slopes up to 1 it is the larger of x and slope · x, which ONNX Runtime computes several times faster."""
+    graph, factor = x.graph, x.graph.constant(array(slope))
+    return graph.op("Max", x, x * factor) if array(slope).max() <= 1 else graph.op("PRelu", x, factor)
 
 
 def _tanh(x: Value) -> Value:

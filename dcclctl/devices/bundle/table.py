@@ -6,13 +6,11 @@ Shapes: J rows, W numbers of one column of a table.
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
-from dcclctl.devices.bundle.graph import Array, Graph, Value
+from dcclctl.devices.bundle.graph import Array, Graph, Precision, Value, in_bytes
 
-Precision = Literal["fp32", "fp16", "int8"]
 #: one row for each shipped item; one row for each weight of a patch
 ITEMS_FILE, BASIS_FILE = "items.safetensors", "basis.safetensors"
 #: name of the factors that a column of bytes is multiplied with, one for each row
@@ -60,11 +58,7 @@ class Table:
             elif name in falling:
                 stored[name + _CURVE], widths[name] = _curves(column), column.shape[1]
             else:
-                # the factor is rounded first, so that what is stored is what the graph multiplies with
-                scale = (np.abs(column).max(1) / 127).astype(np.float16)
-                factor = np.maximum(scale.astype(np.float32), 1e-7)[:, None]
-                stored[name] = np.clip(np.rint(column / factor), -127, 127).astype(np.int8)
-                stored[name + _SCALE] = scale
+                stored[name + _SCALE], stored[name] = in_bytes(column)
         return cls(stored, file, widths)
 
     @property

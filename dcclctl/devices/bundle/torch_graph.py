@@ -92,6 +92,12 @@ def _scatter(s: _Step) -> Any:
     return zeros.scatter(0, index.flip(0), values.flip(0))
 
 
+def _row_sums(s: _Step) -> Any:
+    """What graph.py's `row_sums` does."""
+    zeros, index, rows = s.x
+    return zeros.scatter_add(0, index.expand(rows.shape), rows)
+
+
 def _reshape(s: _Step) -> Any:
     x = s.x[0]
     return x.reshape([x.shape[at] if size == 0 else size for at, size in enumerate(s.n[1])])
@@ -132,6 +138,7 @@ _OPERATORS: dict[str, Callable[[_Step], Any]] = {
     "Relu": lambda s: torch.relu(s.x[0]),
     "Reshape": _reshape,
     "ScatterElements": _scatter,
+    "ScatterND": _row_sums,
     "Shape": lambda s: s.x[0].shape[0],
     "Sigmoid": lambda s: torch.sigmoid(s.x[0]),
     "Slice": lambda s: s.x[0][s.n[1][0] : s.n[2][0]],

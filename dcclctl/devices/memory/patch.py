@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from dcclctl.errors import finite_loss
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, permutation
+from dcclctl.models.adam import Adam
 from dcclctl.models.kernels import dots
 from dcclctl.models.training import CALIBRATION, NOTHING
 
@@ -164,7 +165,7 @@ def learn(
     Raises:
         DivergedError: the loss became infinite or NaN.
     """
-    optimiser = torch.optim.AdamW(patch.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimiser = Adam(patch.parameters(), settings.learning_rate, settings.weight_decay)
     losses = []
     for epoch in range(settings.epochs):
         order = torch.from_numpy(permutation(settings.seed, "memory/shuffle", rows.events, epoch))

@@ -20,3 +20,11 @@ def test_operations_of_a_product_of_two_matrices(tmp_path: Path) -> None:
     product, gathered, copied = 4 * (4 * 3 + 4 * 5), 4 * 2 * (2 * 5), 4 * 2 * (2 * 5)
     weights = (tmp_path / "graph.onnx").stat().st_size
     assert moved == product + gathered + copied + weights
+
+
+def test_a_weight_may_be_the_first_matrix(tmp_path: Path) -> None:
+    graph = Graph("product")
+    right = graph.input("right", np.float32, 3, "N")
+    graph.output("found", graph.constant(np.ones(3, dtype=np.float32)) @ right, np.float32, "N")
+    (tmp_path / "graph.onnx").write_bytes(graph.bytes())
+    assert operations(tmp_path / "graph.onnx", {"right": np.ones((3, 7), dtype=np.float32)})[0] == 3 * 7

@@ -6,8 +6,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from dcclctl.devices.bundle.graph import Array, Graph
-from dcclctl.devices.bundle.table import Precision, Table, TableValues
+from dcclctl.devices.bundle.graph import Array, Graph, Precision
+from dcclctl.devices.bundle.table import Table, TableValues
 
 PLACES = np.arange(1, 9)
 
@@ -45,3 +45,18 @@ def test_other_columns_are_near_what_they_were(precision: Precision, bytes_per_r
     largest = {"fp32": 0.0, "fp16": 1e-3, "int8": 0.51 / 127}[precision]
     away = np.abs(read(table, "mean", tmp_path) - column) / np.abs(column).max(1, keepdims=True)
     assert away.max() <= largest
+
+
+@pytest.mark.parametrize(
+    ("precision", "size"), [("fp32", 4 * 64 * 32), ("fp16", 2 * 64 * 32), ("int8", 64 * 32 + 2 * 64)]
+)
+def test_large_matrices_of_a_graph_are_stored_in_its_precision(precision: Precision, size: int, tmp_path: Path) -> None:
+    matrix = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    graph = Graph("product", precision)
+    graph.output("found", graph.input("left", np.float32, 64) @ graph.constant(matrix), np.float32, 32)
+    content = graph.bytes()
+    assert size < len(content) < size + 500
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found = np.stack([session.run(None, {"left": each})[0] for each in np.eye(64, dtype=np.float32)])
+    largest = {"fp32": 0.0, "fp16": 1e-3, "int8": 0.51 / 127}[precision]
+    assert (np.abs(found - matrix) / np.abs(matrix).max(1, keepdims=True)).max() <= largest

@@ -9,7 +9,6 @@ from small_worlds import (
     din,
     din_logits,
     fit_settings,
-    frozen,
     log_of,
     normal,
     random_log,
@@ -25,10 +24,10 @@ from torch.nn import functional as F
 from dcclctl.errors import DataError, DivergedError
 from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID
 from dcclctl.events.sampler import Sampler, SharedNegatives
+from dcclctl.models.adam import LazyAdam
 from dcclctl.models.factors import Bpr
 from dcclctl.models.trainable import HistoryPass, dropout
 from dcclctl.models.training import (
-    Adam,
     FitState,
     SharedLogits,
     Validation,
@@ -141,61 +140,6 @@ def test_the_auc_is_sklearns_of_each_event_with_its_negatives(log, monkeypatch):
     with torch.no_grad():
         model.out.weight.zero_()
     assert validated(model, log, samples).auc == 0.5  # equal scores are half won
-
-
-# Adam
-
-
-def test_lazy_adam_is_torchs_adam_where_every_row_is_touched(log):
-    """Item rows against Adam with an L2 penalty, everything else against Adam without."""
-    model, reference = din(log), din(log)
-    ours = Adam(model, 0.01, weight_decay=0.1)
-    weights = dict(reference.named_parameters())
-    theirs = torch.optim.Adam(
-        [{"params": [weights["item_table"]], "weight_decay": 0.1}, {"params": [weights[name] for name in ours.dense]}],
-        lr=0.01,
-    )
-    everything = torch.arange(log.n_items)
-    for step in range(6):
-        for place, name in enumerate(weights):
-            gradient = normal(*weights[name].shape, seed=100 * step + place)
-            weights[name].grad = gradient
-            ours.weights[name].grad = gradient.clone()
-        ours.step(everything, ours.weights["item_table"].grad)
-        theirs.step()
-    for name, weight in model.named_parameters():
-        torch.testing.assert_close(weight, weights[name], atol=1e-6, rtol=1e-5)
-
-
-def test_lazy_adam_is_torchs_sparse_adam_on_the_rows_of_a_batch(log):
-    model = din(log)
-    ours = Adam(model, 0.01, weight_decay=0.0)
-    table = torch.nn.Parameter(model.item_table.detach().clone())
-    theirs = torch.optim.SparseAdam([table], lr=0.01)
-    for step in range(6):
-        items = torch.randperm(log.n_items, generator=torch.Generator().manual_seed(step))[:7]
-        gradient = normal(7, 6, seed=step)
-        for name in ours.dense:
-            ours.weights[name].grad = torch.zeros_like(ours.weights[name])
-        before = frozen(model.item_table)
-        ours.step(items, gradient)
-        assert frozen(model.item_table) != before
-        table.grad = torch.sparse_coo_tensor(items[None], gradient, table.shape, check_invariants=True).coalesce()
-        theirs.step()
-    torch.testing.assert_close(model.item_table, table, atol=1e-6, rtol=1e-5)
-
-
-def test_rows_outside_a_batch_do_not_move(log):
-    model = din(log)
-    optimiser = Adam(model, 0.01, weight_decay=0.1)
-    for name in optimiser.dense:
-        optimiser.weights[name].grad = torch.zeros_like(optimiser.weights[name])
-    others = torch.tensor([i for i in range(log.n_items) if i not in (3, 8)])
-    before = frozen(model.item_table[others])
-    optimiser.step(torch.tensor([3, 8]), normal(2, 6))
-    assert frozen(model.item_table[others]) == before
-    assert not optimiser.state["item_table.m"][others].any()
-    assert optimiser.state["item_table.m"][[3, 8]].all()
 
 
 # One step
@@ -332,7 +276,7 @@ def test_the_best_epoch_is_the_first_with_the_highest_auc(log):
     for number, figures in enumerate(seen, 1):
         with torch.no_grad():
             model.out.bias.fill_(number)
-        state = state.after(model, Adam(model, 0.1, 0.0), 0.3, figures)
+        state = state.after(model, LazyAdam(model, 0.1, 0.0), 0.3, figures)
     assert state.best_valid == seen[2]
     assert float(state.best["out.bias"]) == 3
     assert (state.epochs_since_best, state.best_epoch) == (1, 3)
@@ -346,7 +290,7 @@ def test_ndcg_chooses_the_epoch_before_auc(log):
     state = FitState.start(model, Validation(0.7, 0.5, 0.0))
     seen = [Validation(0.5, 0.9, 0.2), Validation(0.4, 0.6, 0.3), Validation(0.4, 0.8, 0.3), Validation(0.3, 0.95, 0.1)]
     for figures in seen:
-        state = state.after(model, Adam(model, 0.1, 0.0), 0.3, figures)
+        state = state.after(model, LazyAdam(model, 0.1, 0.0), 0.3, figures)
     assert state.best_valid == seen[2] and state.best_epoch == 3
     assert [record["valid_ndcg"] for record in state.history] == [0.2, 0.3, 0.3, 0.1]
 
