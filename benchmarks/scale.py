@@ -39,7 +39,15 @@ STAGES = {
     "evaluate": ["evaluate", "cloud@1", "patches@1", "patches@2", "--against", "cloud@1", "--candidates", "100"],
     "recommend": ["recommend", "cloud@1", "--users", "@USERS", "--as-of", "test"],
     "score": ["score", "patches@2", "--user", "u7"],
+    "export": ["export", "patches@2"],
+    "audit": ["audit", "patches@2"],
+    "train item-knn": ["train", "--model", "item-knn", "--on", "cloud"],
+    "train ials": ["train", "--model", "ials", "--on", "cloud", "--set", "train.ials.sweeps=2"],
+    "train tifu-knn": ["train", "--model", "tifu-knn", "--on", "cloud"],
+    "train ease": ["train", "--model", "ease", "--on", "cloud"],
 }
+#: stages that are not run unless they are asked for: EASE takes a few thousand items
+ON_DEMAND = ("train ease",)
 #: users that `recommend` makes lists for: all items are scored for each, so that the time per user does not depend on how many
 LISTED = 1000
 
@@ -139,7 +147,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=ITEMS)
     parser.add_argument("--events", type=int, default=EVENTS_PER_USER, help="of each user, on average")
     parser.add_argument("--folder", type=Path, default=Path("dcclctl-scale"))
-    parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--stages", default=",".join(each for each in STAGES if each not in ON_DEMAND))
     parser.add_argument(
         "more", nargs="*", help="options for the stages that work shard by shard, e.g. -- --executor local:2"
     )

@@ -80,6 +80,15 @@ def address_space() -> float:
     return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
+def memory_limit() -> float:
+    """Bytes of memory that this process may use: those of the machine, or the limit of its address space; infinite where
+    the machine does not say.
+    """
+    known = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else math.inf
+    return min(machine, address_space())
+
+
 def check_address_space() -> None:
     """Refuse a limit of memory under which libraries would hang or end the process instead of saying so.
 

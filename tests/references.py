@@ -1,5 +1,7 @@
 """The plain forms of what is fast in the package: tests compare results with them, and benchmarks compare times."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import polars as pl
 import torch
@@ -7,9 +9,8 @@ from torch import Tensor
 
 from dcclctl.devices.memory.statistics import StatisticsSettings
 from dcclctl.events.log import EventLog
-from dcclctl.events.sampling import Ints, PairSet
+from dcclctl.events.sampling import Ints, PairSet, ranges
 from dcclctl.models.din import DinBackbone
-from dcclctl.models.neighbours import co_occurrences
 from dcclctl.models.sequence import SequenceBackbone
 
 
@@ -23,7 +24,7 @@ def dense_neighbours(log: EventLog, rows: Ints, settings: StatisticsSettings) ->
     near = torch.zeros(log.n_items, count, dtype=torch.int64)
     similarity = torch.zeros(log.n_items, count)
     root = torch.from_numpy(np.sqrt(owners)).clamp(min=1)
-    for first, shared in co_occurrences(users, items, log.n_items, 1 / np.log2(2 + degree)):
+    for first, shared in _dense_co_occurrences(users, items, log.n_items, 1 / np.log2(2 + degree)):
         here = torch.arange(len(shared))
         cosine = shared / (root[first : first + len(shared), None] * root + settings.shrinkage)
         cosine[here, here + first] = 0
@@ -31,6 +32,23 @@ def dense_neighbours(log: EventLog, rows: Ints, settings: StatisticsSettings) ->
         near[first : first + len(shared), : order.shape[1]] = order
         similarity[first : first + len(shared), : order.shape[1]] = cosine.gather(1, order).float()
     return near, similarity
+
+
+def _dense_co_occurrences(users: Ints, items: Ints, n_items: int, weights: np.ndarray) -> Iterator[tuple[int, Tensor]]:
+    """Rows of XᵀWX, block by block: the block's first item, and its rows. (P,) distinct pairs; (U,) weights."""
+    by_user, by_item = np.argsort(users, kind="stable"), np.argsort(items, kind="stable")
+    items_of_user, sorted_users = items[by_user], users[by_user]
+    owners, sorted_items = users[by_item], items[by_item]
+    step = max(1, (1 << 23) // max(n_items, 1))
+    for first in range(0, n_items, step):
+        last = min(first + step, n_items)
+        part = slice(*np.searchsorted(sorted_items, [first, last]))
+        begins, ends = (np.searchsorted(sorted_users, owners[part], side) for side in ("left", "right"))
+        others = items_of_user[ranges(begins, ends)]
+        cells = np.repeat(sorted_items[part] - first, ends - begins) * n_items + others
+        weight = np.repeat(weights[owners[part]], ends - begins)
+        counts = np.bincount(cells, weight, minlength=(last - first) * n_items).reshape(-1, n_items)
+        yield first, torch.from_numpy(counts).float()
 
 
 def contains_by_search(pairs: PairSet, owners: Ints, items: Ints) -> np.ndarray:

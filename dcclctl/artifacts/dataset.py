@@ -73,13 +73,17 @@ class Dataset(Handle):
             raise self.artifact.unreadable(name, f"does not have the rows 0 to {rows - 1:,}, as its facts say")
         return table
 
-    @cached_property
-    def times(self) -> "npt.NDArray[np.float64]":
-        """(N,) time of every event of `log`: seconds since 1970, or a number of its order in a log without times."""
+    def times(self, users: range) -> "npt.NDArray[np.int64]":
+        """(N,) time of every event of `log_part(users)`: µs since 1970, or a number of its order in a log without times."""
         import numpy as np
 
-        times = self.events["time_us"].to_numpy().astype(np.float64)
-        return times if self.facts["time_kind"] == "ordinal" else times / 1e6
+        size, found = int(self.config["shard_users"]), []
+        for number in range(users.start // size, max(users.start, users.stop - 1) // size + 1):
+            table = self.events_of(number)
+            owners = table["user_index"].to_numpy()
+            first, last = np.searchsorted(owners, [users.start, users.stop])
+            found.append(table["time_us"].to_numpy()[first:last].astype(np.int64))
+        return np.concatenate(found)
 
     @cached_property
     def log(self) -> "EventLog":
@@ -101,6 +105,10 @@ class Dataset(Handle):
         if len(found) != max(1, len(self.parts)):
             raise self.artifact.unreadable("events.parquet", f"is one of {len(found)} files, not of {len(self.parts)}")
         return found
+
+    def events_of(self, part: int) -> "pl.DataFrame":
+        """An EVENTS table of the users of one of the `parts`."""
+        return self.artifact.read_table(self._event_files[part])
 
     @property
     def parts(self) -> list[range]:

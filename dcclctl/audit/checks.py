@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from dcclctl.audit.finding import Finding
+from dcclctl.audit.part import Examples, Part, Rows
 from dcclctl.audit.timeline import Timeline
 from dcclctl.evaluation.targets import targets_in_words
 from dcclctl.events.log import VALID, Block
@@ -75,14 +76,13 @@ def _blocks(artifact: Artifact) -> list[Block]:
     return [Block.parse(text) for text in ([on] if isinstance(on, str) else on)]
 
 
-def _rows(artifact: Artifact, timeline: Timeline) -> tuple[Ints, str]:
+def _rows(artifact: Artifact) -> tuple[Rows, str]:
     """The events that an artifact itself learned from or counted, by its configuration, and their name."""
     if artifact.kind == "memory":
         last = Block.parse(artifact.config["counted_through"])
-        earlier = [Block(period) for period in range(last.period)]
-        return np.flatnonzero(timeline.dataset.log.up_to(last)), _text([*earlier, last])
+        return lambda part: part.up_to(last), _text([*(Block(period) for period in range(last.period)), last])
     blocks = _blocks(artifact)
-    return timeline.rows(*blocks), _text(blocks)
+    return lambda part: part.rows(*blocks), _text(blocks)
 
 
 def _text(blocks: Iterable[Block]) -> str:
@@ -92,28 +92,28 @@ def _text(blocks: Iterable[Block]) -> str:
 
 def events_learned(artifact: Artifact, timeline: Timeline) -> list[Finding]:
     """Did it learn from as many events as its blocks hold?"""
-    blocks = _blocks(artifact)
-    rows = timeline.rows(*blocks)
-    said, users = artifact.facts.get("trained_on_events"), ""
+    rows, what = _rows(artifact)
+    counts = timeline.counts(rows)
+    said, users, held = artifact.facts.get("trained_on_events"), "", int(counts.sum())
     if artifact.kind == "patches":
         table = artifact.read_table("users.parquet")
-        mine = np.bincount(timeline.user[rows], minlength=timeline.dataset.users.height)[table["user_index"].to_numpy()]
+        mine = counts[table["user_index"].to_numpy()]
         wrong = np.flatnonzero(mine != table["events"].to_numpy())
         if len(wrong):
             at = int(wrong[0])
             text = (
                 f"the patch of user {table['user_id'][at]!r} learned from {table['events'][at]} events, but the user has "
-                f"{mine[at]} in {_text(blocks)}"
+                f"{mine[at]} in {what}"
             )
             return [Finding("leak", artifact.ref, text)]
-        rows = rows[np.isin(timeline.user[rows], table["user_index"].to_numpy())]
+        held = int(counts[table["user_index"].unique().to_numpy()].sum())
         said, users = artifact.facts["events"], f" of its {table.height:,} users"
-    if said is not None and said > len(rows) and artifact.facts.get("forgotten"):
-        return [_forgotten(artifact, f"it learned from {said:,} events, {said - len(rows):,} of them")]
-    if said != len(rows):
-        text = f"says that it learned from {said} events, but {_text(blocks)} holds {len(rows):,}{users}"
+    if said is not None and said > held and artifact.facts.get("forgotten"):
+        return [_forgotten(artifact, f"it learned from {said:,} events, {said - held:,} of them")]
+    if said != held:
+        text = f"says that it learned from {said} events, but {what} holds {held:,}{users}"
         return [Finding("leak", artifact.ref, text)]
-    return [Finding("proven", artifact.ref, f"learned from the {len(rows):,} events of {_text(blocks)}{users}")]
+    return [Finding("proven", artifact.ref, f"learned from the {held:,} events of {what}{users}")]
 
 
 def _forgotten(artifact: Artifact, what: str) -> Finding:
@@ -124,20 +124,24 @@ def _forgotten(artifact: Artifact, what: str) -> Finding:
 
 def events_remembered(memory: Artifact, timeline: Timeline) -> list[Finding]:
     """Do the items on every device, and the counts of all users, come from exactly the events up to the memory's end?"""
-    rows, what = _rows(memory, timeline)
-    rows = rows[timeline.label[rows] > 0]
-    log, size = timeline.dataset.log, memory.config["size"]
-    held = dict(memory.read_table("memory.parquet").select("user_index", "items").iter_rows())
-    bounds = np.searchsorted(timeline.user[rows], np.arange(log.n_users + 1))
-    for user in range(log.n_users):
-        own = timeline.item[rows[bounds[user] : bounds[user + 1]]]
-        if held.get(user, []) != own[::-1][:size].tolist():
-            name = timeline.dataset.users["user_id"][user]
-            text = f"the device of user {name!r} does not hold the user's newest {size:,} items of {what}"
-            return [Finding("leak", memory.ref, text)]
-    counts = np.bincount(timeline.item[rows], minlength=log.n_items)
+    (counted, what), size = _rows(memory), memory.config["size"]
+    table = memory.read_table("memory.parquet").select("user_index", "items")
+    owners, counts = table["user_index"].to_numpy(), np.zeros(timeline.n_items, dtype=np.int64)
+    for part in timeline.parts():
+        rows = counted(part)
+        rows = rows[part.label[rows] > 0]
+        first, last = np.searchsorted(owners, [part.users.start, part.users.stop])
+        held = dict(table[int(first) : int(last)].iter_rows())
+        bounds = np.searchsorted(part.user[rows], np.arange(part.users.start, part.users.stop + 1))
+        for place, user in enumerate(part.users):
+            own = part.item[rows[bounds[place] : bounds[place + 1]]]
+            if held.get(user, []) != own[::-1][:size].tolist():
+                name = timeline.dataset.users["user_id"][user]
+                text = f"the device of user {name!r} does not hold the user's newest {size:,} items of {what}"
+                return [Finding("leak", memory.ref, text)]
+        counts += np.bincount(part.item[rows], minlength=len(counts))
     share = memory.read_tensors("statistics.safetensors")["item_share"].numpy().astype(np.float64)
-    expected = (counts + 0.5) / (counts.sum() + 0.5 * log.n_items)
+    expected = (counts + 0.5) / (counts.sum() + 0.5 * len(counts))
     wrong = np.flatnonzero(~np.isclose(share, expected, rtol=1e-5, atol=0))
     if len(wrong) and memory.facts.get("forgotten"):
         return [_forgotten(memory, "its statistics count events")]
@@ -148,7 +152,7 @@ def events_remembered(memory: Artifact, timeline: Timeline) -> list[Finding]:
             f"is {share[at]:.3g}, but {counts[at]:,} of the {counts.sum():,} positive events make {expected[at]:.3g}"
         )
         return [Finding("leak", memory.ref, text)]
-    text = f"holds and counts the {len(rows):,} positive events of {what}, on {len(held):,} devices"
+    text = f"holds and counts the {counts.sum():,} positive events of {what}, on {table.height:,} devices"
     return [Finding("proven", memory.ref, text)]
 
 
@@ -163,12 +167,19 @@ def learned_with_unseen_models(patches: Artifact, family: dict[str, Artifact], t
             text += f"the cloud model {id[:12]}, which is not in its lineage"
             findings.append(Finding("leak", patches.ref, text))
             continue
-        known = [_rows(each, timeline)[0] for each in _learned_ancestors(family[id])]
-        shared = np.intersect1d(np.concatenate(known), timeline.rows(block))
-        some = f"{len(shared):,} of those events, e.g. {timeline.named(int(shared[0]))}" if len(shared) else ""
+        known = [_rows(each)[0] for each in _learned_ancestors(family[id])]
+        shared = Examples()
+        for part in timeline.parts():
+            shared.add(part, np.intersect1d(_together(rows(part) for rows in known), part.rows(block)))
+        some = f"{shared.count:,} of those events, e.g. {shared.first}" if shared.count else ""
         text += f"{family[id].ref}, which was trained on {some or 'none of those events'}"
         findings.append(Finding("leak" if some else "proven", patches.ref, text))
     return findings
+
+
+def _together(rows: Iterable[Ints]) -> Ints:
+    """Rows that are in any of some lists, ascending."""
+    return np.unique(np.concatenate([*rows, np.empty(0, dtype=np.int64)]))
 
 
 def seen_before_scoring(
@@ -180,68 +191,99 @@ def seen_before_scoring(
         about: the artifact that the findings are about: the evaluation; or the subject itself, for the test period.
         subject: a trained artifact. block: what it is scored on.
     """
-    target = timeline.rows(block)
+    seen = _Seen(_learned_ancestors(subject), block, timeline)
     findings: list[Finding] = []
-    learned: dict[str, Ints] = {}
-    looked: list[str] = []
     whom = "" if about is subject else f"{subject.ref}: "
-    for each in _learned_ancestors(subject):
-        rows, what = _rows(each, timeline)
-        learned[what] = rows
+    for each, what, shared, late in zip(seen.learners, seen.names, seen.shared, seen.late, strict=True):
         itself = "it" if each is subject and about is subject else each.ref
-        shared = np.intersect1d(rows, target)
-        late = timeline.not_before(rows, target)
-        if len(shared):
-            text = f"{whom}{itself} learned from {what}, and {len(shared):,} of those events are in {block}"
-            findings.append(Finding("leak", about.ref, f"{text}, e.g. {timeline.named(int(shared[0]))}"))
-        elif len(late):
-            text = f"{whom}{itself} learned from {what}, where {len(late):,} events are not before {block}"
-            findings.append(Finding("leak", about.ref, f"{text}, e.g. {timeline.named(int(late[0]))}"))
-        if LEARNING.get(each.manifest["stage"], False) and each.facts["epochs"]:  # a counted model has no epochs
-            valid = timeline.rows(Block(VALID))
-            if len(np.intersect1d(valid, target)) or len(timeline.not_before(valid, target)):
-                looked.append(each.ref)
+        if shared.count:
+            text = f"{whom}{itself} learned from {what}, and {shared.count:,} of those events are in {block}"
+            findings.append(Finding("leak", about.ref, f"{text}, e.g. {shared.first}"))
+        elif late.count:
+            text = f"{whom}{itself} learned from {what}, where {late.count:,} events are not before {block}"
+            findings.append(Finding("leak", about.ref, f"{text}, e.g. {late.first}"))
     if findings:
         return findings
-    rows = np.unique(np.concatenate(list(learned.values())))
-    if len(rows) and len(target):
+    if seen.n_learned and seen.n_scored:
         if timeline.one_timeline:
-            last, first = int(timeline.time[rows].max()), int(timeline.time[target].min())
-            how = f"the last at {timeline.shown(last)}, before {block} begins at {timeline.shown(first)}"
+            begin = timeline.start(block)
+            assert begin is not None  # it has events
+            how = f"the last at {timeline.shown(seen.last)}, before {block} begins at {timeline.shown(begin)}"
         else:
-            how = f"each before all of {block} of the same user ({len(target):,} events)"
-        names = ", ".join(dict.fromkeys(name for what in learned for name in what.split(", ")))
-        text = f"{whom}it and what it was made from learned from {len(rows):,} events ({names}), {how}"
+            how = f"each before all of {block} of the same user ({seen.n_scored:,} events)"
+        names = ", ".join(dict.fromkeys(name for what in seen.names for name in what.split(", ")))
+        text = f"{whom}it and what it was made from learned from {seen.n_learned:,} events ({names}), {how}"
         findings.append(Finding("proven", about.ref, text))
-    if looked:
-        text = (
-            f"{whom}{', '.join(looked)} chose the best epoch by the valid period, which does not end before "
-            f"{block}: metrics on {block} are a little too good"
-        )
-        findings.append(Finding("remark", about.ref, text))
+    if seen.valid_is_late:
+        looked = [
+            each.ref
+            for each in seen.learners
+            if LEARNING.get(each.manifest["stage"], False) and each.facts["epochs"]  # a counted model has no epochs
+        ]
+        if looked:
+            text = (
+                f"{whom}{', '.join(looked)} chose the best epoch by the valid period, which does not end before "
+                f"{block}: metrics on {block} are a little too good"
+            )
+            findings.append(Finding("remark", about.ref, text))
     return findings
+
+
+class _Seen:
+    """What some artifacts learned from, compared with a block that is scored.
+
+    Attributes:
+        learners: the artifacts. names: what each learned from. shared: of these, events of the block.
+        late: those that are not before the block. n_learned: distinct events that any of them learned from.
+        last: the last time of these. n_scored: events of the block.
+        valid_is_late: whether some event of the valid period is in the block, or not before it.
+    """
+
+    def __init__(self, learners: list[Artifact], block: Block, timeline: Timeline) -> None:
+        self.learners = learners
+        rows, names = zip(*map(_rows, learners), strict=True)
+        self.names: tuple[str, ...] = names
+        self.shared, self.late = ([Examples() for _ in learners] for _ in range(2))
+        self.n_learned = self.n_scored = 0
+        self.last = int(np.iinfo(np.int64).min)
+        self.valid_is_late = False
+        start = timeline.start(block)
+        for part in timeline.parts():
+            target = part.rows(block)
+            for own, shared, late in zip(rows, self.shared, self.late, strict=True):
+                learned = own(part)
+                shared.add(part, np.intersect1d(learned, target))
+                late.add(part, part.not_before(learned, target, start))
+            valid = part.rows(Block(VALID))
+            self.valid_is_late |= bool(len(np.intersect1d(valid, target)) or len(part.not_before(valid, target, start)))
+            every = _together(own(part) for own in rows)
+            self.last = max(self.last, int(part.time[every].max(initial=self.last)))
+            self.n_learned, self.n_scored = self.n_learned + len(every), self.n_scored + len(target)
 
 
 def events_scored(evaluation: Artifact, timeline: Timeline) -> list[Finding]:
     """Did it score exactly the events of its block, for every subject?"""
     block = Block.parse(evaluation.config["on"])
-    rows, what = timeline.rows(block), f"{block}{targets_in_words(evaluation.config)}"
-    targets = evaluation.config["targets"]
-    if targets != "all":
-        rows = rows[timeline.repeated()[rows] == (targets == "repeat")]
-    if evaluation.config["first_events"]:
-        after, (first,) = evaluation.config["targets_after"], evaluation.config["first_events"]
-        limits = (first, first) if after == "next" else (after,)
-        rows = timeline.late_of_new_users(rows, *limits)
+    what = f"{block}{targets_in_words(evaluation.config)}"
+    targets, firsts, after = (evaluation.config[name] for name in ("targets", "first_events", "targets_after"))
+    limits = () if not firsts else (firsts[0], firsts[0]) if after == "next" else (after,)
+    if limits:
         what += f" by new users {'right ' if after == 'next' else ''}after their first {limits[0]} positive events"
-    counts = np.bincount(timeline.user[rows], minlength=timeline.dataset.users.height)
-    users = np.flatnonzero(counts)
+
+    def scored(part: Part) -> Ints:
+        rows = part.rows(block)
+        if targets != "all":
+            rows = rows[part.repeated()[rows] == (targets == "repeat")]
+        return part.late_of_new_users(rows, *limits) if limits else rows
+
+    counts = timeline.counts(scored)
+    users, count = np.flatnonzero(counts), int(counts.sum())
     for (subject,), table in evaluation.read_table("per_user.parquet").group_by("subject", maintain_order=True):
-        scored = table.sort("user_index").select(pl.col("user_index", "events").cast(pl.Int64))
-        if not np.array_equal(scored["user_index"].to_numpy(), users) or not np.array_equal(
-            scored["events"].to_numpy(), counts[users]
+        found = table.sort("user_index").select(pl.col("user_index", "events").cast(pl.Int64))
+        if not np.array_equal(found["user_index"].to_numpy(), users) or not np.array_equal(
+            found["events"].to_numpy(), counts[users]
         ):
-            text = f"{subject} was not scored on the {len(rows):,} events of {what}"
+            text = f"{subject} was not scored on the {count:,} events of {what}"
             return [Finding("leak", evaluation.ref, text)]
-    text = f"every model was scored on the same {len(rows):,} events of {what}, {len(users):,} users"
+    text = f"every model was scored on the same {count:,} events of {what}, {len(users):,} users"
     return [Finding("proven", evaluation.ref, text)]

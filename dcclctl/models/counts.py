@@ -8,13 +8,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dcclctl.compute import memory_limit
 from dcclctl.config import Positive, Section, tuned
 from dcclctl.errors import DataError, UsageError
 from dcclctl.events.log import EventLog
-from dcclctl.events.sampling import Ints
 from dcclctl.models.kind import CloudModelKind, FitTask
-from dcclctl.models.neighbours import HistoryBackbone, ItemWeights, Neighbours, OwnCounts, ease, item_knn
-from dcclctl.models.popularity import PopularityBackbone, item_counts, log_odds, newest_rows
+from dcclctl.models.neighbours import (
+    HistoryBackbone,
+    ItemWeights,
+    Neighbours,
+    OwnCounts,
+    add_co_occurrences,
+    ease,
+    item_knn,
+)
+from dcclctl.models.popularity import PopularityBackbone, log_odds, newest_of_users, start_of_newest
+from dcclctl.models.positives import PositiveEvents, Selection, count_matrix
 from dcclctl.models.scoring import Backbone
 from dcclctl.models.settings import ModelSettings
 
@@ -22,8 +31,8 @@ if TYPE_CHECKING:
     from dcclctl.artifacts.cloud import CloudModel
     from dcclctl.store.contents import Tensors
 
-#: EASE inverts a matrix of items × items: with this many items it takes 10 GB
-_EASE_ITEMS = 20_000
+#: bytes that EASE needs for each pair of items: three tables of 8 bytes while it inverts one of them
+_EASE_BYTES = 24
 
 SettingsT = TypeVar("SettingsT", bound=ModelSettings)
 #: a weight that shrinks by this factor from basket to basket
@@ -51,39 +60,41 @@ class EaseSettings(ModelSettings):
 
 
 class CountedKind(CloudModelKind[SettingsT]):
-    """A kind whose model is computed from the positive events at once."""
+    """A kind whose model is computed from the positive events, which are read part by part of the users."""
 
     Settings: ClassVar[type[Section]] = ModelSettings
 
     @abstractmethod
-    def tensors(self, task: FitTask[SettingsT], counted: Ints) -> dict[str, Tensor]:
-        """The model's tensors, from the positive events (N,) in `counted`."""
+    def tensors(self, task: FitTask[SettingsT], counted: PositiveEvents) -> dict[str, Tensor]:
+        """The model's tensors."""
 
     def settings_of(self, cloud: "CloudModel") -> SettingsT:
         """The settings that a committed model was made with."""
         settings: SettingsT = self.Settings(**cloud.config[cloud.model])  # type: ignore[assignment]
         return settings
 
-    def select(self, task: FitTask[SettingsT], events: Ints) -> Ints:
-        """The events that are counted."""
-        return events
+    def check(self, task: FitTask[SettingsT]) -> None:
+        """Refuse a log that is too large for the model, before it is read."""
+
+    def selection(self, task: FitTask[SettingsT]) -> Selection:
+        """Which events of the periods are counted, if they are positive; by default all."""
+        return lambda log, users, events: events
 
     def fit(self, task: FitTask[SettingsT]) -> dict[str, Any]:
         """Count the positive events of the periods, and write the model's tensors.
 
         Raises:
-            UsageError: there is a model to start from. DataError: the periods have no positive event.
+            UsageError: there is a model to start from, or the log is too large for the model.
+            DataError: the periods have no positive event.
         """
-        log = task.dataset.log
         if task.start is not None:
             raise UsageError(
                 f"--continue: {task.start.ref} is a {task.start.model} model, which learns from all events at once",
                 f"Count both periods at once: dcclctl train --model {task.start.model} --on cloud,device",
             )
-        events = log.events_in(*task.blocks)
-        counted = self.select(task, events)
-        counted = counted[log.label[counted] > 0]
-        if not len(counted):
+        self.check(task)
+        counted = PositiveEvents.of(task.dataset, task.blocks, self.selection(task), task.on_progress)
+        if not counted.item_counts.any():
             raise DataError(
                 f"{task.dataset.ref} has no positive events in {','.join(map(str, task.blocks))}",
                 "Choose other periods with --on, or ingest with other --periods or another --label.",
@@ -93,9 +104,9 @@ class CountedKind(CloudModelKind[SettingsT]):
         return {
             "parameters": sum(tensor.numel() for tensor in tensors.values()),
             "negatives": task.settings.negatives,
-            "trained_on_events": len(events),
-            "trained_on_users": len(np.unique(log.user[events])),
-            "counted_events": len(counted),
+            "trained_on_events": counted.events,
+            "trained_on_users": counted.users,
+            "counted_events": int(counted.item_counts.sum()),
             "epochs": [],
             "best_epoch": 0,
             "best_valid_loss": None,
@@ -104,8 +115,8 @@ class CountedKind(CloudModelKind[SettingsT]):
 
 
 class PopularityKind(CountedKind[SettingsT]):
-    def tensors(self, task: FitTask[SettingsT], counted: Ints) -> dict[str, Tensor]:
-        return {"logits": log_odds(item_counts(task.dataset.log, counted), task.settings.negatives)}
+    def tensors(self, task: FitTask[SettingsT], counted: PositiveEvents) -> dict[str, Tensor]:
+        return {"logits": log_odds(counted.item_counts, task.settings.negatives)}
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
         return PopularityBackbone(read_tables(cloud, log, "logits")["logits"].to(device), log)
@@ -114,16 +125,22 @@ class PopularityKind(CountedKind[SettingsT]):
 class RecentKind(PopularityKind[RecentSettings]):
     Settings = RecentSettings
 
-    def select(self, task: FitTask[RecentSettings], events: Ints) -> Ints:
+    def selection(self, task: FitTask[RecentSettings]) -> Selection:
         """The newest share of the events; of each user's events if only the order of each user's events is known."""
-        time = task.dataset.events["time_us"].to_numpy().astype(np.int64)
-        one_timeline = task.dataset.facts["time_kind"] != "ordinal"
-        return newest_rows(task.dataset.log, events, time[events], task.settings.newest, one_timeline)
+        dataset, newest = task.dataset, task.settings.newest
+        if dataset.facts["time_kind"] == "ordinal":
+            return lambda log, users, events: newest_of_users(log, events, dataset.times(users)[events], newest)
+        inside = [dataset.times(users)[dataset.log_part(users).events_in(*task.blocks)] for users in dataset.parts]
+        time = np.concatenate(inside or [np.zeros(0, dtype=np.int64)])
+        if not len(time):
+            return lambda log, users, events: events
+        start = start_of_newest(time, newest)
+        return lambda log, users, events: events[dataset.times(users)[events] >= start]
 
 
 class GpTopfreqKind(CountedKind[ModelSettings]):
-    def tensors(self, task: FitTask[ModelSettings], counted: Ints) -> dict[str, Tensor]:
-        return popularity_of(task.dataset.log, counted)
+    def tensors(self, task: FitTask[ModelSettings], counted: PositiveEvents) -> dict[str, Tensor]:
+        return popularity_of(counted)
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
         return HistoryBackbone(OwnCounts(log.n_items), log, read_tables(cloud, log, "popularity")["popularity"])
@@ -132,11 +149,10 @@ class GpTopfreqKind(CountedKind[ModelSettings]):
 class ItemKnnKind(CountedKind[ItemKnnSettings]):
     Settings = ItemKnnSettings
 
-    def tensors(self, task: FitTask[ItemKnnSettings], counted: Ints) -> dict[str, Tensor]:
-        log, own = task.dataset.log, task.settings
-        pairs = _pairs(log, counted)
-        near = item_knn(*pairs, log.n_items, own.neighbours, own.shrinkage, log.repeats, task.on_progress)
-        return {"start": near.start, "target": near.target, "value": near.value, **popularity_of(log, counted)}
+    def tensors(self, task: FitTask[ItemKnnSettings], counted: PositiveEvents) -> dict[str, Tensor]:
+        own = task.settings
+        near = item_knn(counted.pairs(), own.neighbours, own.shrinkage, counted.repeats, task.on_progress)
+        return {"start": near.start, "target": near.target, "value": near.value, **popularity_of(counted)}
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
         tensors = read_tables(cloud, log, "popularity")
@@ -147,24 +163,29 @@ class ItemKnnKind(CountedKind[ItemKnnSettings]):
 class EaseKind(CountedKind[EaseSettings]):
     Settings = EaseSettings
 
-    def select(self, task: FitTask[EaseSettings], events: Ints) -> Ints:
-        """All events.
+    def check(self, task: FitTask[EaseSettings]) -> None:
+        """Refuse more items than the memory of this machine has room for.
 
         Raises:
-            UsageError: the square matrix of the items does not fit into memory.
+            UsageError: there are.
         """
-        if task.dataset.log.n_items > _EASE_ITEMS:
+        n_items = int(task.dataset.facts["items"])
+        needed = _EASE_BYTES * n_items**2
+        if needed > memory_limit():
             raise UsageError(
-                f"--model ease: {task.dataset.ref} has {task.dataset.log.n_items:,} items, and EASE inverts a matrix "
-                f"of items × items (at most {_EASE_ITEMS:,})",
+                f"--model ease: {task.dataset.ref} has {n_items:,} items, and EASE inverts a matrix of items × items: it "
+                f"needs {needed / 2**30:,.1f} GiB of memory, and there are {memory_limit() / 2**30:,.1f}",
                 "Use --model item-knn, or leave rare items out: dcclctl ingest --min-item-events N",
             )
-        return events
 
-    def tensors(self, task: FitTask[EaseSettings], counted: Ints) -> dict[str, Tensor]:
-        log = task.dataset.log
-        weights = ease(*_pairs(log, counted), log.n_items, task.settings.ridge, task.on_progress).weights
-        return {"weights": weights, **popularity_of(log, counted)}
+    def tensors(self, task: FitTask[EaseSettings], counted: PositiveEvents) -> dict[str, Tensor]:
+        gram = torch.zeros(counted.n_items, counted.n_items, dtype=torch.float64)
+        for log, rows in counted.open():
+            _, pairs = count_matrix(log, rows)
+            pairs.data[:] = 1
+            add_co_occurrences(gram, pairs)
+        weights = ease(gram, task.settings.ridge, task.on_progress).weights
+        return {"weights": weights, **popularity_of(counted)}
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
         square = {"weights": torch.empty(log.n_items, log.n_items)}
@@ -177,12 +198,6 @@ def read_tables(cloud: "CloudModel", log: EventLog, *names: str) -> "Tensors":
     return cloud.artifact.read_weights("model.safetensors", {name: torch.empty(log.n_items) for name in names})
 
 
-def popularity_of(log: EventLog, counted: Ints) -> dict[str, Tensor]:
+def popularity_of(counted: PositiveEvents) -> dict[str, Tensor]:
     """Number of each item's events, which breaks ties."""
-    return {"popularity": torch.from_numpy(item_counts(log, counted)).float()}
-
-
-def _pairs(log: EventLog, counted: Ints) -> tuple[Ints, Ints]:
-    """Users and items of the distinct pairs."""
-    pairs = np.unique(log.user[counted] * log.n_items + log.item[counted])
-    return pairs // log.n_items, pairs % log.n_items
+    return {"popularity": torch.from_numpy(counted.item_counts).float()}

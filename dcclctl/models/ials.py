@@ -22,6 +22,7 @@ from dcclctl.events.sampling import Ints, stream
 from dcclctl.models.counts import CountedKind, popularity_of, read_tables
 from dcclctl.models.kind import FitTask
 from dcclctl.models.neighbours import Floats, HistoryBackbone, HistoryModel
+from dcclctl.models.positives import PositiveEvents
 from dcclctl.models.scoring import Backbone
 from dcclctl.models.settings import ModelSettings
 
@@ -59,7 +60,7 @@ def solve(factors: Float[Tensor, "N D"], rows: Any, settings: IalsSettings) -> F
     n_rows, n_others, width = rows.shape[0], *factors.shape
     lengths = np.diff(rows.indptr)
     base = settings.unobserved * factors.mT @ factors
-    ridge = settings.penalty * (torch.from_numpy(rows.sum(axis=1)) + settings.unobserved * n_others)
+    ridge = settings.penalty * (torch.from_numpy(rows.sum(axis=1, dtype=np.float64)) + settings.unobserved * n_others)
     solved = torch.zeros(n_rows, width, dtype=torch.float64)
     order = np.argsort(lengths, kind="stable")  # rows of similar length together
     step = max(1, _BLOCK // width**2)
@@ -83,24 +84,21 @@ def solve(factors: Float[Tensor, "N D"], rows: Any, settings: IalsSettings) -> F
 
 
 def item_factors(
-    log: EventLog, counted: Ints, settings: IalsSettings, seed: int, on_progress: OnProgress = no_progress
+    by_user: Any, settings: IalsSettings, seed: int, on_progress: OnProgress = no_progress
 ) -> Float[Tensor, "I D"]:
-    """The items' factors after all sweeps over the positive events (N,) in `counted`.
+    """The items' factors after all sweeps.
 
     Source: Hu, Koren & Volinsky, "Collaborative filtering for implicit feedback datasets", ICDM 2008; loss, initial
     values and the penalty by frequency (ν = 1) as in Rendle, Krichene, Zhang & Koren, "Revisiting the performance of iALS
     on item recommendation benchmarks", RecSys 2022 (arXiv 2110.14037), eq. 1 to 4.
     Differs: an item that a user had several times counts as often.
-    """
-    from scipy import sparse
 
-    users, owners = np.unique(log.user[counted], return_inverse=True)
-    ones = np.ones(len(counted))
-    by_user = sparse.csr_array((ones, (owners, log.item[counted])), shape=(len(users), log.n_items))
-    by_user.sum_duplicates()
+    Args:
+        by_user: how often each user has had each item, a scipy.sparse.csr_array (U, I).
+    """
     by_item = by_user.T.tocsr()
     generator = torch.Generator().manual_seed(stream(seed, "train/weights/ials"))
-    shape = (log.n_items, settings.item_size)
+    shape = (by_user.shape[1], settings.item_size)
     factors: Tensor = torch.randn(shape, generator=generator, dtype=torch.float64) * (_START / shape[1] ** 0.5)
     phase = Phase(on_progress, "solve for factors", settings.sweeps, "sweeps")
     for sweep in range(settings.sweeps):
@@ -136,10 +134,9 @@ class FoldIn(HistoryModel):
 class IalsKind(CountedKind[IalsSettings]):
     Settings = IalsSettings
 
-    def tensors(self, task: FitTask[IalsSettings], counted: Ints) -> dict[str, Tensor]:
-        log = task.dataset.log
-        factors = item_factors(log, counted, task.settings, task.seed, task.on_progress)
-        return {"factors": factors.float(), **popularity_of(log, counted)}
+    def tensors(self, task: FitTask[IalsSettings], counted: PositiveEvents) -> dict[str, Tensor]:
+        factors = item_factors(counted.counts(), task.settings, task.seed, task.on_progress)
+        return {"factors": factors.float(), **popularity_of(counted)}
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
         tensors = read_tables(cloud, log, "popularity")

@@ -7,7 +7,7 @@ scores the more popular one is ranked first.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,36 +34,31 @@ _DENSE = 0.04
 _TIE = 1e-6
 
 
-def co_occurrences(
-    users: Ints,
-    items: Ints,
-    n_items: int,
-    weights: npt.NDArray[np.float64] | None = None,
-    on_progress: OnProgress = no_progress,
-) -> Iterator[tuple[int, Float[Tensor, "R I"]]]:
+def co_occurrences(pairs: Any, on_progress: OnProgress = no_progress) -> Iterator[tuple[int, Float[Tensor, "R I"]]]:
     """Rows of XᵀX, block by block: how many users have both items.
 
     Args:
-        users, items: (P,) distinct pairs, the ones of X (U, I). weights: (U,) of the users; None: 1.
+        pairs: X, a scipy.sparse.csr_array (U, I) of ones.
 
     Yields:
         The block's first item, and its rows.
     """
-    by_user, by_item = np.argsort(users, kind="stable"), np.argsort(items, kind="stable")
-    items_of_user, sorted_users = items[by_user], users[by_user]
-    owners, sorted_items = users[by_item], items[by_item]
+    of_items, n_items = pairs.T.tocsr(), pairs.shape[1]
     step = max(1, _BLOCK // max(n_items, 1))
     phase = Phase(on_progress, "count pairs of items", n_items, "items")
     for first in range(0, n_items, step):
         last = min(first + step, n_items)
-        part = slice(*np.searchsorted(sorted_items, [first, last]))
-        begins, ends = (np.searchsorted(sorted_users, owners[part], side) for side in ("left", "right"))
-        others = items_of_user[ranges(begins, ends)]
-        cells = np.repeat(sorted_items[part] - first, ends - begins) * n_items + others
-        weight = None if weights is None else np.repeat(weights[owners[part]], ends - begins)
-        counts = np.bincount(cells, weight, minlength=(last - first) * n_items).reshape(-1, n_items)
-        yield first, torch.from_numpy(counts).float()
+        yield first, torch.from_numpy((of_items[first:last] @ pairs).toarray()).float()
         phase.at(last)
+
+
+def add_co_occurrences(total: Float[Tensor, "I I"], pairs: Any) -> None:
+    """Add XᵀX of some users' pairs, as `co_occurrences` has them, to a table."""
+    of_items, n_items = pairs.T.tocsr(), pairs.shape[1]
+    step = max(1, _BLOCK // max(n_items, 1))
+    for first in range(0, n_items, step):
+        some = (of_items[first : first + step] @ pairs).tocoo()
+        total.numpy()[some.row + first, some.col] += some.data  # each cell is there once
 
 
 def sparse_co_occurrences(
@@ -198,13 +193,7 @@ class Neighbours(HistoryModel):
 
 
 def item_knn(
-    users: Ints,
-    items: Ints,
-    n_items: int,
-    neighbours: int,
-    shrinkage: float,
-    itself: bool,
-    on_progress: OnProgress = no_progress,
+    pairs: Any, neighbours: int, shrinkage: float, itself: bool, on_progress: OnProgress = no_progress
 ) -> Neighbours:
     """Each item's nearest items by shrunk cosine: s_ij = n_ij / (√(n_i n_j) + shrinkage).
 
@@ -212,25 +201,36 @@ def item_knn(
     Ferrari Dacrema et al., "Are we really making much progress?", RecSys 2019 (arXiv 1907.06902).
 
     Args:
-        users, items: (P,) distinct pairs to learn from. neighbours: k, kept for each candidate i at most.
-        itself: an item may be its own neighbour, for logs in which users interact with an item repeatedly.
+        pairs: of users and items to learn from, a scipy.sparse.csr_array (U, I) of ones.
+        neighbours: k, kept for each candidate i at most. itself: an item may be its own neighbour, for logs in which users interact with an item repeatedly.
     """
+    from scipy import sparse
+
     # 1 for an item without users, which has no pairs: the divisor may not be 0
-    roots = torch.from_numpy(np.bincount(items, minlength=n_items)).float().sqrt().clamp(min=1)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for first, counts in co_occurrences(users, items, n_items, on_progress=on_progress):
+    n_items = pairs.shape[1]
+    roots = torch.from_numpy(np.bincount(pairs.indices, minlength=n_items)).float().sqrt().clamp(min=1)
+    near: list[npt.NDArray[np.int32]] = []
+    values: list[npt.NDArray[np.float32]] = []
+    lengths = np.zeros(n_items + 1, dtype=np.int64)
+    for first, counts in co_occurrences(pairs, on_progress):
         rows = torch.arange(first, first + len(counts))
         similarity = counts.div_(torch.outer(roots[rows], roots).add_(shrinkage))
         if not itself:
             similarity[torch.arange(len(rows)), rows] = 0.0
-        value, near = similarity.topk(min(neighbours, n_items), dim=1)
-        i, slot = torch.nonzero(value > 0, as_tuple=True)
-        found.append((rows[i], near[i, slot], value[i, slot]))
+        value, column = similarity.topk(min(neighbours, n_items), dim=1)
+        above = value > 0
+        near.append(column[above].int().numpy())
+        values.append(value[above].numpy())
+        lengths[1 + first : 1 + first + len(rows)] = above.sum(1).numpy()
     on_progress("sort neighbours", 0, 0, "")
-    target, source, value = (torch.cat(parts) for parts in zip(*found, strict=True))
-    order = torch.argsort(source * n_items + target)
-    start = torch.searchsorted(source[order], torch.arange(n_items + 1))
-    return Neighbours(start, target[order], value[order])
+    by_candidate = sparse.csr_array(
+        (np.concatenate(values), np.concatenate(near), np.cumsum(lengths)), shape=(n_items, n_items)
+    )
+    near.clear()
+    values.clear()
+    found = by_candidate.T.tocsr()
+    start, target = (torch.from_numpy(each.astype(np.int64)) for each in (found.indptr, found.indices))
+    return Neighbours(start, target, torch.from_numpy(found.data))
 
 
 @dataclass(frozen=True)
@@ -254,17 +254,15 @@ class ItemWeights(HistoryModel):
         return F.embedding_bag(rows, self.weights, offsets.to(device), mode="sum", per_sample_weights=own)
 
 
-def ease(users: Ints, items: Ints, n_items: int, ridge: float, on_progress: OnProgress = no_progress) -> ItemWeights:
+def ease(gram: Float[Tensor, "I I"], ridge: float, on_progress: OnProgress = no_progress) -> ItemWeights:
     """The B that minimises ‖X − XB‖² + λ‖B‖² with diag(B) = 0: B_ij = −P_ij / P_jj with P = (XᵀX + λI)⁻¹.
 
     Source: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019 (arXiv 1905.03375), eq. 8.
 
     Args:
-        users, items: (P,) distinct pairs, the ones of X. ridge: λ.
+        gram: XᵀX, float64, how many users have both items; it is changed. ridge: λ.
     """
-    gram = torch.empty(n_items, n_items, dtype=torch.float64)
-    for first, counts in co_occurrences(users, items, n_items, on_progress=on_progress):
-        gram[first : first + len(counts)] = counts
+    n_items = len(gram)
     gram.diagonal().add_(ridge)
     on_progress("invert", 0, 0, f"a matrix of {n_items:,} × {n_items:,}")
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
@@ -308,6 +306,11 @@ class HistoryBackbone(Backbone):
         self.model, self.log, self.decay = model, log, decay
         self.baskets = Baskets(log)
         self.ties = model.tie * popularity / popularity.max().clamp(min=1)
+
+    def with_log(self, log: EventLog) -> Self:
+        other = super().with_log(log)
+        other.baskets = Baskets(log)
+        return other
 
     def lengths(self, events: Ints) -> Ints:
         return self.log.history_lengths(events, len(self.log.user))

@@ -1,5 +1,7 @@
 """Popularity: the same ranking for all users, counted over all training events or over the newest of them."""
 
+from bisect import bisect_left
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -11,21 +13,24 @@ from dcclctl.events.sampling import Ints
 from dcclctl.models.scoring import Backbone
 
 
-def item_counts(log: EventLog, rows: Ints) -> Ints:
-    """(I,) number of each item's positive events among some rows of the log."""
-    counts: Ints = np.bincount(log.item[rows][log.label[rows] > 0], minlength=log.n_items)
-    return counts
-
-
-def newest_rows(log: EventLog, rows: Ints, time: Ints, newest: float, one_timeline: bool) -> Ints:
-    """The newest share of some rows: those with less than that share of the rows at a later time.
+def newest_of_users(log: EventLog, rows: Ints, time: Ints, newest: float) -> Ints:
+    """The newest share of each user's rows: those with less than that share of the user's rows at a later time.
 
     Args:
         rows: (N,) rows of the log. time: (N,) their times. newest: 0 < newest ≤ 1; the latest time is always kept.
-        one_timeline: take the newest of all rows; if False, of each user's rows (times of two users do not compare).
     """
-    kept: Ints = rows[shares(log.user[rows], -time, np.zeros_like(rows), one_timeline) < newest]
+    kept: Ints = rows[shares(log.user[rows], -time, np.zeros_like(rows), one_timeline=False) < newest]
     return kept
+
+
+def start_of_newest(time: Ints, newest: float) -> int:
+    """Where the newest share of some events begins: the earliest time with less than that share of them at a later one.
+
+    Args:
+        time: (N,), at least one. newest: 0 < newest ≤ 1.
+    """
+    most = bisect_left(range(len(time)), newest, key=lambda later: later / len(time))
+    return int(np.partition(time, len(time) - most)[len(time) - most])
 
 
 def log_odds(counts: Ints, negatives: int) -> Float[Tensor, "I"]:

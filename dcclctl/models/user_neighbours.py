@@ -10,7 +10,7 @@ Shapes: B events, T users with training events, I items, K neighbours.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from dcclctl.events.sampling import Ints
 from dcclctl.models.counts import CountedKind, Decay, popularity_of, read_tables
 from dcclctl.models.kind import FitTask
 from dcclctl.models.neighbours import Floats
+from dcclctl.models.positives import PositiveEvents, stacked
 from dcclctl.models.scoring import Backbone
 from dcclctl.models.settings import ModelSettings
 from dcclctl.models.windows import Baskets
@@ -271,6 +272,11 @@ class UserKnnBackbone(Backbone):
         self.baskets = Baskets(log)
         self.popularity = (popularity / popularity.max().clamp(min=1)).double().numpy()
 
+    def with_log(self, log: EventLog) -> Self:
+        other = super().with_log(log)
+        other.baskets = Baskets(log)
+        return other
+
     def lengths(self, events: Ints) -> Ints:
         return self.log.history_lengths(events, len(self.log.user))
 
@@ -322,14 +328,17 @@ class UserKnnKind(CountedKind[SettingsT]):
     def model(self, settings: SettingsT) -> UserModel:
         """How vectors are weighed and compared."""
 
-    def tensors(self, task: FitTask[SettingsT], counted: Ints) -> dict[str, Tensor]:
-        log = task.dataset.log
-        users, owners = np.unique(log.user[counted], return_inverse=True)
-        shape = (len(users), log.n_items)
+    def tensors(self, task: FitTask[SettingsT], counted: PositiveEvents) -> dict[str, Tensor]:
         weigh = self.model(task.settings).weigh
-        # positive events have the same history end only if they are of one basket
-        vectors = item_vectors(owners, log.history_end[counted], log.item[counted], shape, weigh)
-        return TrainingUsers(users, vectors).tensors() | popularity_of(log, counted)
+        users, vectors = [], []
+        for log, rows in counted.open():
+            own, owners = np.unique(log.user[rows], return_inverse=True)
+            shape = (len(own), log.n_items)
+            users.append(own)
+            # positive events of a part have the same history end only if they are of one basket
+            vectors.append(item_vectors(owners, log.history_end[rows], log.item[rows], shape, weigh).astype(np.float32))
+        training = TrainingUsers(np.concatenate(users), stacked(vectors, counted.n_items))
+        return training.tensors() | popularity_of(counted)
 
     def open(self, cloud: "CloudModel", device: torch.device, log: EventLog) -> Backbone:
         tensors = read_tables(cloud, log, "popularity")

@@ -157,7 +157,7 @@ def in_words(rejected: "Counter[str] | dict[str, int]") -> str:
 
 def _read(bundle: Bundle, uplinks: Sequence[Path]) -> _Uplinks:
     size, known = bundle.spec["sizes"]["theta"], bundle.spec["id"]
-    devices = {token_of(bundle, user): user for user in range(bundle.cloud.dataset.log.n_users)}
+    devices = {token_of(bundle, user): user for user in range(bundle.cloud.dataset.users.height)}
     rejected: Counter[str] = Counter()
     found: dict[int, list[_Sent]] = {}
     digest = hashlib.sha256()

@@ -14,7 +14,7 @@ import torch
 from dcclctl.artifacts import Bundle, CloudModel, PatchSet
 from dcclctl.artifacts.bundle import BUNDLE_FILE, USERS_FILE
 from dcclctl.config import ExportConfig
-from dcclctl.devices.bundle.build import Parts, build, users_of, write_folder
+from dcclctl.devices.bundle.build import Parts, build, write_folder
 from dcclctl.devices.bundle.device import Graphs
 from dcclctl.devices.bundle.measure import measure
 from dcclctl.devices.bundle.spec import Aged, Measured
@@ -62,7 +62,7 @@ def export(model: CloudModel | PatchSet, settings: Settings = NO_SETTINGS, run: 
         for name, data in files.items():
             with work.new_file(name, len(data)) as path:
                 path.write_bytes(data)
-        users = {name: torch.from_numpy(value) for name, value in users_of(parts).items()}
+        users = {name: torch.from_numpy(value) for name, value in parts.users.items()}
         work.write_tensors(USERS_FILE, users | {"number": torch.from_numpy(parts.number)})
         spec = json.loads(files[BUNDLE_FILE])
         facts = {
@@ -166,7 +166,10 @@ def user_document(bundle: Bundle, user_id: str) -> dict[str, Any]:
         UsageError: no such user.
     """
     dataset = bundle.cloud.dataset
-    log, user = dataset.log, int(find_users(dataset.users, dataset.ref, [user_id])["user_index"][0])
+    user = int(find_users(dataset.users, dataset.ref, [user_id])["user_index"][0])
+    log, times = dataset.log_part(range(user, user + 1)), dataset.times(range(user, user + 1)).astype(np.float64)
+    if dataset.facts["time_kind"] != "ordinal":
+        times /= 1e6
     own = {name: value[user] for name, value in bundle.users().items() if name != "number"}
     rows = log.events_of(user)
     rows = rows[(log.period[rows] < TEST) & (log.label[rows] > 0)]
@@ -178,13 +181,14 @@ def user_document(bundle: Bundle, user_id: str) -> dict[str, Any]:
         "theta": own["theta"].tolist(),
         "patched": bool(own["patched"]),
         "counted": bool(own["counted"]),
-        "events": [[item, float(time)] for item, time in zip(ids, dataset.times[rows], strict=True)],
+        "events": [[item, float(time)] for item, time in zip(ids, times[rows], strict=True)],
     }
     if bundle.patches is not None and bundle.spec["learning"]:
-        block = np.intersect1d(log.events_in(Block.parse(bundle.patches.config["on"])), log.events_of(user))
+        block = log.events_in(Block.parse(bundle.patches.config["on"]))
         if len(block):
-            since, until = dataset.times[block[0]], np.nextafter(dataset.times[block[-1]], np.inf)
-            document["learn"] = {"since": float(since), "until": float(until), "row": int(log.events_of(user)[0])}
+            since, until = times[block[0]], np.nextafter(times[block[-1]], np.inf)
+            row = int(log.places(log.events_of(user))[0])
+            document["learn"] = {"since": float(since), "until": float(until), "row": row}
     return document
 
 

@@ -5,7 +5,7 @@ Shapes: U users, I items, J shipped items, K numbers in θ̂, R features in the 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,7 @@ from dcclctl.devices.memory.patch import prior_shift
 from dcclctl.devices.method import method_of
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.errors import UsageError
-from dcclctl.events.log import Block, EventLog
+from dcclctl.events.log import CLOUD, DEVICE, Block, EventLog
 from dcclctl.events.sampling import Ints, stream
 from dcclctl.logs.id_file import ids_in
 from dcclctl.models.din import Din
@@ -71,13 +71,29 @@ class Parts:
             UsageError: no such items.
         """
         shipped = chosen_items(cloud, items)
-        number = np.full(cloud.dataset.log.n_items, -1, dtype=np.int64)
+        number = np.full(cloud.dataset.no_events.n_items, -1, dtype=np.int64)
         number[shipped] = np.arange(len(shipped))
         return cls(cloud, patches, shipped, number)
 
-    @property
-    def log(self) -> EventLog:
-        return self.cloud.dataset.log
+    def logs(self) -> Iterator[EventLog]:
+        """The events of one part of the users after the other."""
+        return map(self.cloud.dataset.log_part, self.cloud.dataset.parts)
+
+    @cached_property
+    def users(self) -> dict[str, Array]:
+        """What the cloud sends to each device alone: (U, …) profile codes, θ̂, and whether it is patched and counted."""
+        patches, profile = self.patches, self.cloud.dataset.no_events.profile
+        codes, patched = (
+            (torch.zeros(len(profile), 0), torch.zeros(len(profile), dtype=torch.bool))
+            if patches is None
+            else patches.codes()
+        )
+        counted = np.zeros(len(profile), dtype=bool)
+        if patches is not None and patches.memory is not None:
+            last = Block.parse(patches.memory.counted_through)
+            for log in self.logs():
+                counted[log.user[log.up_to(last) & (log.label > 0)]] = True
+        return {"profile": array(profile), "theta": array(codes), "patched": array(patched), "counted": counted}
 
     @cached_property
     def basis(self) -> SharedBasis[Any] | None:
@@ -120,7 +136,7 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
     items = cloud.dataset.items
     catalogue = {"items": items["item_id"].gather(shipped).to_list(), "names": items["name"].gather(shipped).to_list()}
     if parts.basis is not None and patches is not None:
-        drawn = parts.number[parts.log.catalogue(Block.parse(patches.config["on"]))]
+        drawn = parts.number[next(parts.logs()).catalogue(Block.parse(patches.config["on"]))]
         catalogue["drawn"] = drawn[drawn >= 0].tolist()
     files["catalogue.json"] = _json(catalogue)
     files["runner/python/device.py"] = RUNNER.read_bytes()
@@ -129,7 +145,10 @@ def build(parts: Parts, config: ExportConfig) -> dict[str, bytes]:
     spec["graphs"] = {name: {"tables": graph.files, **graph.signature()} for name, graph in graphs.items()}
     with TemporaryDirectory() as folder:
         write_folder(Path(folder), files | {BUNDLE_FILE: bundle_json(spec, files)})
-        golden = golden_vectors(ReplayedDevices(Graphs(folder), parts.log, parts.number, users_of(parts)))
+        graphs_of_files = Graphs(folder)
+        golden = golden_vectors(
+            ReplayedDevices(graphs_of_files, log, parts.number, parts.users) for log in parts.logs()
+        )
         files[GOLDEN_FILE] = save(golden)
         if config.target == "executorch":
             files[PROGRAM_FILE], spec["program"] = program(Path(folder), spec, golden)
@@ -170,12 +189,13 @@ def chosen_items(cloud: CloudModel, items: str) -> Ints:
         UsageError: no such items, or an unreadable file.
     """
     dataset = cloud.dataset
-    n_items = dataset.log.n_items
+    n_items = dataset.no_events.n_items
     if items == "all":
         return np.arange(n_items)
     if items.startswith("top:") and items[4:].isdecimal() and int(items[4:]):
-        rows = dataset.log.events_in(*(Block(period) for period in range(2)))
-        counts = np.bincount(dataset.log.item[rows], minlength=n_items)
+        counts = np.zeros(n_items, dtype=np.int64)
+        for log in map(dataset.log_part, dataset.parts):
+            counts += np.bincount(log.item[log.events_in(CLOUD, DEVICE)], minlength=n_items)
         return np.sort(np.argsort(-counts, kind="stable")[: int(items[4:])])
     if not items.startswith("@"):
         raise UsageError(f"--items {items}: not understood", "Use all, top:5000, or @FILE with one id a line.")
@@ -193,7 +213,7 @@ def chosen_items(cloud: CloudModel, items: str) -> Ints:
 
 
 def _module(cloud: CloudModel) -> Din | Sasrec:
-    backbone = open_backbone(cloud, torch.device("cpu"))
+    backbone = open_backbone(cloud, torch.device("cpu"), cloud.dataset.no_events)
     model = getattr(backbone, "model", None)
     if not isinstance(model, Din | Sasrec):
         raise UsageError(
@@ -226,7 +246,7 @@ def _memory_columns(parts: Parts, memory: DeviceMemory, neighbours: int) -> dict
     """
     statistics, shipped = memory.statistics, parts.shipped
     columns = {
-        "categories": array(parts.log.item_categories[shipped]),
+        "categories": array(parts.cloud.dataset.item_categories[shipped]),
         "share": array(statistics.item_share[shipped]),
         # in units of the scale: the raw numbers are of very different sizes, which one factor for a row would blur
         "mean": array(statistics.mean[shipped] / statistics.scale),
@@ -297,15 +317,15 @@ def _specification(
     files: Mapping[str, bytes],
 ) -> dict[str, Any]:
     """bundle.json: what a runner must know."""
-    cloud, patches, log = parts.cloud, parts.patches, parts.log
+    cloud, patches, log = parts.cloud, parts.patches, parts.cloud.dataset.no_events
     baskets = isinstance(model, Sasrec)
     window = model.sizes.history * (_EVENTS_OF_BASKET if baskets else 1)
     basis = parts.basis
     sizes = {
         # events of one time are no history of one another: beside them there is room for a whole history
-        "ring": max(window, 0 if memory is None else memory.size) + _largest_basket(log),
+        "ring": max(window, 0 if memory is None else memory.size) + max(map(_largest_basket, parts.logs())),
         "history": model.sizes.history,
-        "profile": 0 if baskets else cloud.dataset.log.profile.shape[1],
+        "profile": 0 if baskets else log.profile.shape[1],
         "theta": 0 if basis is None else basis.size,
         # events from which on a memory patch serves its user
         "smallest": 0 if memory is None else memory.smallest,
@@ -326,7 +346,9 @@ def _specification(
         "repeats": log.repeats,
         "items": {"shipped": len(parts.shipped), "of": log.n_items},
         "sizes": sizes,
-        "short_rings": users_with_short_rings(log, sizes["ring"], model.sizes.history) if baskets else 0,
+        "short_rings": sum(users_with_short_rings(own, sizes["ring"], model.sizes.history) for own in parts.logs())
+        if baskets
+        else 0,
         "constants": {"steps": STEPS},
         "learning": None if patches is None or basis is None else _learning(patches, baskets),
         "bytes": {
@@ -380,21 +402,6 @@ def usual_distance(patches: PatchSet, mean: torch.Tensor) -> float:
     """The median distance of users' θ̂ to the mean μ; 0 if there is no θ̂."""
     codes, patched = patches.codes()
     return float((codes[patched].double() - mean).norm(dim=1).median()) if patched.any() else 0.0
-
-
-def users_of(parts: Parts) -> dict[str, Array]:
-    """What the cloud sends to each device alone: (U, …) profile codes, θ̂, and whether it is patched and counted."""
-    patches, log = parts.patches, parts.log
-    codes, patched = (
-        (torch.zeros(log.n_users, 0), torch.zeros(log.n_users, dtype=torch.bool))
-        if patches is None
-        else patches.codes()
-    )
-    counted = np.zeros(log.n_users, dtype=bool)
-    if patches is not None and patches.memory is not None:
-        rows = log.up_to(Block.parse(patches.memory.counted_through)) & (log.label > 0)
-        counted[log.user[rows]] = True
-    return {"profile": array(log.profile), "theta": array(codes), "patched": array(patched), "counted": counted}
 
 
 def _json(document: Any) -> bytes:

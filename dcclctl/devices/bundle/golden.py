@@ -3,6 +3,7 @@
 In golden.safetensors a tensor is called CASE/in/NAME or CASE/out/NAME.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,26 +20,48 @@ _CANDIDATES = 20
 Cases = dict[str, tuple[dict[str, Array], dict[str, Array]]]
 
 
-def golden_vectors(devices: ReplayedDevices) -> dict[str, Array]:
-    """Tensors of golden.safetensors: devices with no event, one event, and most events; a user without a profile."""
-    graphs, log = devices.graphs, devices.log
-    held = devices.place[log.history_end] - devices.place[log.history_start]
-    events = {"empty": int(np.argmin(held)), "one": int(np.argmin(np.abs(held - 1))), "full": int(np.argmax(held))}
-    candidates = np.linspace(0, len(graphs.item_ids) - 1, min(_CANDIDATES, len(graphs.item_ids))).astype(np.int64)
+def golden_vectors(parts: Iterable[ReplayedDevices]) -> dict[str, Array]:
+    """Tensors of golden.safetensors: devices with no event, one event, and most events; a user without a profile.
+
+    Args:
+        parts: the devices of one part of the users after the other.
+    """
+    events = _events(parts)
     cases: Cases = {}
-    for name, event in events.items():
-        cases[name] = _scored(devices.at(event).inputs(candidates), devices)
-    stranger = devices.at(events["full"])
+    for name, (devices, event) in events.items():
+        cases[name] = _scored(devices.at(event).inputs(_candidates(devices)), devices)
+    devices, event = events["full"]
+    stranger = devices.at(event)
     stranger.profile, stranger.theta = np.zeros_like(stranger.profile), np.zeros_like(stranger.theta)
     stranger.counted = not stranger.counted
-    cases["unknown-profile"] = _scored(stranger.inputs(candidates), devices)
-    if graphs.learn is not None:
-        cases["learn"] = _learned(devices, events["full"], candidates)
+    cases["unknown-profile"] = _scored(stranger.inputs(_candidates(devices)), devices)
+    if devices.graphs.learn is not None:
+        cases["learn"] = _learned(devices, event, _candidates(devices))
     tensors: dict[str, Array] = {}
     for name, (given, found) in cases.items():
         tensors |= {f"{name}/in/{key}": np.array(value, order="C") for key, value in given.items()}
         tensors |= {f"{name}/out/{key}": np.array(value, order="C") for key, value in found.items()}
     return dict(sorted(tensors.items()))
+
+
+def _events(parts: Iterable[ReplayedDevices]) -> dict[str, tuple[ReplayedDevices, int]]:
+    """The events before which devices hold nothing, one event, and the most: the first of all parts, and their devices."""
+    found: dict[str, tuple[int, ReplayedDevices, int]] = {}
+    for devices in parts:
+        held = devices.place[devices.log.history_end] - devices.place[devices.log.history_start]
+        if not len(held):
+            continue
+        for name, distance in {"empty": held, "one": np.abs(held - 1), "full": -held}.items():
+            event = int(np.argmin(distance))
+            if name not in found or distance[event] < found[name][0]:
+                found[name] = (int(distance[event]), devices, event)
+    return {name: (devices, event) for name, (_, devices, event) in found.items()}
+
+
+def _candidates(devices: ReplayedDevices) -> Array:
+    """Numbers of the items of a case, spread over all that are shipped."""
+    n_items = len(devices.graphs.item_ids)
+    return np.linspace(0, n_items - 1, min(_CANDIDATES, n_items)).astype(np.int64)
 
 
 def golden_cases(tensors: dict[str, Any]) -> Cases:

@@ -44,7 +44,7 @@ class ReplayedDevices:
 
     Args:
         graphs: of the bundle. log: the histories. number: (I,) each item's number in the bundle, −1 if it is not shipped.
-        users: see build.users_of.
+        users: see build.Parts.
     """
 
     def __init__(self, graphs: Graphs, log: EventLog, number: Ints, users: Mapping[str, Array]) -> None:

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from world import World, done
 
 from dcclctl.config import ExportConfig
-from dcclctl.devices.bundle.build import Parts, build, users_of, users_with_short_rings, write_folder
+from dcclctl.devices.bundle.build import Parts, build, users_with_short_rings, write_folder
 from dcclctl.devices.bundle.device import Device, Graphs
 from dcclctl.devices.bundle.device import draw_negatives as device_draws
 from dcclctl.devices.bundle.golden import golden_cases
@@ -39,7 +39,7 @@ def exported(subject: Subject, folder: Path, **settings: str) -> ReplayedDevices
     config = ExportConfig(**settings)  # type: ignore[arg-type]
     parts = Parts.of(subject.cloud, subject.patches, config.items)
     write_folder(folder, build(parts, config))
-    return ReplayedDevices(Graphs(folder), parts.log, parts.number, users_of(parts))
+    return ReplayedDevices(Graphs(folder), subject.cloud.dataset.log, parts.number, parts.users)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,12 +140,12 @@ def test_a_device_with_its_own_log_learns_what_central_learning_does(
     assert patches is not None
     log, block = dataset.log, Block.parse(patches.config["on"])
     codes, patched = patches.codes()
-    ids = dataset.items["item_id"]
+    ids, times = dataset.items["item_id"], dataset.times(range(log.n_users)) / 1e6
     for user in np.flatnonzero(patched.numpy())[::5]:
         rows = log.events_of(int(user))
-        events = [(ids[int(log.item[row])], float(dataset.times[row]), int(log.label[row])) for row in rows]
+        events = [(ids[int(log.item[row])], float(times[row]), int(log.label[row])) for row in rows]
         learning = np.intersect1d(log.events_in(block), rows)
-        since, until = dataset.times[learning[0]], np.nextafter(dataset.times[learning[-1]], np.inf)
+        since, until = times[learning[0]], np.nextafter(times[learning[-1]], np.inf)
         device = Device(graphs, {"profile": log.profile[int(user)].tolist()[: graphs.spec["sizes"]["profile"]]})
         found = device.learn_log(events, {"since": since, "until": until, "row": int(rows[0])})
         np.testing.assert_allclose(found, codes[int(user)].numpy(), rtol=5e-5, atol=5e-5)

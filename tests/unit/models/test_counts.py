@@ -5,36 +5,53 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
 from small_worlds import Row, log_of, random_log, scores
 
-from dcclctl.events.log import CLOUD, DEVICE, TEST, EventLog
+from dcclctl.events.log import CLOUD, TEST, EventLog
 from dcclctl.models import neighbours
 from dcclctl.models.neighbours import (
     HistoryBackbone,
     ItemWeights,
     Neighbours,
     OwnCounts,
+    add_co_occurrences,
     co_occurrences,
     ease,
     item_knn,
 )
-from dcclctl.models.popularity import PopularityBackbone, item_counts, log_odds, newest_rows
+from dcclctl.models.popularity import PopularityBackbone, log_odds, newest_of_users, start_of_newest
+from dcclctl.models.positives import count_matrix
 from dcclctl.models.scoring import Backbone
 
 N_ITEMS = 12
 
 
-def pairs(seed: int = 0, n_users: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A random 0/1 matrix (U, I) without an event of the last item, and its ones in an order that is not sorted."""
+def pairs(seed: int = 0, n_users: int = 40) -> np.ndarray:
+    """A random 0/1 matrix (U, I) without an event of the last item."""
     rng = np.random.default_rng(seed)
     matrix = (rng.random((n_users, N_ITEMS)) < rng.uniform(0.05, 0.7, N_ITEMS)).astype(float)
     matrix[:, -1] = 0
-    users, items = np.nonzero(matrix)
-    shuffled = rng.permutation(len(users))
-    return matrix, users[shuffled], items[shuffled]
+    return matrix
+
+
+def ones(matrix: np.ndarray) -> sparse.csr_array:
+    """The same, sparse, as models are learned from."""
+    return sparse.csr_array(matrix.astype(np.int32))
+
+
+def pairs_of(log: EventLog, rows: np.ndarray) -> sparse.csr_array:
+    """The distinct pairs of some events."""
+    found = count_matrix(log, rows)[1]
+    found.data[:] = 1
+    return found
+
+
+def gram_of(pairs: sparse.csr_array) -> torch.Tensor:
+    return torch.from_numpy((pairs.T @ pairs).toarray()).double()
 
 
 def dense(model: Neighbours) -> np.ndarray:
@@ -48,25 +65,25 @@ def all_logits(backbone: Backbone, log: EventLog, period: int, batch: int = 500)
     return events, scores(backbone, events, batch_events=batch).numpy()
 
 
-def test_counts_are_of_positive_events_in_the_given_rows() -> None:
-    log = log_of([(0, 1, 0, 1, CLOUD), (0, 1, 1, 1, CLOUD), (0, 2, 2, 0, CLOUD), (0, 3, 3, 1, DEVICE)], 1, 5)
-    assert item_counts(log, log.events_in(CLOUD)).tolist() == [0, 2, 0, 0, 0]
-    assert item_counts(log, log.events_in(CLOUD, DEVICE)).tolist() == [0, 2, 0, 1, 0]
+def test_the_start_of_the_newest_events() -> None:
+    time = np.array([*range(8), 50, 51])
+    mixed = np.random.default_rng(0).permutation(time)
+    assert start_of_newest(mixed, 0.3) == 7  # two of ten are later
+    assert start_of_newest(mixed, 0.31) == 6
+    assert start_of_newest(mixed, 1.0) == 0
+    # a moment stays together, and the last one is always kept
+    assert start_of_newest(np.zeros(10, dtype=np.int64), 0.01) == 0
+    assert start_of_newest(np.array([3, 9, 9, 9]), 0.01) == 9
+    assert start_of_newest(time[2:5], 0.4) == 3
 
 
-def test_the_newest_rows() -> None:
+def test_the_newest_events_of_each_user() -> None:
     rows: list[Row] = [(0, 0, time, 1, CLOUD) for time in range(8)] + [(1, 0, time, 1, CLOUD) for time in (50, 51)]
     log = log_of(rows, 2, 1)
-    time = np.array([row[2] for row in rows])
-    every = log.events_in(CLOUD)
-    assert newest_rows(log, every, time, 0.3, one_timeline=True).tolist() == [7, 8, 9]
-    assert newest_rows(log, every, time, 1.0, one_timeline=True).tolist() == every.tolist()
+    time, every = np.array([row[2] for row in rows]), log.events_in(CLOUD)
     # of 8 and of 2 events of one user, those with less than a quarter of them later
-    assert newest_rows(log, every, time, 0.25, one_timeline=False).tolist() == [6, 7, 9]
-    # a moment stays together, and the last one is always kept
-    assert newest_rows(log, every, np.zeros(10, dtype=np.int64), 0.01, one_timeline=True).tolist() == every.tolist()
-    some = every[2:5]
-    assert newest_rows(log, some, time[some], 0.4, one_timeline=True).tolist() == [3, 4]
+    assert newest_of_users(log, every, time, 0.25).tolist() == [6, 7, 9]
+    assert newest_of_users(log, every, np.zeros(10, dtype=np.int64), 0.01).tolist() == every.tolist()
 
 
 def test_popularity_is_the_log_odds_of_the_sampling() -> None:
@@ -103,25 +120,29 @@ def test_own_counts_are_of_what_is_strictly_earlier_and_popularity_breaks_ties()
 @pytest.mark.parametrize("block", [1, 3 * N_ITEMS, 1 << 20])
 def test_co_occurrences_are_the_product_of_the_matrix_with_itself(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(neighbours, "_BLOCK", block)
-    matrix, users, items = pairs()
+    matrix = pairs()
     found = np.zeros((N_ITEMS, N_ITEMS))
-    blocks = list(co_occurrences(users, items, N_ITEMS))
+    blocks = list(co_occurrences(ones(matrix)))
     for first, counts in blocks:
         found[first : first + len(counts)] = counts.numpy()
     assert len(blocks) == {1: N_ITEMS, 3 * N_ITEMS: 4, 1 << 20: 1}[block]
     assert (found == matrix.T @ matrix).all()
+    parts = torch.zeros(N_ITEMS, N_ITEMS, dtype=torch.float64)
+    for users in (slice(0, 7), slice(7, 7), slice(7, 40)):
+        add_co_occurrences(parts, ones(matrix[users]))
+    assert (parts.numpy() == found).all()
 
 
 def test_all_neighbours_without_shrinkage_are_the_cosine() -> None:
-    matrix, users, items = pairs()
+    matrix = pairs()
     expected = cosine_similarity(matrix.T)
-    assert dense(item_knn(users, items, N_ITEMS, N_ITEMS, 0.0, itself=True)) == pytest.approx(expected, abs=1e-6)
+    assert dense(item_knn(ones(matrix), N_ITEMS, 0.0, itself=True)) == pytest.approx(expected, abs=1e-6)
     np.fill_diagonal(expected, 0)
-    assert dense(item_knn(users, items, N_ITEMS, N_ITEMS, 0.0, itself=False)) == pytest.approx(expected, abs=1e-6)
+    assert dense(item_knn(ones(matrix), N_ITEMS, 0.0, itself=False)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_nearest_neighbours_of_each_candidate_with_shrinkage() -> None:
-    matrix, users, items = pairs(seed=1)
+    matrix = pairs(seed=1)
     expected = np.zeros((N_ITEMS, N_ITEMS))
     for i in range(N_ITEMS):
         found = []
@@ -131,15 +152,14 @@ def test_nearest_neighbours_of_each_candidate_with_shrinkage() -> None:
                 found.append((both / (math.sqrt(matrix[:, i].sum() * matrix[:, j].sum()) + 7.5), j))
         for value, j in sorted(found, reverse=True)[:3]:
             expected[j, i] = value
-    found = dense(item_knn(users, items, N_ITEMS, 3, 7.5, itself=False))
+    found = dense(item_knn(ones(matrix), 3, 7.5, itself=False))
     assert found == pytest.approx(expected, abs=1e-6)
     # near is not mutual: an item in nobody's list of three may have three itself
     assert not np.array_equal(found > 0, found.T > 0)
 
 
 def test_many_neighbours_are_held_dense_with_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, users, items = pairs()
-    near = item_knn(users, items, N_ITEMS, 4, 1.0, itself=False)
+    near = item_knn(ones(pairs()), 4, 1.0, itself=False)
     bags, past = np.array([0, 0, 0, 2, 2, 3]), np.array([1, 4, 7, 0, 11, 5])
     full = near.faster()
     assert isinstance(full, ItemWeights)
@@ -149,8 +169,8 @@ def test_many_neighbours_are_held_dense_with_the_same_scores(monkeypatch: pytest
 
 
 def test_ease_is_a_ridge_regression_of_every_item_on_all_others() -> None:
-    matrix, users, items = pairs(seed=2)
-    weights = ease(users, items, N_ITEMS, ridge=3.0).weights.numpy()
+    matrix = pairs(seed=2)
+    weights = ease(gram_of(ones(matrix)), ridge=3.0).weights.numpy()
     assert (np.diag(weights) == 0).all()
     for j in range(N_ITEMS):
         others = np.delete(np.arange(N_ITEMS), j)
@@ -186,11 +206,9 @@ def test_a_log_without_any_positive_event_has_histories_without_items() -> None:
 def test_the_batch_has_no_effect(kind: str) -> None:
     log = random_log()
     rows = log.events_in(CLOUD)
-    keys = np.unique(log.user[rows] * log.n_items + log.item[rows])
-    users, items = keys // log.n_items, keys % log.n_items
-    model = ease(users, items, log.n_items, 2.0)
+    model = ease(gram_of(pairs_of(log, rows)), 2.0)
     if kind == "item-knn":
-        model = item_knn(users, items, log.n_items, 5, 1.0, itself=True)
+        model = item_knn(pairs_of(log, rows), 5, 1.0, itself=True)
     backbone = HistoryBackbone(model, log, torch.ones(log.n_items))
     together, alone = all_logits(backbone, log, TEST), all_logits(backbone, log, TEST, batch=1)
     assert (together[1] == alone[1]).all()
@@ -211,10 +229,9 @@ def taste_log(unseen: int = 0) -> EventLog:
 @pytest.mark.parametrize("kind", ["item-knn", "ease"])
 def test_two_tastes_are_told_apart_also_for_users_that_training_never_saw(kind: str) -> None:
     log = taste_log(unseen=10)
-    rows = log.events_in(CLOUD)
-    users, items = log.user[rows], log.item[rows]
-    model = ease(users, items, 20, 5.0) if kind == "ease" else item_knn(users, items, 20, 5, 1.0, itself=False)
-    backbone = HistoryBackbone(model, log, torch.from_numpy(item_counts(log, rows)).float())
+    own = pairs_of(log, log.events_in(CLOUD))
+    model = ease(gram_of(own), 5.0) if kind == "ease" else item_knn(own, 5, 1.0, itself=False)
+    backbone = HistoryBackbone(model, log, torch.from_numpy(own.sum(axis=0)).float())
     events, logits = all_logits(backbone, log, TEST)
     right = (log.item[events][:, None] < 10) == (np.arange(20) < 10)
     history, mask = log.histories(events, 20)
@@ -227,7 +244,6 @@ def test_two_tastes_are_told_apart_also_for_users_that_training_never_saw(kind: 
 
 def test_decay_weighs_an_item_by_the_baskets_since_its_newest_event() -> None:
     log = random_log()
-    _, users, items = pairs()
     weights = np.random.default_rng(0).random((log.n_items, log.n_items))
     backbone = HistoryBackbone(ItemWeights(torch.from_numpy(weights).float()), log, torch.zeros(log.n_items), 0.7)
     events, found = all_logits(backbone, log, TEST)
@@ -245,7 +261,7 @@ def test_decay_weighs_an_item_by_the_baskets_since_its_newest_event() -> None:
         assert row == pytest.approx(expected, rel=1e-5)
         most = max(most, len(order))
     assert most > 5
-    near = item_knn(users, items, N_ITEMS, 4, 1.0, itself=False)
+    near = item_knn(ones(pairs()), 4, 1.0, itself=False)
     bags, past, own = np.array([0, 0, 2]), np.array([1, 4, 7]), np.array([0.5, 1.0, 0.25])
     sparse_scores, dense_scores = (model.scores(bags, past, own, 3).numpy() for model in (near, near.faster()))
     assert sparse_scores == pytest.approx(dense_scores, abs=1e-6) and sparse_scores[0] == pytest.approx(

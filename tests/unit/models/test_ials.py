@@ -10,6 +10,7 @@ from dcclctl.events.log import CLOUD, TEST, EventLog
 from dcclctl.models import ials
 from dcclctl.models.ials import FoldIn, IalsSettings, item_factors, solve
 from dcclctl.models.neighbours import HistoryBackbone
+from dcclctl.models.positives import count_matrix
 
 SETTINGS = IalsSettings(item_size=5, sweeps=3, unobserved=0.2, penalty=0.05)
 
@@ -36,10 +37,14 @@ def by_loop(factors: np.ndarray, rows: np.ndarray, own: IalsSettings) -> np.ndar
     return solved
 
 
+def counted(log: EventLog) -> sparse.csr_array:
+    """(T, I) how often users had items in the first period."""
+    rows = log.events_in(CLOUD)
+    return count_matrix(log, rows[log.label[rows] > 0])[1]
+
+
 def backbone_of(log: EventLog, settings: IalsSettings = SETTINGS) -> HistoryBackbone:
-    counted = log.events_in(CLOUD)
-    counted = counted[log.label[counted] > 0]
-    return HistoryBackbone(FoldIn(item_factors(log, counted, settings, 0), settings), log, torch.ones(log.n_items))
+    return HistoryBackbone(FoldIn(item_factors(counted(log), settings, 0), settings), log, torch.ones(log.n_items))
 
 
 @pytest.mark.parametrize("block", [1, 40, 1 << 21])
@@ -66,20 +71,20 @@ def test_the_solution_is_where_the_loss_is_flat() -> None:
 
 def test_sweeps_alternate_between_users_and_items() -> None:
     log = random_log()
-    counted = log.events_in(CLOUD)
-    counted = counted[log.label[counted] > 0]
+    rows = log.events_in(CLOUD)
+    rows = rows[log.label[rows] > 0]
     matrix = np.zeros((log.n_users, log.n_items))
-    np.add.at(matrix, (log.user[counted], log.item[counted]), 1)
+    np.add.at(matrix, (log.user[rows], log.item[rows]), 1)
     assert matrix.max() > 1
     once = IalsSettings(**{**SETTINGS.model_dump(), "sweeps": 1})
-    factors = item_factors(log, counted, once, 0)
+    factors = item_factors(counted(log), once, 0)
     expected = factors.numpy()
     for _ in range(SETTINGS.sweeps - 1):
         expected = by_loop(by_loop(expected, matrix, SETTINGS), matrix.T, SETTINGS)
-    found = item_factors(log, counted, SETTINGS, 0)
+    found = item_factors(counted(log), SETTINGS, 0)
     assert found.numpy() == pytest.approx(expected, rel=1e-6, abs=1e-9)
-    assert torch.equal(found, item_factors(log, counted, SETTINGS, 0))
-    assert not torch.equal(factors, item_factors(log, counted, once, 1))
+    assert torch.equal(found, item_factors(counted(log), SETTINGS, 0))
+    assert not torch.equal(factors, item_factors(counted(log), once, 1))
 
 
 def test_a_user_is_folded_in_from_what_is_strictly_earlier() -> None:

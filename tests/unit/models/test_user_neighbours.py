@@ -9,7 +9,6 @@ import torch
 from small_worlds import Row, log_of, random_log, scores
 
 from dcclctl.events.log import CLOUD, TEST, EventLog
-from dcclctl.models.popularity import item_counts
 from dcclctl.models.user_neighbours import (
     TifuKnn,
     TifuKnnSettings,
@@ -106,7 +105,9 @@ def trained(model: UserModel, log: EventLog) -> UserKnnBackbone:
     shape = (len(users), log.n_items)
     vectors = item_vectors(owners, log.history_end[counted], log.item[counted], shape, model.weigh)
     others = TrainingUsers.of(TrainingUsers(users, vectors).tensors(), log.n_items)
-    return UserKnnBackbone(model, log, others, torch.from_numpy(item_counts(log, counted)).float())
+    return UserKnnBackbone(
+        model, log, others, torch.from_numpy(np.bincount(log.item[counted], minlength=log.n_items)).float()
+    )
 
 
 @pytest.mark.parametrize("total", range(1, 12))

@@ -290,10 +290,10 @@ def test_patch_and_distill_say_that_they_need_another_model(
 
 
 def test_ease_of_too_many_items_is_refused(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counts, "_EASE_ITEMS", 79)
+    monkeypatch.setattr(counts, "memory_limit", lambda: 80 * 80 * 24 - 1)
     result = dcclctl("train", "--model=ease", "--threads=1", store=shop)
     assert result.exit_code == 2
-    assert "80 items" in result.stderr and "item-knn" in result.stderr
+    assert "80 items" in result.stderr and "GiB" in result.stderr and "item-knn" in result.stderr
     assert dcclctl("train", "--model=item-knn", "--threads=1", store=shop).exit_code == 0
 
 

@@ -1,5 +1,7 @@
 """The stages on a dataset in several parts of users: the figures of one part, and the same artifact with every executor."""
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 import world
 from polars.testing import assert_frame_equal
+from tampered import rewrite
 from world import quiet_progress
 
 from dcclctl.artifacts import CloudModel, Dataset, Evaluation, PatchSet
@@ -20,17 +23,19 @@ from dcclctl.devices.serving import Subject
 from dcclctl.distillation.from_memory import FromMemory, FromMemorySettings
 from dcclctl.distillation.method import DistillTask
 from dcclctl.events.groups import UserGroups
-from dcclctl.events.log import DEVICE, Block
+from dcclctl.events.log import DEVICE, TEST, Block
 from dcclctl.stages import patch as patching
+from dcclctl.stages.audit import audit
 from dcclctl.stages.distill import distill
 from dcclctl.stages.evaluate import evaluate
+from dcclctl.stages.export import export, user_document
 from dcclctl.stages.ingest import Sides, ingest
 from dcclctl.stages.memory import remember
 from dcclctl.stages.recommend import recommend
 from dcclctl.stages.run import RunOptions
 from dcclctl.stages.score import score
 from dcclctl.stages.train import train
-from dcclctl.store.store import Store
+from dcclctl.store.store import Artifact, Store
 
 THREADS = {"threads": 1}
 MEMORY = {"size": 8, "neighbours": 5, "profile_window": 3}
@@ -130,6 +135,88 @@ def test_an_evaluation_in_parts_has_the_figures_of_one(whole: Shop, parts: Shop,
     ]
     assert_frame_equal(*bins, abs_tol=1e-6, rel_tol=1e-6)
     assert sorted(many.artifact.manifest["files"]) == sorted(one.artifact.manifest["files"])
+
+
+COUNTED = ("popularity", "recent", "gp-topfreq", "item-knn", "ease", "ials", "tifu-knn", "up-cf")
+
+
+@pytest.mark.parametrize("model", COUNTED)
+def test_a_counted_model_reads_part_after_part_and_is_that_of_the_whole(
+    whole: Shop, parts: Shop, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = whole.train(model=model, on="cloud,device")
+    monkeypatch.setattr(Dataset, "log", property(lambda self: pytest.fail("all events were read")))
+    many = parts.train(model=model, on="cloud,device")
+    assert one.artifact.facts == many.artifact.facts
+    mine, theirs = (each.artifact.read_tensors("model.safetensors") for each in (one, many))
+    assert mine.keys() == theirs.keys()
+    assert all(tensor.equal(theirs[name]) for name, tensor in mine.items())
+
+
+@pytest.mark.parametrize("given", [{"model": "tifu-knn"}, {"model": "item-knn", "train.item-knn.decay": 0.5}])
+def test_baskets_of_a_part_are_those_of_the_whole(whole: Shop, parts: Shop, given: dict[str, Any]) -> None:
+    found = []
+    for shop in (whole, parts):
+        model = shop.train(on="cloud", **given)
+        found.append(evaluate([Subject(model)], {"candidates": "all", "on": "device", **THREADS}).per_user)
+    assert_frame_equal(*(each.drop("subject") for each in found), abs_tol=1e-6, rel_tol=1e-6)
+
+
+def test_a_bundle_is_made_part_by_part_and_is_that_of_the_whole(
+    whole: Shop, parts: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched = []
+    for shop in (whole, parts):
+        cloud = shop.train(model="sasrec", on="cloud", epochs=1, **{"train.sasrec.item_size": 8})
+        wanted = {"method": "memory", "epochs": 1, "hidden_size": 4, **THREADS}
+        patched.append(patching.patch(cloud, wanted, RunOptions(), shop.memory))
+    settings = {"items": "top:25"}
+    one = export(patched[0], settings)
+    monkeypatch.setattr(Dataset, "log", property(lambda self: pytest.fail("all events were read")))
+    many = export(patched[1], settings)
+    mine, theirs = ({name: path.read_bytes() for name, path in each.files().items()} for each in (one, many))
+    specs = [json.loads(each.pop("bundle.json")) for each in (mine, theirs)]
+    assert all(spec.pop("parents") for spec in specs)
+    assert specs[0] == specs[1] and mine == theirs and "golden.safetensors" in mine
+    users = [each.users() for each in (one, many)]
+    assert users[0]["counted"].any() and all(tensor.equal(users[1][name]) for name, tensor in users[0].items())
+    assert user_document(one, "u7")["events"] == user_document(many, "u7")["events"] != []
+
+
+def found_of(artifact: Artifact) -> list[tuple[str, str]]:
+    """Findings of an audit, without the number of files, and without names that are another in another store."""
+    found = audit(artifact)[1:]
+    return [(each.kind, re.sub(r"@[0-9a-f]+", "@", f"{each.artifact}: {each.text}")) for each in found]
+
+
+@pytest.mark.parametrize("settings", [{}, {"targets": "explore"}, {"first_events": [1], "targets_after": "next"}])
+def test_an_audit_in_parts_finds_what_one_of_the_whole_finds(
+    whole: Shop, parts: Shop, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, many = whole.evaluate(**settings), parts.evaluate(**settings)
+    expected = found_of(one.artifact)
+    monkeypatch.setattr(Dataset, "log", property(lambda self: pytest.fail("all events were read")))
+    assert found_of(many.artifact) == expected
+    assert len(expected) > 10 and {kind for kind, _ in expected} == {"proven"}
+
+
+def test_an_audit_in_parts_names_the_leak(parts: Shop) -> None:
+    artifact = parts.dataset.artifact
+    events = parts.dataset.events_of(2)
+    at = int(np.flatnonzero(events["period"].to_numpy() == TEST)[3])
+    moved = events.with_columns(
+        pl.Series("period", [0 if n == at else p for n, p in enumerate(events["period"])], pl.Int8)
+    )
+    name = parts.dataset.users["user_id"][events["user_index"][at]]
+    found = audit(rewrite(parts.store, artifact, tables={"events-00002.parquet": moved}))
+    assert [f"user {name!r}" in each.text for each in found if each.kind == "leak"].count(True) >= 2
+    strange = events.with_columns(
+        pl.Series("user_index", [3 if n == at else u for n, u in enumerate(events["user_index"])], pl.Int32)
+    )
+    found = audit(rewrite(parts.store, artifact, seed=98, tables={"events-00002.parquet": strange}))
+    assert f"not in the order of its user's times: user {parts.dataset.users['user_id'][3]!r}" in "".join(
+        each.text for each in found if each.kind == "leak"
+    )
 
 
 @pytest.mark.parametrize("suffix", ["shuffled", "mean"])
