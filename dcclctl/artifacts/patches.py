@@ -8,7 +8,6 @@ from dcclctl.artifacts.handle import Handle, check_same
 from dcclctl.artifacts.memory import Memory
 from dcclctl.config import recorded_settings
 from dcclctl.errors import ArtifactError
-from dcclctl.store.artifact import remake
 from dcclctl.store.store import Artifact
 from dcclctl.tables import PATCHED_USERS
 
@@ -138,7 +137,7 @@ class PatchSet(Handle):
     def _wrong(self, problem: str) -> ArtifactError:
         return ArtifactError(
             f"{self.ref} cannot be used: {problem} (in {self.artifact.place})",
-            f"dcclctl did not write it so; make it again: {remake(self.artifact.manifest)} --force",
+            f"dcclctl did not write it so; make it again: {self.artifact.command} --force",
         )
 
 

@@ -12,7 +12,7 @@ from dcclctl.audit.timeline import Timeline
 from dcclctl.evaluation.targets import targets_in_words
 from dcclctl.events.log import VALID, Block
 from dcclctl.events.sampling import Ints
-from dcclctl.store.artifact import Artifact, remake
+from dcclctl.store.artifact import Artifact
 from dcclctl.store.lineage import ancestors
 
 #: stages that learn, and whether they also choose their best epoch by the valid period
@@ -118,7 +118,7 @@ def events_learned(artifact: Artifact, timeline: Timeline) -> list[Finding]:
 
 def _forgotten(artifact: Artifact, what: str) -> Finding:
     """What an artifact still holds of users that `artifacts forget` took out of the dataset."""
-    text = f"{what} of users that were forgotten since; to be rid of these too: {remake(artifact.manifest)}"
+    text = f"{what} of users that were forgotten since; to be rid of these too: {artifact.command}"
     return Finding("remark", artifact.ref, text)
 
 

@@ -25,10 +25,11 @@ from dcclctl.artifacts.patches import USERS_FILE
 from dcclctl.compute import Phase
 from dcclctl.errors import ArtifactError
 from dcclctl.events.periods import ItemPeriods
-from dcclctl.store.artifact import METRICS, Artifact, remake
+from dcclctl.store.artifact import METRICS, Artifact
 from dcclctl.store.canonical import canonical
 from dcclctl.store.contents import plain_tensors, write_table
 from dcclctl.store.manifest import KINDS
+from dcclctl.store.remake import remake
 from dcclctl.store.snapshot import Snapshot
 from dcclctl.store.store import Store
 from dcclctl.tables import check_table
@@ -230,9 +231,9 @@ class _Rewriter:
     def told(self, artifact: Artifact, new: _New, number: int) -> Rewritten:
         rows = self._rows[artifact.id]
         if new is DELETED:
-            return Rewritten(artifact, "", rows, "", remake(self._followed(artifact.manifest)))
+            return Rewritten(artifact, "", rows, "", remake(self._followed(artifact.manifest), artifact.home))
         learned = _LEARNED.get(artifact.kind, "")
-        command = remake(json.loads(new.manifest)) if learned else ""
+        command = remake(json.loads(new.manifest), artifact.home) if learned else ""
         return Rewritten(artifact, new.id, rows, learned, command, number)
 
     def _numbers_in(self, artifact: Artifact) -> list[int]:

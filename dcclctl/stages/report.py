@@ -1,28 +1,22 @@
 """`report`: one or more evaluations with everything that they were made from → the content of a page."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from dcclctl.artifacts import Evaluation, PatchSet
+from dcclctl.artifacts import Evaluation
 from dcclctl.artifacts.bundle import BUNDLE_FILE
-from dcclctl.artifacts.evaluation import SEED_ROLE
 from dcclctl.artifacts.names import describe, log_in_words, short_label
 from dcclctl.devices.serving import ENCODER, split_suffix
-from dcclctl.distillation.method import default_method
 from dcclctl.errors import UsageError
 from dcclctl.evaluation.comparison import Comparison, at_chance, harm_metric, main_metrics
 from dcclctl.evaluation.targets import targets_in_words
 from dcclctl.metrics.metric import lower_is_better
-from dcclctl.models.kind import size_fields
 from dcclctl.report.page import BundlePart, EvaluationPart, Fit, Model, Page, Round, Step
-from dcclctl.report.text import plain
-from dcclctl.stages.settings import COMMANDS, variant_section
-from dcclctl.store.lineage import SUBJECT_ROLE, ancestors, dotted
-from dcclctl.store.manifest import INPUT_FLAGS
+from dcclctl.stages.remake import command_words
+from dcclctl.store.lineage import ancestors, dotted
 from dcclctl.store.store import Artifact
 from dcclctl.tables import GROUP_NAMES, MAIN_GROUPS
 
@@ -207,95 +201,13 @@ def _variable(artifact: Artifact) -> str:
 def command_of(artifact: Artifact, made: dict[str, Artifact]) -> str:
     """The shell line that makes an artifact again, its reference kept in a variable for the lines after it.
 
-    Settings with their default value are left out. For `--users @FILE` an artifact holds only the file's hash, so the
-    reader needs the file itself.
-
     Args:
         artifact: what to make. made: id → artifact of its inputs.
     """
-    stage, config, inputs = str(artifact.manifest["stage"]), artifact.config, artifact.inputs
-    flags, left_out = INPUT_FLAGS.get(stage, {}), set[str]()
 
-    def variable(id: str, suffix: str = "") -> str:
+    def variable(given: Mapping[str, str], suffix: str) -> str:
         end = f"+{suffix}" if suffix else ""
-        return f'"${{{_variable(made[id])}}}{end}"'
+        return f'"${{{_variable(made[given["id"]])}}}{end}"'
 
-    if stage == "ingest":
-        files = [(role.split(":", 1)[0], shlex.quote(plain(role.split(":", 1)[1]))) for role in inputs]
-        words = [name for kind, name in files if kind == "log"]
-        words += [word for kind, name in files if kind in flags for word in (flags[kind], name)]
-    elif stage == "evaluate":
-        subjects = _subjects(artifact)
-        of_seeds = [_subjects(made[given.id]) for role, given in inputs.items() if role.startswith(SEED_ROLE)]
-        if of_seeds:  # the trainings of one model with commas between them
-            rows = [[variable(id, split_suffix(name)[1]) for name, id in row.items()] for row in of_seeds]
-            subjects = dict(
-                zip(
-                    subjects,
-                    (one[0] if len({*one}) == 1 else ",".join(one) for one in zip(*rows, strict=True)),
-                    strict=True,
-                )
-            )
-        else:
-            subjects = {name: variable(id, split_suffix(name)[1]) for name, id in subjects.items()}
-        words = list(subjects.values()) + (["--against", subjects[config["against"]]] if config["against"] else [])
-        left_out = {"against"}
-        words += ["--seeds", _text(config["seeds"])] if of_seeds else []
-    else:
-        if stage == "train" and "cloud" in inputs:
-            flags, left_out = {"cloud": "--continue"}, {"model", *size_fields(config["model"])}
-        elif stage == "distill":
-            patches, left_out = made[inputs["patches"].id], {"method"}
-            if inputs["cloud"] == patches.inputs["cloud"]:
-                flags = {"patches": "--patches"}
-        words = [word for role, flag in flags.items() if role in inputs for word in (flag, variable(inputs[role].id))]
-        if stage == "distill" and config["method"] != default_method(PatchSet(patches)):
-            words += ["--method", config["method"]]
-    words += _settings_given(stage, config, artifact.seed, left_out)
-    return f"{_variable(artifact)}=$(dcclctl {' '.join([stage, *words, '--quiet'])})"
-
-
-def _subjects(evaluation: Artifact) -> dict[str, str]:
-    """Name in the tables → full id, of the models that an evaluation scored."""
-    given = {role: each.id for role, each in evaluation.inputs.items() if role.startswith(SUBJECT_ROLE)}
-    return {role.partition(":")[2]: id for role, id in given.items()}
-
-
-def _settings_given(stage: str, config: Mapping[str, Any], seed: int, left_out: set[str]) -> list[str]:
-    """Flags and --set for all settings that differ from their defaults."""
-    command = COMMANDS[stage]
-    words: list[str] = []
-    defaults = command.section().model_dump(mode="json")
-    for name in command.own:
-        value = seed if name == "seed" else config.get(name, defaults[name])
-        if name not in left_out and value != defaults[name]:
-            words += _flag(stage, name, value)
-    if not command.variants:
-        return words
-    variant = config[command.choice]
-    own = variant_section(stage, variant)().model_dump(mode="json")
-    for name, value in config[variant].items():
-        if name not in left_out and value != own[name]:
-            words += ["--set", shlex.quote(f"{stage}.{variant}.{name}={_text(value)}")]
-    return words
-
-
-def _flag(stage: str, name: str, value: object) -> list[str]:
-    """A setting of the command's own section: as a flag if it has one, else by --set."""
-    words = name.replace("_", "-")
-    if name not in COMMANDS[stage].flags():
-        return ["--set", shlex.quote(plain(f"{stage}.{name}={_text(value)}"))]
-    if isinstance(value, bool):
-        return [f"--{words}" if value else f"--no-{words}"]
-    if str(value).startswith("@sha256:"):
-        return [f"--{words}", "@FILE"]
-    return [f"--{words}", shlex.quote(plain(_text(value)))]
-
-
-def _text(value: object) -> str:
-    """A value as a flag takes it."""
-    if isinstance(value, dict):
-        return ",".join(f"{key}={column}" for key, column in value.items())
-    if isinstance(value, list):
-        return ",".join(str(part) for part in value)
-    return str(value)
+    words = command_words(artifact.manifest, variable, lambda given: made.get(given["id"]))
+    return f"{_variable(artifact)}=$(dcclctl {' '.join([*words, '--quiet'])})"

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +15,8 @@ from dcclctl.errors import ArtifactError
 from dcclctl.store.bucket import Disk
 from dcclctl.store.contents import Files, Tensors, file_sha256
 from dcclctl.store.disk import LocalDisk, open_inside
-from dcclctl.store.manifest import INPUT_FLAGS, KINDS, MANIFEST, MANIFEST_HASH, VARIANTS, Input
+from dcclctl.store.manifest import KINDS, MANIFEST, MANIFEST_HASH, Input
+from dcclctl.store.remake import remake
 from dcclctl.tables import check_table, is_known
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ class Home(Protocol):
     def aliases(self, artifact: "Artifact") -> list[str]: ...
 
 
-#: roles of what `recommend` and `export` are given
-_SUBJECTS = ("model", "patches", "cloud")
 #: The largest run.json that is read.
 _RUN_BYTES = 2**20
 
@@ -153,6 +151,11 @@ class Artifact(Files):
         return Input(self.kind, self.id)
 
     @property
+    def command(self) -> str:
+        """The command line that makes it again; --force makes it although it is there."""
+        return remake(self.manifest, self.home)
+
+    @property
     def place(self) -> str:
         """Where it is, as people are told of it: a path or a URL."""
         return self.disk.shown(self.path)
@@ -259,7 +262,7 @@ class Artifact(Files):
         return self.folder / name
 
     def unreadable(self, name: str, problem: str) -> ArtifactError:
-        return damaged(self.kind, self.number, f"{name} {problem}", self.place, remake(self.manifest))
+        return damaged(self.kind, self.number, f"{name} {problem}", self.place, self.command)
 
 
 def _other_size(size: int, listed: int) -> str:
@@ -277,26 +280,3 @@ def damaged(kind: str, number: int, problem: str, place: str, command: str = "")
         f"{kind}@{number} is damaged: {problem} (in {place})",
         f"Restore that folder from a backup, or make the artifact again: {command or KINDS[kind]} --force",
     )
-
-
-def remake(manifest: dict[str, Any]) -> str:
-    """The command that made an artifact, with its inputs; its settings are in `dcclctl artifacts show`."""
-    stage, inputs = manifest["stage"], manifest["inputs"]
-    flags = INPUT_FLAGS.get(stage, {})
-    words = [f"{flags[role]} {given['kind']}@{given['id'][:12]}" for role, given in inputs.items() if role in flags]
-    if stage == "distill" and "patches" in inputs:
-        words = [word for word in words if not word.startswith("--cloud")]
-    if stage in ("recommend", "export"):
-        words = [f"{given['kind']}@{given['id'][:12]}" for role, given in inputs.items() if role in _SUBJECTS]
-    variant = VARIANTS.get(stage)
-    chosen = manifest["config"].get(variant) if variant else None
-    if isinstance(chosen, str):
-        words.insert(0, f"--{variant} {shlex.quote(chosen)}")
-    if stage == "evaluate":
-        words = [f"{given['kind']}@{given['id'][:12]}" for role, given in inputs.items() if role.startswith("subject-")]
-    if stage == "ingest":
-        # roles are 'log:events.csv', 'items:names.csv'
-        files = [role.partition(":")[::2] for role in inputs]
-        words = [shlex.quote(name) for kind, name in files if kind == "log"]
-        words += [f"{flags[kind]} {shlex.quote(name)}" for kind, name in files if kind in flags]
-    return " ".join(["dcclctl", stage, *words])

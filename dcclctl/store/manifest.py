@@ -34,16 +34,6 @@ KINDS: Final = {
     "recommendations": "dcclctl recommend",
     "bundle": "dcclctl export",
 }
-#: stage → role of an input → the flag that names it; what is not here is found from the others.
-INPUT_FLAGS: Final = {
-    "ingest": {"users": "--users", "items": "--items"},
-    "train": {"dataset": "--dataset", "cloud": "--continue"},
-    "memory": {"dataset": "--dataset"},
-    "patch": {"cloud": "--cloud", "memory": "--memory"},
-    "distill": {"patches": "--patches", "cloud": "--cloud"},
-}
-#: stage → the setting that chooses a model or method, which is a flag too
-VARIANTS: Final = {"train": "model", "patch": "method", "distill": "method"}
 #: Fields that are known before the work starts.
 HEAD: Final = ("stage", "kind", "config", "seed", "inputs")
 #: The keys that every manifest has; it has no others.

@@ -13,7 +13,7 @@ from typing import Any
 
 from dcclctl.compute import OnProgress, no_progress
 from dcclctl.errors import ArtifactError, UsageError
-from dcclctl.store.artifact import Artifact, damaged, remake
+from dcclctl.store.artifact import Artifact, damaged
 from dcclctl.store.bucket import Bucket, Disk, is_url
 from dcclctl.store.disk import NUMBER_DIGITS, LocalDisk
 from dcclctl.store.leases import Leases
@@ -256,7 +256,7 @@ class Store:
     def remake(self, kind: str, number: int) -> str:
         """The command that makes a version again: as its manifest says, or the kind's where the manifest is damaged."""
         try:
-            return remake(self.load(kind, number).manifest)
+            return self.load(kind, number).command
         except ArtifactError:
             return KINDS[kind]
 

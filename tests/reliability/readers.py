@@ -147,11 +147,12 @@ def _toml(data: bytes, folder: Path) -> object:
 
 
 def _manifest(data: bytes, folder: Path) -> object:
-    from dcclctl.store.artifact import remake
+    from dcclctl.stages.remake import command_again
     from dcclctl.store.manifest import read_manifest, work_key
+    from dcclctl.store.store import Store
 
     manifest = read_manifest(data, "cloud", "cloud@1")
-    return remake(manifest), work_key(manifest)
+    return command_again(manifest, Store(folder)), work_key(manifest)
 
 
 def _of_artifact(method: str) -> Callable[[bytes, Path], object]:

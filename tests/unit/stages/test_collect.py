@@ -1,6 +1,7 @@
 """Uplinks of devices become patches; hostile ones are rejected, with counts."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,9 @@ def test_honest_uplinks_give_the_patches_of_central_learning(round_: Round, tmp_
     assert dcclctl("audit", found_ref, store=round_.root).exit_code == 0
     again = done("collect", round_.ref, tmp_path / "uplinks", "--max-norm=1000", store=round_.root)
     assert again["reused"] and again["id"] == made["id"]
+    # as an error would say where it is damaged
+    words = shlex.split(patches.artifact.command.replace("UPLINKS", str(tmp_path / "uplinks")))
+    assert done(*words[1:], "--force", store=round_.root)["id"] == made["id"]
 
 
 def test_hostile_uplinks_are_rejected_and_counted(round_: Round, tmp_path: Path) -> None:

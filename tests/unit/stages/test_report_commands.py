@@ -46,7 +46,7 @@ def artifact(stage: str, kind: str, inputs: dict[str, Artifact | str], number: i
     manifest = {
         "stage": stage,
         "seed": settings.seed,
-        "config": settings.recorded() | recorded,
+        "config": {"collect": settings.recorded()} if stage == "collect" else settings.recorded() | recorded,
         "inputs": {role: {"kind": each.kind, "id": each.id} for role, each in given.items()},
         "facts": {"id_map": "1d", "own_basis": True},
         "files": {},
@@ -160,7 +160,7 @@ def test_every_setting_is_given_by_a_flag_that_there_is_or_by_set(stage: str) ->
     for variant in variants or [""]:
         chosen = {section.VARIANT: variant} if issubclass(section, VariantSection) else {}
         made = artifact(stage, "evaluation", inputs, **chosen)
-        config = made.manifest["config"]
+        config = made.manifest["config"].get("collect", made.manifest["config"])
         for settings in (config, config.get(variant, {})):  # another value than the default everywhere
             settings |= {name: "x" for name in settings if name not in (*chosen, variant, "against")}
         words = shlex.split(command_of(made, MADE))

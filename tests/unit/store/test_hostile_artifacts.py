@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dcclctl.cli.main import app
 from dcclctl.errors import ArtifactError
-from dcclctl.store.artifact import remake
+from dcclctl.stages.remake import command_again
 from dcclctl.store.canonical import canonical
 from dcclctl.store.store import Artifact, Store
 
@@ -233,9 +233,9 @@ def test_the_remedy_names_the_command_that_made_it(store: Store) -> None:
     replace(distilled.path / "model.json", b"x")
     with pytest.raises(ArtifactError) as caught:
         distilled.read_json("model.json")
-    assert f"dcclctl distill --method momodistill --patches patches@{patches.id[:12]} --force" in caught.value.remedy
+    assert f"dcclctl distill --patches patches@{patches.id[:12]} --force" in caught.value.remedy
 
 
 def test_the_command_of_an_unknown_stage_is_said_all_the_same(store: Store) -> None:
     manifest = make_cloud(store, make_dataset(store)).manifest | {"stage": "tvain", "config": {"": "din"}}
-    assert remake(manifest) == "dcclctl tvain"
+    assert command_again(manifest, store) == "dcclctl tvain"

@@ -233,7 +233,7 @@ def test_the_message_names_file_artifact_and_remedy(store: Store) -> None:
         dataset.read_table("events.parquet")
     assert "dataset@1" in caught.value.what
     assert "events.parquet" in caught.value.what
-    assert "dcclctl ingest events.csv --force" in caught.value.remedy
+    assert "dcclctl ingest events.csv --seed 7 --force" in caught.value.remedy
 
 
 @pytest.mark.parametrize("name", ["events.parquet", "manifest.json", "manifest.sha256"])
