@@ -67,7 +67,7 @@ class _Shared:
             basis = given or new_basis(shape, settings.patch_size, stream(task.seed, "patch/basis"))
             mean = torch.zeros(settings.patch_size)
             if given is None or learns_mean:
-                what = "learn μ" if given else "learn Θ"
+                what = "learn the mean patch" if given else "learn the basis"
                 fit = learner.joint_fit(what, settings.basis_epochs, settings.basis_learning_rate, len(events))
                 shared = learner.shared_events(events)
                 basis, mean, _ = learn_basis(

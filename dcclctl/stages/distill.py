@@ -78,7 +78,7 @@ def distill(
         histories = UserGroups(groups.count, lambda number: method.histories(task, groups.open(number)))
         fit = replace(FitSettings.of(own, config.seed, f"distill/{config.on}"), shared_negatives=cloud.shared_negatives)
         trainer = Trainer(kind.module(cloud, device), histories, [block], fit, lambda log: method.objective(task, log))
-        state = trainer.fit(work, run.on_progress, "distill W")
+        state = trainer.fit(work, run.on_progress, "teach the cloud model")
         work.write_tensors("model.safetensors", state.best)
         work.write_json("model.json", {"model": cloud.model, **cloud.sizes})
         facts = {

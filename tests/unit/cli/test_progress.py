@@ -167,8 +167,8 @@ PHASES = {
     "count": ["count pairs of items"],
     "memory": ["count pairs of items", "count what precedes", "usual features", "fill memories"],
     "patch": ["count pairs of items", "count what precedes", "usual features", "compute features", "learn (held back)"],
-    "metapatch": ["learn Θ", "patch"],
-    "distill": ["validate", "distill W", "validate", "distill Θ, U"],
+    "metapatch": ["learn the basis", "patch"],
+    "distill": ["validate", "teach the cloud model", "validate", "teach basis and encoder"],
     "evaluate": ["evaluate", "compare", "compare tail and head"],
 }
 
