@@ -176,6 +176,7 @@ class Call:
 
     @cached_property
     def store(self) -> "Store":
+        import dcclctl.stages  # noqa: F401 (an error of the store names the command that mends it)
         from dcclctl.store.store import Store
 
         return Store(self.root, remark=self.reporter.remark, leases=not self.plan, on_progress=self.progress)

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,16 @@ def test_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = ingest(tmp_path / "a log's folder", tmp_path / "store", *flags, "--map=label=rating", "--delimiter=,")
     monkeypatch.chdir(tmp_path / "a log's folder")
     made_again(tmp_path / "store", made)
+
+
+def test_a_process_that_only_looks(world: World, tmp_path: Path) -> None:
+    store = world.copy(tmp_path / "store")
+    folder = Store(store).resolve("cloud@1").path
+    folder.chmod(0o755)
+    (folder / "model.safetensors").unlink()
+    command = [sys.executable, "-m", "dcclctl", "artifacts", "verify", f"--store={store}"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120).stderr
+    assert "--set train.din.item_size=8" in said
 
 
 def test_several_seeds(shop: Path) -> None:
