@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -12,8 +12,9 @@ from dcclctl.artifacts import Dataset
 from dcclctl.compute import OnProgress
 from dcclctl.config import IngestConfig
 from dcclctl.events.log import EventLog
-from dcclctl.logs.new_events import Known, join_new_events
-from dcclctl.logs.sources import Source, check_distinct, find_paths, identify
+
+if TYPE_CHECKING:
+    from dcclctl.logs.sources import Source
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class People:
     log: EventLog | None
     users: pl.DataFrame
     newest: int
-    sources: list[Source]
+    sources: "list[Source]"
     rejects: pl.DataFrame | None
     facts: dict[str, Any]
 
@@ -46,6 +47,10 @@ def people_of(dataset: Dataset, logs: Sequence[Path], on_progress: OnProgress) -
     users = dataset.users.select("user_index", "user_id", "group")
     if not logs:
         return People(None, users, dataset.newest_us, [], None, {})
+    # what reads logs takes a while to import
+    from dcclctl.logs.new_events import Known, join_new_events
+    from dcclctl.logs.sources import check_distinct, find_paths, identify
+
     events = dataset.events
     sources = [identify(path) for path in find_paths(list(logs))]
     check_distinct(sources)

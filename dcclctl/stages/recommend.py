@@ -19,7 +19,6 @@ from dcclctl.errors import UsageError
 from dcclctl.evaluation.lists import Lister, ListRules, Moment, allowed_candidates
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
-from dcclctl.logs.split import iso
 from dcclctl.stages.chosen import chosen_items, chosen_users
 from dcclctl.stages.people import People, people_of
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
@@ -68,6 +67,8 @@ def recommend(
             if people.rejects is not None:
                 work.write_table("rejects.parquet", people.rejects)
             facts = _write(work, listers, people, users, config, run.on_progress)
+            from dcclctl.logs.split import iso  # with what reads logs, which takes a while to import
+
             facts |= {
                 "id_map": dataset.id_map,
                 "candidates": dataset.items.height

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dcclctl.events.sampling import Ints
+from dcclctl.logs.order import order_by
 
 Floats = npt.NDArray[np.float32]
 
@@ -34,11 +35,12 @@ class ItemLists:
     @classmethod
     def of(cls, related: Int[Tensor, "I N"], values: Float[Tensor, "I N"]) -> "ItemLists":
         """From each item's related items and their values, 0 for padding."""
-        item, place = np.nonzero(values.numpy())
-        source = related.numpy()[item, place]
-        order = np.argsort(source, kind="stable")
-        start = np.searchsorted(source[order], np.arange(len(related) + 1))
-        return cls(start, item[order], values.numpy()[item, place][order])
+        value = values.numpy().ravel()
+        held = np.flatnonzero(value)
+        source = related.numpy().ravel()[held]
+        held = held[order_by(source)]
+        start = np.concatenate([[0], np.cumsum(np.bincount(source, minlength=len(related)))])
+        return cls(start, held // max(related.shape[1], 1), value[held])
 
     def entries(self, items: Ints, weights: Floats) -> tuple[Ints, Floats, Floats]:
         """The lists of some items (H,), one after the other: targets, values, and the weight of the item of each (N,)."""
