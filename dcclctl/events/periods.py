@@ -10,6 +10,8 @@ from dcclctl.tables import ITEM_PERIODS
 if TYPE_CHECKING:
     import polars as pl
 
+#: events at a time
+_BLOCK = 1 << 20
 Integers = npt.NDArray[np.integer[Any]]
 PERIOD_NAMES = ("cloud", "device", "valid", "test")
 
@@ -23,14 +25,15 @@ def shares(user: Integers, time: Integers, period: Integers, one_timeline: bool)
     found = np.empty(len(time))
     for number in np.unique(period):  # one after the other, and few arrays at once: all events may be many
         rows = np.flatnonzero(period == number)
-        order = np.argsort(time[rows], kind="stable") if one_timeline else np.lexsort((time[rows], user[rows]))
-        rows = rows[order]
-        new_time = _changes(time[rows])
-        del order
         if one_timeline:
-            begins = np.flatnonzero(new_time)
-            found[rows] = np.repeat(begins / len(rows), np.diff(begins, append=len(rows)))
+            ordered = np.sort(time[rows])
+            for first in range(0, len(rows), _BLOCK):
+                some = rows[first : first + _BLOCK]
+                some = some[np.argsort(time[some])]  # of sorted times the places are found several times as fast
+                found[some] = np.searchsorted(ordered, time[some]) / len(rows)
             continue
+        rows = rows[np.lexsort((time[rows], user[rows]))]
+        new_time = _changes(time[rows])
         new_owner = _changes(user[rows])
         begins = np.flatnonzero(new_owner | new_time)
         before = np.repeat(begins, np.diff(begins, append=len(rows)))

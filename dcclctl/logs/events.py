@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,49 +51,55 @@ def select_events(log: Log, config: IngestConfig) -> Events:
     """Apply the rules in this order: behaviours, duplicates, label conflicts, repeats, cap, minimum counts.
 
     Args:
-        log: every row that passed the row rules.
+        log: every row that passed the row rules; its columns of users, items, times and labels are taken out of it.
         config: the ingest settings.
 
     Raises:
         UsageError: a behaviour that the log does not have.
         DataError: no event is left.
     """
-    rows = np.arange(len(log), dtype=np.int64)
-    if config.behaviours:
-        rows = rows[_wanted_behaviours(log, config.behaviours)]
-    whole = len(rows) == len(log)
+    chosen = np.flatnonzero(_wanted_behaviours(log, config.behaviours)) if config.behaviours else None
+
+    def column(name: str) -> npt.NDArray[Any]:
+        values = log.take(name)
+        return values if chosen is None else values[chosen]
+
     with ThreadPoolExecutor(2) as pool:
-        dense_users = pool.submit(log.user_ids.dense, log.users if whole else log.users[rows])
-        dense_items = pool.submit(log.item_ids.dense, log.items if whole else log.items[rows])
+        dense_users = pool.submit(log.user_ids.dense, column("users"))
+        dense_items = pool.submit(log.item_ids.dense, column("items"))
     (users, user_ids), (items, item_ids) = dense_users.result(), dense_items.result()
-    if len(rows) == 0:
+    del dense_users, dense_items
+    if len(users) == 0:
         raise _nothing_left("the logs hold no usable event" if len(log) == 0 else "no event has these behaviours")
-    outside = len(log) - len(rows)
-    sorting = order_by(users, coarsen(log.times if whole else log.times[rows]))
-    rows, items = sorting if whole else rows[sorting], items[sorting]
+    outside, times = len(log) - len(users), column("times")
+    sorting = order_by(users, coarsen(times))
+    times, items = times[sorting], items[sorting]
     # Sorted by user, so the sorted users follow from the counts without moving them.
     users = np.repeat(np.arange(len(user_ids), dtype=np.int32), np.bincount(users, minlength=len(user_ids)))
+    labels = np.ones(len(users), np.int8) if log.labels is None else column("labels")[sorting]
+    rows: Ints = sorting if chosen is None else chosen[sorting]
+    rows = rows.astype(np.int32 if len(log) < 2**31 else np.int64, copy=False)
     del sorting
-    times = log.times[rows]
-    labels = np.ones(len(rows), np.int8) if log.labels is None else log.labels[rows]
     sorted_rows = RowRules(users, items, labels)
     sorted_rows.dropped["behaviours"] = outside
     sorted_rows.drop_repetitions(times, None if log.behaviours is None else log.behaviours[rows], config)
-    counts = np.bincount(users, weights=sorted_rows.keep, minlength=len(user_ids))
+    counts = np.bincount(users[sorted_rows.keep], minlength=len(user_ids))
     if config.max_user_events and counts.max() > config.max_user_events:
         sorted_rows.cap(config.max_user_events)
     if config.min_user_events > 1 or config.min_item_events > 1:
         sorted_rows.require_counts(config.min_user_events, config.min_item_events)
-    keep = sorted_rows.keep
+    keep, dropped, hidden, conflicts = sorted_rows.keep, sorted_rows.dropped, sorted_rows.hidden, sorted_rows.conflicts
+    del sorted_rows
     if not keep.any():
         raise _nothing_left("no event is left after --min-user-events and --min-item-events")
     if not keep.all():
-        rows, times, labels = rows[keep], times[keep], labels[keep]
+        rows = rows[keep]
+        times = times[keep]
+        labels = labels[keep]
         users, user_ids = _renumber(users[keep], user_ids)
         items, item_ids = _renumber(items[keep], item_ids)
     heavy = int((counts >= rules.HEAVY_USER_EVENTS).sum())
-    dropped, hidden = sorted_rows.dropped, sorted_rows.hidden
-    return Events(users, items, times, labels, rows, user_ids, item_ids, dropped, hidden, sorted_rows.conflicts, heavy)
+    return Events(users, items, times, labels, rows, user_ids, item_ids, dropped, hidden, conflicts, heavy)
 
 
 def without(events: Events, keep: Flags, rule: str) -> Events:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ class Log:
         categories, behaviours, names: codes in `category_texts`, `behaviour_texts` and `name_texts`; None without such a
             column.
         time_kind: 'timestamp' or 'ordinal'.
-        read: file name → number of its records.
+        rows: how many there are. read: file name → number of its records.
         normalised, warnings: counts, see rules.py.
         remarks: sentences for people.
     """
@@ -58,13 +58,20 @@ class Log:
     behaviour_texts: IdColumn
     name_texts: IdColumn
     time_kind: str
+    rows: int
     read: dict[str, int]
     normalised: Counter[str]
     warnings: Counter[str]
     remarks: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.users)
+        return self.rows
+
+    def take(self, column: str) -> npt.NDArray[Any]:
+        """A column that the log then no longer holds, so that a large log is not in memory twice."""
+        values: npt.NDArray[Any] = getattr(self, column)
+        setattr(self, column, values[:0].copy())
+        return values
 
 
 def batches(
@@ -239,6 +246,7 @@ class LogReader:
         def column(role: str) -> Ints:
             return np.concatenate(self._parts.pop(role, [np.zeros(0, np.int64)]))
 
+        rows = sum(map(len, self._parts.get("user", [])))
         return Log(
             column("user"),
             column("item"),
@@ -253,6 +261,7 @@ class LogReader:
             self._others["behaviour"],
             self._others["name"],
             time_kind,
+            rows,
             read,
             self._normalised,
             self._warnings,
