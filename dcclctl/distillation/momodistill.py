@@ -93,7 +93,9 @@ class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
                 sampler = group.sampler.named("distill/basis-negatives")
                 yield cast(TaughtObjective, group.objective), sampler.draw(group.all_events, epoch)
 
-        phase = Phase(task.on_progress, "teach basis and encoder", settings.basis_epochs * trainer.n_all_events, "events")
+        phase = Phase(
+            task.on_progress, "teach basis and encoder", settings.basis_epochs * trainer.n_all_events, "events"
+        )
         basis, losses = second.distill(basis, encoder, draw, task.seed, on_epoch, phase.add)
         write_basis(task.work, basis)
         write_encoder(task.work, encoder)
