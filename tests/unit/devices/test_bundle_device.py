@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dcclctl.devices.bundle.device import BundleError, Device, Graphs, noise_of, user_bytes, with_noise
+from dcclctl.devices.bundle.device import BundleError, Device, Graphs, noise_of, session, user_bytes, with_noise
+from dcclctl.devices.bundle.graph import Graph
 
 SIZES = {"ring": 6, "history": 4, "profile": 1, "theta": 3, "smallest": 0, "kept": 0, "kept_features": 0}
 
@@ -126,3 +127,11 @@ def test_what_is_sent_is_within_the_clip_before_noise() -> None:
     drawn = np.array([with_noise(far, mean, 1.0, 2.0, 1e-5, draw.gauss)[0] for _ in range(4000)])
     np.testing.assert_allclose(drawn.mean(0), mean + np.array([0.6, 0.0, 0.8]), atol=4 * noise / np.sqrt(4000))
     np.testing.assert_allclose(drawn.std(0), noise, rtol=0.05)
+
+
+def test_a_runtime_that_lacks_an_operator_says_which_has_it(tmp_path: Path) -> None:
+    graph = Graph("unknown")
+    graph.output("found", graph.op("NoSuchOperator", graph.input("x", np.float32, 3)), np.float32, 3)
+    (tmp_path / "score.onnx").write_bytes(graph.bytes())
+    with pytest.raises(BundleError, match=r"score\.onnx: this onnxruntime .*NoSuchOperator.*opset 18.*pip install"):
+        session(tmp_path / "score.onnx")

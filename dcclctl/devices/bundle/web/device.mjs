@@ -59,9 +59,15 @@ export class Graphs {
     graphs.number = new Map(graphs.ids.map((id, at) => [id, at]));
     graphs.items = tensorsOf(files['items.safetensors']);
     graphs.golden = tensorsOf(files['golden.safetensors']);
-    const open = name => ort.InferenceSession.create(files[name], {
-      externalData: graphs.spec.graphs[name].tables.map(path => ({path, data: files[path]})),
-    });
+    const open = async name => {
+      const externalData = graphs.spec.graphs[name].tables.map(path => ({path, data: files[path]}));
+      try {
+        return await ort.InferenceSession.create(files[name], {externalData});
+      } catch (error) {
+        throw new BundleError(`${name}: this ONNX Runtime cannot open the graph: ${error.message}. `
+          + 'It needs the operators of ONNX opset 18: onnxruntime-web 1.16 or newer.');
+      }
+    };
     graphs.score = await open('score.onnx');
     graphs.learn = files['learn.onnx'] ? await open('learn.onnx') : null;
     return graphs;
