@@ -416,7 +416,11 @@ def guided(campaign: Campaign, seconds: int) -> Findings:
     folder = campaign.bench.folder / "guided"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here.parent.parent), str(here.parent), *sys.path])}
+    # libFuzzer ends its process without cleaning up, so what the readers are fed with is made where the campaign deletes it
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(here.parent.parent), str(here.parent), *sys.path]),
+        "TMPDIR": str(folder),
+    }
     words = [sys.executable, "-m", "reliability.guided", str(each), str(campaign.seed), campaign.plant, str(folder)]
     with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, errors="replace") as running:
         try:
