@@ -43,22 +43,25 @@ def co_occurrences(pairs: Any, on_progress: OnProgress = no_progress) -> Iterato
     Yields:
         The block's first item, and its rows.
     """
-    of_items, n_items = pairs.T.tocsr(), pairs.shape[1]
-    step = max(1, _BLOCK // max(n_items, 1))
-    phase = Phase(on_progress, "count pairs of items", n_items, "items")
-    for first in range(0, n_items, step):
-        last = min(first + step, n_items)
-        yield first, torch.from_numpy((of_items[first:last] @ pairs).toarray()).float()
-        phase.at(last)
+    phase = Phase(on_progress, "count pairs of items", pairs.shape[1], "items")
+    for first, block in _blocks(pairs):
+        yield first, torch.from_numpy(block.toarray()).float()
+        phase.add(block.shape[0])
 
 
 def add_co_occurrences(total: Float[Tensor, "I I"], pairs: Any) -> None:
     """Add XᵀX of some users' pairs, as `co_occurrences` has them, to a table."""
+    for first, block in _blocks(pairs):
+        some = block.tocoo()
+        total.numpy()[some.row + first, some.col] += some.data  # each cell is there once
+
+
+def _blocks(pairs: Any) -> Iterator[tuple[int, Any]]:
+    """The first item of each block of rows of XᵀX, and the rows, a scipy.sparse.csr_array (R, I)."""
     of_items, n_items = pairs.T.tocsr(), pairs.shape[1]
     step = max(1, _BLOCK // max(n_items, 1))
     for first in range(0, n_items, step):
-        some = (of_items[first : first + step] @ pairs).tocoo()
-        total.numpy()[some.row + first, some.col] += some.data  # each cell is there once
+        yield first, of_items[first : first + step] @ pairs
 
 
 def sparse_co_occurrences(

@@ -146,6 +146,7 @@ class SasrecGraph:
         size = model.embedding_size
         x = graph.concat(weight(model.start * math.sqrt(size)).unsqueeze(0), self._steps(), axis=0)  # (T + 1, D)
         place = graph.range(x.length())
+        start = graph.op("Equal", place, graph.constant(0))
         of = place  # whose state is computed; of the last layer only the last one is read
         blocks = list(cast(Iterable[Attention], model.blocks))
         for block in blocks:
@@ -155,7 +156,6 @@ class SasrecGraph:
             if block is blocks[-1]:
                 x, normed, of = (each.last().unsqueeze(0) for each in (x, normed, place))
             age = graph.op("Max", of.unsqueeze(1) - place, graph.constant(0))  # query, key
-            start = graph.op("Equal", place, graph.constant(0))
             ages = weight(block.ages).rows(graph.where(start, graph.constant(len(block.ages) - 1), age))
             weights = normed @ weight(block.query.weight.T) @ key.t / math.sqrt(size) + ages
             later = graph.op("Greater", place, of.unsqueeze(1))
