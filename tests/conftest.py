@@ -5,13 +5,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
+from shapes import check_modules
 
 # The shapes that stand in signatures are checked while the tests run, and only then.
-install_import_hook(
-    ["dcclctl.events", "dcclctl.models", "dcclctl.devices", "dcclctl.distillation", "dcclctl.evaluation"],
-    "shapes.check",
-)
+check_modules(["dcclctl.events", "dcclctl.models", "dcclctl.devices", "dcclctl.distillation", "dcclctl.evaluation"])
 
 from buckets import bucket, s3_server  # noqa: E402, F401
 from world import shop, world  # noqa: E402, F401 (after the hook: what they import is checked)
