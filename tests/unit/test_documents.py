@@ -136,19 +136,6 @@ def test_the_check_of_commands_can_fail() -> None:
     assert found == ["--stepz", "--user", "artifacts lsit,", "dinn", "train.din.epochz=3", "trian"]
 
 
-@pytest.mark.parametrize("path", [path for path in DOCUMENTS if "research" not in path.parts], ids=name_of)
-def test_flags_that_stand_alone_exist(path: Path) -> None:
-    known = {"--help", "--version", "--install-completion"}
-    for name in COMMANDS:
-        found = parameters([name])
-        assert found is not None
-        for command in [found[0], *getattr(found[0], "commands", {}).values()]:
-            known |= {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
-    prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
-    alone = set(re.findall(r"(?<!`)`(--[a-z][a-z-]*)", prose))
-    assert alone <= known
-
-
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_links_lead_somewhere(path: Path) -> None:
     prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)

@@ -32,8 +32,8 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(store):
-    """12 trials of DIN, some of them stopped early."""
-    made = done(*DIN, "--trials=12", store=store)
+    """9 trials of DIN, some of them stopped early."""
+    made = done(*DIN, "--trials=9", store=store)
     return Tuning(Store(store).resolve(made["ref"]))
 
 
@@ -133,24 +133,21 @@ def test_bad_trials_are_stopped_early(tuned):
 
 
 def test_the_same_command_costs_nothing_and_a_longer_one_begins_with_the_same_trials(store, tuned):
-    again = done(*DIN, "--trials=12", store=store)
+    again = done(*DIN, "--trials=9", store=store)
     assert again["reused"] and again["id"] == tuned.id
     before = len(Store(store).numbers("cloud"))
-    longer = Tuning(Store(store).resolve(done(*DIN, "--trials=14", store=store)["ref"]))
-    assert longer.trials.head(12).equals(tuned.trials)
+    longer = Tuning(Store(store).resolve(done(*DIN, "--trials=11", store=store)["ref"]))
+    assert longer.trials.head(9).equals(tuned.trials)
     assert len(Store(store).numbers("cloud")) <= before + 2
 
 
-def test_another_store_finds_the_same(store, tuned, tmp_path):
-    ingest(tmp_path / "log", tmp_path / "store")
-    there = done(*DIN, "--trials=12", store=tmp_path / "store")
-    assert there["id"] == tuned.id
-    other = done(*DIN, "--trials=7", "--seed=1", store=tmp_path / "store")
-    assert other["id"] != tuned.id
+def test_another_seed_finds_something_else(store, tuned):
+    other = Tuning(Store(store).resolve(done(*DIN, "--trials=3", "--seed=1", store=store)["ref"]))
+    assert other.trials["settings"].to_list()[1:] != tuned.trials["settings"].to_list()[1:3]
 
 
-def test_a_tuning_that_was_stopped_goes_on_to_the_same_end(tuned, tmp_path, monkeypatch):
-    """Stopped in the middle of the sixth training, between what an epoch says and its checkpoint."""
+def test_a_tuning_that_was_stopped_in_another_store_goes_on_to_the_same_end(tuned, tmp_path, monkeypatch):
+    """Stopped in the middle of the fifth training, between what an epoch says and its checkpoint."""
     root = tmp_path / "store"
     ingest(tmp_path / "log", root)
     from dcclctl.models import training
@@ -159,15 +156,15 @@ def test_a_tuning_that_was_stopped_goes_on_to_the_same_end(tuned, tmp_path, monk
 
     def stop(self, work):
         calls.append(self.epoch)
-        if len(calls) == 18:
+        if len(calls) == 15:
             raise KeyboardInterrupt
         save(self, work)
 
     monkeypatch.setattr(training.FitState, "save", stop)
-    assert dcclctl(*DIN, "--trials=12", store=root).exit_code == 130
+    assert dcclctl(*DIN, "--trials=9", store=root).exit_code == 130
     assert not Store(root).numbers("tuning") and Store(root).numbers("cloud")
     monkeypatch.setattr(training.FitState, "save", save)
-    assert done(*DIN, "--trials=12", store=root)["id"] == tuned.id
+    assert done(*DIN, "--trials=9", store=root)["id"] == tuned.id
 
 
 def test_several_models_have_equal_budgets_and_the_file_makes_the_best_again(store, tmp_path):
@@ -222,7 +219,7 @@ def test_distillation_is_tuned(store):
 
 
 def test_what_is_printed(store, tuned):
-    printed = dcclctl(*DIN, "--trials=12", store=store).stdout
+    printed = dcclctl(*DIN, "--trials=9", store=store).stdout
     assert "all NDCG@10" in printed and "stopped early" in printed and "one seed" in printed
     assert tuned.ref in dcclctl("artifacts", "list", "--kind=tuning", store=store).stdout
     assert dcclctl("artifacts", "show", tuned.ref, store=store).exit_code == 0
