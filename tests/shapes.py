@@ -15,11 +15,17 @@ import jaxtyping
 from beartype import BeartypeConf, beartype
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+
+class SignatureError(TypeError):
+    """A value does not fit the signature: a TypeError, as most of what would come of it."""
+
+
+_check = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=SignatureError))
 
 
 def check_function(function: Function) -> Function:
-    """The same function, checked. The check is compiled at the first call: one process calls few of all functions."""
+    """The same function, which raises a SignatureError. The check is compiled at the first call: one process calls few of all functions."""
     checked: list[Callable[..., Any]] = []
 
     @functools.wraps(function)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from beartype.roar import BeartypeCallHintViolation
+from shapes import SignatureError
 from small_worlds import din, normal, random_log
 
 from dcclctl.devices.hidden_patch import DeviceRows
@@ -17,17 +17,17 @@ def test_a_wrong_shape_is_refused():
     d = model.embedding_size
     mask = torch.ones(2, 3, dtype=torch.bool)
     model.interest(normal(2, 4, d), normal(2, 3, d), mask)
-    with pytest.raises(BeartypeCallHintViolation, match="mask"):
+    with pytest.raises(SignatureError, match="mask"):
         model.interest(normal(2, 4, d), normal(2, 3, d), mask[:, :2])
 
 
 def test_a_wrong_type_is_refused():
-    with pytest.raises(BeartypeCallHintViolation, match="student"):
+    with pytest.raises(SignatureError, match="student"):
         bernoulli_kl(normal(3), torch.zeros(3, dtype=torch.int64))
 
 
 def test_a_record_of_mismatched_tensors_is_refused():
-    with pytest.raises(BeartypeCallHintViolation):
+    with pytest.raises(SignatureError):
         DeviceRows(normal(2, 5, 4), normal(2, 4), normal(2, 5))
 
 
@@ -41,5 +41,5 @@ def test_every_room_with_tensors_is_checked():
         lambda: bernoulli_kl(1.0, 2.0),
         lambda: best_columns(normal(3), 2),
     ):
-        with pytest.raises(BeartypeCallHintViolation):
+        with pytest.raises(SignatureError):
             call()
