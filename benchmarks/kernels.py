@@ -146,10 +146,10 @@ def membership(times: int) -> list[Ratio]:
     def some() -> np.ndarray:
         return contains_by_search(pairs, own, drawn)
 
-    assert np.array_equal(every(), pairs.rows(users))
+    assert np.array_equal(np.nonzero(every()), pairs.of_owners(users))
     assert np.array_equal(some(), pairs.contains(own, drawn))
     return [
-        ratio("items of a user among all 20,000", every, lambda: pairs.rows(users), times, 20),
+        ratio("items of a user among all 20,000", every, lambda: pairs.of_owners(users), times, 20),
         ratio("items of a user among 101 drawn", some, lambda: pairs.contains(own, drawn), times, None),
     ]
 

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dcclctl.artifacts import Dataset
@@ -36,14 +35,39 @@ class Batch:
     Attributes:
         events: (B,) rows of the log.
         items: (B, C) the event's own item, then C − 1 sampled ones; None where the columns are the whole catalogue.
-        rivals: (B, C − 1), or (B, I) for the whole catalogue: which columns (but the own item's) may stand in the ranking.
+        own: (B,) column of the event's own item.
+        sampled: R, how many columns after the own item's are compared with it; 0: the whole catalogue is.
+        no_rivals: rows and columns of what stands in no ranking among the compared columns. outside: (O,) columns that stand
+            in none of the rankings.
+        rivals: (B,) number of rivals.
         negatives: (B, N) items for AUC, NO_ITEM where fewer are left.
     """
 
     events: Ints
     items: Int[Tensor, "B C"] | None
-    rivals: Bool[np.ndarray, "B R"]
+    own: Ints
+    sampled: int
+    no_rivals: tuple[Ints, Ints]
+    outside: Ints
+    rivals: Ints
     negatives: Ints
+
+    def own_logits(self, logits: Float[np.ndarray, "B C"]) -> Float[np.ndarray, "B"]:
+        """Logits of the events' own items."""
+        return logits[np.arange(len(self.events)), self.own]
+
+    def negative_logits(self, logits: Float[np.ndarray, "B C"]) -> Float[np.ndarray, "B N"]:
+        """Logits of the negatives; any value where there is none."""
+        if self.items is not None:
+            return logits[:, 1 : 1 + self.negatives.shape[1]]
+        return np.take_along_axis(logits, np.maximum(self.negatives, 0), axis=1)
+
+    def rival_logits(self, logits: Float[np.ndarray, "B C"]) -> Float[np.ndarray, "B R"]:
+        """Logits of the compared columns, −∞ where there is no rival: a part of `logits`, which is changed."""
+        compared = logits if self.items is None else logits[:, 1 : 1 + self.sampled]
+        compared[self.no_rivals] = -np.inf
+        compared[:, self.outside] = -np.inf
+        return compared
 
 
 class Candidates:
@@ -74,6 +98,7 @@ class Candidates:
         self.catalogue = self.sampler.catalogue
         self._in_catalogue = np.zeros(self.log.n_items, dtype=bool)
         self._in_catalogue[self.catalogue] = True
+        self._outside = np.flatnonzero(~self._in_catalogue)
         if to_rank is None:
             to_rank = number_to_rank(dataset, self.log, block, config)
         self.sampled = self._number_of_candidates(config.candidates, to_rank)
@@ -101,16 +126,29 @@ class Candidates:
         """Some events with their candidates."""
         drawn = self.sampler.items(events, max(self.sampled, self.config.auc_negatives))
         negatives = drawn[:, : self.config.auc_negatives]
+        own = self.log.item[events]
         if not self.sampled:
-            return Batch(events, None, self._unseen(events), negatives)
-        own = self.log.item[events][:, None]
-        items = np.concatenate([own, np.where(drawn == NO_ITEM, own, drawn)], axis=1)
-        return Batch(events, torch.from_numpy(items), drawn[:, : self.sampled] != NO_ITEM, negatives)
+            no_rivals = self._no_rivals(events, own)
+            rivals = len(self.catalogue) - np.bincount(no_rivals[0], minlength=len(events))
+            return Batch(events, None, own, 0, no_rivals, self._outside, rivals, negatives)
+        items = np.concatenate([own[:, None], np.where(drawn == NO_ITEM, own[:, None], drawn)], axis=1)
+        missing = drawn[:, : self.sampled] == NO_ITEM
+        return Batch(
+            events,
+            torch.from_numpy(items),
+            np.zeros(len(events), dtype=np.int64),
+            self.sampled,
+            np.nonzero(missing),
+            self._outside[:0],
+            self.sampled - missing.sum(1),
+            negatives,
+        )
 
-    def _unseen(self, events: Ints) -> npt.NDArray[np.bool_]:
-        """(B, I) items that may stand in the event's ranking beside its own."""
+    def _no_rivals(self, events: Ints, own: Ints) -> tuple[Ints, Ints]:
+        """Rows and items of the catalogue that may not stand in the event's ranking: excluded ones and its own."""
         excluded = self.sampler.excluded
-        unseen: npt.NDArray[np.bool_] = ~excluded.rows(self.log.owners(events, excluded))
-        unseen &= self._in_catalogue
-        unseen[np.arange(len(events)), self.log.item[events]] = False
-        return unseen
+        row, item = excluded.of_owners(self.log.owners(events, excluded))
+        pairs = np.concatenate([row * self.log.n_items + item, np.arange(len(events)) * self.log.n_items + own])
+        row, item = np.divmod(np.unique(pairs), self.log.n_items)
+        inside = self._in_catalogue[item]
+        return row[inside], item[inside]

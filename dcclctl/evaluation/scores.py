@@ -44,24 +44,20 @@ class Scores:
     shown: Ints | None = None
 
     def add(self, batch: Batch, logits: Float[np.ndarray, "B C"]) -> None:
-        """Take ranks and rows from one batch."""
+        """Take ranks and rows from one batch. Overwrites `logits`."""
         log, config = self.candidates.log, self.candidates.config
-        events, own = batch.events, log.item[batch.events]
+        events, own = batch.events, batch.own_logits(logits)
+        self._add_rows(events, own, batch.negative_logits(logits), batch.negatives != NO_ITEM)
+        others, items, rivals = batch.rival_logits(logits), log.item[events], batch.rivals
         positive = log.label[events] > 0
-        if batch.items is not None:
-            own_logits, others = logits[:, 0], logits[:, 1 : 1 + batch.rivals.shape[1]]
-            rows = logits[:, 1 : 1 + config.auc_negatives]
-        else:
-            own_logits, others = logits[np.arange(len(events)), own], logits
-            rows = np.take_along_axis(logits, np.maximum(batch.negatives, 0), axis=1)
-        others = np.where(batch.rivals, others, -np.inf)
+        if not positive.all():
+            events, own, others, items, rivals = (each[positive] for each in (events, own, others, items, rivals))
         if batch.items is None:
-            best = exposure(_top_lists(others, own, own_logits, max(config.k))[positive], log.n_items)
+            best = exposure(_top_lists(others, items, own, max(config.k)), log.n_items)
             self.shown = best if self.shown is None else self.shown + best
-        self.events.append(events[positive])
-        self.ranks.append(ranks(own_logits[positive], others[positive]))
-        self.rivals.append(batch.rivals[positive].sum(1))
-        self._add_rows(events, own_logits, rows, batch.negatives != NO_ITEM)
+        self.events.append(events)
+        self.ranks.append(ranks(own, others))
+        self.rivals.append(rivals)
 
     def _add_rows(
         self,

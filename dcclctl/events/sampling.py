@@ -101,22 +101,16 @@ class PairSet:
             found[found] = self._keys[np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)] == keys
         return found
 
-    def rows(self, owners: Ints) -> npt.NDArray[np.bool_]:
-        """(B, I) whether each owner (B,) has each of the items: the owners' own pairs are written, no pair is looked up."""
-        found = np.zeros((len(owners), self.n_items), dtype=bool)
-        found[self._own_pairs(owners)] = True
-        return found
-
     def among(self, owners: Ints, items: Ints) -> npt.NDArray[np.bool_]:
-        """(B, N) whether each owner (B,) has each of some distinct items (N,), found like `rows`."""
+        """(B, N) whether each owner (B,) has each of some distinct items (N,): own pairs are written, no pair is looked up."""
         columns = np.full(self.n_items, len(items))
         columns[items] = np.arange(len(items))
         found = np.zeros((len(owners), len(items) + 1), dtype=bool)
-        row, item = self._own_pairs(owners)
+        row, item = self.of_owners(owners)
         found[row, columns[item]] = True  # the last column takes the other items
         return found[:, :-1]
 
-    def _own_pairs(self, owners: Ints) -> tuple[Ints, Ints]:
+    def of_owners(self, owners: Ints) -> tuple[Ints, Ints]:
         """All pairs of the owners (B,): each one's place in `owners`, and its item."""
         begins, ends = (np.searchsorted(self._keys, (owners + more) * self.n_items) for more in (0, 1))
         return np.repeat(np.arange(len(owners)), ends - begins), self._keys[ranges(begins, ends)] % self.n_items

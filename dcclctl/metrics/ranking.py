@@ -42,9 +42,10 @@ def ranks(positive_scores: NDArray[Any], candidate_scores: NDArray[Any]) -> Floa
             raise DataError(
                 "a score is NaN or infinite, so items cannot be ranked", "Train again with a smaller learning rate."
             )
-    positives = positive_scores[:, None]
-    greater = np.count_nonzero(candidate_scores > positives, axis=1)
-    equal = np.count_nonzero(candidate_scores == positives, axis=1)
+    # Row by row: several times as fast as counting along an axis, which first makes integers of all flags.
+    rows = list(zip(positive_scores, candidate_scores, strict=True))
+    greater = np.array([np.count_nonzero(row > positive) for positive, row in rows], dtype=np.int64)
+    equal = np.array([np.count_nonzero(row == positive) for positive, row in rows], dtype=np.int64)
     return np.where(positive_scores == -math.inf, math.inf, 1.0 + greater + 0.5 * equal)
 
 

@@ -100,16 +100,23 @@ def test_sampled_candidates_are_distinct_and_never_more_than_are_left(world: Wor
     )
     batch, everything = candidates.batch(candidates.events), whole.batch(candidates.events)
     assert candidates.sampled == int(count) and batch.items is not None and everything.items is None
-    left = everything.rivals.sum(1)
-    assert batch.rivals.sum(1).tolist() == np.minimum(int(count), left).tolist()
+    places = np.broadcast_to(np.arange(dataset.log.n_items, dtype=np.float32), (len(batch.events), dataset.log.n_items))
+    allowed = np.isfinite(everything.rival_logits(places.copy()))
+    left = allowed.sum(1)
+    assert everything.rivals.tolist() == left.tolist()
+    assert batch.rivals.tolist() == np.minimum(int(count), left).tolist()
     short = int((left < int(count)).sum())
     assert (short > 0) == (count == "79")
-    for event, items, there, allowed in zip(
-        candidates.events, batch.items[:, 1:].numpy(), batch.rivals, everything.rivals, strict=True
+    logits = batch.items.numpy().astype(np.float32)
+    assert np.array_equal(batch.own_logits(logits), dataset.log.item[batch.events])
+    assert np.array_equal(everything.own_logits(places), dataset.log.item[batch.events])
+    assert np.array_equal(everything.negative_logits(places), np.maximum(batch.negatives, 0))
+    for event, items, rivals, ok in zip(
+        batch.events, batch.rival_logits(logits), batch.rivals, allowed, strict=True
     ):
-        drawn = items[: len(there)][there]
-        assert len(set(drawn.tolist())) == len(drawn)
-        assert allowed[drawn].all() and dataset.log.item[event] not in drawn
+        drawn = items[np.isfinite(items)].astype(np.int64)
+        assert len(set(drawn.tolist())) == len(drawn) == rivals
+        assert ok[drawn].all() and dataset.log.item[event] not in drawn
 
 
 def test_candidates_do_not_depend_on_the_batch_they_are_drawn_in(world: World) -> None:
