@@ -111,9 +111,7 @@ def test_sampled_candidates_are_distinct_and_never_more_than_are_left(world: Wor
     assert np.array_equal(batch.own_logits(logits), dataset.log.item[batch.events])
     assert np.array_equal(everything.own_logits(places), dataset.log.item[batch.events])
     assert np.array_equal(everything.negative_logits(places), np.maximum(batch.negatives, 0))
-    for event, items, rivals, ok in zip(
-        batch.events, batch.rival_logits(logits), batch.rivals, allowed, strict=True
-    ):
+    for event, items, rivals, ok in zip(batch.events, batch.rival_logits(logits), batch.rivals, allowed, strict=True):
         drawn = items[np.isfinite(items)].astype(np.int64)
         assert len(set(drawn.tolist())) == len(drawn) == rivals
         assert ok[drawn].all() and dataset.log.item[event] not in drawn
