@@ -22,7 +22,10 @@ from side_by_side import SAMPLE, Ratio, find_data, flags, in_turn, ingested, log
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcclctl.devices.basis import EPSILON
+
 if TYPE_CHECKING:
+    from dcclctl.artifacts import CloudModel
     from dcclctl.devices.hidden_patch import Basis
     from dcclctl.devices.metapatch import HiddenDevices
     from dcclctl.events.sampler import Samples
@@ -71,7 +74,7 @@ def loop(devices: "HiddenDevices", mine: list["Samples"], cache: bool) -> Tensor
         history, mask = log.histories(samples.events, model.sizes.history)
         inputs = samples.candidates, history, mask, log.profile[torch.from_numpy(log.user[samples.events])]
         device = DeviceModel(model, shared.basis, shared.mean)
-        optimiser = torch.optim.Adam([device.code], lr=settings.learning_rate)
+        optimiser = torch.optim.Adam([device.code], lr=settings.learning_rate, eps=EPSILON)
         z1 = device.lower_layers(*inputs)
         for step in range(settings.steps):
             if step and not cache:
@@ -118,17 +121,22 @@ class Bench:
 def prepare(name: str, data: Path | None, folder: Path, threads: int) -> Bench:
     """Ingest the log, train a cloud model for one epoch, learn Θ for one."""
     import dcclctl
+
+    store = dcclctl.Store(folder)
+    return bench_of(dcclctl.train(ingested(name, data, store), epochs=1, threads=threads))
+
+
+def bench_of(cloud: "CloudModel") -> Bench:
+    """The devices of all users of a cloud model; Θ is learned for one epoch."""
     from dcclctl.config import PatchConfig
     from dcclctl.devices.metapatch import MetaPatch, MetaPatchSettings
     from dcclctl.devices.method import PatchTask
     from dcclctl.events.log import DEVICE, Block
 
-    store = dcclctl.Store(folder)
-    cloud = dcclctl.train(ingested(name, data, store), epochs=1, threads=threads)
     config, settings = PatchConfig(method="metapatch", negatives=4, held_back=0), MetaPatchSettings(basis_epochs=1)
     log, cpu = cloud.dataset.log, torch.device("cpu")
     events = log.events_in(DEVICE)
-    with store.begin("patch", "patches", {}, 0, {}) as work:
+    with cloud.store.begin("patch", "patches", {}, 0, {}) as work:
         users = np.unique(log.user[events])
         task = PatchTask(cloud, Block(DEVICE), users, config, settings, cpu, work, lambda *progress: None)
         devices: Any = MetaPatch().learner(task, events)

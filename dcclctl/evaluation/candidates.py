@@ -133,12 +133,13 @@ class Candidates:
             return Batch(events, None, own, 0, no_rivals, self._outside, rivals, negatives)
         items = np.concatenate([own[:, None], np.where(drawn == NO_ITEM, own[:, None], drawn)], axis=1)
         missing = drawn[:, : self.sampled] == NO_ITEM
+        row, column = np.nonzero(missing)
         return Batch(
             events,
             torch.from_numpy(items),
             np.zeros(len(events), dtype=np.int64),
             self.sampled,
-            np.nonzero(missing),
+            (row, column),
             self._outside[:0],
             self.sampled - missing.sum(1),
             negatives,
