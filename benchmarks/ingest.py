@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from side_by_side import Ratio, show
 
@@ -93,7 +94,7 @@ def compare(rows: int, times: int) -> list[Ratio]:
         log = folder / "UserBehavior.csv"
         generate(log, rows)
         print(f"ingest: {rows:,} rows, {log.stat().st_size / 1e6:,.0f} MB, medians of {times}")
-        runs = {way: [] for way in WAYS}
+        runs: dict[str, list[Any]] = {way: [] for way in WAYS}
         for _ in range(times):
             for way, found in runs.items():
                 found.append(measure(way, log, folder))

@@ -33,6 +33,7 @@ from dcclctl.devices.memory import statistics
 from dcclctl.devices.memory.features import FeatureTables, features_of
 from dcclctl.devices.memory.ring import Ring, RingContents
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
+from dcclctl.events.groups import UserGroups
 from dcclctl.events.log import DEVICE, TEST, VALID, Block, EventColumns, EventLog
 from dcclctl.metrics.auc import user_auc
 from dcclctl.models.din import Din, DinBackbone, DinSettings
@@ -69,13 +70,14 @@ def neighbours(times: int) -> list[Ratio]:
     for n_items, target in ((20_000, 8), (50_000, 40)):
         log = drawn_log(10_000, n_items, 50)
         rows, settings = np.arange(len(log.user)), StatisticsSettings(200, 100, 10.0, 10)
+        events, _ = statistics._read(UserGroups.of(log), lambda log: log.label > 0, 3, 0, no_progress)
         results: dict[str, Any] = {}
 
         def plain() -> None:
             results["plain"] = dense_neighbours(log, rows, settings)  # noqa: B023 (called in this turn)
 
         def fast() -> None:
-            results["fast"] = statistics._neighbours(log, rows, settings, no_progress)  # noqa: B023
+            results["fast"] = statistics._neighbours(events, settings, no_progress)  # noqa: B023
 
         # the plain form takes minutes for 50,000 items
         repetitions = times if n_items < 50_000 else 1
@@ -140,10 +142,10 @@ def membership(times: int) -> list[Ratio]:
     users, items = draw.integers(0, log.n_users, 256), np.arange(log.n_items)[None, :]
     own, drawn = log.user[:, None][::20], draw.integers(0, log.n_items, (len(log.user[::20]), 101))
 
-    def every() -> np.ndarray:
+    def every() -> Any:
         return contains_by_search(pairs, np.broadcast_to(users[:, None], (256, log.n_items)), items)
 
-    def some() -> np.ndarray:
+    def some() -> Any:
         return contains_by_search(pairs, own, drawn)
 
     assert np.array_equal(np.nonzero(every()), pairs.of_owners(users))

@@ -90,7 +90,8 @@ def _from_training_events(data: Any, cloud: Any) -> dict[str, float]:
     from dcclctl.models.kind import open_backbone
 
     log = data.log
-    model = open_backbone(cloud, torch.device("cpu"), log).model
+    backbone: Any = open_backbone(cloud, torch.device("cpu"), log)  # of a counted model
+    model = backbone.model
     trained = log.period < 2
     scores = model.scores(log.user[trained], log.item[trained], None, log.n_users)
     seen = log.period < 3

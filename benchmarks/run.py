@@ -35,7 +35,7 @@ def main() -> None:
         "train": lambda: train.compare(data, train.EVENTS, threads, times),
         "patch": lambda: patch.compare(data, patch.USERS, patch.LOOP_USERS, threads, times),
         "bootstrap": lambda: bootstrap.compare(bootstrap.USERS, bootstrap.METRICS, threads, times),
-        "kernels": lambda: kernels.compare(kernels.KERNELS, times),
+        "kernels": lambda: list(kernels.compare(kernels.KERNELS, times)),
     }
     for name, compare in parts.items():
         wall, cpu = time.perf_counter(), time.process_time()

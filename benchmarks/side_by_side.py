@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -48,7 +48,7 @@ class Ratio:
 
 
 def in_turn(
-    ways: dict[str, Callable[[], Any]], times: int, clock: Callable[[], float] = time.process_time
+    ways: Mapping[str, Callable[[], Any]], times: int, clock: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
     """Seconds of every way, `times` repetitions in turn, so that all see the same moments of a busy machine.
 
