@@ -48,14 +48,14 @@ class Ratio:
 
 
 def in_turn(
-    ways: Mapping[str, Callable[[], Any]], times: int, clock: Callable[[], float] = time.process_time
+    ways: Mapping[str, Callable[[], Any]], times: int, clock: Callable[[], float] = time.process_time, warm: bool = True
 ) -> dict[str, list[float]]:
     """Seconds of every way, `times` repetitions in turn, so that all see the same moments of a busy machine.
 
-    Each way runs once before, untimed: the first run pays for imports, memory and thread pools. The seconds are those of
+    With `warm` each way runs once before, untimed: the first run pays for imports, memory and thread pools. The seconds are those of
     the processor, which say more where other programs run beside; `time.perf_counter` as the clock is for other processes.
     """
-    for way in ways.values():
+    for way in ways.values() if warm else ():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(times):
