@@ -4,8 +4,8 @@
 
 The pages are README.md, docs/results.md and research/results/*.md; one without a table stays as it is. A table stands
 between `<!-- table NAME -->` and `<!-- end -->`; NAME is the file OUT/NAME.md, or one of the tables over all logs:
-`front`, what the memory patch gains over the strong cloud model trained further, all items ranked (`front-short`: the tail's),
-`front-best`, over the better of that one and one from scratch; `strong-harm`, whom it harms for good; `strong-taught`,
+`front`, what the memory patch gains over the strong cloud model trained further, all items ranked;
+`front-best`, over the better of that one and one from scratch (`front-best-short`: the tail's); `strong-harm`, whom it harms for good; `strong-taught`,
 what devices teach the strong model; and of the weak model before it `gains`, what the memory patch gains over the better of two controls; `taught`, what the taught cloud model gains over
 its control; `favours`, tail minus head of both; `loop`, what the paper's way gains; `beyond`, what the memory patch has
 over a cloud model with a long window, and over SASRec (`beyond-all`: all users alone); `habit`, what it has over counting what a user had;
@@ -157,14 +157,6 @@ def front(out: Path) -> Table:
     return title, rows
 
 
-def front_short(out: Path) -> Table:
-    """The same for the tail alone: three columns of `front`."""
-    _, rows = front(out)
-    return ["log", "GAUC", "HR@10", "relative"], [
-        [re.sub(r" \(\d+ seeds?\)$", "", row[0]), row[2], row[4], row[5]] for row in rows
-    ]
-
-
 def front_best(out: Path) -> Table:
     """The memory patch over the better of two strong cloud models, every item ranked.
 
@@ -196,6 +188,14 @@ def front_best(out: Path) -> Table:
             ]
         )
     return title, rows
+
+
+def front_best_short(out: Path) -> Table:
+    """The same for the tail alone: three columns of `front_best`."""
+    _, rows = front_best(out)
+    return ["log", "GAUC", "HR@10", "relative"], [
+        [re.sub(r" \(\d+ seeds?\)$", "", row[0]), row[3], row[5], row[6]] for row in rows
+    ]
 
 
 def relative(record: dict[str, Any]) -> str:
@@ -339,8 +339,8 @@ def lasting(out: Path) -> Table:
 SUMMARIES = {
     "gains": gains,
     "front": front,
-    "front-short": front_short,
     "front-best": front_best,
+    "front-best-short": front_best_short,
     "strong-taught": strong_taught,
     "strong-harm": strong_harm,
     "taught": taught,

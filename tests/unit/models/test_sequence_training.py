@@ -95,7 +95,8 @@ def test_the_epochs_ndcg_is_that_of_a_plain_ranking(kind, repeats, monkeypatch):
         if log.label[event]:
             [scores] = backbone.logits(backbone.activations(np.array([event]), None), None).detach().numpy()
             owner = log.owners(np.array([event]), excluded)
-            others = [i for i in log.catalogue(VALID) if i != log.item[event] and not excluded.rows(owner)[0, i]]
+            seen = {log.item[event], *excluded.of_owners(owner)[1]}
+            others = [i for i in log.catalogue(VALID) if i not in seen]
             rank = 1 + np.sum(scores[others] > scores[log.item[event]])
             found.append(1 / np.log2(1 + rank) if rank <= 10 else 0)
     fit = trainer(model, log, shared_negatives=2)
