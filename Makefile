@@ -18,7 +18,7 @@ help:
 	@echo 'make test    all tests, on two cores'
 	@echo 'make coverage   the same, and how much of the package they run (at least 90 %); half as long again'
 	@echo 'make check   style, types and the direction of imports'
-	@echo "make bench   the figures of docs/performance.md; ten minutes"
+	@echo "make bench   the figures of docs/performance.md; ten to fifteen minutes"
 	@echo 'make bench-peers   dcclctl beside RecBole, which gets an environment of its own in .venv-peers'
 	@echo 'make reliability   faults, crashes, hostile input; the figures of docs/reliability.md; an hour of one core'
 	@echo 'make sbom    the wheel, its checksums and a list of all packages (CycloneDX) in dist/'

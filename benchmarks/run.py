@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [--data FOLDER] [--threads 1] [--times 3] [--json FILE]
 
-Takes about ten minutes. The ratios say the same on any machine; the figures printed on the way do not. Beside every part stand
+Takes ten to fifteen minutes. The ratios say the same on any machine; the figures printed on the way do not. Beside every part stand
 its wall and CPU seconds, and the largest memory of the process until then.
 """
 
