@@ -156,6 +156,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "sample_data" 
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 #: what a reader copies from
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHER_PAGES = [ROOT / name for name in ("CONTRIBUTING.md", "sample_data/README.md", "benchmarks/README.md")]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -189,7 +190,7 @@ def all_flags() -> set[str]:
     return known
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*PAGES, *OTHER_PAGES], ids=lambda path: str(path.relative_to(ROOT)))
 def test_flags_that_stand_alone_in_prose_exist(path: Path) -> None:
     """Such as `--repeats keep`."""
     alone = {word for span in re.findall(r"`(--[a-z][a-z-]*)[^`]*`", path.read_text()) for word in span.split()}
