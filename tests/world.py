@@ -137,7 +137,7 @@ class World:
     def dataset(self) -> "Dataset":
         from dcclctl.artifacts import Dataset
 
-        return Dataset.of(self.artifact("dataset@1"))
+        return Dataset(self.artifact("dataset@1"))
 
     def cloud(self, number: int = 1) -> "CloudModel":
         from dcclctl.artifacts import CloudModel

@@ -19,7 +19,7 @@ class CloudModel(Handle):
 
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact)
-        self.dataset = Dataset.of(artifact.input("dataset"))
+        self.dataset = Dataset(artifact.input("dataset"))
         check_same("the id map", artifact, artifact.facts["id_map"], self.dataset.artifact, self.dataset.id_map)
 
     @cached_property

@@ -1,9 +1,8 @@
 """A dataset: clean tables of one log, and the same as tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from weakref import WeakValueDictionary
 
 from dcclctl.artifacts.handle import Handle
@@ -21,23 +20,46 @@ if TYPE_CHECKING:
 
 #: users whose events are in memory at a time, about, where not all are needed at once
 _GROUP_USERS = 65_536
-#: datasets that are in use, so that handles on one dataset share its tensors
-_open: WeakValueDictionary[tuple[str, str], "Dataset"] = WeakValueDictionary()
+ValueT = TypeVar("ValueT")
+
+
+class _Loaded(dict[str, Any]):
+    """What has been read of one dataset, by the name of the attribute."""
+
+
+#: of the datasets that are in use, by path and id
+_loaded: WeakValueDictionary[tuple[str, str], _Loaded] = WeakValueDictionary()
+
+
+class _Shared(Generic[ValueT]):
+    """An attribute that is computed when it is first read, and is then the same in all handles on one dataset."""
+
+    def __init__(self, compute: Callable[["Dataset"], ValueT]) -> None:
+        self.compute, self.__doc__ = compute, compute.__doc__
+
+    def __set_name__(self, owner: type["Dataset"], name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, dataset: None, owner: type["Dataset"]) -> "_Shared[ValueT]": ...
+    @overload
+    def __get__(self, dataset: "Dataset", owner: type["Dataset"]) -> ValueT: ...
+    def __get__(self, dataset: "Dataset | None", owner: type["Dataset"]) -> "ValueT | _Shared[ValueT]":
+        if dataset is None:
+            return self
+        if self.name not in dataset.loaded:
+            dataset.loaded[self.name] = self.compute(dataset)
+        found: ValueT = dataset.loaded[self.name]
+        return found
 
 
 class Dataset(Handle):
     """Clean tables of one log, and the same as tensors."""
 
-    @classmethod
-    def of(cls, artifact: Artifact) -> "Dataset":
-        """The dataset in an artifact; while it is in use, always the same tensors."""
-        made = Dataset(artifact)
-        found = _open.setdefault((str(artifact.path), artifact.id), made)
-        if found.artifact.reused == artifact.reused and found.artifact.home is artifact.home:
-            return found
-        # the same tensors, in another store object (which may be planning) or with another answer to `reused`
-        made.__dict__ |= found.__dict__ | {"artifact": artifact}
-        return made
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(artifact)
+        # other handles may be of another store object (which may be planning), or have another answer to `reused`
+        self.loaded = _loaded.setdefault((str(artifact.path), artifact.id), _Loaded())
 
     @property
     def id_map(self) -> str:
@@ -54,12 +76,12 @@ class Dataset(Handle):
         """Does the log say which events are negative?"""
         return str(self.facts["labels"]) != "implicit"
 
-    @cached_property
+    @_Shared
     def users(self) -> "pl.DataFrame":
         """A USERS table, see tables.py."""
         return self._numbered("users.parquet", "user_index", int(self.facts["users"]))
 
-    @cached_property
+    @_Shared
     def items(self) -> "pl.DataFrame":
         """An ITEMS table, see tables.py."""
         return self._numbered("items.parquet", "item_index", int(self.facts["items"]))
@@ -85,7 +107,7 @@ class Dataset(Handle):
             found.append(table["time_us"].to_numpy()[first:last].astype(np.int64))
         return np.concatenate(found)
 
-    @cached_property
+    @_Shared
     def log(self) -> "EventLog":
         """Everything that models and devices need, as tensors."""
         self.store.on_progress("open", 0, 0, self.ref)
@@ -136,7 +158,7 @@ class Dataset(Handle):
     def _every_user(self) -> range:
         return range(int(self.facts["users"]))
 
-    @cached_property
+    @_Shared
     def no_events(self) -> "EventLog":
         """What is known of users and items, without any events."""
         import polars as pl
@@ -234,7 +256,7 @@ class Dataset(Handle):
         """(I, S) category codes, as in EventLog."""
         return self._sides[0]
 
-    @cached_property
+    @_Shared
     def _sides(self) -> "tuple[Tensor, int, Tensor, tuple[int, ...]]":
         """What an EventLog knows of items and users: item_categories, n_categories, profile, profile_sizes."""
         import numpy as np

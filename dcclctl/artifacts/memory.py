@@ -14,7 +14,7 @@ class Memory(Handle):
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact)
         check_recorded(artifact, MemoryConfig)
-        self.dataset = Dataset.of(artifact.input("dataset"))
+        self.dataset = Dataset(artifact.input("dataset"))
 
     @property
     def size(self) -> int:

@@ -29,7 +29,7 @@ class Timeline:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self.dataset = Dataset.of(artifact)
+        self.dataset = Dataset(artifact)
         self.n_users, self.n_items = self.dataset.users.height, self.dataset.items.height
         self.one_timeline = artifact.facts["split"] == "global"
         self._starts: dict[Block, int | None] = {}

@@ -31,7 +31,7 @@ def memory(
     from dcclctl.artifacts import Dataset
     from dcclctl.stages.memory import remember
 
-    log = Dataset.of(call.store.resolve(dataset or "dataset@latest", "dataset"))
+    log = Dataset(call.store.resolve(dataset or "dataset@latest", "dataset"))
     with call.run() as options:
         made = remember(log, call.settings, options)
     facts = made.facts

@@ -45,7 +45,7 @@ def train(
             "--dataset: a model that is trained further keeps its dataset", "Leave --dataset out with --continue."
         )
     start = None if continue_ is None else CloudModel(call.store.resolve(continue_, "cloud"))
-    data = start.dataset if start else Dataset.of(call.store.resolve(dataset or "dataset@latest", "dataset"))
+    data = start.dataset if start else Dataset(call.store.resolve(dataset or "dataset@latest", "dataset"))
     with call.run() as options:
         made = run(data, call.settings, options, start)
     facts = made.facts

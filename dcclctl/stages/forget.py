@@ -256,7 +256,7 @@ class _Rewriter:
         if artifact.kind == "dataset" and name.startswith("events"):
             table = table.filter(~pl.col("user_index").is_in(numbers))
         elif artifact.kind == "dataset" and name == "item_periods.parquet" and numbers:
-            return _item_periods(Dataset.of(artifact).events.filter(~pl.col("user_index").is_in(numbers))), 0
+            return _item_periods(Dataset(artifact).events.filter(~pl.col("user_index").is_in(numbers))), 0
         elif artifact.kind == "dataset" and name == "vocabulary.parquet" and numbers:
             return _without_unused(table, artifact.read_table("users.parquet"), numbers), 0
         elif "user_id" in table.columns:

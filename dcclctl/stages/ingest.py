@@ -97,13 +97,13 @@ def ingest(
     amount = sum(source.bytes for source in sources)
     with store.begin("ingest", "dataset", config.recorded(), config.seed, inputs, run.force, amount) as work:
         if work.reused is not None:
-            return named(Dataset.of(work.reused), run)
+            return named(Dataset(work.reused), run)
         read = _Read.of(sources, side_sources, config, run.on_progress)
         if sides.implicit and "impressions" in read.columns:
             raise UsageError(
                 "--implicit: the log holds impressions, of which only the clicked ones are positive", "Leave it out."
             )
-        return named(Dataset.of(work.commit(_write(work, read, run.on_progress))), run)
+        return named(Dataset(work.commit(_write(work, read, run.on_progress))), run)
 
 
 def _existing(path: Path) -> Path:

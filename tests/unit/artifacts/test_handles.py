@@ -1,7 +1,6 @@
 """Artifacts that do not belong together are refused where they are opened, with both ids."""
 
 import copy
-import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,9 +56,9 @@ def test_what_a_handle_says_of_its_artifact(shop: Path) -> None:
 
 
 def test_handles_on_one_dataset_share_its_tensors(world: World) -> None:
-    gc.collect()  # a dataset of an earlier test that is not collected yet would be the one that is shared with
-    first = world.cloud(1).dataset  # in use
-    assert first.log is world.cloud(2).dataset.log is world.dataset().log
+    # each of another store object, and the second one made before anything was read through the first
+    first, second = world.cloud(1).dataset, world.cloud(2).dataset
+    assert first.log is second.log is world.dataset().log
 
 
 def test_another_id_map(world: World) -> None:

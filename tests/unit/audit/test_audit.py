@@ -40,7 +40,7 @@ def rewritten_events(shop: Path, change: Any) -> tuple[Store, Artifact]:
 
 
 def name_of(store: Store, user: int, item: int) -> str:
-    dataset = Dataset.of(store.resolve("dataset@1"))
+    dataset = Dataset(store.resolve("dataset@1"))
     return f"user {dataset.users['user_id'][user]!r}, item {dataset.items['item_id'][item]!r}"
 
 

@@ -93,7 +93,7 @@ def test_a_few_candidates_are_counted_and_ranked_among(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", ["7", "40", "79"])
 def test_sampled_candidates_are_distinct_and_never_more_than_are_left(world: World, count: str) -> None:
-    dataset = Dataset.of(world.artifact("dataset@1"))
+    dataset = Dataset(world.artifact("dataset@1"))
     config = EvaluateConfig(candidates=count, auc_negatives=60)
     candidates, whole = (
         Candidates(dataset, Block(TEST), config.model_copy(update={"candidates": each})) for each in (count, "all")
@@ -118,7 +118,7 @@ def test_sampled_candidates_are_distinct_and_never_more_than_are_left(world: Wor
 
 
 def test_candidates_do_not_depend_on_the_batch_they_are_drawn_in(world: World) -> None:
-    candidates = Candidates(Dataset.of(world.artifact("dataset@1")), Block(TEST), EvaluateConfig(candidates="12"))
+    candidates = Candidates(Dataset(world.artifact("dataset@1")), Block(TEST), EvaluateConfig(candidates="12"))
     whole = candidates.batch(candidates.events)
     assert whole.items is not None
     for at in range(0, len(candidates.events), 7):

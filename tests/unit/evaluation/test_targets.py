@@ -32,7 +32,7 @@ def table_of(store: Path, reference: str) -> pl.DataFrame:
 
 
 def test_repeated_events_by_a_plain_loop(again: Path) -> None:
-    dataset = Dataset.of(Store(again).resolve("dataset@1"))
+    dataset = Dataset(Store(again).resolve("dataset@1"))
     events = dataset.artifact.read_table("events.parquet").to_dicts()
     had: set[tuple[int, int]] = set()
     expected, moment = [], []
@@ -75,7 +75,7 @@ def test_both_parts_are_the_whole(again: Path) -> None:
 
 def test_both_parts_are_ranked_as_the_whole_is(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is affordable is asked of all events, not of those that are scored."""
-    dataset = Dataset.of(Store(again).resolve("dataset@1"))
+    dataset = Dataset(Store(again).resolve("dataset@1"))
     block = dataset.log.events_in(Block(TEST))
     part = targets_of(dataset, dataset.log, block, EvaluateConfig(targets="explore"))
     monkeypatch.setattr(candidates, "_AFFORDABLE_PAIRS", len(part) * dataset.log.n_items)

@@ -112,14 +112,14 @@ def test_no_byte_of_the_store_holds_an_id_or_an_event(forgotten: tuple[Store, St
     assert len(traces(before.root)) > 10  # the search finds them where they are
     assert traces(after.root) == []
     for artifact in after.artifacts("dataset"):
-        times = Dataset.of(artifact).events["time_us"]
+        times = Dataset(artifact).events["time_us"]
         assert not (times % 3_600_000_000 == ODD * 1_000_000 + START % 3600 * 1_000_000).any()
         assert artifact.read_table("rejects.parquet").height == 0
     number = {artifact.read_table("users.parquet").filter(events=0).height for artifact in after.artifacts("dataset")}
     assert number == {N_PLANTED}
     for artifact in after.artifacts("cloud"):
         if artifact.config.get("model") == "bpr":
-            gone = Dataset.of(artifact.input("dataset")).users.filter(events=0)["user_index"].to_list()
+            gone = Dataset(artifact.input("dataset")).users.filter(events=0)["user_index"].to_list()
             table = artifact.read_tensors("model.safetensors")["user_table"]
             assert not table[gone].any() and table.any()
 

@@ -63,7 +63,7 @@ def logits_of(root: Path, reference: str, events: Ints) -> tuple[torch.Tensor, t
 
 
 def log_of(root: Path) -> EventLog:
-    return Dataset.of(Store(root).resolve("dataset@1")).log
+    return Dataset(Store(root).resolve("dataset@1")).log
 
 
 def leak_of(reference: str, root: Path) -> str:
@@ -76,7 +76,7 @@ def leak_of(reference: str, root: Path) -> str:
 
 
 def test_a_memory_is_the_newest_positive_items_of_everybody(remembering: Path) -> None:
-    memory, dataset = Store(remembering).resolve("memory@1"), Dataset.of(Store(remembering).resolve("dataset@1"))
+    memory, dataset = Store(remembering).resolve("memory@1"), Dataset(Store(remembering).resolve("dataset@1"))
     table = memory.read_table("memory.parquet")
     expected: dict[str, list[int]] = {}
     events = dataset.artifact.read_table("events.parquet").filter((pl.col("period") <= DEVICE) & (pl.col("label") > 0))
@@ -211,7 +211,7 @@ def test_reports_and_explanations_know_memories(own: Path, tmp_path: Path) -> No
     page = (tmp_path / "page.html").read_text()
     assert "memory patches on din" in page and "memory patches of other users on din" in page
     assert "dcclctl memory --dataset" in page and "--memory " in page
-    users = Dataset.of(Store(own).resolve("dataset@1")).users
+    users = Dataset(Store(own).resolve("dataset@1")).users
     for group, by in (("tail", {"cloud", "memory"}), ("head", {"cloud"})):
         user = users.filter(pl.col("group") == group)["user_id"][0]
         (found,) = done("score", "patches@2", f"--user={user}", "--threads=1", store=own)["users"]
@@ -407,7 +407,7 @@ def test_a_clean_chain_is_proven(remembering: Path) -> None:
 
 def remembered_until(root: Path, period: str) -> Artifact:
     """A memory that says `device` and knows more: everything up to the period is passed off as the device period's."""
-    dataset = Dataset.of(Store(root).resolve("dataset@1"))
+    dataset = Dataset(Store(root).resolve("dataset@1"))
     log = dataset.log
     moved = np.where(log.period <= Block.parse(period).period, DEVICE, TEST)
     with pytest.MonkeyPatch.context() as patching:

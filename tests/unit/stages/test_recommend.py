@@ -338,7 +338,7 @@ def ingested(folder: Path, extra: Path, *flags: str) -> Dataset:
     ingest(folder / "log", folder / "both", *flags)
     done("ingest", folder / "log" / "events.csv", extra, "--users", folder / "log" / "users.csv", "--items",
          folder / "log" / "items.csv", *flags, store=folder / "both")  # fmt: skip
-    return Dataset.of(Store(folder / "both").resolve("dataset@2"))
+    return Dataset(Store(folder / "both").resolve("dataset@2"))
 
 
 @pytest.mark.parametrize("repeats", ["first", "keep"])
@@ -354,7 +354,7 @@ def test_histories_with_a_new_log_are_those_of_an_ingest_of_both(tmp_path: Path,
     overlap = [f"{user},{item},{when},{rating}" for user, item, when, rating in rows()[-30:]]
     log.write_text(log.read_text() + "\n".join(overlap) + "\n")
     both = ingested(tmp_path, log, f"--repeats={repeats}")
-    people = people_of(Dataset.of(Store(tmp_path / "store").resolve("dataset")), [log], quiet_progress)
+    people = people_of(Dataset(Store(tmp_path / "store").resolve("dataset")), [log], quiet_progress)
     assert people.facts["known_events"] == 30 if repeats == "keep" else people.facts["known_events"] > 10
     assert people.facts["new_users"] == 3 and people.users["user_id"].to_list()[-3:] == ["new0", "new1", "new2"]
 
@@ -371,7 +371,7 @@ def test_histories_with_a_new_log_are_those_of_an_ingest_of_both(tmp_path: Path,
             found[user["user_id"]] = baskets
         return found
 
-    known = Dataset.of(Store(tmp_path / "store").resolve("dataset"))
+    known = Dataset(Store(tmp_path / "store").resolve("dataset"))
     assert history(people.log, people.users, known.items["item_id"]) == history(
         both.log, both.users, both.items["item_id"]
     )
@@ -435,7 +435,7 @@ def test_a_new_log_of_another_kind(tmp_path: Path) -> None:
     flags = ("--map=user=who,item=what,time=n", "--behaviours=buy", "--label=stars>=4")
     done("ingest", tmp_path / "log.csv", *flags, "--time-unit=ordinal", "--split=leave-one-out", "--repeats=keep",
          store=tmp_path / "store")  # fmt: skip
-    dataset = Dataset.of(Store(tmp_path / "store").resolve("dataset"))
+    dataset = Dataset(Store(tmp_path / "store").resolve("dataset"))
     new = tmp_path / "new.csv"
     new.write_text("who,what,n,event,stars\na,x,0,view,5\na,z,1,buy,5\na,y,2,buy,1\ne,x,3,buy,5\n")
     people = people_of(dataset, [new], quiet_progress)

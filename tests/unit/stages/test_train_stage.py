@@ -118,7 +118,7 @@ def test_start_keeps_kind_and_sizes_from_python_too(world: World, shop: Path, tm
     again = train(start.dataset, settings, RunOptions(config=file), start=start)
     assert (again.model, again.sizes, again.negatives) == ("din", start.sizes, 7)
     assert set(again.config["din"]) == set(start.config["din"])
-    other = Dataset.of(store.resolve(ingest(tmp_path / "log", shop, "--split=per-user")["ref"]))
+    other = Dataset(store.resolve(ingest(tmp_path / "log", shop, "--split=per-user")["ref"]))
     with pytest.raises(UsageError, match=r"was trained on dataset@1, not on dataset@2"):
         train(other, settings, start=start)
 

@@ -234,7 +234,7 @@ def test_a_tracker_gets_every_trial(tuned):
 
 
 def test_tune_from_python(store):
-    data = Dataset.of(Store(store).resolve("dataset@1"))
+    data = Dataset(Store(store).resolve("dataset@1"))
     made = library.tune(data, variants=["item-knn"], space={"neighbours": "5,10"}, trials=2, threads=1)
     assert set(made.trials["variant"]) == {"item-knn"} and made.best == "item-knn"
     assert tomllib.loads(made.toml())["train"]["model"] == "item-knn"
