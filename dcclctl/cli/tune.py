@@ -117,7 +117,7 @@ def _of(call: Call, section: str, reference: str | None) -> Any:
 
     kind = TUNED[section]
     artifact = call.store.resolve(reference or f"{kind}@latest", kind)
-    return {"dataset": Dataset.of, "cloud": CloudModel, "patches": PatchSet}[kind](artifact)
+    return {"dataset": Dataset, "cloud": CloudModel, "patches": PatchSet}[kind](artifact)
 
 
 def _split(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
