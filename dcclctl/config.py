@@ -273,13 +273,16 @@ class MemoryConfig(CommandSection):
     profile_window: Count = Field(
         20,
         description="T: newest events whose features a device keeps, to see how well the memory predicts this user; at "
-        "most 14 bytes each. 0 keeps none.",
+        "most 18 bytes each. 0 keeps none.",
     )
     neighbours: Positive = Field(
         50, description="How many nearest items, and how many preceding items, the cloud sends with every item."
     )
     transition_window: Annotated[int, Field(ge=0, le=1000)] = Field(
         10, description="Events before an item that count as preceding it; 0 ignores the order of events."
+    )
+    factors: Count = Field(
+        32, description="D: numbers in the factor that the cloud sends with every item; 0: no factors."
     )
     shrinkage: Annotated[float, Field(ge=0.0)] = rarely(
         10.0, "Added to the denominators of similarity and transition score; it lowers chance pairs of rare items."

@@ -20,8 +20,8 @@ def memory(
 
     A device keeps the items of its user's newest M events (4 bytes each); a further event overwrites the oldest. For the
     newest T events it also keeps the features that the item had just before the event. The memory never leaves the device.
-    The cloud sends the devices statistics of all users' events: popularity, each item's nearest items, and the items that
-    usually precede it. dcclctl patch --method memory learns its patch from both.
+    The cloud sends the devices statistics of all users' events: popularity, each item's nearest items, the items that
+    usually precede it, and its factor, a vector learned by matrix factorisation. dcclctl patch --method memory learns its patch from both.
 
     \b
     Examples:

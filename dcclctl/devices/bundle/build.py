@@ -251,6 +251,8 @@ def _memory_columns(parts: Parts, memory: DeviceMemory, neighbours: int) -> dict
         # in units of the scale: the raw numbers are of very different sizes, which one factor for a row would blur
         "mean": array(statistics.mean[shipped] / statistics.scale),
     }
+    if statistics.factors.shape[1]:
+        columns["factors"] = array(statistics.factors[shipped])
     pairs = {"similarity": ("neighbours", statistics.neighbours, statistics.similarity)}
     if statistics.predecessors.shape[1]:
         pairs["transition_score"] = ("predecessors", statistics.predecessors, statistics.transition_score)

@@ -19,7 +19,7 @@ from torch import Tensor
 from dcclctl.devices.basis import SharedBasis
 from dcclctl.devices.bundle.graph import Array, Graph, Precision, Value
 from dcclctl.devices.bundle.table import BASIS_FILE, Table, TableValues
-from dcclctl.devices.memory.features import DECAY, HALF, NO_LIFT, PRIOR_EVENTS, STEPS, Statistics
+from dcclctl.devices.memory.features import DECAY, FADES, HALF, NO_LIFT, PRIOR_EVENTS, STEPS, Statistics
 from dcclctl.devices.memory.patch import MemoryPatch
 from dcclctl.models.din import Din
 from dcclctl.models.sequence import Attention, Sasrec
@@ -297,9 +297,24 @@ class MemoryGraph:
         if statistics.predecessors.shape[1]:
             score = rows("transition_score", candidates) * lately.rows(rows("predecessors", candidates))
             columns += [_log1p(score.sum(1) * 20.0), score.max(1) * 10.0]
+        if statistics.factors.shape[1]:
+            columns += self._factor_columns()
         found = graph.concat(*(column.unsqueeze(1) for column in columns))
         scale = graph.constant(array(statistics.scale))
         return (found - rows("mean", candidates) * scale) / scale
+
+    def _factor_columns(self) -> list[Value]:
+        """Four columns (C,): dot products of the candidate's factor with the user's, and their logarithms."""
+        graph, rows = self.graph, self.items.rows
+        of_candidates, of_held = rows("factors", self.inputs.candidates), rows("factors", self.newest)
+        damping = graph.constant(array(self.memory.statistics.damping))
+        columns = []
+        for fade in FADES:
+            weights = self.mask * graph.op("Pow", fade, self.age)
+            own = weights @ of_held / (damping * weights.sum(0) + 1.0)
+            score = own @ of_candidates.t
+            columns += [score, _log1p(graph.op("Max", score, 0.0) * 50.0)]
+        return columns
 
     def _category_columns(self) -> list[Value]:
         """Six columns (C,): count, lift and recency of the candidate's categories, mean and largest of each."""

@@ -3,7 +3,8 @@
 The cloud model reads the last L events. A device holds the newest M items of its user's log (4·M bytes). Every
 candidate gets F features from these items and the statistics that the cloud ships (`Statistics`): how often, how much
 more than expected and how recently the user interacted with the item and its categories; how similar the items held are
-to the candidate; and whether the newest items are items that usually precede the candidate.
+to the candidate; whether the newest items are items that usually precede the candidate; and the dot product of the
+candidate's factor with that of the user, made of the items held.
 
 From each feature the item's mean over reference users is subtracted, because the cloud model already knows what is the
 same for all users.
@@ -20,8 +21,8 @@ counted users with as many events.
 `Memories` computes features for whole batches of events, and `ring.Ring` event by event, as on a device; a test
 compares both.
 
-Shapes: B events, C candidates, I items, G categories, S categories of an item, M items held, F features, R of them in a
-profile, T events of a profile.
+Shapes: B events, C candidates, I items, G categories, S categories of an item, M items held, D numbers in a factor, F
+features, R of them in a profile, T events of a profile.
 """
 
 from collections.abc import Iterable
@@ -33,6 +34,7 @@ import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from dcclctl.devices.memory.lists import Floats, ItemLists, largest, sums
 from dcclctl.events.log import EventLog
@@ -57,10 +59,14 @@ FEATURES = (
 )
 #: further features if the order of events is used
 ORDER_FEATURES = ("order, sum", "order, largest")
+#: further features if items have factors
+FACTOR_FEATURES = ("factors", "factors, log", "factors, lately", "factors, lately, log")
 #: events after which recency is halved
 HALF = 20.0
 #: weight of an event as predecessor or recent neighbour of a candidate, relative to the event after it
 DECAY = 0.8
+#: weights of an event in the two sums of factors, relative to the event after it
+FADES = (1.0, 0.9)
 #: factor from a feature to a byte of a profile
 STEPS = 32
 #: events of value 0 in every profile's mean
@@ -82,6 +88,7 @@ class Statistics:
         neighbours, similarity: (I, N) each item's nearest items by co-occurrence; similarity 0 for padding.
         predecessors, transition_score: (I, Q) the items that usually precede each item, and their scores; 0 for
             padding, Q = 0 if the order of events is ignored.
+        factors, damping: (I, D) of the items, and (D,) c, see factors.py; D = 0 without them.
         mean: (I, F) an item's mean features over the reference users. scale: (F,) standard deviation around the mean.
     """
 
@@ -91,13 +98,16 @@ class Statistics:
     similarity: Float[Tensor, "I N"]
     predecessors: Int[Tensor, "I Q"]
     transition_score: Float[Tensor, "I Q"]
+    factors: Float[Tensor, "I D"]
+    damping: Float[Tensor, "D"]
     mean: Float[Tensor, "I F"]
     scale: Float[Tensor, "F"]
 
     @property
     def features(self) -> tuple[str, ...]:
         """Names of a candidate's F features."""
-        return FEATURES + (ORDER_FEATURES if self.predecessors.shape[1] else ())
+        order, factors = self.predecessors.shape[1], self.factors.shape[1]
+        return FEATURES + (ORDER_FEATURES if order else ()) + (FACTOR_FEATURES if factors else ())
 
     @property
     def profile_features(self) -> tuple[str, ...]:
@@ -117,8 +127,9 @@ class Statistics:
 
     @property
     def bytes_per_candidate(self) -> int:
-        """Bytes sent to a device with a candidate: share, neighbours and preceding items (4 + 4 bytes each), means."""
-        return 4 + 8 * (self.neighbours.shape[1] + self.predecessors.shape[1]) + 4 * self.mean.shape[1]
+        """Bytes sent to a device with a candidate: share, neighbours and preceding items (4 + 4 bytes each), factor, means."""
+        related = self.neighbours.shape[1] + self.predecessors.shape[1]
+        return 4 + 8 * related + 4 * (self.factors.shape[1] + self.mean.shape[1])
 
 
 class Memories:
@@ -288,6 +299,10 @@ class FeatureTables:
         return self.statistics.mean.T.contiguous()
 
     @cached_property
+    def _factor_of_column(self) -> Float[Tensor, "D I"]:
+        return self.statistics.factors.double().T.contiguous()
+
+    @cached_property
     def _category_sets(self) -> tuple[Int[Tensor, "T S"], Int[Tensor, "I"]]:
         """The distinct sets of categories, and which of them each item has."""
         sets, own = torch.unique(self.item_categories, dim=0, return_inverse=True)
@@ -307,7 +322,8 @@ class FeatureTables:
             found = torch.empty(len(events), n_candidates, width)
         # turned round, the lists cost a table of all items and what the held items are related to, each twice a lookup
         turned = candidates is None or n_candidates * related > 2 * (n_items + size * related)
-        step = _EVENTS if turned else max(1, min(_EVENTS, _CELLS // max(n_candidates * related, 1)))
+        cells = n_candidates * (statistics.factors.shape[1] if turned else max(related, statistics.factors.shape[1]))
+        step = max(1, min(_EVENTS, _CELLS // max(cells, 1)))
         for at in range(0, len(events), step):
             some = slice(at, at + step)
             held, mask = log.histories(events[some], size)
@@ -363,6 +379,10 @@ class FeatureTables:
         freshness = mask * _freshness(held.shape[1])
         theirs, every_set = self.item_categories[held], sets.expand(b, -1, -1)
         by_set = torch.stack(_category_columns(held, mask, freshness, theirs, every_set, statistics), 1)
+        by_factors = None
+        if statistics.factors.shape[1]:
+            scores = _user_factors(held, mask, statistics) @ self._factor_of_column  # (B, 2, I)
+            by_factors = torch.stack(_factor_columns(scores.float()), 1)
         for row in range(b):
             columns = found[row].mT
             items, place, count = _distinct(held[row], mask[row])
@@ -377,7 +397,10 @@ class FeatureTables:
             torch.index_select(by_set[row], 1, set_of_item, out=of_sets)
             related = self._related(items, place)
             of_related = _similarity_columns(*related[:3]) + (_order_columns(*related[3:]) if related[3:] else [])
-            torch.stack(of_related, out=columns[4 + by_set.shape[1] :])
+            first = 4 + by_set.shape[1]
+            torch.stack(of_related, out=columns[first : first + len(of_related)])
+            if by_factors is not None:
+                columns[first + len(of_related) :] = by_factors[row]
             columns.sub_(self._mean_of_column).div_(statistics.scale[:, None])
 
 
@@ -440,6 +463,9 @@ def features_of(
             score = score * newest.gather(1, column(before).flatten(1)).view(before.shape)
             related += [_sum(score), score.amax(-1)]
     columns += _similarity_columns(*related[:3]) + (_order_columns(*related[3:]) if related[3:] else [])
+    if statistics.factors.shape[1]:
+        scores = _user_factors(held, mask, statistics) @ rows_of(statistics.factors, candidates).double().mT
+        columns += _factor_columns(scores.float())
     return (torch.stack(columns, -1) - rows_of(statistics.mean, candidates)) / statistics.scale
 
 
@@ -456,6 +482,25 @@ def _freshness(size: int) -> Float[Tensor, "M"]:
 def _newest(size: int) -> Float[Tensor, "M"]:
     """Weight of the items at each place of a memory as predecessors and recent neighbours, newest first."""
     return DECAY ** torch.arange(size)
+
+
+def _user_factors(
+    held: Int[Tensor, "B M"], mask: Float[Tensor, "B M"], statistics: Statistics
+) -> Float[Tensor, "B K D"]:
+    """A user's factors, one for each of the `FADES`: sums of the factors of the items held, with 64 bits."""
+    age = torch.arange(held.shape[1])
+    found = []
+    for fade in FADES:
+        weights = mask * fade**age
+        total = F.embedding_bag(held, statistics.factors, per_sample_weights=weights, mode="sum").double()
+        found.append(total / (1 + weights.sum(1, keepdim=True) * statistics.damping))
+    return torch.stack(found, 1)
+
+
+def _factor_columns(scores: Float[Tensor, "B K C"]) -> list[Float[Tensor, "B C"]]:
+    """Each score and its logarithm."""
+    logs = torch.log1p(50 * scores.clamp(min=0))
+    return [column for number in range(scores.shape[1]) for column in (scores[:, number], logs[:, number])]
 
 
 def _similarity_columns(

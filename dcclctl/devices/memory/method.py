@@ -85,8 +85,9 @@ def statistics_of(memory: Memory) -> Statistics:
     Raises:
         ArtifactError: they are for other features than this program computes.
     """
-    found = Statistics(**memory.artifact.read_tensors(STATISTICS_FILE))
-    if list(found.features) != memory.facts["features"]:
+    tensors = memory.artifact.read_tensors(STATISTICS_FILE)
+    found = Statistics(**tensors) if set(tensors) == set(Statistics.__dataclass_fields__) else None
+    if found is None or list(found.features) != memory.facts["features"]:
         raise ArtifactError(
             f"{memory.ref} has means and spreads of other features than this dcclctl computes",
             "Make it and its patches again: dcclctl memory --force",

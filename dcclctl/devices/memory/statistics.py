@@ -1,6 +1,6 @@
-"""The statistics that the cloud ships to devices: counts of all users' positive events, and each item's related items.
+"""The statistics that the cloud ships to devices: counts of all users' positive events, each item's related items, and factors.
 
-Shapes: I items, G categories, N neighbours, Q preceding items, F features of a candidate.
+Shapes: I items, G categories, N neighbours, Q preceding items, D numbers in a factor, F features of a candidate.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dcclctl.compute import OnProgress, Phase, no_progress
-from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, FeatureTables, Statistics
+from dcclctl.devices.memory.factors import item_factors, sweeps
+from dcclctl.devices.memory.features import FeatureTables, Statistics
 from dcclctl.events.groups import UserGroups
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, hashes
@@ -35,12 +36,14 @@ class StatisticsSettings:
         size: M, as on the devices. neighbours: nearest items, and preceding items, kept for each item.
         shrinkage: added to the denominators, so that one shared user does not make two rare items similar.
         transition_window: events before an item that count as preceding it; 0 ignores the order of events.
+        factors: D, at most; 0: none.
     """
 
     size: int
     neighbours: int
     shrinkage: float
     transition_window: int
+    factors: int
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "StatisticsSettings":
@@ -75,9 +78,11 @@ def count_statistics(
     by_category.scatter_add_(0, categories.flatten(), share[:, None].expand_as(categories).flatten())
     near, similarity = _neighbours(events, settings, on_progress)
     predecessors, scores = _predecessors(events, settings, on_progress)
-    width = len(FEATURES) + (len(ORDER_FEATURES) if settings.transition_window else 0)
-    nothing, one = torch.zeros(len(categories), width), torch.ones(width)
-    plain = Statistics(share, by_category, near, similarity, predecessors, scores, nothing, one)
+    factors, damping = _factors(events, settings.factors, seed, on_progress)
+    unscaled = torch.zeros(len(categories), 0), torch.ones(0)
+    plain = Statistics(share, by_category, near, similarity, predecessors, scores, factors, damping, *unscaled)
+    width = len(plain.features)
+    plain = replace(plain, mean=torch.zeros(len(categories), width), scale=torch.ones(width))
     mean, scale = _reference(groups, plain, references, settings.size, on_progress)
     return replace(plain, mean=mean, scale=scale)
 
@@ -190,6 +195,17 @@ def _predecessors(events: _Events, settings: StatisticsSettings, on_progress: On
         first = last
         phase.at(last)
     return best, scores
+
+
+def _factors(events: _Events, size: int, seed: int, on_progress: OnProgress) -> tuple[Tensor, Tensor]:
+    from scipy import sparse
+
+    shape = events.n_users, len(events.item_categories)
+    if not size:
+        return torch.zeros(shape[1], 0), torch.zeros(0)
+    counts = sparse.csr_array((np.ones(len(events.user), dtype=np.int32), (events.user, events.item)), shape=shape)
+    counts.sum_duplicates()
+    return item_factors(counts, size, seed, Phase(on_progress, "learn factors", sweeps(), "sweeps"))
 
 
 def _reference(

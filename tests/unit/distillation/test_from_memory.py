@@ -24,7 +24,7 @@ from dcclctl.store.store import Store
 
 LIMIT = 6
 DEVICE_BLOCK = Block(DEVICE)
-HOW = StatisticsSettings(LIMIT, 5, 1.0, 3)
+HOW = StatisticsSettings(LIMIT, 5, 1.0, 3, 4)
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def test_a_memory_at_the_moment_is_what_the_device_holds(times: list[int], teste
     categories, profile = torch.zeros(6, 1, dtype=torch.int64), torch.zeros(2, 1, dtype=torch.int64)
     columns = (np.array(each) for each in (item, time, np.ones_like(item), period))
     log = EventLog.build(EventColumns(user, *columns), categories, 1, profile, (1,))
-    statistics = count_statistics(log, lambda log: log.up_to(Block(CLOUD)), StatisticsSettings(10, 4, 1.0, 3), 3)
+    statistics = count_statistics(log, lambda log: log.up_to(Block(CLOUD)), StatisticsSettings(10, 4, 1.0, 3, 4), 3)
     ring = Ring(10, profile_window=4, n_features=len(statistics.profile_features))
     for moment in np.unique(times):
         together = [each for each, when in zip(item[:4], times, strict=True) if when == moment]

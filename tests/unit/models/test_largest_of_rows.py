@@ -53,7 +53,7 @@ def test_nearest_items_are_those_of_the_dense_table_to_the_last_bit(
 ) -> None:
     monkeypatch.setattr(neighbours, "_SPARSE_BLOCK", 500)
     log = random_log(n_items=n_items)
-    settings = StatisticsSettings(6, count, shrinkage, 3)
+    settings = StatisticsSettings(6, count, shrinkage, 3, 0)
     rows = np.flatnonzero(log.label > 0)
     for some in (rows, rows[:5], rows[:0]):
         counted = np.isin(np.arange(len(log.label)), some)

@@ -87,22 +87,22 @@ def test_a_memory_is_the_newest_positive_items_of_everybody(remembering: Path) -
     }
     sizes = [len(expected[name]) for name in table["user_id"]]
     assert table["seen"].to_list() == sizes
-    assert table["bytes"].to_list() == [8 + 4 * min(8, size) + 14 * min(3, size) for size in sizes]
+    assert table["bytes"].to_list() == [8 + 4 * min(8, size) + 18 * min(3, size) for size in sizes]
     facts = memory.facts
     assert facts["users"] == table.height == len(expected) < dataset.users.height  # new users have none yet
     assert (facts["events"], facts["full"]) == (events.height, sum(size >= 8 for size in sizes))
-    assert facts["bytes_per_user_largest"] == 40 + 3 * 14
-    assert facts["profile_features"] == facts["features"][1:]
+    assert facts["bytes_per_user_largest"] == 40 + 3 * 18
+    assert facts["profile_features"] == facts["features"][1:] and len(facts["features"]) == 1 + 14 + 4
 
 
 def test_the_command_says_what_a_device_needs_and_finds_what_it_made(own: Path) -> None:
     again = done("memory", *MEMORY, store=own)
-    assert (again["ref"], again["bytes_per_user"]) == ("memory@1", 82)
+    assert (again["ref"], again["bytes_per_user"]) == ("memory@1", 94)
     tree = dcclctl("artifacts", "lineage", "patches@2", store=own).stdout
     assert all(name in tree for name in ("memory@1", "cloud@3", "cloud@1", "dataset@1"))
     assert done("memory", *MEMORY, "--force", store=own)["id"] == again["id"]  # the same bits
     earlier = dcclctl("memory", *MEMORY, "--counted-through=cloud", store=own)
-    assert "to the end of cloud (dataset@1)" in earlier.stdout and "82 at most" in earlier.stdout
+    assert "to the end of cloud (dataset@1)" in earlier.stdout and "94 at most" in earlier.stdout
     assert Store(own).resolve("memory@latest").id != again["id"]
     for period in ("valid", "test"):  # models are chosen on valid and scored on test
         result = dcclctl("memory", f"--counted-through={period}", store=own)

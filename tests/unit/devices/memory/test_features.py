@@ -10,15 +10,23 @@ from small_worlds import Row, log_of
 
 from dcclctl.devices.memory import features as features_module
 from dcclctl.devices.memory import statistics as statistics_module
-from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, FeatureTables, Memories, Statistics, features_of
+from dcclctl.devices.memory.features import (
+    FACTOR_FEATURES,
+    FEATURES,
+    ORDER_FEATURES,
+    FeatureTables,
+    Memories,
+    Statistics,
+    features_of,
+)
 from dcclctl.devices.memory.ring import Ring
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, Block, EventLog
 
 #: M and T: smaller than the histories, so that rings wrap
 SIZE, WINDOW = 6, 4
-#: with the order of events
-ALL = FEATURES + ORDER_FEATURES
+#: with the order of events and factors
+ALL = FEATURES + ORDER_FEATURES + FACTOR_FEATURES
 IN_PROFILE = ALL[1:]
 N_USERS, N_ITEMS, N_CATEGORIES = 9, 30, 5
 
@@ -50,7 +58,7 @@ def categorised() -> dict[str, object]:
 def counted(
     world: EventLog, counted_through: str = "device", neighbours: int = 4, shrinkage: float = 1.0
 ) -> Statistics:
-    settings = StatisticsSettings(SIZE, neighbours, shrinkage, 3)
+    settings = StatisticsSettings(SIZE, neighbours, shrinkage, 3, 4)
     return count_statistics(world, lambda log: log.up_to(Block.parse(counted_through)), settings, 3)
 
 
@@ -66,6 +74,7 @@ def plain(
     category_share: list[float],
     similar: dict[tuple[int, int], float],
     before: dict[tuple[int, int], float] | None = None,
+    factors: torch.Tensor | None = None,
 ) -> Statistics:
     """Nothing taken off and nothing scaled, so that features are what their formulas say; items have equal shares."""
     similarity, transition = torch.zeros(2, n_items, n_items)
@@ -80,6 +89,8 @@ def plain(
         similarity,
         every,
         transition,
+        torch.zeros(n_items, 2) if factors is None else factors,
+        torch.tensor([0.5, 0.25]),
         torch.zeros(n_items, len(ALL)),
         torch.ones(len(ALL)),
     )
@@ -237,11 +248,11 @@ def test_few_candidates_have_the_features_that_they_have_among_all() -> None:
 
 
 @pytest.mark.parametrize("categories", [True, False])
-@pytest.mark.parametrize("order", [True, False])
-def test_lists_turned_round_give_the_features_of_every_pair(categories: bool, order: bool) -> None:
+@pytest.mark.parametrize("more", [True, False])
+def test_lists_turned_round_give_the_features_of_every_pair(categories: bool, more: bool) -> None:
     """Bit for bit what `features_of` computes pair by pair: for all items, and for many candidates of each event."""
     world = log_of(random_rows(), N_USERS, N_ITEMS, **(categorised() if categories else {}))
-    settings = StatisticsSettings(SIZE, 4, 1.0, 3 if order else 0)
+    settings = StatisticsSettings(SIZE, 4, 1.0, 3 if more else 0, 4 if more else 0)
     statistics = count_statistics(world, lambda log: log.up_to(Block.parse("device")), settings, 3)
     events, tables = np.arange(len(world.user)), FeatureTables(statistics, world.item_categories)
     held, mask = world.histories(events, SIZE)
@@ -273,12 +284,17 @@ def test_every_feature_by_hand() -> None:
     a, b, none = 0, 1, 2
     categories = torch.tensor([[a, none], [a, b], [b, none], [a, b], [none, none]])
     before = {(3, 2): 0.1, (3, 0): 0.5, (1, 1): 0.3, (1, 4): 0.9}
-    statistics = plain(5, [0.5, 0.25, 0.25], {(3, 1): 0.6, (3, 2): 0.2, (1, 4): 0.9}, before)
+    factors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.5, -3.0], [0.0, 0.0]])
+    statistics = plain(5, [0.5, 0.25, 0.25], {(3, 1): 0.6, (3, 2): 0.2, (1, 4): 0.9}, before, factors)
     ring = Ring(4, [4, 0, 1, 1, 2])  # 4 is overwritten
     first, second, third = ring.features(torch.tensor([1, 3, 4]), categories, statistics)
     fresh = [1 / (1 + age / 20) for age in range(4)]
     lift = {"a": log((3 + 1) / (4 * 0.5 + 1)), "b": log((3 + 1) / (4 * 0.25 + 1))}
     size, both = log1p(4) / 5, log1p(3)
+    # the sums of the factors of 2, 1, 1, 0, whose numbers are damped by what four events, or so many faded ones, say
+    n = 1 + 0.9 + 0.9**2 + 0.9**3
+    whole = (2 + 1) / (1 + 4 * 0.5), (1 + 1) / (1 + 4 * 0.25)
+    lately = (2 + 0.9**3) / (1 + n * 0.5), (0.9 + 0.9**2) / (1 + n * 0.25)
     assert named(first) == pytest.approx(
         {
             "size": size,
@@ -296,6 +312,10 @@ def test_every_feature_by_hand() -> None:
             "similarity, lately": 0.0,
             "order, sum": log1p(20 * 0.3 * 0.8),
             "order, largest": 10 * 0.3 * 0.8,
+            "factors": whole[1],
+            "factors, log": log1p(50 * whole[1]),
+            "factors, lately": lately[1],
+            "factors, lately, log": log1p(50 * lately[1]),
         },
         abs=1e-6,
     )
@@ -316,6 +336,10 @@ def test_every_feature_by_hand() -> None:
             "similarity, lately": log1p(20 * (0.6 * 0.8 + 0.2)),
             "order, sum": log1p(20 * (0.1 + 0.5 * 0.8**3)),
             "order, largest": 10 * 0.5 * 0.8**3,
+            "factors": whole[0] / 2 - 3 * whole[1],
+            "factors, log": 0.0,
+            "factors, lately": lately[0] / 2 - 3 * lately[1],
+            "factors, lately, log": 0.0,
         },
         abs=1e-6,
     )
@@ -343,7 +367,7 @@ def test_the_profile_of_recent_events_by_hand() -> None:
 
     assert (profile(), ring.bytes) == ({}, 8)
     ring.observe(0, found[0])
-    assert (profile(), ring.bytes) == ({"item count": pytest.approx(127 / 32 / 4)}, 8 + 4 + 14)
+    assert (profile(), ring.bytes) == ({"item count": pytest.approx(127 / 32 / 4)}, 8 + 4 + 18)
     ring.observe(1, found[1])
     assert profile() == {"item count": pytest.approx((127 + 8) / 32 / 5), "order, sum": pytest.approx(-0.5 / 5)}
     ring.observe(2, found[2])  # the first one is forgotten
@@ -351,8 +375,8 @@ def test_the_profile_of_recent_events_by_hand() -> None:
         "item count": pytest.approx((8 + 32) / 32 / 5),
         "order, sum": pytest.approx((-16 - 127) / 32 / 5),
     }
-    assert ring.bytes == 8 + 3 * 4 + 2 * 14
-    assert ring.kept.nbytes == 2 * 14
+    assert ring.bytes == 8 + 3 * 4 + 2 * 18
+    assert ring.kept.nbytes == 2 * 18
 
 
 def test_an_empty_memory_says_nothing_of_anybody() -> None:
@@ -404,7 +428,7 @@ def test_similarity_is_the_weighted_shrunk_cosine() -> None:
             assert value == pytest.approx(both / (size + shrinkage), rel=1e-5)
     nearest = counted(world, "device", 3, shrinkage)
     assert nearest.similarity.equal(statistics.similarity[:, :3])
-    assert nearest.bytes_per_candidate == 4 + 8 * 3 + 8 * 3 + 4 * len(ALL)
+    assert nearest.bytes_per_candidate == 4 + 8 * 3 + 8 * 3 + 4 * 4 + 4 * len(ALL)
 
 
 @pytest.mark.parametrize("repeats", [True, False])
@@ -412,7 +436,7 @@ def test_transition_scores_count_what_came_soon_after_what(repeats: bool, monkey
     rows = random_rows(repeats)
     world = log_of(rows, N_USERS, N_ITEMS, repeats=repeats)
     statistics = count_statistics(
-        world, lambda log: log.up_to(Block(DEVICE)), StatisticsSettings(SIZE, N_ITEMS, 2.5, 3), 3
+        world, lambda log: log.up_to(Block(DEVICE)), StatisticsSettings(SIZE, N_ITEMS, 2.5, 3, 4), 3
     )
     score, number = np.zeros((N_ITEMS, N_ITEMS)), np.zeros(N_ITEMS)
     for _, mine in groupby((row for row in rows if row[3] and row[4] <= DEVICE), key=lambda each: each[0]):
@@ -433,15 +457,15 @@ def test_transition_scores_count_what_came_soon_after_what(repeats: bool, monkey
     with monkeypatch.context() as patched:
         patched.setattr(statistics_module, "_PAIRS", 100)  # in parts
         parts = count_statistics(
-            world, lambda log: log.up_to(Block(DEVICE)), StatisticsSettings(SIZE, N_ITEMS, 2.5, 3), 3
+            world, lambda log: log.up_to(Block(DEVICE)), StatisticsSettings(SIZE, N_ITEMS, 2.5, 3, 4), 3
         )
     assert parts.transition_score.equal(statistics.transition_score) and parts.predecessors.equal(
         statistics.predecessors
     )
-    fewer = count_statistics(world, lambda log: log.up_to(Block(DEVICE)), StatisticsSettings(SIZE, 3, 2.5, 3), 3)
+    fewer = count_statistics(world, lambda log: log.up_to(Block(DEVICE)), StatisticsSettings(SIZE, 3, 2.5, 3, 4), 3)
     assert fewer.transition_score.equal(statistics.transition_score[:, :3])
     assert list(statistics.transition_score[0]) == sorted(statistics.transition_score[0], reverse=True)
-    without = count_statistics(world, lambda log: log.up_to(Block(DEVICE)), StatisticsSettings(SIZE, 3, 2.5, 0), 3)
+    without = count_statistics(world, lambda log: log.up_to(Block(DEVICE)), StatisticsSettings(SIZE, 3, 2.5, 0, 0), 3)
     assert without.transition_score.shape == (N_ITEMS, 0)
     assert (without.features, statistics.features) == (FEATURES, ALL)
     assert (without.profile_features, statistics.profile_features) == (FEATURES[1:], IN_PROFILE)
@@ -538,5 +562,5 @@ def test_columns_and_settings_by_name() -> None:
     assert columns == ALL + IN_PROFILE and statistics.columns(0) == ALL
     assert [columns[at] for at in statistics.order_columns(WINDOW)] == [*ORDER_FEATURES, *ORDER_FEATURES]
     assert [ALL[at] for at in statistics.order_columns(0)] == list(ORDER_FEATURES)
-    recorded = {"size": 5, "neighbours": 4, "shrinkage": 2.0, "transition_window": 3, "profile_window": 9}
-    assert StatisticsSettings.of(recorded) == StatisticsSettings(5, 4, 2.0, 3)
+    recorded = {"size": 5, "neighbours": 4, "shrinkage": 2.0, "transition_window": 3, "profile_window": 9, "factors": 8}
+    assert StatisticsSettings.of(recorded) == StatisticsSettings(5, 4, 2.0, 3, 8)

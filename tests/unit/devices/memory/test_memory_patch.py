@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_worlds import Row, log_of, normal
 
-from dcclctl.devices.memory.features import FEATURES, ORDER_FEATURES, Memories
+from dcclctl.devices.memory.features import FACTOR_FEATURES, FEATURES, ORDER_FEATURES, Memories
 from dcclctl.devices.memory.patch import (
     MemoryFit,
     MemoryPatch,
@@ -25,8 +25,9 @@ from dcclctl.events.sampler import Sampler
 from dcclctl.events.sampling import PairSet
 
 N_USERS, N_ITEMS, N_CATEGORIES, SIZE, WINDOW = 60, 60, 6, 50, 8
-N_FEATURES = len(FEATURES + ORDER_FEATURES)
-WIDTH = N_FEATURES + N_FEATURES - 1
+N_FEATURES = len(FEATURES + ORDER_FEATURES + FACTOR_FEATURES)
+N_PROFILE = N_FEATURES - 1
+WIDTH = N_FEATURES + N_PROFILE
 NEGATIVES = 4
 FIT = MemoryFit(epochs=6, learning_rate=0.01, weight_decay=0.01, batch_size=64, seed=4, negatives=NEGATIVES)
 
@@ -78,7 +79,7 @@ def rows_of(
     block = Block(period)
     events = log.events_in(block)
     samples = Sampler(log, [block], negatives, 1, f"test/{period}", excluded).draw(events)
-    statistics = count_statistics(log, lambda log: log.before(block), StatisticsSettings(SIZE, 5, 1.0, 3), 2)
+    statistics = count_statistics(log, lambda log: log.before(block), StatisticsSettings(SIZE, 5, 1.0, 3, 4), 2)
     whose = events[np.argsort((log.user[events] + 1) % N_USERS, kind="stable")] if shuffled else events
     log = log.truncate_history(whose, np.full(len(whose), keep))
     found = Memories(log, statistics, SIZE, window).features(whose, samples.candidates)
@@ -87,7 +88,7 @@ def rows_of(
     return MemoryRows(events, log.history_lengths(whose, SIZE), found, logits, samples.labels[:, 0], stands)
 
 
-def new_patch(seed: int = 0, n_profile: int = N_FEATURES - 1) -> MemoryPatch:
+def new_patch(seed: int = 0, n_profile: int = N_PROFILE) -> MemoryPatch:
     return MemoryPatch(8, N_FEATURES, n_profile, torch.Generator().manual_seed(seed))
 
 
