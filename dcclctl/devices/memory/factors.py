@@ -22,21 +22,25 @@ from torch import Tensor
 from dcclctl.compute import Phase
 from dcclctl.events.sampling import Ints, hashes, stream
 
-Numbers = npt.NDArray[np.float64]
+#: numbers of users or items
+IndexArray = npt.NDArray[np.int32]
+Numbers = npt.NDArray[np.floating[Any]]
 
 #: weight of every pair of a user and an item relative to one event, and L2 penalty; as iALS has them by default
 _UNOBSERVED, _PENALTY = 0.1, 0.003
 #: times that all users and then all items are improved, and steps for each
 _SWEEPS, _STEPS = 8, 3
-#: pairs of a user and an item that factors are learned from, at most, all of some users
-_MOST = 2_000_000
+#: events that factors are learned from, at most, all of some users
+_EVENTS = 2_000_000
 #: pairs that are read at once, about
 _PAIRS = 1 << 17
 #: standard deviation of the initial factors, times the root of their size
 _START = 0.1
 
 
-def item_factors(counts: Any, size: int, seed: int, phase: Phase) -> tuple[Float[Tensor, "I D"], Float[Tensor, "D"]]:
+def item_factors(
+    user: IndexArray, item: IndexArray, n_items: int, size: int, seed: int, phase: Phase
+) -> tuple[Float[Tensor, "I D"], Float[Tensor, "D"]]:
     """The items' factors, and c: how much of each number an event takes away.
 
     Source: the loss is that of models/ials.py, minimised by conjugate gradients, a few steps for each row in turn: Takács,
@@ -44,18 +48,18 @@ def item_factors(counts: Any, size: int, seed: int, phase: Phase) -> tuple[Float
     RecSys 2011.
 
     Args:
-        counts: how often each user has had each item, a scipy.sparse.csr_array (U, I). size: D.
+        user, item: (N,) of the events, sorted by user. n_items: I. size: D.
         seed: of the first factors. phase: its total is `sweeps()`.
 
     Returns:
         Zeros for an item without events.
     """
-    by_user = _some_users(counts, seed)
-    n_users, n_items = by_user.shape
+    by_user = _counts(user, item, n_items, seed)
+    n_users = by_user.shape[0]
     by_item = by_user.T.tocsr()
     generator = torch.Generator().manual_seed(stream(seed, "memory/factors"))
-    start = torch.randn(n_items, size, generator=generator, dtype=torch.float64) * (_START / size**0.5)
-    users, items = np.zeros((n_users, size)), start.numpy()
+    items = (torch.randn(n_items, size, generator=generator) * (_START / size**0.5)).numpy()
+    users = np.zeros((n_users, size), dtype=np.float32)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the factors are part of an artifact that is the same for any number of threads
     try:
@@ -64,7 +68,7 @@ def item_factors(counts: Any, size: int, seed: int, phase: Phase) -> tuple[Float
             improve(items, by_item, users)
             phase.add(1)
         items[np.diff(by_item.indptr) == 0] = 0
-        return in_the_basis_of_events(torch.from_numpy(items), torch.from_numpy(by_item.sum(axis=1)))
+        return in_the_basis_of_events(torch.from_numpy(items).double(), torch.from_numpy(by_item.sum(axis=1)))
     finally:
         torch.set_num_threads(threads)
 
@@ -80,8 +84,9 @@ def improve(factors: Numbers, rows: Any, others: Numbers, steps: int = _STEPS) -
     Args:
         rows: how many events each pair has, a scipy.sparse.csr_array (R, N). others: (N, D).
     """
-    gram = _UNOBSERVED * _product(others.T, others)
-    ridge = _PENALTY * (rows.sum(axis=1, dtype=np.float64) + _UNOBSERVED * len(others))[:, None]
+    gram, rows = _UNOBSERVED * _product(others.T, others), rows.astype(factors.dtype)
+    ridge = (_PENALTY * (rows.sum(axis=1) + _UNOBSERVED * len(others)))[:, None].astype(factors.dtype)
+    tiny = np.finfo(factors.dtype).tiny
     for some in _blocks(rows.indptr.astype(np.int64)):
         own, x = rows[some.start : some.stop], factors[some]
         apply = _matrix(own, others, gram, ridge[some])
@@ -89,24 +94,26 @@ def improve(factors: Numbers, rows: Any, others: Numbers, steps: int = _STEPS) -
         direction, size = rest.copy(), _squares(rest)
         for _ in range(steps):
             image = apply(direction)
-            step = size / np.maximum((direction * image).sum(1, keepdims=True), np.finfo(np.float64).tiny)
+            step = size / np.maximum((direction * image).sum(1, keepdims=True), tiny)
             x += step * direction
             rest -= step * image
             before, size = size, _squares(rest)
-            direction = rest + size / np.maximum(before, np.finfo(np.float64).tiny) * direction
+            direction = rest + size / np.maximum(before, tiny) * direction
 
 
 def _matrix(rows: Any, others: Numbers, gram: Numbers, ridge: Numbers) -> Callable[[Numbers], Numbers]:
     """v (R, D) → (gram + ridge·I + Σ_i y_i h_i h_iᵀ) v, row by row."""
     from scipy import sparse
 
-    owner = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+    owner = torch.from_numpy(np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)))
+    other, table = torch.from_numpy(rows.indices.astype(np.int64)), torch.from_numpy(others)
 
     def apply(v: Numbers) -> Numbers:
-        found = np.empty(len(owner))
+        own, found = torch.from_numpy(v), np.empty(len(owner), dtype=v.dtype)
         for at in range(0, len(owner), _PAIRS):
             part = slice(at, at + _PAIRS)
-            found[part] = np.einsum("pd,pd->p", v[owner[part]], others[rows.indices[part]])
+            pairs = own.index_select(0, owner[part]) * table.index_select(0, other[part])
+            found[part] = pairs.sum(1).numpy()
         weighted = sparse.csr_array((found * rows.data, rows.indices, rows.indptr), shape=rows.shape) @ others
         return np.asarray(_product(v, gram) + ridge * v + weighted)
 
@@ -132,14 +139,21 @@ def _product(left: Numbers, right: Numbers) -> Numbers:
     return np.asarray((torch.from_numpy(left) @ torch.from_numpy(right)).numpy())
 
 
-def _some_users(counts: Any, seed: int) -> Any:
-    """The rows of users with an event, of all or of as many as factors are learned from."""
-    lengths = np.diff(counts.indptr)
-    users = np.flatnonzero(lengths)
-    if counts.nnz > _MOST:
-        users = users[np.argsort(hashes(seed, "memory/factors", users), kind="stable")]
-        users = np.sort(users[: np.searchsorted(np.cumsum(lengths[users]), _MOST)])
-    return counts[users]
+def _counts(user: IndexArray, item: IndexArray, n_items: int, seed: int) -> Any:
+    """How many events of each item each user has, of all users or of as many as factors are learned from: (U, I)."""
+    from scipy import sparse
+
+    begins = np.flatnonzero(np.diff(user, prepend=-1))
+    lengths = np.diff(begins, append=len(user))
+    if len(user) > _EVENTS:
+        order = np.argsort(hashes(seed, "memory/factors", user[begins].astype(np.int64)), kind="stable")
+        chosen = np.zeros(len(begins), dtype=bool)
+        chosen[order[: np.searchsorted(np.cumsum(lengths[order]), _EVENTS)]] = True
+        item, lengths = item[np.repeat(chosen, lengths)], lengths[chosen]
+    rows = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    counts = sparse.csr_array((np.ones(len(rows), dtype=np.int32), (rows, item)), shape=(len(lengths), n_items))
+    counts.sum_duplicates()
+    return counts
 
 
 def in_the_basis_of_events(

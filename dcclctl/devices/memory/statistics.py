@@ -198,14 +198,13 @@ def _predecessors(events: _Events, settings: StatisticsSettings, on_progress: On
 
 
 def _factors(events: _Events, size: int, seed: int, on_progress: OnProgress) -> tuple[Tensor, Tensor]:
-    from scipy import sparse
-
-    shape = events.n_users, len(events.item_categories)
+    n_items = len(events.item_categories)
     if not size:
-        return torch.zeros(shape[1], 0), torch.zeros(0)
-    counts = sparse.csr_array((np.ones(len(events.user), dtype=np.int32), (events.user, events.item)), shape=shape)
-    counts.sum_duplicates()
-    return item_factors(counts, size, seed, Phase(on_progress, "learn factors", sweeps(), "sweeps"))
+        return torch.zeros(n_items, 0), torch.zeros(0)
+    # groups of users come one after the other
+    order = slice(None) if (np.diff(events.user) >= 0).all() else np.argsort(events.user, kind="stable")
+    phase = Phase(on_progress, "learn factors", sweeps(), "sweeps")
+    return item_factors(events.user[order], events.item[order], n_items, size, seed, phase)
 
 
 def _reference(
