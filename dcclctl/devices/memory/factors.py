@@ -48,7 +48,7 @@ def item_factors(
     RecSys 2011.
 
     Args:
-        user, item: (N,) of the events, sorted by user. n_items: I. size: D.
+        user, item: (N,) of the events. n_items: I. size: D.
         seed: of the first factors. phase: its total is `sweeps()`.
 
     Returns:
@@ -143,15 +143,15 @@ def _counts(user: IndexArray, item: IndexArray, n_items: int, seed: int) -> Any:
     """How many events of each item each user has, of all users or of as many as factors are learned from: (U, I)."""
     from scipy import sparse
 
-    begins = np.flatnonzero(np.diff(user, prepend=-1))
-    lengths = np.diff(begins, append=len(user))
+    lengths = np.bincount(user)
+    users = np.flatnonzero(lengths)
     if len(user) > _EVENTS:
-        order = np.argsort(hashes(seed, "memory/factors", user[begins].astype(np.int64)), kind="stable")
-        chosen = np.zeros(len(begins), dtype=bool)
-        chosen[order[: np.searchsorted(np.cumsum(lengths[order]), _EVENTS)]] = True
-        item, lengths = item[np.repeat(chosen, lengths)], lengths[chosen]
-    rows = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-    counts = sparse.csr_array((np.ones(len(rows), dtype=np.int32), (rows, item)), shape=(len(lengths), n_items))
+        users = users[np.argsort(hashes(seed, "memory/factors", users), kind="stable")]
+        users = np.sort(users[: np.searchsorted(np.cumsum(lengths[users]), _EVENTS)])
+        chosen = np.isin(np.arange(len(lengths)), users)[user]
+        user, item = user[chosen], item[chosen]
+    ones = np.ones(len(user), dtype=np.int32)
+    counts = sparse.csr_array((ones, (np.searchsorted(users, user), item)), shape=(len(users), n_items))
     counts.sum_duplicates()
     return counts
 

@@ -201,10 +201,9 @@ def _factors(events: _Events, size: int, seed: int, on_progress: OnProgress) -> 
     n_items = len(events.item_categories)
     if not size:
         return torch.zeros(n_items, 0), torch.zeros(0)
-    # groups of users come one after the other
-    order = slice(None) if (np.diff(events.user) >= 0).all() else np.argsort(events.user, kind="stable")
-    phase = Phase(on_progress, "learn factors", sweeps(), "sweeps")
-    return item_factors(events.user[order], events.item[order], n_items, size, seed, phase)
+    return item_factors(
+        events.user, events.item, n_items, size, seed, Phase(on_progress, "learn factors", sweeps(), "sweeps")
+    )
 
 
 def _reference(

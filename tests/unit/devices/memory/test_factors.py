@@ -21,8 +21,8 @@ def counts(seed: int = 0, share: float = 0.2) -> np.ndarray:
 
 
 def found(given: np.ndarray, size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    user, item = np.nonzero(given)
-    user, item = (np.repeat(each, given[given > 0]).astype(np.int32) for each in (user, item))
+    order = np.random.default_rng(3).permutation(int(given.sum()))
+    user, item = (np.repeat(each, given[given > 0]).astype(np.int32)[order] for each in np.nonzero(given))
     return item_factors(user, item, given.shape[1], size, seed, Phase(no_progress, "", sweeps(), ""))
 
 
