@@ -322,7 +322,9 @@ class FeatureTables:
             found = torch.empty(len(events), n_candidates, width)
         # turned round, the lists cost a table of all items and what the held items are related to, each twice a lookup
         turned = candidates is None or n_candidates * related > 2 * (n_items + size * related)
-        table = max(statistics.factors.shape[1], 0 if turned else related)  # numbers of a candidate in the largest table
+        table = max(
+            statistics.factors.shape[1], 0 if turned else related
+        )  # numbers of a candidate in the largest table
         step = _EVENTS if candidates is None else max(1, min(_EVENTS, _CELLS // max(n_candidates * table, 1)))
         for at in range(0, len(events), step):
             some = slice(at, at + step)
