@@ -94,7 +94,7 @@ def test_a_split_per_user_is_proven_user_by_user(tmp_path: Path, split: str) -> 
 
 def test_histories_are_counted_a_second_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Histories that hold the event itself: what an off-by-one in the log would do."""
-    build = Dataset.log.func  # type: ignore[attr-defined]
+    build = Dataset.log.compute
 
     def one_too_many(self: Dataset) -> Any:
         log = build(self)
