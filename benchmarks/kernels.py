@@ -71,7 +71,7 @@ def neighbours(times: int) -> list[Ratio]:
     found = []
     for n_items, target in ((20_000, 8), (50_000, 40)):
         log = drawn_log(10_000, n_items, 50)
-        rows, settings = np.arange(len(log.user)), StatisticsSettings(200, 100, 10.0, 10)
+        rows, settings = np.arange(len(log.user)), StatisticsSettings(200, 100, 10.0, 10, 32)
         events, _ = statistics._read(UserGroups.of(log), lambda log: log.label > 0, 3, 0, no_progress)
         results: dict[str, Any] = {}
 
@@ -90,7 +90,7 @@ def neighbours(times: int) -> list[Ratio]:
 def memory_features(times: int) -> list[Ratio]:
     """Features from memories of 200 items: of all 20,000 items, and of 1,000 candidates; 64 events."""
     log = drawn_log(3_000, 20_000, 50)
-    settings = StatisticsSettings(200, 100, 10.0, 10)
+    settings = StatisticsSettings(200, 100, 10.0, 10, 32)
     known = count_statistics(log, lambda log: log.up_to(Block(DEVICE)), settings, 0)
     tables = FeatureTables(known, log.item_categories)
     draw = np.random.default_rng(0)
