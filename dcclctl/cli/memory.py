@@ -21,7 +21,8 @@ def memory(
     A device keeps the items of its user's newest M events (4 bytes each); a further event overwrites the oldest. For the
     newest T events it also keeps the features that the item had just before the event. The memory never leaves the device.
     The cloud sends the devices statistics of all users' events: popularity, each item's nearest items, the items that
-    usually precede it, and its factor, a vector learned by matrix factorisation. dcclctl patch --method memory learns its patch from both.
+    usually precede it, and its factor, a vector that matrix factorisation learns. dcclctl patch --method memory learns its
+    patch from the memories and these statistics.
 
     \b
     Examples:

@@ -322,9 +322,8 @@ class FeatureTables:
             found = torch.empty(len(events), n_candidates, width)
         # turned round, the lists cost a table of all items and what the held items are related to, each twice a lookup
         turned = candidates is None or n_candidates * related > 2 * (n_items + size * related)
-        table = max(
-            statistics.factors.shape[1], 0 if turned else related
-        )  # numbers of a candidate in the largest table
+        # numbers of a candidate in the largest table
+        table = max(statistics.factors.shape[1], 0 if turned else related)
         step = _EVENTS if candidates is None else max(1, min(_EVENTS, _CELLS // max(n_candidates * table, 1)))
         for at in range(0, len(events), step):
             some = slice(at, at + step)
@@ -489,7 +488,7 @@ def _newest(size: int) -> Float[Tensor, "M"]:
 def _user_factors(
     held: Int[Tensor, "B M"], mask: Float[Tensor, "B M"], statistics: Statistics
 ) -> Float[Tensor, "B K D"]:
-    """A user's factors, one for each of the `FADES`: sums of the factors of the items held, with 64 bits."""
+    """A user's factors, one for each of the `FADES`: damped sums of the factors of the items held."""
     age = torch.arange(held.shape[1])
     found = []
     for fade in FADES:

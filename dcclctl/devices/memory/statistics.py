@@ -36,7 +36,7 @@ class StatisticsSettings:
         size: M, as on the devices. neighbours: nearest items, and preceding items, kept for each item.
         shrinkage: added to the denominators, so that one shared user does not make two rare items similar.
         transition_window: events before an item that count as preceding it; 0 ignores the order of events.
-        factors: D, at most; 0: none.
+        factors: D, numbers in an item's factor; 0: none.
     """
 
     size: int
