@@ -246,7 +246,7 @@ def markdown(records: Records) -> str:
 
 
 def against_the_best(tables: list[pl.DataFrame], controls: list[str]) -> Records:
-    """Every memory patch against the control that it gains least over, group by group and metric by metric.
+    """Every other model against the control that it gains least over, group by group and metric by metric.
 
     The control is chosen on the period that is reported, so against the patch.
 
@@ -258,7 +258,7 @@ def against_the_best(tables: list[pl.DataFrame], controls: list[str]) -> Records
     for key in dict.fromkeys(key for records in by.values() for key in records):
         differences = [(records[key].get("difference"), other) for other, records in by.items()]
         least = min(((d, other) for d, other in differences if d is not None), default=None)
-        if str(key[0]).startswith("memory patch") and least is not None:
+        if key[0] not in controls and least is not None:
             records = by[least[1]]
             found.append(records[key] | {"control": least[1], "control_value": records[(least[1], *key[1:])]["value"]})
     return found

@@ -68,7 +68,9 @@ from study import (
     SOME_NEW,
     STRONG,
     STRONG_FROZEN,
+    STRONG_LONGER,
     STRONG_SCRATCH,
+    STRONG_UNTAUGHT,
     TWICE,
     TWICE_24,
     UNENCODED,
@@ -96,8 +98,13 @@ CHAPTERS = (
 )
 #: chapters whose memories are plain: `newcomers` has newer ones
 WITH_PLAIN = ("cold",)
-#: the controls of which a memory patch has to beat the best
-CONTROLS = {"memory": [ONCE, TWICE], "stronger": [ONCE, TWICE, ONCE_24, TWICE_24], "strong": [STRONG_SCRATCH, STRONG]}
+#: the controls of which all other models have to beat the best
+CONTROLS = {
+    "memory": [ONCE, TWICE],
+    "stronger": [ONCE, TWICE, ONCE_24, TWICE_24],
+    "strong": [STRONG_SCRATCH, STRONG],
+    "strong_taught": [STRONG, STRONG_LONGER, STRONG_UNTAUGHT],
+}
 #: models that a table is made against as well, beside its first one, and what that table is called
 REFERENCES = {
     "once": ONCE,

@@ -26,8 +26,8 @@ PAPER = [*MOMODISTILL, "--epochs", "8", "--learning-rate", "0.002"]
 MORE_NEGATIVES = ["--negatives", "24"]
 HISTORY_100 = ["--set", "train.din.history=100"]
 SOME_NEW = ["--new-users", "0.15"]
-#: as much dropout as in SASRec's own training
-DROPPED = ["--set", "distill.from-memory.dropout=0.5"]
+#: the student's recipe without teachers
+LABELS_ALONE = ["--beta", "0"]
 #: of `memory`: the last block whose events the shipped counts have counted
 COUNTED_THROUGH = "--counted-through"
 
@@ -58,6 +58,7 @@ STRONG_SCRATCH = "SASRec, from scratch"
 ON_FURTHER, ON_SCRATCH = "memory patch", "memory patch on the one from scratch"
 STRONG_LONGER = "SASRec, trained further, then longer"
 STRONG_TAUGHT = "SASRec, taught by memories"
+STRONG_UNTAUGHT = "SASRec, trained further as the student, on labels alone"
 #: and where users come back to what they had
 HABIT = "gp-topfreq"
 #: the memory patch among the baselines
@@ -381,12 +382,17 @@ class Study:
 
     def strong_taught(self) -> pl.DataFrame:
         """The strong model taught by memories on it, against the same trained as long."""
-        models = {
-            STRONG_LONGER: self.strong_longer,
-            STRONG: self.strong_fresh,
-            "memory teachers themselves": self.strong_patched,
+        models = {STRONG: self.strong_fresh, STRONG_LONGER: self.strong_longer}
+        taught = {
+            STRONG_UNTAUGHT: LABELS_ALONE,
+            STRONG_TAUGHT: [],
+            f"{STRONG_TAUGHT}, unpatched teachers (placebo)": UNPATCHED_TEACHERS,
         }
-        models[STRONG_TAUGHT] = self.distilled("strong", self.strong_patched, *FROM_MEMORY, *DROPPED)
+        for name, flags in taught.items():
+            models[name] = self.distilled(
+                f"strong {' '.join(flags)}".strip(), self.strong_patched, *FROM_MEMORY, *flags
+            )
+        models["memory teachers themselves"] = self.strong_patched
         return self.evaluated("strong taught", models, "test", exact=True)
 
     def cold(self) -> Iterator[tuple[str, pl.DataFrame]]:

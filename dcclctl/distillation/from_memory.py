@@ -1,143 +1,174 @@
-"""Distillation from memories: the teachers score items without labels.
+"""Distillation from memories: the teachers rank items without a label, and the student learns their lists.
 
-The statistics of a memory count the events of the block, so its logits of these events' items only repeat the labels.
-Its logits of other items generalise, and any number of such items can be drawn.
+The statistics of a memory count the events of the block, so its logits of these events' items only repeat the labels. Its
+logits of other items generalise. What decides a ranking is the top of the list, so for each event the teacher chooses: of the
+items that the cloud model under it ranks highest, the ones that it ranks highest itself, beside a few of all others.
+
+Source: Tang & Wang, "Ranking distillation", KDD 2018 (arXiv 1809.07428): a teacher's top items. Differs: the divergence of two
+softmax functions over them and the others; a list is made once, before the training.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
-from dcclctl.artifacts import PatchSet
-from dcclctl.config import Count, DistillConfig, Fraction, Positive, Rate, rarely, tuned
-from dcclctl.devices.memory.features import Statistics
-from dcclctl.devices.memory.method import statistics_of
-from dcclctl.devices.memory.patch import prior_shift
+from dcclctl.compute import Phase
+from dcclctl.config import Count, Positive, Rate, rarely, tuned
+from dcclctl.devices.memory.contrast import Contrast
 from dcclctl.distillation.method import DistillationMethod, DistillTask, TeachingSettings
-from dcclctl.distillation.teachers import TaughtObjective, teacher_of, teacher_weight
-from dcclctl.errors import UsageError
-from dcclctl.events.log import VALID, Block, EventLog
-from dcclctl.events.sampler import Sampler
-from dcclctl.events.sampling import NO_ITEM, Ints, log_uniform, uniforms
-from dcclctl.models.settings import PATIENCE
+from dcclctl.distillation.teachers import PatchedTeacher, teacher_of, teacher_weight
+from dcclctl.events.log import EventLog
+from dcclctl.events.sampler import Sampler, Samples
+from dcclctl.events.sampling import Ints, uniforms
+from dcclctl.models.settings import PATIENCE, Share
+from dcclctl.models.trainable import Trainable
+from dcclctl.models.training import Objective, SharedLogits, mean_loss
+
+#: items that the cloud model ranks highest, of which the teacher chooses
+CONSIDERED = 200
+#: events that are taught, at most; all are labelled
+TAUGHT_EVENTS = 1 << 19
+#: events whose lists are made at once
+_EVENTS = 256
 
 
 class FromMemorySettings(TeachingSettings):
-    """Settings of distillation from memories: small steps, many candidates, until valid is ranked no better."""
+    """Settings of distillation from memories: small steps, little dropout, until valid is ranked no better."""
 
-    unlabelled: Positive = Field(
-        12,
-        description="Unlabelled items per event; for teachers with a memory, half of them are near the user's history.",
-    )
-    truncated_share: Fraction = rarely(
-        0.25,
-        "Share of the events that are taught with the history cut to a few events or none, as new users have, and by "
-        "the teachers alone; only for teachers with a memory.",
-    )
+    highest: Positive = Field(20, description="Items of an event that the teacher ranks highest, which are taught.")
+    others: Positive = Field(20, description="Items of an event that stand for all others, which are taught too.")
     beta: Annotated[float, Field(ge=0.0)] = tuned(10.0, "β: weight of the teachers against the labels.", search="1..30")
     epochs: Positive = Field(20, description="Passes over the events for the cloud weights, at most.")
     patience: Count = Field(5, description=PATIENCE)
     learning_rate: Rate = tuned(0.001, "Adam's step size for the cloud weights.", search="1e-4..1e-2")
+    dropout: Share = rarely(0.1, "Dropout on the hidden layers.")
 
 
 class FromMemory(DistillationMethod[FromMemorySettings]):
     Settings = FromMemorySettings
 
-    def check(self, patches: PatchSet, block: Block, config: DistillConfig) -> None:
-        """Check that `truncated_share` is only given for teachers with a memory.
+    def __init__(self) -> None:
+        self._lists: dict[int, TaughtLists] = {}  # of each group of users, for every epoch
 
-        Raises:
-            UsageError: it is given, and the teachers have no memory.
-        """
-        if patches.memory is None and "truncated_share" in config.settings.model_fields_set:
-            raise UsageError(
-                f"truncated_share: {patches.ref} has no memory, so no history is truncated",
-                "Leave the setting out, or give teachers with a memory: dcclctl patch --method memory",
-            )
-
-    def histories(self, task: DistillTask[FromMemorySettings], log: EventLog) -> EventLog:
-        """The log with truncated histories of some events, for student and memories.
-
-        Without them the student gets worse for users with short histories, because the events of a late period have
-        long histories. Events of valid choose the epoch, so they keep their histories; so do all events if β = 0.
-        """
-        settings = task.settings
-        if settings.beta == 0 or task.patches.memory is None or task.block.period == VALID:
-            return log
-        events = log.events_in(task.block)
-        some = events[uniforms(task.seed, "distill/short", log.places(events)) < settings.truncated_share]
-        lengths = log_uniform(
-            task.seed, "distill/length", log.places(some), 0, log.history_lengths(some, task.student.history)
+    def objective(self, task: DistillTask[FromMemorySettings], log: EventLog) -> "ListObjective":
+        place = int(log.places(log.events_in(task.block)[:1]).sum())  # no two groups of users have the same first event
+        if place not in self._lists:
+            self._lists[place] = lists_of(task, log)
+        return ListObjective(
+            log, self._lists[place], task.settings.beta, teacher_weight(task.patches, task.config.teachers)
         )
-        return log.truncate_history(some, lengths)
-
-    def objective(self, task: DistillTask[FromMemorySettings], log: EventLog) -> TaughtObjective:
-        # labels of truncated events are not taught: an old user's next item is no example of a new user's first item
-        has_label = ~log.truncated(task.student.history)
-        # the teachers' logits, shifted to the student's number of negatives
-        teacher = teacher_of(task, log, prior_shift(task.patches.cloud.negatives, task.settings.negatives))
-        memory, weight = task.patches.memory, teacher_weight(task.patches, task.config.teachers)
-        unlabelled = UnlabelledItems(task, log, None if memory is None else statistics_of(memory))
-        return TaughtObjective(log, teacher, task.settings.beta, weight, unlabelled, has_label)
 
 
-class UnlabelledItems:
-    """Draws items of the catalogue at the end of the block that the user did not interact with in the block.
+@dataclass(frozen=True)
+class TaughtLists:
+    """What teachers say of the items of some events.
 
-    Args:
-        log: the histories.
-        nearest: with it every second item is a neighbour of a random item of the history, where a memory's logits
-            differ most from the cloud model's; without a history it is drawn by popularity, like a new user's first
-            items. All other items are drawn uniformly.
+    Attributes:
+        events: (E,) ascending rows of the log. items: (E, M). logits: (E, M) of the teachers, −∞ for an empty place.
     """
 
-    def __init__(self, task: DistillTask[FromMemorySettings], log: EventLog, nearest: Statistics | None = None) -> None:
-        block = task.block
-        self.log, self.nearest, self.seed, self.block = log, nearest, task.seed, block
-        self.count, self.limit = task.settings.unlabelled, task.student.history
-        self.purpose = f"distill/{task.config.on}/unlabelled"
-        self.labelled = log.positives_in(block)
-        # with repeats, an item of another basket may be a negative, but it has a label and was counted
-        excluded = self.labelled if log.repeats else log.never_negative(block)
-        self.sampler = Sampler(log, [block], self.count, task.seed, f"{self.purpose}/uniform", excluded)
-        catalogue = self.sampler.catalogue
-        positive = log.item[log.up_to(block) & (log.label > 0)]
-        self.by_popularity = positive if len(positive) else catalogue
-        self.known = np.zeros(log.n_items, dtype=bool)
-        self.known[catalogue] = True
+    events: Ints
+    items: Int[Tensor, "E M"]
+    logits: Float[Tensor, "E M"]
 
-    def __call__(self, events: Ints, epoch: int) -> Int[Tensor, "B M"]:
-        """The items of one epoch; the event's own item fills slots for which no item is left."""
-        drawn = self.sampler.items(events, self.count, epoch)
-        drawn = np.where(drawn == NO_ITEM, self.log.item[events][:, None], drawn)
-        if self.nearest is None:
-            return torch.from_numpy(drawn)
-        slots = np.arange(1, self.count, 2)[None, :]
-        history, mask = (part.numpy() for part in self.log.histories(events, self.limit))
-        lengths = mask.sum(1)[:, None]
-        place = (self._uniforms("history", events, epoch, slots) * lengths).astype(np.int64)
-        source = np.take_along_axis(history, place, 1)
-        rank = self._uniforms("near", events, epoch, slots) * self.nearest.neighbours.shape[1]
-        at = (torch.from_numpy(source), torch.from_numpy(rank.astype(np.int64)))
-        near, related = self.nearest.neighbours[at].numpy(), self.nearest.similarity[at].numpy() > 0
-        excluded = self.sampler.excluded
-        owners = self.log.owners(events, excluded)[:, None]
-        fits = related & (lengths > 0) & self.known[near] & ~excluded.contains(owners, near)
-        drawn[:, 1::2] = np.where(fits, near, drawn[:, 1::2])
-        empty = lengths[:, 0] == 0
-        if empty.any():
-            new = events[empty]
-            pick = self._uniforms("popular", new, epoch, slots) * len(self.by_popularity)
-            popular = self.by_popularity[pick.astype(np.int64)]
-            owners = self.log.owners(new, self.labelled)[:, None]
-            fits = self.known[popular] & ~self.labelled.contains(owners, popular)
-            drawn[empty, 1::2] = np.where(fits, popular, drawn[empty, 1::2])
-        return torch.from_numpy(drawn)
+    def find(self, events: Ints) -> tuple[Int[Tensor, "B"], Bool[Tensor, "B"]]:
+        """The row of each event, and whether it has one; without one the row is any."""
+        if not len(self.events):
+            return torch.zeros(len(events), dtype=torch.int64), torch.zeros(len(events), dtype=torch.bool)
+        rows = np.searchsorted(self.events, events).clip(max=len(self.events) - 1)
+        return torch.from_numpy(rows), torch.from_numpy(self.events[rows] == events)
 
-    def _uniforms(self, what: str, events: Ints, epoch: int, slots: Ints) -> npt.NDArray[np.float64]:
-        return uniforms(self.seed, f"{self.purpose}/{what}", epoch, self.log.places(events)[:, None], slots)
+
+def lists_of(task: DistillTask[FromMemorySettings], log: EventLog) -> TaughtLists:
+    """The teachers' lists for the events of the block, or in a large log for a sample of them; none if β = 0.
+
+    An item that a user chose in the block is in no list of the user.
+
+    Args:
+        log: the histories of some users.
+    """
+    settings, block = task.settings, task.block
+    events = log.events_in(block) if settings.beta else np.zeros(0, dtype=np.int64)
+    share = TAUGHT_EVENTS / max(1, int(task.student.dataset.count_events(block).sum()))
+    if share < 1:
+        events = events[uniforms(task.seed, "distill/taught", log.places(events)) < share]
+    # with repeats an item of another basket may be a negative, but it has a label and was counted
+    excluded = log.positives_in(block) if log.repeats else log.never_negative(block)
+    teacher = teacher_of(task, log)
+    sampler = Sampler(log, [block], 0, task.seed, f"distill/{task.config.on}", excluded)
+    contrast = Contrast(teacher.backbone, sampler, max(CONSIDERED, settings.highest), settings.others)
+    shape = len(events), settings.highest + settings.others
+    items, logits = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape)
+    phase = Phase(task.on_progress, "ask the teachers", len(events), "events")
+    order = np.argsort(teacher.backbone.lengths(events), kind="stable")
+    for at in range(0, len(order), _EVENTS):
+        some = order[at : at + _EVENTS]
+        index = torch.from_numpy(some)
+        items[index], logits[index] = _lists(teacher, contrast, events[some], settings.highest)
+        phase.add(len(some))
+    return TaughtLists(events, items, logits)
+
+
+def _lists(
+    teacher: PatchedTeacher, contrast: Contrast, events: Ints, highest: int
+) -> tuple[Int[Tensor, "B M"], Float[Tensor, "B M"]]:
+    """The lists of some events: items, and the teacher's logits."""
+    chosen = contrast.of(events, 0)
+    candidates, first = chosen.candidates[:, 1:], contrast.highest
+    logits = teacher(events, candidates).cpu().masked_fill(chosen.stands == 0, -math.inf)
+    best = logits[:, :first].topk(highest, 1).indices
+    place = torch.cat([best, torch.arange(first, candidates.shape[1]).expand(len(events), -1)], 1)
+    return candidates.gather(1, place).int(), logits.gather(1, place)
+
+
+@dataclass(frozen=True)
+class ListObjective(Objective):
+    """CE(labels) + β · teacher_weight · KL(teacher's list ‖ student's), a list being a softmax over its items.
+
+    Attributes:
+        log: the events' users. weight: (U,) of each user's teacher.
+    """
+
+    log: EventLog
+    lists: TaughtLists
+    beta: float
+    weight: Float[Tensor, "U"]
+
+    def candidates(self, events: Ints, candidates: Int[Tensor, "B C"], epoch: int) -> Int[Tensor, "B C2"]:
+        if not len(self.lists.events):
+            return candidates
+        rows, _ = self.lists.find(events)
+        return torch.cat([candidates, self.lists.items[rows].long()], 1)
+
+    def loss(
+        self,
+        model: Trainable,
+        samples: Samples,
+        candidates: Int[Tensor, "B C"],
+        logits: Float[Tensor, "B C"],
+        shared: SharedLogits | None = None,
+    ) -> Float[Tensor, ""]:
+        labelled, device = samples.candidates.shape[1], logits.device
+        loss = mean_loss(model, logits[:, :labelled], samples, shared)
+        if not len(self.lists.events):
+            return loss
+        rows, found = self.lists.find(samples.events)
+        taught = found.float() * self.weight[torch.from_numpy(self.log.user[samples.events])]
+        divergence = list_kl(self.lists.logits[rows].to(device), logits[:, labelled:])
+        # without shared negatives the labels' loss is in nats per candidate, and not per event
+        each = 1 if shared is not None else 1 / labelled
+        return loss + self.beta * each * (divergence * taught.to(device)).sum() / found.sum().clamp(min=1)
+
+
+def list_kl(teacher: Float[Tensor, "B M"], student: Float[Tensor, "B M"]) -> Float[Tensor, "B"]:
+    """KL(softmax(teacher) ‖ softmax(student)) over the places that the teacher fills, nats; 0 for a list without any."""
+    there = torch.isfinite(teacher)
+    log_p, log_q = (F.log_softmax(each.masked_fill(~there, -1e4), 1) for each in (teacher, student))
+    return (log_p.exp() * (log_p - log_q)).sum(1)

@@ -27,7 +27,7 @@ METHODS: Mapping[str, Variant] = {
     ),
     "from-memory": Variant(
         "dcclctl.distillation.from_memory:FromMemory",
-        "the teachers score items without labels; for teachers whose statistics count the events",
+        "the teachers rank items without labels; for teachers whose statistics count the events",
     ),
 }
 
@@ -79,21 +79,18 @@ class DistillationMethod(ABC, Generic[SettingsT]):
 
     Settings: ClassVar[type[Section]]
 
-    @abstractmethod
     def check(self, patches: "PatchSet", block: "Block", config: DistillConfig) -> None:
         """Check that the teachers can teach the events of the block, and that all given settings are read.
+
+        By default any patches can teach.
 
         Raises:
             UsageError: with the remedy.
         """
 
-    def histories(self, task: DistillTask[SettingsT], log: "EventLog") -> "EventLog":
-        """The log of some users with the histories of student and teachers."""
-        return log
-
     @abstractmethod
     def objective(self, task: DistillTask[SettingsT], log: "EventLog") -> "Objective":
-        """The student's objective on the events of some users; log: from `histories`."""
+        """The student's objective on the events of some users."""
 
     def after(self, task: DistillTask[SettingsT], trainer: "Trainer") -> dict[str, Any]:
         """Further steps after the trainer's model has its new weights; returns further facts for the manifest."""

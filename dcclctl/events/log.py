@@ -215,14 +215,6 @@ class EventLog:
         starts[events] = np.maximum(starts[events], self.history_end[events] - keep)
         return replace(self, history_start=starts)
 
-    def truncated(self, limit: int) -> npt.NDArray[np.bool_]:
-        """(N,) whether some of an event's newest `limit` items are cut off its history by `truncate_history`."""
-        _, first, owner = np.unique(self.user, return_index=True, return_inverse=True)
-        # nothing can be cut off a user's first event, so its history begins where the user's items do
-        whole = self.history_end - self.history_start[first][owner]
-        cut: npt.NDArray[np.bool_] = self.history_lengths(np.arange(len(self.user)), limit) < np.minimum(whole, limit)
-        return cut
-
     def interacted_before(self, events: Ints) -> npt.NDArray[np.bool_]:
         """(B,) whether the event's user has a positive event of the same item at a strictly earlier time."""
         positive, basket = self.label > 0, self.history_end

@@ -114,9 +114,10 @@ class Sampler:
         taken |= self.log.item[events][:, None] == items
         return SharedNegatives(torch.from_numpy(items), torch.from_numpy(~taken), len(self.catalogue), expected)
 
-    def ranked(self, events: Ints, batch: int, epoch: int = 0) -> SharedNegatives:
-        """What the items of events (B,) of one batch are ranked among: the catalogue, or 20,000 of its items if it has more."""
-        return self.shared(events, RANKED_ITEMS, 1, batch, epoch)
+    def ranked(self, events: Ints, batch: int, epoch: int = 0, most: int | None = None) -> SharedNegatives:
+        """What the items of events (B,) of one batch are ranked among: the catalogue, or if it has more than `most` items
+        (20,000 by default) that many of them."""
+        return self.shared(events, most or RANKED_ITEMS, 1, batch, epoch)
 
     def items(self, events: Ints, count: int, epoch: int = 0) -> Ints:
         """(B, count) negatives of each event, NO_ITEM where none is left; the first ones do not depend on `count`."""

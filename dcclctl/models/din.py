@@ -7,21 +7,21 @@ element-wise product of candidate and interest joins the hidden layers' input, t
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcclctl.config import Positive, rarely, size
+from dcclctl.config import Count, Positive, rarely, size
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.models.items import EmbeddedItems
 from dcclctl.models.kernels import rows_of
 from dcclctl.models.scoring import Backbone, HeadFunction, PatchPoint
 from dcclctl.models.settings import Share, TrainedSettings
-from dcclctl.models.trainable import Dropout, Forward, HistoryPass
+from dcclctl.models.trainable import Dropout, Forward, HistoryPass, keep_all
 from dcclctl.models.trained import TrainedKind
 
 if TYPE_CHECKING:
@@ -30,6 +30,24 @@ if TYPE_CHECKING:
 
 #: numbers in the attention of all items for all items that is kept: one gigabyte
 _ATTENTION_CELLS = 1 << 28
+#: numbers held at once by a step that is done in parts
+_CELLS = 1 << 24
+
+
+class _Read(NamedTuple):
+    """Embeddings of what a batch of events depends on.
+
+    Attributes:
+        table: (R, D) of the distinct items. places: (B, L) rows of the histories' items in it, mask: (B, L) where there is one.
+        keys: (B, L, D) of the histories. asked: (Q, D) of the candidates. profile: (B, V).
+    """
+
+    table: Float[Tensor, "R D"]
+    places: Int[Tensor, "B L"]
+    keys: Float[Tensor, "B L D"]
+    mask: Bool[Tensor, "B L"]
+    asked: Float[Tensor, "Q D"]
+    profile: Float[Tensor, "B V"]
 
 
 class DinSettings(TrainedSettings):
@@ -40,13 +58,20 @@ class DinSettings(TrainedSettings):
     attention_size: Positive = size(32, "Hidden units of the attention network.")
     hidden_sizes: tuple[Positive, Positive] = size((64, 32), "Units of the two hidden layers.")
     dropout: Share = rarely(0.2, "Dropout on the hidden layers.", search="0.0..0.5")
+    shared_negatives: Count = rarely(
+        0,
+        "Sampled negatives that all events of a batch share, in a softmax; 0: each event has its own, in a binary loss.",
+    )
 
 
 class Din(EmbeddedItems):
     """f: (user, history, candidate) → logit, for the items and profiles of a log.
 
-    Shapes: B batch, L history length, C candidates, D embedding, A attention units, H1 and H2 hidden units.
+    Shapes: B batch, L history length, C candidates of each event, N candidates that all events share, D embedding,
+    A attention units, H1 and H2 hidden units, U distinct items of the histories.
     """
+
+    ranked_on_valid = (2_000, 2_000)
 
     def __init__(self, log: EventLog, sizes: DinSettings, generator: torch.Generator) -> None:
         super().__init__()
@@ -124,9 +149,12 @@ class Din(EmbeddedItems):
         return logits
 
     def training_pass(self, log: EventLog, events: Ints) -> HistoryPass:
-        return HistoryPass(log, events, self.sizes.history, self._forward)
+        return DinPass(self, log, events)
 
-    def _forward(self, log: EventLog, events: Ints, candidates: Int[Tensor, "B C"], drop: Dropout) -> Forward:
+    def forward_batch(
+        self, log: EventLog, events: Ints, candidates: Int[Tensor, "B C"], shared: Int[Tensor, "N"], drop: Dropout
+    ) -> Forward:
+        """Logits of each event's own candidates, and of those that all events share."""
         touched: list[Tensor] = []
 
         def own_rows(items: Int[Tensor, "R"]) -> Float[Tensor, "R E"]:
@@ -134,37 +162,110 @@ class Din(EmbeddedItems):
             touched.extend((items, leaf))
             return leaf
 
-        z1 = self.first_layer_of_few(log, events, candidates, own_rows if torch.is_grad_enabled() else None)
+        rows = own_rows if torch.is_grad_enabled() else None
+        read = self._read(log, events, torch.cat([candidates.flatten(), shared]), rows)
+        n_own = candidates.numel()
+        query = read.asked[:n_own].view(*candidates.shape, -1)
+        z1 = self.first_layer(query, self.interest(query, read.keys, read.mask), read.profile)
         logits = self.logits(drop(self.second_layer(drop(z1))))
         items, leaf = touched or (torch.empty(0, dtype=torch.int64), None)
-        return Forward(logits, items, leaf)
+        others = self._logits_of_shared(read, read.asked[n_own:], drop) if len(shared) else None
+        return Forward(logits, items, leaf, others)
 
     def first_layer_of_few(
+        self, log: EventLog, events: Ints, candidates: Int[Tensor, "B C"]
+    ) -> Float[Tensor, "B C H1"]:
+        """Activations of the first hidden layer, with gradients, for few candidates per event."""
+        read = self._read(log, events, candidates.flatten())
+        query = read.asked.view(*candidates.shape, -1)
+        return self.first_layer(query, self.interest(query, read.keys, read.mask), read.profile)
+
+    def _read(
         self,
         log: EventLog,
         events: Ints,
-        candidates: Int[Tensor, "B C"],
+        items: Int[Tensor, "Q"],
         item_rows: Callable[[Int[Tensor, "R"]], Float[Tensor, "R E"]] | None = None,
-    ) -> Float[Tensor, "B C H1"]:
-        """Activations of the first hidden layer, with gradients, for few candidates per event.
+    ) -> "_Read":
+        """Embeddings of what some events depend on.
 
         Args:
-            item_rows: the batch's distinct items → their rows, instead of those of the item table (see `embed`).
+            items: candidates. item_rows: the batch's distinct items → their rows, instead of those of the item table
+                (see `embed`).
         """
         device = self.out.weight.device
         history, mask = log.histories(events, self.sizes.history)
-        distinct, inverse = torch.unique(torch.cat([history.flatten(), candidates.flatten()]), return_inverse=True)
+        distinct, inverse = torch.unique(torch.cat([history.flatten(), items]), return_inverse=True)
         distinct, inverse = distinct.to(device), inverse.to(device)
         table = self.embed(distinct, None if item_rows is None else item_rows(distinct))
-        keys = F.embedding(inverse[: history.numel()].view(history.shape), table)
-        query = F.embedding(inverse[history.numel() :].view(candidates.shape), table)
+        places = inverse[: history.numel()].view(history.shape)
         profile = log.profile[torch.from_numpy(log.user[events])].to(device)
-        return self.first_layer(query, self.interest(query, keys, mask.to(device)), self.embed_profile(profile))
+        asked = F.embedding(inverse[history.numel() :], table)
+        keys = F.embedding(places, table)
+        return _Read(table, places, keys, mask.to(device), asked, self.embed_profile(profile))
+
+    def _logits_of_shared(self, read: "_Read", query: Float[Tensor, "N D"], drop: Dropout) -> Float[Tensor, "B N"]:
+        """Logits of candidates that all events share.
+
+        An item of a history has one attention for a candidate, whatever history it is in; and what a candidate makes of an
+        interest, W·interest + V·(candidate ∗ interest), is one matrix for each candidate.
+        """
+        d, h1 = self.embedding_size, self.slope_1.shape[0]
+        used, place = torch.unique(read.places[read.mask], return_inverse=True)
+        attention = self._attention_of(query, F.embedding(used, read.table))  # (U + 1, N), the last row is zero
+        at = torch.full_like(read.places, len(used)).masked_scatter(read.mask, place)
+        interest = torch.einsum("bln,bld->nbd", F.embedding(at, attention), read.keys)
+        sizes = [d, d, d, read.profile.shape[1]]
+        of_query, of_interest, of_product, of_profile = torch.split(self.hidden_1.weight.T, sizes)
+        maps = of_interest + query.unsqueeze(2) * of_product  # (N, D, H1)
+        own = torch.addmm(self.hidden_1.bias, query, of_query).unsqueeze(1)
+        z1 = prelu(torch.baddbmm(own, interest, maps) + read.profile @ of_profile, self.slope_1)
+        # what is dropped of an event is dropped for all candidates, so that few numbers are drawn
+        z1 = z1 * drop(torch.ones(1, len(read.keys), h1, device=z1.device))
+        z2 = self.second_layer(z1)
+        z2 = z2 * drop(torch.ones(1, len(read.keys), z2.shape[2], device=z1.device))
+        return self.logits(z2).T
+
+    def _attention_of(self, query: Float[Tensor, "N D"], keys: Float[Tensor, "U D"]) -> Float[Tensor, "V N"]:
+        """The attention of candidates for items of histories, with gradients; V = U + 1, the last row is zero."""
+        at_once = max(1, _CELLS // (len(query) * self.sizes.attention_size))
+        parts = [self._attention_of_some(query, some) for some in torch.split(keys, at_once) if len(some)]
+        return torch.cat([*parts, query.new_zeros(1, len(query))])
+
+    def _attention_of_some(self, query: Float[Tensor, "N D"], keys: Float[Tensor, "U D"]) -> Float[Tensor, "U N"]:
+        folded = self.attention_query.weight + self.attention_product.weight * keys.unsqueeze(1)  # (U, A, D)
+        units = torch.baddbmm(self.attention_key(keys).unsqueeze(1), query.expand(len(keys), -1, -1), folded.mT)
+        weights: Tensor = self.attention_out(prelu(units, self.attention_slope)).squeeze(-1)
+        return weights
 
 
 def prelu(x: Float[Tensor, "... H"], slope: Float[Tensor, "H"]) -> Float[Tensor, "... H"]:
     """PReLU over the last dimension (torch's takes the channels second, so all other dimensions are flattened)."""
     return F.prelu(x.reshape(-1, x.shape[-1]), slope).view(x.shape)
+
+
+class DinPass(HistoryPass):
+    """Events one by one; what candidates share is computed once for all events."""
+
+    def __init__(self, model: Din, log: EventLog, events: Ints) -> None:
+        super().__init__(log, events, model.sizes.history)
+        self.model = model
+
+    def forward(self, positions: Ints, candidates: Int[Tensor, "B C"], drop: Dropout = keep_all) -> Forward:
+        return self.forward_shared(positions, candidates, candidates.new_empty(0), drop)
+
+    def forward_shared(
+        self, positions: Ints, candidates: Int[Tensor, "B C"], shared: Int[Tensor, "N"], drop: Dropout = keep_all
+    ) -> Forward:
+        if torch.is_grad_enabled() or not len(shared):
+            return self.model.forward_batch(self.log, self.events[positions], candidates, shared, drop)
+        at_once = max(1, _CELLS // (len(shared) * len(self.model.slope_1)))
+        parts = [
+            self.model.forward_batch(self.log, self.events[positions[at : at + at_once]], own, shared, drop)
+            for at, own in zip(range(0, len(positions), at_once), torch.split(candidates, at_once), strict=True)
+        ]
+        logits, others = zip(*((part.logits, part.shared) for part in parts), strict=True)
+        return Forward(torch.cat(logits), parts[0].items, None, torch.cat(others))
 
 
 class CatalogueAttention:

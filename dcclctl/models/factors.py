@@ -19,7 +19,7 @@ from dcclctl.events.sampling import Ints
 from dcclctl.models.kernels import dots
 from dcclctl.models.scoring import Backbone
 from dcclctl.models.settings import PatientSettings
-from dcclctl.models.trainable import Dropout, Forward, HistoryPass, Trainable
+from dcclctl.models.trainable import Dropout, Forward, HistoryPass, Trainable, keep_all
 from dcclctl.models.trained import TrainedKind
 
 if TYPE_CHECKING:
@@ -92,15 +92,23 @@ class FactorModel(Trainable):
         return self.combine(self.context(log, events), self.item_side(candidates.to(self.item_table.device)))
 
     def training_pass(self, log: EventLog, events: Ints) -> HistoryPass:
-        return HistoryPass(log, events, self.limit, self._forward)
+        return FactorPass(self, log, events)
 
     @property
     def penalised_tables(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(name for name, _ in self.named_parameters() if "table" in name and name != "item_table")
 
-    def _forward(self, log: EventLog, events: Ints, candidates: Int[Tensor, "B C"], drop: Dropout) -> Forward:
-        # without dropout, as in the sources
-        return Forward(self(log, events, candidates), torch.unique(candidates).to(self.item_table.device))
+
+class FactorPass(HistoryPass):
+    """Events one by one, without dropout, as in the sources."""
+
+    def __init__(self, model: FactorModel, log: EventLog, events: Ints) -> None:
+        super().__init__(log, events, model.limit)
+        self.model = model
+
+    def forward(self, positions: Ints, candidates: Int[Tensor, "B C"], drop: Dropout = keep_all) -> Forward:
+        logits = self.model(self.log, self.events[positions], candidates)
+        return Forward(logits, torch.unique(candidates).to(self.model.item_table.device))
 
 
 def _dot(context: Float[Tensor, "B D"], items: Float[Tensor, "... D"]) -> Float[Tensor, "B C"]:

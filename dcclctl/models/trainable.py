@@ -73,6 +73,8 @@ class Trainable(nn.Module, ABC):
     item_table: nn.Parameter
     #: other tables with an L2 penalty on the rows that a batch uses
     penalised_tables: ClassVar[tuple[str, ...]] = ()
+    #: valid events that are ranked after an epoch, and items that each is ranked among, at most: what costs little beside it
+    ranked_on_valid: ClassVar[tuple[int, int]] = (10_000, 20_000)
     #: learn from positive events only, by the difference between a positive and each of its negatives
     pairwise: ClassVar[bool] = False
 
@@ -98,20 +100,13 @@ class HistoryPass(Pass):
 
     Args:
         log: the histories. events: (B,) rows of the log. limit: L, the longest history that is read.
-        forward: (log, events, candidates, drop) → Forward.
     """
 
     #: events of a validation batch
     VALIDATION_EVENTS = 4096
 
-    def __init__(
-        self,
-        log: EventLog,
-        events: Ints,
-        limit: int,
-        forward: Callable[[EventLog, Ints, Int[Tensor, "B C"], Dropout], Forward],
-    ) -> None:
-        self.log, self.events, self.limit, self._forward = log, events, limit, forward
+    def __init__(self, log: EventLog, events: Ints, limit: int) -> None:
+        self.log, self.events, self.limit = log, events, limit
 
     def batches(self, settings: FitSettings, epoch: int) -> Iterator[Ints]:
         order = permutation(settings.seed, f"{settings.purpose}/shuffle", self.events, epoch)
@@ -127,9 +122,6 @@ class HistoryPass(Pass):
     def validation_batches(self) -> Iterator[Ints]:
         for start in range(0, len(self.events), self.VALIDATION_EVENTS):
             yield np.arange(start, min(start + self.VALIDATION_EVENTS, len(self.events)))
-
-    def forward(self, positions: Ints, candidates: Int[Tensor, "B C"], drop: Dropout = keep_all) -> Forward:
-        return self._forward(self.log, self.events[positions], candidates, drop)
 
 
 def dropout(x: Float[Tensor, "..."], rate: float, generator: torch.Generator) -> Float[Tensor, "..."]:

@@ -148,8 +148,6 @@ class SharedLogits(NamedTuple):
 CALIBRATION = 0.05
 #: a logit whose odds are 0 in float32
 NOTHING = -1e4
-#: valid events that a ranking on valid has at most, so that it costs little beside an epoch
-RANKED_EVENTS = 10_000
 
 
 def softmax_losses(
@@ -198,7 +196,7 @@ class Objective:
         shared: SharedLogits | None = None,
     ) -> Float[Tensor, ""]:
         """Mean loss of a batch of samples; candidates: from `candidates`, with their logits."""
-        return mean_loss(model, logits, samples, shared=shared)
+        return mean_loss(model, logits, samples, shared)
 
 
 def losses_of(
@@ -216,21 +214,12 @@ def losses_of(
 
 
 def mean_loss(
-    model: Trainable,
-    logits: Float[Tensor, "B C"],
-    samples: Samples,
-    has_label: Tensor | None = None,
-    shared: SharedLogits | None = None,
+    model: Trainable, logits: Float[Tensor, "B C"], samples: Samples, shared: SharedLogits | None = None
 ) -> Float[Tensor, ""]:
-    """Mean of the losses over what counts: a softmax over shared negatives, or without them the model's own losses.
-
-    Args:
-        has_label: (B,) whether an event has a label; one without adds 0 to the sum.
-    """
+    """Mean of the losses over what counts: a softmax over shared negatives, or without them the model's own losses."""
     labels, weights = samples.labels.to(logits.device), samples.weights.to(logits.device)
     losses, weights = losses_of(model, logits, labels, weights, shared)
-    weighted = losses * weights
-    return (weighted if has_label is None else weighted * has_label.unsqueeze(1)).sum() / weights.sum().clamp(min=1)
+    return (losses * weights).sum() / weights.sum().clamp(min=1)
 
 
 class TrainingGroup:
@@ -257,17 +246,18 @@ class ValidationGroup:
 
     Attributes:
         log: of these users. sampler: of negatives that are the same for all epochs and models.
-        samples: the events. ranked: (B,) whether an event's item is ranked, as up to 10,000 of the positive ones are.
+        samples: the events. ranked: (B,) whether an event's item is ranked, as some of the positive ones are.
     """
 
-    def __init__(self, log: EventLog, settings: FitSettings) -> None:
+    def __init__(self, log: EventLog, settings: FitSettings, n_ranked: int) -> None:
+        """Args: n_ranked: events that are ranked, at most, where a batch shares its negatives."""
         self.log = log
         self.sampler = valid_sampler(log, 0 if settings.shared_negatives else settings.negatives, settings.seed)
         self.samples = self.sampler.draw(log.events_in(VALID))
         self.ranked = np.zeros(len(self.samples.events), dtype=bool)
         if settings.shared_negatives:
             positive = np.flatnonzero(log.label[self.samples.events] > 0)
-            drawn = permutation(settings.seed, "valid/ranked", self.samples.events[positive])[:RANKED_EVENTS]
+            drawn = permutation(settings.seed, "valid/ranked", self.samples.events[positive])[:n_ranked]
             self.ranked[positive[drawn]] = True
 
 
@@ -343,7 +333,7 @@ class Trainer:
         found = None
         for number in permutation(self.settings.seed, "valid/groups", numbers):
             log = self.groups.open(int(number)) if self.groups.count > 1 else self.group().log
-            found = ValidationGroup(log, self.settings)
+            found = ValidationGroup(log, self.settings, self.model.ranked_on_valid[0])
             if len(learnable(self.model, log, found.samples.events)):
                 return found
         if found is None or not len(found.samples.events):
@@ -536,7 +526,7 @@ def validate(
             two: positive events against their sampled negatives, and GAUC on the observed labels.
         draw: events of a batch and its number → the negatives that the batch shares, if any.
         ranked: (B,) whether an event's item is ranked, among the items that `sampler` does not exclude as its negatives, as in
-            an evaluation: of the whole catalogue, or of 20,000 items if it has more.
+            an evaluation: of the whole catalogue, or of as many items as `ranked_on_valid` of the model says.
     """
     phase = Phase(on_progress, "validate", len(samples.events), "events")
     loss, count, wins, pairs = 0.0, 0.0, 0.0, 0.0
@@ -550,7 +540,7 @@ def validate(
             drawn = draw(batch.events, number)
             lists = [drawn] if drawn is not None else []
             if sampler is not None and ranked[positions[0]]:
-                lists.append(sampler.ranked(batch.events, number))
+                lists.append(sampler.ranked(batch.events, number, most=model.ranked_on_valid[1]))
             found, each = forward_each(through, positions, batch.candidates, lists)
             logits, shared = found.logits, each[0] if drawn is not None else None
             targets, weights = batch.labels.to(logits.device), batch.weights.to(logits.device)

@@ -12,7 +12,6 @@ from dcclctl.devices.bound import BoundedPatches
 from dcclctl.distillation.method import DistillTask, default_method, method_of
 from dcclctl.distillation.teachers import teacher_weight
 from dcclctl.errors import ArtifactError, UsageError
-from dcclctl.events.groups import UserGroups
 from dcclctl.events.log import Block
 from dcclctl.models.kind import MODELS, kind_of
 from dcclctl.models.settings import FitSettings
@@ -74,10 +73,10 @@ def distill(
         task: DistillTask[Any] = DistillTask(teachers, cloud, block, config, own, device, work, run.on_progress)
         bound = _said_bound(teachers, run) if isinstance(teachers, BoundedPatches) else {}
         assert isinstance(kind, TrainedKind)
-        groups = dataset.groups
-        histories = UserGroups(groups.count, lambda number: method.histories(task, groups.open(number)))
         fit = replace(FitSettings.of(own, config.seed, f"distill/{config.on}"), shared_negatives=cloud.shared_negatives)
-        trainer = Trainer(kind.module(cloud, device), histories, [block], fit, lambda log: method.objective(task, log))
+        trainer = Trainer(
+            kind.module(cloud, device), dataset.groups, [block], fit, lambda log: method.objective(task, log)
+        )
         state = trainer.fit(work, run.on_progress, "teach the cloud model")
         work.write_tensors("model.safetensors", state.best)
         work.write_json("model.json", {"model": cloud.model, **cloud.sizes})

@@ -1,7 +1,6 @@
 """Tiny worlds with known answers: what the models must learn from them, and what they cannot."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,16 +8,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 from small_worlds import local, log_of, new_encoder, one_thread, scores, trained  # noqa: F401
 from torch.nn import functional as F
-from world import quiet_progress
 
-from dcclctl.config import DistillConfig
 from dcclctl.devices.basis import JointFit, SharedEvents, learn_basis, new_basis
 from dcclctl.devices.hidden_patch import DeviceRows, Head, PatchShape, fit_devices, frozen_head, patched_head
-from dcclctl.distillation.from_memory import FromMemorySettings, UnlabelledItems
-from dcclctl.distillation.method import DistillTask
+from dcclctl.distillation.from_memory import ListObjective, TaughtLists
 from dcclctl.distillation.momodistill import MoMoDistillSettings, SecondStep
 from dcclctl.distillation.teachers import TaughtObjective
-from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, Block, EventLog
+from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, EventLog
 from dcclctl.events.sampler import Sampler, Samples
 from dcclctl.models.din import Din, DinBackbone, DinSettings
 from dcclctl.models.training import restore
@@ -82,23 +78,18 @@ def test_a_student_learns_of_unlabelled_items_what_no_label_ever_said(taught):
     taste = torch.arange(plain.n_users) % 2
     # the student can tell the tastes apart, if it is told so
     log = replace(plain, profile=taste[:, None], profile_sizes=(2,))
-    task = DistillTask(
-        None,
-        SimpleNamespace(history=LIMIT),
-        Block(CLOUD),
-        DistillConfig(),
-        FromMemorySettings(unlabelled=6),
-        torch.device("cpu"),
-        None,
-        quiet_progress,
+    events, rng = log.events_in(CLOUD), np.random.default_rng(0)
+    taken = log.positives_in(CLOUD)
+    items = np.stack(
+        [
+            rng.permutation(np.setdiff1d(np.arange(2 * HALF), taken.of_owners(log.user[[event]])[1]))[:6]
+            for event in events
+        ]
     )
-
-    def teacher(events, candidates):
-        own = taste[torch.from_numpy(log.user[events])][:, None] == (candidates >= HALF)
-        return torch.where(own, 2.0, -2.0)
-
-    beta, weight = 3.0 if taught else 0.0, torch.ones(log.n_users)
-    objective = TaughtObjective(log, teacher, beta, weight, UnlabelledItems(task, log))
+    own = taste[torch.from_numpy(log.user[events])][:, None] == (torch.from_numpy(items) >= HALF)
+    logits = torch.where(own, 2.0, -2.0)
+    lists = TaughtLists(events, torch.from_numpy(items).int(), logits)
+    objective = ListObjective(log, lists, 10.0 if taught else 0.0, torch.ones(log.n_users))
     model = new_din(log)
     trained(model, log, objective=objective, epochs=12, negatives=4, batch_size=64, dropout=0.0)
     found = group_auc(log, *all_scores(model, log))

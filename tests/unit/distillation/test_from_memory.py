@@ -1,136 +1,34 @@
-"""Distillation from memories: which items the teachers are asked about, whose histories are truncated, whose labels are taught."""
+"""Distillation from memories: what the teachers are asked about, and what a student learns of it."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from small_worlds import random_log
+from small_worlds import din, din_logits, first_loss, normal, random_log, run, same_state, trained, trainer
 from world import World, quiet_progress
 
 from dcclctl.artifacts import PatchSet
 from dcclctl.config import DistillConfig
-from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
-from dcclctl.distillation.from_memory import FromMemory, FromMemorySettings, UnlabelledItems
+from dcclctl.distillation import from_memory
+from dcclctl.distillation.from_memory import (
+    FromMemory,
+    FromMemorySettings,
+    ListObjective,
+    TaughtLists,
+    list_kl,
+    lists_of,
+)
 from dcclctl.distillation.method import DistillTask
-from dcclctl.errors import UsageError
-from dcclctl.events.log import DEVICE, VALID, Block, EventLog
-from dcclctl.stages.distill import distill
+from dcclctl.distillation.teachers import teacher_of
+from dcclctl.events.log import DEVICE, Block, EventLog
+from dcclctl.models.training import FitState
 from dcclctl.stages.memory import remember
 from dcclctl.stages.patch import patch
 from dcclctl.stages.train import train
 from dcclctl.store.store import Store
 
-LIMIT = 6
 DEVICE_BLOCK = Block(DEVICE)
-HOW = StatisticsSettings(LIMIT, 5, 1.0, 3, 4)
-
-
-@pytest.fixture(scope="module")
-def log() -> EventLog:
-    return random_log(n_events=40)
-
-
-def questions(log, nearest=None, seed=0, count=6):
-    """Draws items about which teachers are asked, of a task that has no more than that takes."""
-    student = SimpleNamespace(history=LIMIT)
-    settings, config = FromMemorySettings(unlabelled=count), DistillConfig(seed=seed)
-    task = DistillTask(None, student, DEVICE_BLOCK, config, settings, torch.device("cpu"), None, quiet_progress)
-    return UnlabelledItems(task, log, nearest)
-
-
-@pytest.mark.parametrize("repeats", [True, False])
-def test_unlabelled_items_are_seen_ones_that_no_event_of_the_user_labels(log, repeats):
-    log = replace(log, repeats=repeats)
-    events, known = log.events_in(DEVICE), set(log.catalogue(DEVICE).tolist())
-    statistics = count_statistics(log, lambda log: log.up_to(DEVICE_BLOCK), HOW, seed=0)
-    for nearest in (None, statistics):
-        drawn = questions(log, nearest)(events, 0).numpy()
-        assert drawn.shape == (len(events), 6)
-        assert set(drawn.flatten().tolist()) <= known
-        taken_before = 0
-        for event, items in zip(events, drawn, strict=True):
-            own = (log.user == log.user[event]) & (log.label > 0)
-            assert not set(log.item[own & (log.period == DEVICE)]) & set(items)
-            taken_before += len(set(log.item[own & (log.period < DEVICE)]) & set(items))
-        # an item taken before the block may come again where there are repeats, and is no candidate where there are none
-        assert (taken_before > 0) == repeats
-
-
-def test_every_second_unlabelled_item_is_near_the_history(log):
-    events = log.events_in(DEVICE)
-    statistics = count_statistics(log, lambda log: log.up_to(DEVICE_BLOCK), HOW, seed=0)
-    uniform, near = questions(log)(events, 0), questions(log, statistics)(events, 0)
-    assert torch.equal(near[:, ::2], uniform[:, ::2])
-    changed = near[:, 1::2] != uniform[:, 1::2]
-    assert changed.float().mean() > 0.3
-    history, mask = log.histories(events, LIMIT)
-    for row, column in changed.nonzero().tolist():
-        held = history[row][mask[row]]
-        related = statistics.neighbours[held][statistics.similarity[held] > 0]
-        assert near[row, 1 + 2 * column] in related
-
-
-def test_unlabelled_items_of_an_event_depend_on_nothing_but_the_event_epoch_and_seed(log):
-    events = log.events_in(DEVICE)
-    statistics = count_statistics(log, lambda log: log.up_to(DEVICE_BLOCK), HOW, seed=0)
-    draw = questions(log, statistics)
-    some = np.random.default_rng(0).permutation(len(events))[:7]
-    assert torch.equal(draw(events[some], 1), draw(events, 1)[torch.from_numpy(some)])
-    assert not torch.equal(draw(events, 0), draw(events, 1))
-    assert not torch.equal(draw(events, 0), questions(log, statistics, seed=1)(events, 0))
-
-
-def test_without_a_history_every_second_item_is_drawn_by_popularity(log):
-    """Every second item is drawn as popular items are, even one that this user once took; but none that the block labels."""
-    log = replace(log, repeats=False)
-    events = log.events_in(DEVICE)
-    statistics = count_statistics(log, lambda log: log.up_to(DEVICE_BLOCK), HOW, seed=0)
-    forgetful = log.truncate_history(events, np.zeros(len(events), dtype=np.int64))
-    draw = questions(forgetful, statistics)
-    drawn = np.concatenate([draw(events, epoch).numpy() for epoch in range(200)])
-    owners = np.tile(log.user[events], 200)
-    assert torch.equal(draw(events, 0)[:, ::2], questions(log)(events, 0)[:, ::2])  # the others are uniform, as ever
-    past = log.up_to(DEVICE_BLOCK) & (log.label > 0)
-    counts = np.bincount(log.item[past], minlength=log.n_items)
-    in_block = log.positives_in(DEVICE_BLOCK)
-    assert not in_block.contains(owners[:, None], drawn).any()
-    before = log.up_to(DEVICE_BLOCK) & (log.period < DEVICE) & (log.label > 0)
-    taken = {(int(user), int(item)) for user, item in zip(log.user[before], log.item[before], strict=True)}
-    asked = {(int(user), int(item)) for user, items in zip(owners, drawn[:, 1::2], strict=True) for item in items}
-    assert taken & asked
-    assert not taken & {
-        (int(user), int(item)) for user, items in zip(owners, drawn[:, ::2], strict=True) for item in items
-    }
-    often = np.bincount(drawn[:, 1::2].flatten(), minlength=log.n_items)
-    evenly = np.bincount(drawn[:, ::2].flatten(), minlength=log.n_items)
-    popular = counts >= np.median(counts[counts > 0])
-    assert often[popular].sum() / often.sum() > evenly[popular].sum() / evenly.sum() + 0.1
-
-
-def test_in_a_log_without_positive_events_all_items_are_of_the_catalogue(log):
-    events = log.events_in(DEVICE)
-    statistics = count_statistics(log, lambda log: log.up_to(DEVICE_BLOCK), HOW, seed=0)
-    joyless = replace(log, label=np.zeros_like(log.label))
-    forgetful = joyless.truncate_history(events, np.zeros(len(events), dtype=np.int64))
-    drawn = questions(forgetful, statistics)(events, 0)
-    assert set(drawn.flatten().tolist()) <= set(log.catalogue(DEVICE).tolist())
-
-
-def test_where_nothing_is_left_the_events_own_item_stands_in(log):
-    """With many questions and few items; every item that is left is asked about once."""
-    small = replace(random_log(n_items=8), repeats=False)
-    events = small.events_in(DEVICE)
-    drawn = questions(small, count=20)(events, 0).numpy()
-    excluded = small.never_negative(DEVICE)
-    for event, items in zip(events, drawn, strict=True):
-        left = [i for i in small.catalogue(DEVICE) if not excluded.contains(small.user[[event]], np.array([i]))[0]]
-        assert sorted(items[: len(left)]) == sorted(left)
-        assert (items[len(left) :] == small.item[event]).all()
-
-
-# Whose histories are truncated, and whose labels are taught
 
 
 @pytest.fixture(scope="module")
@@ -143,66 +41,163 @@ def remembering(world: World, tmp_path_factory: pytest.TempPathFactory) -> Patch
     return patch(fresh, {"method": "memory", "epochs": 1, "hidden_size": 4, "threads": 1}, memory=memory)
 
 
-def task_of(patches: PatchSet, block: Block = DEVICE_BLOCK, **settings: float) -> DistillTask:
-    given = FromMemorySettings(**({"negatives": 4, "unlabelled": 3} | settings))
-    device, config = torch.device("cpu"), DistillConfig(seed=3, on=str(block), method="from-memory")
-    return DistillTask(patches, patches.cloud, block, config, given, device, None, quiet_progress)
+def task_of(
+    patches: PatchSet, block: Block = DEVICE_BLOCK, teachers: str = "patched", **settings: float
+) -> DistillTask:
+    given = FromMemorySettings(**({"negatives": 4, "highest": 3, "others": 2} | settings))
+    config = DistillConfig(seed=3, on=str(block), method="from-memory", teachers=teachers)
+    return DistillTask(patches, patches.cloud, block, config, given, torch.device("cpu"), None, quiet_progress)
 
 
-def test_some_events_of_the_block_get_a_short_history_or_none(remembering: PatchSet) -> None:
-    full = remembering.cloud.dataset.log
-    every, block, limit = np.arange(len(full.user)), full.events_in(DEVICE), remembering.cloud.history
-    before = full.history_lengths(every, limit)
-    shares = []
-    for share in (0.25, 1.0):
-        cut = FromMemory().histories(task_of(remembering, truncated_share=share), full)
-        after = cut.history_lengths(every, limit)
-        assert (np.delete(after, block) == np.delete(before, block)).all()
-        assert (after <= before).all()
-        shares.append((after < before)[block].mean())
-        assert {0, 1} <= set(after[block][after[block] < before[block]])
-    assert 0.05 < shares[0] < 0.3 < 0.6 < shares[1]
+# What the teachers are asked about
 
 
-def test_histories_stay_where_nobody_teaches_or_nothing_is_remembered(remembering: PatchSet, world: World) -> None:
-    full = remembering.cloud.dataset.log
-    assert FromMemory().histories(task_of(remembering, beta=0.0), full) is full
-    assert FromMemory().histories(task_of(remembering, truncated_share=0.0), full).history_start.tolist() == (
-        full.history_start.tolist()
-    )
-    assert FromMemory().histories(task_of(remembering, Block(VALID)), full) is full
-    plain = task_of(world.patches())  # patches without a memory
-    log = plain.student.dataset.log
-    assert FromMemory().histories(plain, log) is log
+def by_hand(task: DistillTask, log: EventLog, event: int) -> tuple[list[int], torch.Tensor, set[int]]:
+    """The items that may stand in an event's list, best first for the cloud model; the teacher's logits of all items; the rest."""
+    teacher = teacher_of(task, log)
+    items = torch.arange(log.n_items)[None]
+    cloud = teacher.backbone.logits_of_few(np.array([event]), items, teacher.backbone.head)[0].detach()
+    known = set(log.catalogue(DEVICE_BLOCK).tolist())
+    mine = (log.user == log.user[event]) & (log.label > 0) & (log.period <= DEVICE)
+    taken = set(log.item[mine & ((log.period == DEVICE) | (not log.repeats))].tolist())
+    allowed = known - taken - {int(log.item[event])}
+    return sorted(allowed, key=lambda item: -float(cloud[item])), teacher(np.array([event]), items)[0], allowed
 
 
-def test_truncated_share_is_refused_for_teachers_without_a_memory(remembering: PatchSet, world: World) -> None:
-    """Also through the stage, where the setting is resolved; the default is no error."""
-    without, method = world.patches(), FromMemory()
-    given = DistillConfig(method="from-memory", settings=FromMemorySettings(truncated_share=0.25))
-    with pytest.raises(UsageError, match=f"truncated_share: {without.ref} has no memory") as error:
-        method.check(without, DEVICE_BLOCK, given)
-    assert "--method memory" in error.value.remedy
-    method.check(remembering, DEVICE_BLOCK, given)
-    method.check(without, DEVICE_BLOCK, DistillConfig(method="from-memory", settings=FromMemorySettings(negatives=4)))
-    with pytest.raises(UsageError, match="has no memory"):
-        distill(without, {"method": "from-memory", "distill.from-memory.truncated_share": 0.0})
-
-
-def test_labels_of_truncated_events_are_not_taught_and_teachers_speak_in_the_students_odds(
-    remembering: PatchSet,
+@pytest.mark.parametrize("repeats", [True, False])
+def test_a_list_has_the_teachers_best_of_the_cloud_models_best_and_some_others(
+    remembering: PatchSet, monkeypatch: pytest.MonkeyPatch, repeats: bool
 ) -> None:
-    full, limit = remembering.cloud.dataset.log, remembering.cloud.history
-    task = task_of(remembering, truncated_share=0.5, negatives=12)
-    cut = FromMemory().histories(task, full)
-    objective = FromMemory().objective(task, cut)
-    for event in full.events_in(DEVICE):
-        seen, there = (int(each.history_lengths(np.array([event]), limit)[0]) for each in (cut, full))
-        assert objective.has_label[event] == (seen == there)
-    assert 0 < objective.has_label[full.events_in(DEVICE)].mean() < 1
-    events = full.events_in(DEVICE)[:20]
-    items = objective.unlabelled(events, 0)
-    usual = FromMemory().objective(task_of(remembering, truncated_share=0.5, negatives=4), cut)
-    assert remembering.cloud.negatives == 4
-    shifted = usual.teacher(events, items) + np.log(4 / 12)
-    torch.testing.assert_close(objective.teacher(events, items), shifted.float())
+    monkeypatch.setattr(from_memory, "CONSIDERED", 6)
+    task = task_of(remembering)
+    log = replace(remembering.cloud.dataset.log, repeats=repeats)
+    lists = lists_of(task, log)
+    assert np.array_equal(lists.events, log.events_in(DEVICE))
+    asked_again = 0
+    for event, items, logits in zip(lists.events, lists.items, lists.logits, strict=True):
+        best, teacher, allowed = by_hand(task, log, int(event))
+        expected = sorted(best[:6], key=lambda item: -float(teacher[item]))[:3]
+        assert items[:3].tolist() == expected
+        others = items[3:].tolist()
+        assert set(others) <= allowed - set(best[:6]) and len(set(others)) == 2
+        torch.testing.assert_close(logits, teacher[items.long()], atol=1e-5, rtol=1e-5)
+        before = log.item[(log.user == log.user[event]) & (log.period < DEVICE) & (log.label > 0)]
+        asked_again += len(set(before.tolist()) & set(items.tolist()))
+    # an item taken before the block may come again where there are repeats, and is no candidate where there are none
+    assert (asked_again > 0) == repeats
+
+
+def test_where_few_items_are_left_places_stay_empty(remembering: PatchSet) -> None:
+    """Every item that is left has one place; the places that are too many count for nothing."""
+    log = remembering.cloud.dataset.log
+    lists = lists_of(task_of(remembering, highest=log.n_items, others=5), log)
+    for event, items, logits in zip(lists.events, lists.items, lists.logits, strict=True):
+        *_, allowed = by_hand(task_of(remembering), log, int(event))
+        there = torch.isfinite(logits)
+        assert sorted(items[there].tolist()) == sorted(allowed) and (~there).any()
+
+
+def test_in_a_large_log_some_events_are_taught(remembering: PatchSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """About as many as the limit says, and each event that has a list is found by its row."""
+    log, task = remembering.cloud.dataset.log, task_of(remembering)
+    every = log.events_in(DEVICE)
+    monkeypatch.setattr(from_memory, "TAUGHT_EVENTS", len(every) // 3)
+    some = lists_of(task, log)
+    assert 0.2 < len(some.events) / len(every) < 0.5 and set(some.events) < set(every)
+    rows, found = some.find(every)
+    assert found.numpy().tolist() == [event in set(some.events) for event in every]
+    assert np.array_equal(some.events[rows[found].numpy()], every[found.numpy()])
+
+
+def test_without_teachers_nobody_is_asked(remembering: PatchSet) -> None:
+    log = remembering.cloud.dataset.log
+    lists = lists_of(task_of(remembering, beta=0.0), log)
+    assert not len(lists.events)
+    assert not lists.find(log.events_in(DEVICE))[1].any()
+
+
+# What the student learns of it
+
+
+def test_the_divergence_of_lists_is_torchs_and_ignores_empty_places() -> None:
+    teacher, student = 4 * normal(40, 6), 4 * normal(40, 6, seed=1)
+    categorical = torch.distributions.Categorical
+    expected = torch.distributions.kl_divergence(categorical(logits=teacher), categorical(logits=student))
+    torch.testing.assert_close(list_kl(teacher, student), expected, atol=1e-5, rtol=1e-5)
+    assert list_kl(teacher, teacher + 3).abs().max() < 1e-5  # the level of a list says nothing
+    empty = torch.full((40, 2), -torch.inf)
+    wide = list_kl(torch.cat([teacher, empty], 1), torch.cat([student, normal(40, 2)], 1))
+    torch.testing.assert_close(wide, expected, atol=1e-5, rtol=1e-5)
+    assert not list_kl(empty, normal(40, 2)).any()
+
+
+@pytest.fixture(scope="module")
+def log() -> EventLog:
+    return random_log(n_events=40)
+
+
+def lists_for(log: EventLog, events: np.ndarray, prefers: int = 0) -> TaughtLists:
+    """Lists of the items 0 … 5, in which the teacher prefers those with the parity `prefers`; the last place is empty."""
+    items = torch.arange(6, dtype=torch.int32).expand(len(events), -1)
+    logits = torch.where(items % 2 == prefers, 3.0, -3.0)
+    return TaughtLists(events, items, logits.index_fill(1, torch.tensor([5]), -torch.inf))
+
+
+def objective_for(
+    log: EventLog, lists: TaughtLists, beta: float = 0.7, weight: torch.Tensor | None = None
+) -> ListObjective:
+    return ListObjective(log, lists, beta, torch.ones(log.n_users) if weight is None else weight)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_the_loss_is_that_of_the_labels_and_beta_times_the_divergence_of_lists(log: EventLog, softmax: bool) -> None:
+    """Per event beside a softmax, and beside a binary loss per candidate; of the events that have a list alone."""
+    events = log.events_in(DEVICE)
+    lists = lists_for(log, events[::2])
+    fit = {"batch_size": 10_000, "dropout": 0.0, "shared_negatives": 100 * softmax}
+
+    def model() -> torch.nn.Module:  # each anew, because a first loss is followed by a step
+        return din(log)
+
+    plain = first_loss(trainer(model(), log, DEVICE, **fit))
+    found = first_loss(trainer(model(), log, DEVICE, objective_for(log, lists), **fit))
+    student = din_logits(model(), log, lists.events, lists.items.long()).detach()
+    p, q = (torch.softmax(each[:, :5], 1) for each in (lists.logits, student))
+    divergence = float((p * torch.log(p / q)).sum(1).mean())
+    # the default of these tests: three negatives beside an event's own item
+    assert found == pytest.approx(plain + 0.7 * divergence / (1 if softmax else 4), rel=1e-5)
+    nobody = objective_for(log, lists_for(log, events[:0]))
+    assert first_loss(trainer(model(), log, DEVICE, nobody, **fit)) == pytest.approx(plain, rel=1e-6)
+
+
+def test_users_whose_teacher_has_weight_zero_are_taught_by_labels_alone(log: EventLog) -> None:
+    """No lie of their teachers changes anything."""
+    events = log.events_in(DEVICE)
+    honest, liar = lists_for(log, events), lists_for(log, events)
+    weight = (torch.arange(log.n_users) >= 6).float()
+    lies = torch.from_numpy(log.user[events] < 6)[:, None]
+    liar = replace(liar, logits=torch.where(lies, -liar.logits, liar.logits))
+
+    def learned(lists: TaughtLists, weight: torch.Tensor | None = None) -> FitState:
+        return trained(din(log), log, period=DEVICE, objective=objective_for(log, lists, weight=weight))
+
+    assert same_state(learned(honest, weight), learned(liar, weight))
+    assert not same_state(learned(honest), learned(liar))
+
+
+def test_a_student_takes_over_its_teachers_order(log: EventLog) -> None:
+    model, events = din(log), log.events_in(DEVICE)
+    lists = lists_for(log, events)
+    run(trainer(model, log, DEVICE, objective_for(log, lists, beta=1000.0), epochs=40))
+    found = din_logits(model, log, events, lists.items.long())
+    assert (found[:, [0, 2, 4]].min(1).values > found[:, [1, 3]].max(1).values).float().mean() > 0.95
+
+
+def test_the_teachers_are_asked_once(remembering: PatchSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, method, asked = remembering.cloud.dataset.log, FromMemory(), []
+    monkeypatch.setattr(
+        from_memory, "lists_of", lambda task, log: asked.append(log.users) or lists_for(log, log.events_in(DEVICE))
+    )
+    for _ in range(3):
+        method.objective(task_of(remembering), log)
+    assert asked == [None]

@@ -1,10 +1,8 @@
 """Teachers, how much they count, and the loss that is made of labels and teachers."""
 
-import numpy as np
 import pytest
 import torch
 from small_worlds import (
-    begin,
     din,
     din_logits,
     first_loss,
@@ -36,9 +34,9 @@ def log():
     return random_log()
 
 
-def taught(log, teacher, beta=0.5, weight=None, **more):
+def taught(log, teacher, beta=0.5, weight=None):
     """An objective whose teachers all count alike unless told otherwise."""
-    return TaughtObjective(log, teacher, beta, torch.ones(log.n_users) if weight is None else weight, **more)
+    return TaughtObjective(log, teacher, beta, torch.ones(log.n_users) if weight is None else weight)
 
 
 def constant(value):
@@ -78,7 +76,7 @@ def test_with_beta_zero_it_is_plain_training_and_nobody_is_asked(log):
         raise AssertionError("β is 0: nobody needs to be asked")
 
     plain = trained(din(log), log, period=DEVICE)
-    silent = taught(log, refuse, beta=0.0, unlabelled=refuse)
+    silent = taught(log, refuse, beta=0.0)
     assert same_state(trained(din(log), log, period=DEVICE, objective=silent), plain)
     heard = taught(log, constant(5.0))
     assert not same_state(trained(din(log), log, period=DEVICE, objective=heard), plain)
@@ -126,14 +124,9 @@ def test_teachers_count_alike_beside_a_softmax(log):
     assert loss(0.5) == pytest.approx(plain + 0.5 * 4 * float(divergence), rel=1e-5)
 
 
-@pytest.mark.parametrize("asked_about_others", [True, False])
-def test_half_the_weight_is_half_of_beta(log, asked_about_others):
-    more = {}
-    if asked_about_others:
-        more["unlabelled"] = lambda events, epoch: torch.from_numpy(np.stack([events % log.n_items] * 2, 1))
-
+def test_half_the_weight_is_half_of_beta(log):
     def loss(weight, beta):
-        objective = taught(log, constant(5.0), beta, torch.full((log.n_users,), weight), **more)
+        objective = taught(log, constant(5.0), beta, torch.full((log.n_users,), weight))
         return first_loss(trainer(din(log), log, objective=objective, batch_size=4096))
 
     assert loss(0.5, 2.0) == pytest.approx(loss(1.0, 1.0), rel=1e-6)
@@ -151,7 +144,7 @@ def test_a_teacher_pulls_the_student_along(log):
     assert ((logits > 0) == (samples.candidates % 2 == 0)).float().mean() > 0.95
 
 
-def one_batch(log, **more):
+def one_batch(log):
     """The first loss of one batch with everything, beside its parts: (loss, labels' part, mean divergence of what was asked)."""
     heard = {}
 
@@ -159,7 +152,7 @@ def one_batch(log, **more):
         heard.update(events=events, candidates=candidates, logits=normal(*candidates.shape))
         return heard["logits"]
 
-    objective = taught(log, teacher, 0.7, **more)
+    objective = taught(log, teacher, 0.7)
     loss = first_loss(trainer(din(log), log, objective=objective, batch_size=10**6, dropout=0.0))
     samples = Sampler(log, [CLOUD], 3, 7, "train/negatives").draw(heard["events"])
     logits = din_logits(din(log), log, samples.events, samples.candidates).detach()
@@ -177,41 +170,6 @@ def test_the_loss_is_cross_entropy_and_beta_times_the_kl(log):
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_with_unlabelled_items_the_teacher_is_asked_about_those_alone(log):
-    """And the labels speak of the event's own item and its negatives alone; half of the labels are not taught at all."""
-    drawn = torch.from_numpy(np.random.default_rng(3).integers(0, log.n_items, (len(log.item), 3)))
-
-    def unlabelled(events, epoch):
-        assert epoch == 0
-        return drawn[torch.from_numpy(events)]
-
-    for has_label in (None, np.arange(len(log.item)) % 2 == 0):
-        loss, samples, each, heard = one_batch(log, unlabelled=unlabelled, has_label=has_label)
-        asked = drawn[torch.from_numpy(samples.events)]
-        assert torch.equal(heard["candidates"], asked)
-        own = each if has_label is None else each[torch.from_numpy(has_label[samples.events])]
-        assert has_label is None or 0 < len(own) < len(each)
-        logits = din_logits(din(log), log, samples.events, asked).detach()
-        divergence = bernoulli_kl(heard["logits"], logits).mean()
-        assert loss == pytest.approx(float(own.sum() / samples.weights.sum() + 0.7 * divergence), rel=1e-5)
-
-
-def test_events_without_a_label_are_taught_by_the_teacher_alone(log):
-    """Turning their labels round changes nothing; with β = 0 they teach nothing at all."""
-    without = np.zeros(len(log.item), dtype=bool)
-    unlabelled = lambda events, epoch: torch.from_numpy(np.stack([(events + 1) % log.n_items] * 2, 1))  # noqa: E731
-
-    def learned(beta):
-        model = din(log)
-        before = [weight.detach().clone() for weight in model.parameters()]
-        objective = taught(log, constant(1.0), beta, unlabelled=unlabelled, has_label=without)
-        fit = trainer(model, log, objective=objective, epochs=1, weight_decay=0.0)
-        fit.epoch(begin(fit))
-        return any(not torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
-
-    assert learned(0.5) and not learned(0.0)
-
-
 # Teachers of committed patches
 
 
@@ -223,10 +181,10 @@ def task_of(world: World, teachers: str) -> DistillTask:
     return DistillTask(patches, patches.cloud, Block(DEVICE), config, settings, device, None, quiet_progress)
 
 
-def said(world: World, teachers: str, shift: float = 0.0) -> torch.Tensor:
+def said(world: World, teachers: str) -> torch.Tensor:
     log = world.dataset().log
     samples = Sampler(log, [DEVICE], 4, 0, "test").draw(log.events_in(DEVICE))
-    found = teacher_of(task_of(world, teachers), log, shift)(samples.events, samples.candidates)
+    found = teacher_of(task_of(world, teachers), log)(samples.events, samples.candidates)
     assert not found.requires_grad
     return found
 
@@ -245,10 +203,6 @@ def test_who_teaches_is_the_model_that_serves_the_user(world: World):
     assert (own != cloud)[patched].any(1).all()
     assert (own != shuffled)[patched].any(1).all()
     torch.testing.assert_close(said(world, "guarded"), own)
-
-
-def test_a_shift_moves_every_logit_of_a_teacher(world: World):
-    torch.testing.assert_close(said(world, "patched", -1.5), said(world, "patched") - 1.5)
 
 
 def test_guarded_teachers_are_the_patches_that_won_on_held_back_events(world: World):

@@ -177,6 +177,38 @@ def test_a_candidate_does_not_see_the_other_candidates(world):
         torch.testing.assert_close(alone[:, 0], together[:, c], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("numbers_at_once", [1 << 24, 300])
+def test_candidates_that_all_events_share_are_scored_as_if_each_event_had_them(world, monkeypatch, numbers_at_once):
+    """The logits, and the gradients of a sum with unequal weights, with histories of any length, also none."""
+    monkeypatch.setattr("dcclctl.models.din._CELLS", numbers_at_once)
+    log, model, *_ = world
+    events, shared = log.events_in(*range(4)), torch.tensor([3, 0, 7, 8])
+    assert {0, model.sizes.history} <= set(log.history_lengths(events, model.sizes.history).tolist())
+    own = torch.from_numpy(np.random.default_rng(2).integers(0, log.n_items, (len(events), 2)))
+    through, positions = model.training_pass(log, events), np.arange(len(events))
+    weight = torch.from_numpy(np.random.default_rng(3).normal(size=(len(events), 6))).float()
+
+    def gradients(logits):
+        model.zero_grad()
+        (logits * weight).sum().backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if name != "item_table"}
+
+    together = through.forward_shared(positions, own, shared)
+    one_by_one = through.forward(positions, torch.cat([own, shared.expand(len(events), -1)], 1))
+    logits = torch.cat([together.logits, together.shared], 1)
+    torch.testing.assert_close(logits, one_by_one.logits, atol=1e-5, rtol=1e-5)
+    found, expected = gradients(logits), gradients(one_by_one.logits)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together.leaf.grad, one_by_one.leaf.grad, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        ranked = through.forward_shared(positions, own, shared)
+    torch.testing.assert_close(torch.cat([ranked.logits, ranked.shared], 1), logits, atol=1e-5, rtol=1e-5)
+    new = np.flatnonzero(log.history_lengths(events, 50) == 0)  # a batch of users without any history
+    alone = through.forward_shared(new, own[new], shared)
+    torch.testing.assert_close(alone.shared, together.shared[new], atol=1e-5, rtol=1e-5)
+
+
 def test_the_number_of_threads_changes_nothing_but_the_last_digits(two_threads):
     log = random_log(n_users=40, n_items=200, n_events=60)
     model = shown_with(din(log, hidden_sizes=(64, 32), scale=10), 20)

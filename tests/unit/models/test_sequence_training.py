@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, EventLog
 from dcclctl.events.sampler import Sampler
-from dcclctl.models import training
 from dcclctl.models.sequence import SequenceBackbone, SequenceSettings, WindowPass
-from dcclctl.models.trainable import Pass
+from dcclctl.models.trainable import Pass, Trainable
 from dcclctl.models.training import restore, validate
 from dcclctl.models.windows import Baskets, batches, windows_of
 
@@ -102,7 +101,7 @@ def test_the_epochs_ndcg_is_that_of_a_plain_ranking(kind, repeats, monkeypatch):
     fit = trainer(model, log, shared_negatives=2)
     assert fit.validate().ndcg == pytest.approx(np.mean(found), rel=1e-6)
     assert 0 < np.mean(found) < 1
-    monkeypatch.setattr(training, "RANKED_EVENTS", 7)
+    monkeypatch.setattr(Trainable, "ranked_on_valid", (7, 20_000))
     some = trainer(model, log, shared_negatives=2)
     assert some.validation.ranked.sum() == 7 < len(found)
     whole, part = fit.validate(), some.validate()  # the others have loss and AUC all the same, but for ties

@@ -183,7 +183,7 @@ def test_the_default_method_depends_on_the_teachers(shop: Path, remembering: str
     assert distill(without, once).config["method"] == "momodistill"
     artifact = distill(with_memory, once)
     assert artifact.config["method"] == "from-memory"
-    own = {"unlabelled": 12, "truncated_share": 0.25, "beta": 10.0, "learning_rate": 0.001, "patience": 5, "epochs": 1}
+    own = {"highest": 20, "others": 20, "beta": 10.0, "learning_rate": 0.001, "patience": 5, "epochs": 1}
     assert {name: artifact.config["from-memory"][name] for name in own} == own
     assert made(shop, f"--patches={remembering}", "--threads=1", "--epochs=1").id == artifact.id
     assert dcclctl("audit", artifact.ref, store=shop).exit_code == 0
@@ -199,9 +199,9 @@ def test_who_has_counted_the_answers_is_asked_about_other_items(shop: Path, reme
     flags = (*BOTH, f"--patches={remembering}")
     losses = {first_loss(made(shop, *flags, f"--teachers={name}")) for name in ("patched", "unpatched", "shuffled")}
     assert len(losses) == 3
-    assert first_loss(made(shop, *flags, "--set=unlabelled=3")) not in losses
-    shown = dcclctl("distill", *flags, "--set=distill.from-memory.unlabelled=3", store=shop).stdout
-    assert "and 3 unlabelled items per event" in shown
+    assert first_loss(made(shop, *flags, "--set=highest=3")) not in losses
+    shown = dcclctl("distill", *flags, "--set=distill.from-memory.highest=3", store=shop).stdout
+    assert "and 23 unlabelled items per event" in shown
 
 
 def test_patches_without_a_memory_are_asked_about_the_events(shop: Path) -> None:
@@ -230,16 +230,3 @@ def test_teaching_ends_when_the_student_ranks_no_better(shop: Path, remembering:
     assert len(made(shop, *flags).facts["epochs"]) == 5
     assert len(made(shop, *flags, "--patience=3", "--epochs=9").facts["epochs"]) == 3
     assert len(made(shop, *flags, "--patience=0", "--epochs=4").facts["epochs"]) == 4
-
-
-def test_what_valid_judges_by_is_not_truncated(shop: Path, remembering: str) -> None:
-    """Taught on valid itself, an epoch is validated on whole histories: at a rate of nothing, as the start was."""
-    flags = (f"--patches={remembering}", "--on=valid", "--learning-rate=1e-12", "--epochs=1", "--threads=1")
-    losses = [made(shop, *flags, f"--set=truncated_share={share}").facts["epochs"][0]["valid_loss"] for share in (1, 0)]
-    assert losses[0] == losses[1]
-
-
-def test_where_nobody_teaches_every_label_counts(shop: Path, remembering: str) -> None:
-    flags = (*BOTH, f"--patches={remembering}", "--beta=0")
-    truncated, whole = (made(shop, *flags, f"--set=truncated_share={share}").facts["epochs"] for share in (1, 0))
-    assert truncated == whole

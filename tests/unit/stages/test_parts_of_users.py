@@ -279,34 +279,30 @@ def test_a_memory_of_parts_is_that_of_the_whole(
 
 
 def test_teachers_of_a_group_say_what_they_say_among_all(parts: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Truncated histories, labels, unlabelled items and the teachers' logits of each event."""
-    settings, method = FromMemorySettings(negatives=4), FromMemory()
+    """Each event's best items, with the teachers' logits. The other items are drawn for a batch."""
+    settings = FromMemorySettings(negatives=4)
     config = DistillConfig(method="from-memory", settings=settings, on="device")
     task = DistillTask(
         parts.remembered, parts.gru, Block(DEVICE), config, settings, torch.device("cpu"), None, quiet_progress
     )
     monkeypatch.setattr(dataset_module, "_GROUP_USERS", 30)
-    found: list[dict[int, tuple[int, bool, list[int], torch.Tensor]]] = []
+    found: list[dict[int, tuple[list[int], torch.Tensor]]] = []
     for groups in (UserGroups.of(parts.dataset.log), parts.dataset.groups):
-        said = {}
+        said, method = {}, FromMemory()
         for number in range(groups.count):
-            log = method.histories(task, groups.open(number))
+            log = groups.open(number)
             objective, events = method.objective(task, log), log.events_in(DEVICE)
-            items = objective.unlabelled(events, 1)
-            logits = objective.teacher(events, items)
-            lengths = log.history_lengths(events, 100)
+            rows, listed = objective.lists.find(events)
+            assert listed.all()
+            items, logits = (each[rows, : settings.highest] for each in (objective.lists.items, objective.lists.logits))
             for at, place in enumerate(log.places(events).tolist()):
-                labelled = bool(objective.has_label[events[at]])
-                said[place] = int(lengths[at]), labelled, items[at].tolist(), logits[at]
+                said[place] = items[at].tolist(), logits[at]
         found.append(said)
     whole, grouped = found
     assert whole.keys() == grouped.keys()
-    assert {labelled for _, labelled, *_ in whole.values()} == {True, False}
-    for place, (length, labelled, items, logits) in whole.items():
-        assert grouped[place][:2] == (length, labelled)
-        if length:  # without a history an item is drawn from the group's events
-            assert grouped[place][2] == items
-            torch.testing.assert_close(grouped[place][3], logits, atol=1e-5, rtol=1e-4)
+    for place, (items, logits) in whole.items():
+        assert grouped[place][0] == items
+        torch.testing.assert_close(grouped[place][1], logits, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["from-memory", "momodistill"])

@@ -13,7 +13,7 @@ from world import DISTILL, PATCH, TRAIN, World, dcclctl, done, ingest, sets
 from dcclctl.stages.remake import command_again
 from dcclctl.store.store import Store
 
-FROM_MEMORY = ("--method=from-memory", "--epochs=1", "--threads=1", *sets("distill.from-memory", unlabelled=3))
+FROM_MEMORY = ("--method=from-memory", "--epochs=1", "--threads=1", *sets("distill.from-memory", highest=3))
 #: stage and variant → the words of a command; seed and settings differ from their defaults
 COMMANDS: dict[str, tuple[str, ...]] = {
     "train": ("train", *TRAIN, "--seed=3", "--on=cloud,device"),

@@ -84,8 +84,8 @@ def test_a_student_is_known_by_its_methods_settings(shop: Path, method: str) -> 
             ["the setting hidden_size is read by --method memory only"],
         ),
         (
-            ("distill", "--patches=patches@1", "--set=unlabelled=5"),
-            ["the setting unlabelled is read by --method from-memory only, not by momodistill"],
+            ("distill", "--patches=patches@1", "--set=others=5"),
+            ["the setting others is read by --method from-memory only, not by momodistill"],
         ),
         (("evaluate", "cloud@1", "--set=epochs=5"), ["evaluate has no setting 'epochs'"]),
     ],
@@ -105,10 +105,8 @@ def test_it_is_refused_from_python_too(world: World) -> None:
         UsageError, match="the setting steps is read by --method metapatch, fine-tune only, not by memory"
     ):
         patch(cloud, {"steps": 3})
-    with pytest.raises(
-        UsageError, match="the setting unlabelled is read by --method from-memory only, not by momodistill"
-    ):
-        distill(world.patches(), {"distill.from-memory.unlabelled": 3})
+    with pytest.raises(UsageError, match="the setting others is read by --method from-memory only, not by momodistill"):
+        distill(world.patches(), {"distill.from-memory.others": 3})
     with pytest.raises(UsageError, match="evaluate has no setting"):
         evaluate([Subject(cloud)], {"ridge": 7.0})
 
