@@ -43,7 +43,7 @@ class FromMemorySettings(TeachingSettings):
     """Settings of distillation from memories: small steps, little dropout, until valid is ranked no better."""
 
     highest: Positive = Field(20, description="Items of an event that the teacher ranks highest, which are taught.")
-    others: Positive = Field(20, description="Items of an event that stand for all others, which are taught too.")
+    others: Positive = Field(20, description="Items drawn from all others for an event, which are taught too.")
     beta: Annotated[float, Field(ge=0.0)] = tuned(10.0, "β: weight of the teachers against the labels.", search="1..30")
     epochs: Positive = Field(20, description="Passes over the events for the cloud weights, at most.")
     patience: Count = Field(5, description=PATIENCE)

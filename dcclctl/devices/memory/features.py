@@ -164,11 +164,6 @@ class Memories:
         )
         self._known = np.zeros(len(owners), dtype=bool)
 
-    @property
-    def width(self) -> int:
-        """F + R."""
-        return len(self.statistics.columns(self.profile_window))
-
     @torch.no_grad()
     def features(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C FR"]:
         """The candidates' features at each event, and the profile of recent events, from strictly earlier events only.
@@ -176,11 +171,12 @@ class Memories:
         Args:
             events: (B,) row numbers. candidates: items; None: all items.
         """
-        own = self._tables.of_events(self.log, events, candidates, self.size)
-        if not self.profile_window:
-            return own
-        profile = self._profile(events).unsqueeze(1).expand(-1, own.shape[1], -1)
-        return torch.cat([own, profile], -1)
+        return with_profile(self.of_candidates(events, candidates), self.profiles(events))
+
+    @torch.no_grad()
+    def of_candidates(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C F"]:
+        """The candidates' features alone."""
+        return self._tables.of_events(self.log, events, candidates, self.size)
 
     @cached_property
     def typical(self) -> Float[Tensor, "T1 R"]:
@@ -215,8 +211,11 @@ class Memories:
         uncounted[self.log.user[self._rows[self._counted[self._rows]]]] = False
         return uncounted
 
-    def _profile(self, events: Ints) -> Float[Tensor, "B R"]:
-        """Each event's profile, the user's own or the typical one."""
+    @torch.no_grad()
+    def profiles(self, events: Ints) -> Float[Tensor, "B R"]:
+        """The profile at each event, the user's own or the typical one; R = 0 without profiles."""
+        if not self.profile_window:
+            return torch.empty(len(events), 0)
         uncounted = self._uncounted_users[self.log.user[events]]
         if not uncounted.any():
             return self._own_profile(events)
@@ -410,6 +409,13 @@ def _distinct(held: Int[Tensor, "M"], mask: Float[Tensor, "M"]) -> tuple[Ints, I
     # the first of equal items is the newest
     items, place, count = np.unique(held[mask > 0].numpy(), return_index=True, return_counts=True)
     return items, place, count
+
+
+def with_profile(features: Float[Tensor, "B C F"], profile: Float[Tensor, "B R"]) -> Float[Tensor, "B C FR"]:
+    """Features of candidates, each followed by the profile of its event; F + R = FR."""
+    if not profile.shape[1]:
+        return features
+    return torch.cat([features, profile.unsqueeze(1).expand(-1, features.shape[1], -1)], -1)
 
 
 def features_of(

@@ -239,7 +239,7 @@ class _Run:
         memory, log, width = self.memory, backbone.log, self.settings.highest + self.settings.others
         memories = Memories(log, statistics, memory.size, memory.profile_window)
         logits, stands = torch.empty(len(events), 1 + width), torch.empty(len(events), width)
-        found = torch.empty(len(events), 1 + width, memories.width)
+        found = torch.empty(len(events), 1 + width, len(statistics.features))
         contrast = Contrast(backbone, sampler, self.settings.highest, self.settings.others)
         order = np.argsort(backbone.lengths(events), kind="stable")
         for at in range(0, len(order), _EVENTS):
@@ -247,10 +247,10 @@ class _Run:
             index = torch.from_numpy(some)
             chosen = contrast.of(events[some], number)
             logits[index], stands[index] = chosen.logits, chosen.stands
-            found[index] = memories.features(events[some], chosen.candidates)
+            found[index] = memories.of_candidates(events[some], chosen.candidates)
             phase.add(len(some))
         held, labels = log.history_lengths(events, memory.size), torch.from_numpy(log.label[events]).float()
-        return MemoryRows(events, held, found, logits, labels, stands)
+        return MemoryRows(events, held, found, memories.profiles(events), logits, labels, stands)
 
     def learn(self, rows: MemoryRows, what: str, order: bool = True) -> MemoryPatch:
         """A patch learned from the rows; without `order` it ignores the features that depend on the order of events."""

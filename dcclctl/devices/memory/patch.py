@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcclctl.devices.memory.features import with_profile
 from dcclctl.errors import finite_loss
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints, permutation
@@ -65,7 +66,8 @@ class MemoryRows:
     """Events with all inputs of the patch, computed once. The first candidate is the event's own item.
 
     Attributes:
-        events: (B,) rows of the log. held: (B,) events in the memory. features: (B, C, F + R), see features.py.
+        events: (B,) rows of the log. held: (B,) events in the memory.
+        features: (B, C, F) of the candidates. profile: (B, R) of recent events, see features.py.
         logits: (B, C) of an f that was not trained on these events, shifted to the patch's number of negatives
             (see `prior_shift`).
         labels: (B,) of the events.
@@ -74,10 +76,16 @@ class MemoryRows:
 
     events: Ints
     held: Ints
-    features: Float[Tensor, "B C FR"]
+    features: Float[Tensor, "B C F"]
+    profile: Float[Tensor, "B R"]
     logits: Float[Tensor, "B C"]
     labels: Float[Tensor, "B"]
     stands: Float[Tensor, "B O"]
+
+    @property
+    def inputs(self) -> Float[Tensor, "B C FR"]:
+        """What the patch reads of every candidate; a profile is kept once for all of them."""
+        return with_profile(self.features, self.profile)
 
     def pick(self, index: Tensor) -> "MemoryRows":
         """The rows of some events, in the given order."""
@@ -86,9 +94,10 @@ class MemoryRows:
 
     def blank(self, columns: list[int]) -> "MemoryRows":
         """The same rows with 0 in some columns of the F + R features."""
-        features = self.features.clone()
-        features[..., columns] = 0
-        return replace(self, features=features)
+        features, profile, width = self.features.clone(), self.profile.clone(), self.features.shape[2]
+        features[..., [column for column in columns if column < width]] = 0
+        profile[:, [column - width for column in columns if column >= width]] = 0
+        return replace(self, features=features, profile=profile)
 
     def where(self, wanted: Bool[Tensor, "B"]) -> "MemoryRows":
         """The rows for which `wanted` is true."""
@@ -103,7 +112,9 @@ class MemoryRows:
 
 
 #: the tensors of `MemoryRows`
-_TENSORS = ("features", "logits", "labels", "stands")
+_TENSORS = ("features", "profile", "logits", "labels", "stands")
+#: events whose losses are computed at once
+_TESTED_EVENTS = 4096
 
 
 def prior_shift(trained: int, wanted: int) -> float:
@@ -172,7 +183,7 @@ def learn(
         total = 0.0
         for at in range(0, len(order), settings.batch_size):
             some = rows.pick(order[at : at + settings.batch_size])
-            logits = patch(some.features, some.logits)
+            logits = patch(some.inputs, some.logits)
             loss = event_losses(logits, some.labels, some.stands, settings.negatives).mean()
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -195,7 +206,9 @@ def user_losses(
     """
     users = torch.from_numpy(log.user[rows.events])
     remembers = torch.from_numpy(rows.held > 0).unsqueeze(1)
-    patched = torch.where(remembers, patch(rows.features, rows.logits), rows.logits)
+    some = (rows.pick(index) for index in torch.split(torch.arange(len(rows.events)), _TESTED_EVENTS))
+    patched = torch.cat([patch(each.inputs, each.logits) for each in some])
+    patched = torch.where(remembers, patched, rows.logits)
     counted = tested.double()
     sums = []
     for logits in (rows.logits, patched):

@@ -365,7 +365,7 @@ def test_negatives_are_drawn_from_what_the_user_remembers_too(
     if leaky:
         monkeypatch.setattr(EventLog, "never_negative", lambda log, *blocks: PairSet(log.user, log.item, log.n_items))
     looked_at: list[tuple[bool, list[bool]]] = []
-    features = Memories.features
+    features = Memories.of_candidates
 
     def spy(memories: Memories, events: Ints, candidates: torch.Tensor) -> torch.Tensor:
         held, mask = memories.log.histories(events, 100)
@@ -375,7 +375,7 @@ def test_negatives_are_drawn_from_what_the_user_remembers_too(
             looked_at.append((row[0] in memory, [item in memory for item in row[1:] if item != row[0]]))
         return features(memories, events, candidates)
 
-    monkeypatch.setattr(Memories, "features", spy)
+    monkeypatch.setattr(Memories, "of_candidates", spy)
     root = tmp_path / "store"
     ingest(tmp_path / "log", root, "--repeats=keep")
     done("train", *TRAIN, "--epochs=1", store=root)

@@ -270,7 +270,7 @@ def test_no_events_have_no_features() -> None:
     for window in (0, WINDOW):
         memories = Memories(world, counted(world), SIZE, window)
         found = memories.features(np.empty(0, np.int64), nobody)
-        assert found.shape == (0, 4, memories.width) == (0, 4, len(ALL) + (len(IN_PROFILE) if window else 0))
+        assert found.shape == (0, 4, len(ALL) + (len(IN_PROFILE) if window else 0))
 
 
 # -- figures made by hand

@@ -85,7 +85,8 @@ def rows_of(
     found = Memories(log, statistics, SIZE, window).features(whose, samples.candidates)
     logits = torch.full(samples.labels.shape, -math.log(negatives))
     stands = samples.weights[:, 1:] * (N_ITEMS / negatives)
-    return MemoryRows(events, log.history_lengths(whose, SIZE), found, logits, samples.labels[:, 0], stands)
+    features, profile = found[..., :N_FEATURES], found[:, 0, N_FEATURES:]
+    return MemoryRows(events, log.history_lengths(whose, SIZE), features, profile, logits, samples.labels[:, 0], stands)
 
 
 def new_patch(seed: int = 0, n_profile: int = N_PROFILE) -> MemoryPatch:
@@ -96,7 +97,7 @@ def new_patch(seed: int = 0, n_profile: int = N_PROFILE) -> MemoryPatch:
 def gauc(log: EventLog, patch: MemoryPatch, rows: MemoryRows) -> float:
     """Mean over the users of the share of (positive, negative) pairs that are in order; ties count half."""
     users = torch.from_numpy(log.user[rows.events])
-    logits = patch(rows.features, rows.logits)
+    logits = patch(rows.inputs, rows.logits)
     own, others = logits[:, :1], logits[:, 1:]
     right = ((own > others).double() + 0.5 * (own == others).double()).mean(1)
     return float(np.mean([right[users == user].mean() for user in users.unique()]))
@@ -104,7 +105,7 @@ def gauc(log: EventLog, patch: MemoryPatch, rows: MemoryRows) -> float:
 
 @torch.no_grad()
 def log_loss(patch: MemoryPatch, rows: MemoryRows) -> float:
-    return float(event_losses(patch(rows.features, rows.logits), rows.labels, rows.stands, NEGATIVES).mean())
+    return float(event_losses(patch(rows.inputs, rows.logits), rows.labels, rows.stands, NEGATIVES).mean())
 
 
 # -- what it starts as
@@ -156,9 +157,10 @@ def test_rows_are_picked_joined_and_blanked() -> None:
         assert np.array_equal(getattr(whole, name), values)
     turned = rows.pick(torch.tensor([7, 2]))
     assert turned.events.tolist() == rows.events[[7, 2]].tolist() and turned.labels.equal(rows.labels[[7, 2]])
-    blank = rows.blank([0, 4])
-    assert not blank.features[..., [0, 4]].any() and rows.features[..., [0, 4]].any()
-    assert blank.features[..., 5:].equal(rows.features[..., 5:])
+    columns = [0, 4, N_FEATURES + 1]
+    blank, others = rows.blank(columns), [at for at in range(WIDTH) if at not in columns]
+    assert not blank.inputs[..., columns].any() and rows.inputs[..., columns].any()
+    assert blank.inputs[..., others].equal(rows.inputs[..., others])
 
 
 def test_the_prior_shift_moves_the_odds_of_a_click_from_one_sampling_to_another() -> None:
@@ -236,7 +238,7 @@ def test_the_objective_is_the_share_of_the_own_item_among_all_with_torchs_adamw(
     learn(ours, rows, replace(FIT, epochs=2, batch_size=10**6))
     optimiser = torch.optim.AdamW(theirs.parameters(), lr=FIT.learning_rate, weight_decay=FIT.weight_decay)
     for _ in range(2):
-        odds = theirs(rows.features, rows.logits).exp()
+        odds = theirs(rows.inputs, rows.logits).exp()
         own, others = odds[:, 0], (odds[:, 1:] * rows.stands).sum(1)
         level = (others / rows.stands.sum(1) * NEGATIVES).log()
         chosen = (1 + others / own).log() + 0.05 * level.square()
@@ -276,7 +278,7 @@ def test_losses_are_those_of_what_is_served() -> None:
             assert found[user].isnan().all()
             continue
         index = torch.from_numpy(mine)
-        after = patch(rows.features[index], rows.logits[index])
+        after = patch(rows.inputs[index], rows.logits[index])
         after = torch.where(torch.from_numpy(rows.held[mine] > 0)[:, None], after, rows.logits[index])
         expected = [
             event_losses(logits, rows.labels[index], rows.stands[index], NEGATIVES).mean().item()
