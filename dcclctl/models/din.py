@@ -167,9 +167,16 @@ class Din(EmbeddedItems):
         n_own = candidates.numel()
         query = read.asked[:n_own].view(*candidates.shape, -1)
         z1 = self.first_layer(query, self.interest(query, read.keys, read.mask), read.profile)
-        logits = self.logits(drop(self.second_layer(drop(z1))))
+        others = None
+        if len(shared):  # candidates that are compared lose the same units of an event
+            kept_1, kept_2 = (drop(torch.ones(len(events), 1, len(slope))) for slope in (self.slope_1, self.slope_2))
+            kept_1, kept_2 = kept_1.to(z1.device), kept_2.to(z1.device)
+            logits = self.logits(self.second_layer(z1 * kept_1) * kept_2)
+            z1 = self._first_layer_of_shared(read, read.asked[n_own:])
+            others = self.logits(self.second_layer(z1 * kept_1.transpose(0, 1)) * kept_2.transpose(0, 1)).T
+        else:
+            logits = self.logits(drop(self.second_layer(drop(z1))))
         items, leaf = touched or (torch.empty(0, dtype=torch.int64), None)
-        others = self._logits_of_shared(read, read.asked[n_own:], drop) if len(shared) else None
         return Forward(logits, items, leaf, others)
 
     def first_layer_of_few(
@@ -204,13 +211,13 @@ class Din(EmbeddedItems):
         keys = F.embedding(places, table)
         return _Read(table, places, keys, mask.to(device), asked, self.embed_profile(profile))
 
-    def _logits_of_shared(self, read: "_Read", query: Float[Tensor, "N D"], drop: Dropout) -> Float[Tensor, "B N"]:
-        """Logits of candidates that all events share.
+    def _first_layer_of_shared(self, read: "_Read", query: Float[Tensor, "N D"]) -> Float[Tensor, "N B H1"]:
+        """`first_layer` of candidates that all events share.
 
         An item of a history has one attention for a candidate, whatever history it is in; and what a candidate makes of an
         interest, W·interest + V·(candidate ∗ interest), is one matrix for each candidate.
         """
-        d, h1 = self.embedding_size, self.slope_1.shape[0]
+        d = self.embedding_size
         used, place = torch.unique(read.places[read.mask], return_inverse=True)
         attention = self._attention_of(query, F.embedding(used, read.table))  # (U + 1, N), the last row is zero
         at = torch.full_like(read.places, len(used)).masked_scatter(read.mask, place)
@@ -219,12 +226,7 @@ class Din(EmbeddedItems):
         of_query, of_interest, of_product, of_profile = torch.split(self.hidden_1.weight.T, sizes)
         maps = of_interest + query.unsqueeze(2) * of_product  # (N, D, H1)
         own = torch.addmm(self.hidden_1.bias, query, of_query).unsqueeze(1)
-        z1 = prelu(torch.baddbmm(own, interest, maps) + read.profile @ of_profile, self.slope_1)
-        # what is dropped of an event is dropped for all candidates, so that few numbers are drawn
-        z1 = z1 * drop(torch.ones(1, len(read.keys), h1, device=z1.device))
-        z2 = self.second_layer(z1)
-        z2 = z2 * drop(torch.ones(1, len(read.keys), z2.shape[2], device=z1.device))
-        return self.logits(z2).T
+        return prelu(torch.baddbmm(own, interest, maps) + read.profile @ of_profile, self.slope_1)
 
     def _attention_of(self, query: Float[Tensor, "N D"], keys: Float[Tensor, "U D"]) -> Float[Tensor, "V N"]:
         """The attention of candidates for items of histories, with gradients; V = U + 1, the last row is zero."""
