@@ -157,8 +157,9 @@ def chosen(data: Dataset, model: str, trials: int, note: Any) -> tuple[dict[str,
 
 
 def patched(data: Dataset, model: str, settings: dict[str, Any]) -> PatchSet:
-    """The memory patch, learned on `device`, of a model that has learned from `cloud` with the settings."""
-    return dcclctl.patch(dcclctl.train(data, model=model, on="cloud", **settings), on="device")
+    """The memory patch of a model with the settings, learned on `device` with the same that has seen `cloud` alone."""
+    on_cloud, whole = (dcclctl.train(data, model=model, on=on, **settings) for on in ("cloud", "cloud,device"))
+    return dcclctl.patch(whole, on="device", learn_with=on_cloud)
 
 
 def main() -> None:
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--models", default=",".join(SPACES))
     parser.add_argument("--patched", default=",".join(PATCHED), help="cloud models for the memory patch, or ''")
+    parser.add_argument("--settings", type=json.loads, default={}, help="JSON: model → its settings, where it is not tuned")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     events = options.out / "next-basket.parquet"
@@ -186,7 +188,7 @@ def main() -> None:
             file.write(json.dumps(record) + "\n")
         print(record, flush=True)
 
-    best: dict[str, dict[str, Any]] = {}
+    best: dict[str, dict[str, Any]] = dict(options.settings)
     for model in filter(None, options.models.split(",")):
         best[model], made = chosen(data, model, options.trials, note)
         published = dict(zip(("published recall", "published ndcg"), PUBLISHED.get(model, ()), strict=False))
