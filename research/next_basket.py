@@ -169,7 +169,9 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--models", default=",".join(SPACES))
     parser.add_argument("--patched", default=",".join(PATCHED), help="cloud models for the memory patch, or ''")
-    parser.add_argument("--settings", type=json.loads, default={}, help="JSON: model → its settings, where it is not tuned")
+    parser.add_argument(
+        "--settings", type=json.loads, default={}, help="JSON: model → its settings, where it is not tuned"
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     events = options.out / "next-basket.parquet"

@@ -14,6 +14,7 @@ from dcclctl.devices.hidden_patch import Basis, PatchShape
 from dcclctl.devices.settings import LocalSettings
 from dcclctl.events.log import CLOUD, DEVICE, Block, EventColumns, EventLog
 from dcclctl.events.sampler import Sampler, Samples
+from dcclctl.events.sampling import PairSet
 from dcclctl.models.din import Din, DinSettings
 from dcclctl.models.scoring import Backbone, HeadFunction, score
 from dcclctl.models.settings import FitSettings
@@ -118,8 +119,15 @@ def fit_settings(**changes: object) -> FitSettings:
     return FitSettings(**(given | changes))
 
 
+def positives_in(log: EventLog, period: int) -> PairSet:
+    """(user, item) pairs that are positive in a period."""
+    rows = log.events_in(period)
+    rows = rows[log.label[rows] > 0]
+    return PairSet(log.user[rows], log.item[rows], log.n_items)
+
+
 def samples_of(log: EventLog, period: int = DEVICE, negatives: int = 3, epoch: int = 0) -> Samples:
-    sampler = Sampler(log, [period], negatives, 5, "test", log.positives_in(period))
+    sampler = Sampler(log, [period], negatives, 5, "test", positives_in(log, period))
     return sampler.draw(log.events_in(period), epoch)
 
 

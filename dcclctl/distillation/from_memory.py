@@ -1,6 +1,6 @@
 """Distillation from memories: the teachers rank items without a label, and the student learns their lists.
 
-The statistics of a memory count the events of the block, so its logits of these events' items only repeat the labels. Its
+The statistics of a memory count the events of the block, so its logit of an event's own item only repeats the label. Its
 logits of other items generalise. What decides a ranking is the top of the list, so for each event the teacher chooses: of the
 items that the cloud model under it ranks highest, the ones that it ranks highest itself, beside a few of all others.
 
@@ -89,7 +89,8 @@ class TaughtLists:
 def lists_of(task: DistillTask[FromMemorySettings], log: EventLog) -> TaughtLists:
     """The teachers' lists for the events of the block, or in a large log for a sample of them; none if β = 0.
 
-    An item that a user chose in the block is in no list of the user.
+    A list has only items that could be negatives of the event: none that the user chose in the block, or in a log with repeats
+    in the same basket.
 
     Args:
         log: the histories of some users.
@@ -99,10 +100,8 @@ def lists_of(task: DistillTask[FromMemorySettings], log: EventLog) -> TaughtList
     share = TAUGHT_EVENTS / max(1, int(task.student.dataset.count_events(block).sum()))
     if share < 1:
         events = events[uniforms(task.seed, "distill/taught", log.places(events)) < share]
-    # with repeats an item of another basket may be a negative, but it has a label and was counted
-    excluded = log.positives_in(block) if log.repeats else log.never_negative(block)
     teacher = teacher_of(task, log)
-    sampler = Sampler(log, [block], 0, task.seed, f"distill/{task.config.on}", excluded)
+    sampler = Sampler(log, [block], 0, task.seed, f"distill/{task.config.on}")
     contrast = Contrast(teacher.backbone, sampler, max(CONSIDERED, settings.highest), settings.others)
     shape = len(events), settings.highest + settings.others
     items, logits = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape)

@@ -224,15 +224,6 @@ class EventLog:
         again: npt.NDArray[np.bool_] = first[pair[events]] < basket[events]
         return again
 
-    def positives_in(self, *blocks: "Block | int") -> PairSet:
-        """(user, item) pairs that are positive in the given blocks."""
-        rows = self._positive_rows(*blocks)
-        return PairSet(self.user[rows], self.item[rows], self.n_items)
-
-    def _positive_rows(self, *blocks: "Block | int") -> Ints:
-        rows = self.events_in(*blocks)
-        return rows[self.label[rows] > 0]
-
     def never_negative(self, *blocks: "Block | int") -> PairSet:
         """Pairs that may not be drawn as negatives for events of the given blocks.
 
@@ -245,7 +236,8 @@ class EventLog:
         because such items would then occur as positives only.
         """
         if self.repeats:
-            rows = self._positive_rows(*blocks)
+            rows = self.events_in(*blocks)
+            rows = rows[self.label[rows] > 0]
             return PairSet(self.history_end[rows], self.item[rows], self.n_items, by_basket=True)
         parts = sorted(map(Block.of, blocks))
         rows = np.flatnonzero(self.before(parts[0]) | ((self.label > 0) & self.up_to(parts[-1])))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from small_worlds import local, log_of, new_encoder, one_thread, scores, trained  # noqa: F401
+from small_worlds import local, log_of, new_encoder, one_thread, positives_in, scores, trained  # noqa: F401
 from torch.nn import functional as F
 
 from dcclctl.devices.basis import JointFit, SharedEvents, learn_basis, new_basis
@@ -79,7 +79,7 @@ def test_a_student_learns_of_unlabelled_items_what_no_label_ever_said(taught):
     # the student can tell the tastes apart, if it is told so
     log = replace(plain, profile=taste[:, None], profile_sizes=(2,))
     events, rng = log.events_in(CLOUD), np.random.default_rng(0)
-    taken = log.positives_in(CLOUD)
+    taken = positives_in(log, CLOUD)
     items = np.stack(
         [
             rng.permutation(np.setdiff1d(np.arange(2 * HALF), taken.of_owners(log.user[[event]])[1]))[:6]
@@ -133,7 +133,7 @@ class Personal:
         self.head = Head.of(self.model)
         log, events = self.log, self.log.events_in(DEVICE)
 
-        sampler = Sampler(log, [DEVICE], 4, 0, "basis", log.positives_in(DEVICE))
+        sampler = Sampler(log, [DEVICE], 4, 0, "basis", positives_in(log, DEVICE))
 
         def samples(epoch: int) -> Samples:
             return sampler.draw(events, epoch)

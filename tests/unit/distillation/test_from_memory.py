@@ -59,7 +59,8 @@ def by_hand(task: DistillTask, log: EventLog, event: int) -> tuple[list[int], to
     cloud = teacher.backbone.logits_of_few(np.array([event]), items, teacher.backbone.head)[0].detach()
     known = set(log.catalogue(DEVICE_BLOCK).tolist())
     mine = (log.user == log.user[event]) & (log.label > 0) & (log.period <= DEVICE)
-    taken = set(log.item[mine & ((log.period == DEVICE) | (not log.repeats))].tolist())
+    basket = (log.history_end == log.history_end[event]) & (log.period == DEVICE)
+    taken = set(log.item[mine & (basket if log.repeats else True)].tolist())
     allowed = known - taken - {int(log.item[event])}
     return sorted(allowed, key=lambda item: -float(cloud[item])), teacher(np.array([event]), items)[0], allowed
 

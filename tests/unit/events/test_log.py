@@ -165,17 +165,6 @@ def test_a_catalogue_has_no_item_of_the_future():
         assert only_later or last == TEST, "the test world has no item of the future"
 
 
-def test_positives_are_the_blocks_own():
-    log = random_log()
-    for block in (CLOUD, DEVICE, Block(DEVICE, 2, 2)):
-        rows = log.events_in(block)
-        pairs = {(u, i) for u, i, y in zip(log.user[rows], log.item[rows], log.label[rows], strict=True) if y}
-        users, items = np.divmod(np.arange(log.n_users * log.n_items), log.n_items)
-        found = log.positives_in(block).contains(users, items)
-        assert {(u, i) for u, i in zip(users[found], items[found], strict=True)} == pairs
-        assert any(y == 0 for y in log.label[rows])
-
-
 def test_profiles_and_categories_are_kept():
     log = random_log()
     assert log.profile.shape == (12, 2)

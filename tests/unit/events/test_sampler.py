@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_worlds import log_of, random_log
+from small_worlds import log_of, positives_in, random_log
 
 from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, Block
 from dcclctl.events.sampler import Sampler, valid_samples
@@ -83,7 +83,7 @@ def test_samples_of_an_event_do_not_depend_on_its_batch(batch):
 
 def test_given_pairs_are_left_out_instead_of_the_logs_own():
     log = random_log()
-    events, positives = log.events_in(DEVICE), log.positives_in(DEVICE)
+    events, positives = log.events_in(DEVICE), positives_in(log, DEVICE)
     drawn = Sampler(log, [DEVICE], 5, 0, "n", positives).items(events, 5)
     assert not positives.contains(log.user[events][:, None], drawn).any()
     own = Sampler(log, [DEVICE], 5, 0, "n").items(events, 5)
