@@ -157,9 +157,8 @@ def chosen(data: Dataset, model: str, trials: int, note: Any) -> tuple[dict[str,
 
 
 def patched(data: Dataset, model: str, settings: dict[str, Any]) -> PatchSet:
-    """The memory patch of a model with the settings, learned on `device` with the same that has seen `cloud` alone."""
-    on_cloud, whole = (dcclctl.train(data, model=model, on=on, **settings) for on in ("cloud", "cloud,device"))
-    return dcclctl.patch(whole, on="device", learn_with=on_cloud)
+    """The memory patch, learned on `device`, of a model that has learned from `cloud` with the settings."""
+    return dcclctl.patch(dcclctl.train(data, model=model, on="cloud", **settings), on="device")
 
 
 def main() -> None:

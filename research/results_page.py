@@ -7,7 +7,7 @@ between `<!-- table NAME -->` and `<!-- end -->`; NAME is the file OUT/NAME.md, 
 `front`, what the memory patch gains over the strong cloud model trained further, all items ranked;
 `front-best`, over the better of that one and one from scratch (`front-best-short`: the tail's), and
 `front-best-scratch`, what a patch on the one from scratch gains over the better of them; `strong-harm`, whom it harms for good; `strong-taught`,
-what devices teach the strong model; and of the weak model before it `gains`, what the memory patch gains over the better of two controls; `taught`, what the taught cloud model gains over
+what devices teach the strong model (`strong-taught-short`: all users); and of the weak model before it `gains`, what the memory patch gains over the better of two controls; `taught`, what the taught cloud model gains over
 its control; `favours`, tail minus head of both; `loop`, what the paper's way gains; `beyond`, what the memory patch has
 over a cloud model with a long window, and over SASRec (`beyond-all`: all users alone); `habit`, what it has over counting what a user had;
 `newcomers`, what new users gain by it on what comes right after their first events; `lasting`, whom both harm for good.
@@ -215,6 +215,12 @@ def strong_taught(out: Path) -> Table:
     return title, rows
 
 
+def strong_taught_short(out: Path) -> Table:
+    """The same for all users: five columns of `strong_taught`."""
+    _, rows = strong_taught(out)
+    return ["log", "Δ GAUC", "Δ HR@10", "Δ NDCG@10", "kept"], [[*row[:4], row[-1]] for row in rows]
+
+
 def strong_harm(out: Path) -> Table:
     """Estimated share of users that are worse off for good with the patch on the strong model, without and with a gate, per cent."""
     rows = []
@@ -342,6 +348,7 @@ SUMMARIES = {
     "front-best-scratch": partial(front_best, patch=ON_SCRATCH),
     "front-best-short": front_best_short,
     "strong-taught": strong_taught,
+    "strong-taught-short": strong_taught_short,
     "strong-harm": strong_harm,
     "taught": taught,
     "favours": favours,
