@@ -35,6 +35,7 @@ from dcclctl.devices.memory.ring import Ring, RingContents
 from dcclctl.devices.memory.statistics import StatisticsSettings, count_statistics
 from dcclctl.events.groups import UserGroups
 from dcclctl.events.log import DEVICE, TEST, VALID, Block, EventColumns, EventLog
+from dcclctl.events.sampling import PairSet
 from dcclctl.metrics.auc import user_auc
 from dcclctl.models.din import Din, DinBackbone, DinSettings
 from dcclctl.models.scoring import score
@@ -138,7 +139,8 @@ def remembering(times: int) -> list[Ratio]:
 def membership(times: int) -> list[Ratio]:
     """Which items 256 of 10,000 users have interacted with: of all 20,000 items, and of 101 drawn for each event."""
     log = drawn_log(10_000, 20_000, 50)
-    pairs = log.positives_in(*range(4))
+    positive = log.label > 0
+    pairs = PairSet(log.user[positive], log.item[positive], log.n_items)
     draw = np.random.default_rng(0)
     users, items = draw.integers(0, log.n_users, 256), np.arange(log.n_items)[None, :]
     own, drawn = log.user[:, None][::20], draw.integers(0, log.n_items, (len(log.user[::20]), 101))

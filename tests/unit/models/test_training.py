@@ -68,15 +68,6 @@ def test_cross_entropy_is_scikit_learns(log):
     assert float(mean_loss(din(log), logits, samples)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_events_without_a_label_add_nothing_to_the_sum_and_count_all_the_same(log):
-    logits, samples = normal(len(log.events_in(DEVICE)), 4), samples_of(log)
-    has_label = torch.arange(len(logits)) % 3 > 0
-    each = F.binary_cross_entropy_with_logits(logits, samples.labels, samples.weights, reduction="none")
-    found = mean_loss(din(log), logits, samples, has_label)
-    torch.testing.assert_close(found, each[has_label].sum() / samples.weights.sum())
-    assert float(mean_loss(din(log), logits, samples, torch.zeros_like(has_label))) == 0
-
-
 def shared_logits(logits, allowed, catalogue, expected=3):
     items = torch.arange(logits.shape[1])
     return SharedLogits(SharedNegatives(items, allowed, catalogue, expected), logits)
