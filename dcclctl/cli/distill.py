@@ -38,7 +38,7 @@ def distill(
     metapatch only.
 
     --method from-memory asks the teachers to rank items without a label, because devices with a memory have already counted
-    the labelled events: for each event the items that the teacher ranks highest, and a few that stand for all others.
+    the labelled events: for each event the items that the teacher ranks highest, and a few of all others.
 
     The result is a new cloud model, trained further from the one under the patches or from --cloud.
 
