@@ -38,7 +38,7 @@ def distill(
     metapatch only.
 
     --method from-memory asks the teachers to rank items without a label, because devices with a memory have already counted
-    the labelled events: for each event the items that the teacher ranks highest, and a few of all others.
+    the labelled events: for each event the items that the teacher ranks highest, some that it does not choose, and some of all others.
 
     The result is a new cloud model, trained further from the one under the patches or from --cloud.
 
@@ -64,7 +64,7 @@ def distill(
         "guarded": f"{facts['teachers']:,} patched models of {given.ref} that passed the guard",
         "patched": f"{facts['teachers']:,} patched models of {given.ref}",
     }[config["teachers"]]
-    asked = f" and {own['highest'] + own['others']:,} unlabelled items per event" if "highest" in own else ""
+    asked = f" and {own['highest'] + 2 * own['others']:,} unlabelled items per event" if "highest" in own else ""
     line(
         f"{who} taught {start.ref} on {facts['trained_on_events']:,} events of {config['on']}{asked} "
         f"({config['method']}, β = {own['beta']:g}, round {facts['round']})"

@@ -2,7 +2,8 @@
 
 The statistics of a memory count the events of the block, so its logit of an event's own item only repeats the label. Its
 logits of other items generalise. What decides a ranking is the top of the list, so for each event the teacher chooses: of the
-items that the cloud model under it ranks highest, the ones that it ranks highest itself, beside a few of all others.
+items that the cloud model under it ranks highest, the ones that it ranks highest itself. Beside them stand some that it leaves
+out and some of all other items, or nothing would hold down what is not in the list.
 
 Source: Tang & Wang, "Ranking distillation", KDD 2018 (arXiv 1809.07428): a teacher's top items. Differs: the divergence of two
 softmax functions over them and the others; a list is made once, before the training.
@@ -26,7 +27,7 @@ from dcclctl.distillation.method import DistillationMethod, DistillTask, Teachin
 from dcclctl.distillation.teachers import PatchedTeacher, teacher_of, teacher_weight
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampler import Sampler, Samples
-from dcclctl.events.sampling import Ints, uniforms
+from dcclctl.events.sampling import Ints, stream, uniforms
 from dcclctl.models.settings import PATIENCE, Share
 from dcclctl.models.trainable import Trainable
 from dcclctl.models.training import Objective, SharedLogits, mean_loss
@@ -43,12 +44,21 @@ class FromMemorySettings(TeachingSettings):
     """Settings of distillation from memories: small steps, little dropout, until valid is ranked no better."""
 
     highest: Positive = Field(20, description="Items of an event that the teacher ranks highest, which are taught.")
-    others: Positive = Field(20, description="Items drawn from all others for an event, which are taught too.")
+    others: Positive = Field(
+        20,
+        description="Items of an event that the cloud model ranks high and the teacher does not choose, and as many of all "
+        "others, which are taught too.",
+    )
     beta: Annotated[float, Field(ge=0.0)] = tuned(10.0, "β: weight of the teachers against the labels.", search="1..30")
     epochs: Positive = Field(20, description="Passes over the events for the cloud weights, at most.")
     patience: Count = Field(5, description=PATIENCE)
     learning_rate: Rate = tuned(0.001, "Adam's step size for the cloud weights.", search="1e-4..1e-2")
     dropout: Share = rarely(0.1, "Dropout on the hidden layers.")
+
+    @property
+    def asked(self) -> int:
+        """M, items in a list."""
+        return self.highest + 2 * self.others
 
 
 class FromMemory(DistillationMethod[FromMemorySettings]):
@@ -102,29 +112,35 @@ def lists_of(task: DistillTask[FromMemorySettings], log: EventLog) -> TaughtList
         events = events[uniforms(task.seed, "distill/taught", log.places(events)) < share]
     teacher = teacher_of(task, log)
     sampler = Sampler(log, [block], 0, task.seed, f"distill/{task.config.on}")
-    contrast = Contrast(teacher.backbone, sampler, max(CONSIDERED, settings.highest), settings.others)
-    shape = len(events), settings.highest + settings.others
+    contrast = Contrast(teacher.backbone, sampler, max(CONSIDERED, settings.highest + settings.others), settings.others)
+    shape = len(events), settings.asked
     items, logits = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape)
     phase = Phase(task.on_progress, "ask the teachers", len(events), "events")
     order = np.argsort(teacher.backbone.lengths(events), kind="stable")
     for at in range(0, len(order), _EVENTS):
         some = order[at : at + _EVENTS]
         index = torch.from_numpy(some)
-        items[index], logits[index] = _lists(teacher, contrast, events[some], settings.highest)
+        items[index], logits[index] = _lists(teacher, contrast, events[some], settings)
         phase.add(len(some))
     return TaughtLists(events, items, logits)
 
 
 def _lists(
-    teacher: PatchedTeacher, contrast: Contrast, events: Ints, highest: int
+    teacher: PatchedTeacher, contrast: Contrast, events: Ints, settings: FromMemorySettings
 ) -> tuple[Int[Tensor, "B M"], Float[Tensor, "B M"]]:
     """The lists of some events: items, and the teacher's logits."""
     chosen = contrast.of(events, 0)
     candidates, first = chosen.candidates[:, 1:], contrast.highest
     logits = teacher(events, candidates).cpu().masked_fill(chosen.stands == 0, -math.inf)
-    best = logits[:, :first].topk(highest, 1).indices
-    place = torch.cat([best, torch.arange(first, candidates.shape[1]).expand(len(events), -1)], 1)
-    return candidates.gather(1, place).int(), logits.gather(1, place)
+    best = logits[:, :first].topk(settings.highest, 1).indices
+    left = torch.isfinite(logits[:, :first]).scatter(1, best, False)
+    random = np.random.default_rng(stream(contrast.sampler.seed, f"{contrast.sampler.purpose}/left/{int(events[0])}"))
+    draws = torch.from_numpy(random.random(left.shape, dtype=np.float32)).masked_fill(~left, -1)
+    drawn, rest = draws.topk(settings.others, 1)
+    place = torch.cat([best, rest, torch.arange(first, candidates.shape[1]).expand(len(events), -1)], 1)
+    found = logits.gather(1, place)
+    found[:, settings.highest : settings.highest + settings.others].masked_fill_(drawn < 0, -math.inf)
+    return candidates.gather(1, place).int(), found
 
 
 @dataclass(frozen=True)

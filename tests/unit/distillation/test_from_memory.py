@@ -79,7 +79,8 @@ def test_a_list_has_the_teachers_best_of_the_cloud_models_best_and_some_others(
         best, teacher, allowed = by_hand(task, log, int(event))
         expected = sorted(best[:6], key=lambda item: -float(teacher[item]))[:3]
         assert items[:3].tolist() == expected
-        others = items[3:].tolist()
+        left, others = items[3:5].tolist(), items[5:].tolist()
+        assert set(left) <= set(best[:6]) - set(expected) and len(set(left)) == 2
         assert set(others) <= allowed - set(best[:6]) and len(set(others)) == 2
         torch.testing.assert_close(logits, teacher[items.long()], atol=1e-5, rtol=1e-5)
         before = log.item[(log.user == log.user[event]) & (log.period < DEVICE) & (log.label > 0)]
