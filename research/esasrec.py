@@ -47,7 +47,7 @@ def write(options: argparse.Namespace) -> None:
         place = np.concatenate([np.arange(a, b) for a, b in zip(start, end, strict=True)] or [np.zeros(0, int)])
         before = pl.DataFrame({"event": owner, "item": log.sequence.numpy()[place], "place": place})
         before.write_parquet(options.to / f"{name}.before.parquet")
-    facts = {"repeats": log.repeats, "catalogue": log.catalogue(options.last).tolist()}
+    facts = {"repeats": log.repeats, "catalogue": log.catalogue(TEST).tolist()}
     (options.to / "facts.json").write_text(json.dumps(facts))
 
 
@@ -170,7 +170,7 @@ def main() -> None:
     part.add_argument("--store", type=Path, required=True)
     part.add_argument("--dataset", default="dataset@1")
     part.add_argument("--to", type=Path, required=True)
-    part.set_defaults(run=write, last=3)
+    part.set_defaults(run=write)
     part = parts.add_parser("rank", help="learn, and rank every item")
     part.add_argument("--from", dest="given", type=Path, required=True)
     part.add_argument("--size", type=int, default=64)

@@ -110,11 +110,13 @@ def lists_of(task: DistillTask[FromMemorySettings], log: EventLog) -> TaughtList
     share = TAUGHT_EVENTS / max(1, int(task.student.dataset.count_events(block).sum()))
     if share < 1:
         events = events[uniforms(task.seed, "distill/taught", log.places(events)) < share]
+    shape = len(events), settings.asked
+    items, logits = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape)
+    if not len(events):  # nobody is asked, so no teacher is opened
+        return TaughtLists(events, items, logits)
     teacher = teacher_of(task, log)
     sampler = Sampler(log, [block], 0, task.seed, f"distill/{task.config.on}")
     contrast = Contrast(teacher.backbone, sampler, max(CONSIDERED, settings.highest + settings.others), settings.others)
-    shape = len(events), settings.asked
-    items, logits = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape)
     phase = Phase(task.on_progress, "ask the teachers", len(events), "events")
     order = np.argsort(teacher.backbone.lengths(events), kind="stable")
     for at in range(0, len(order), _EVENTS):
@@ -156,7 +158,7 @@ class ListObjective(Objective):
     beta: float
     weight: Float[Tensor, "U"]
 
-    def candidates(self, events: Ints, candidates: Int[Tensor, "B C"], epoch: int) -> Int[Tensor, "B C2"]:
+    def candidates(self, events: Ints, candidates: Int[Tensor, "B C"]) -> Int[Tensor, "B C2"]:
         if not len(self.lists.events):
             return candidates
         rows, _ = self.lists.find(events)

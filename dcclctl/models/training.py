@@ -183,7 +183,7 @@ class Objective:
 
     own_negatives: ClassVar[bool] = False
 
-    def candidates(self, events: Ints, candidates: Int[Tensor, "B C"], epoch: int) -> Int[Tensor, "B C2"]:
+    def candidates(self, events: Ints, candidates: Int[Tensor, "B C"]) -> Int[Tensor, "B C2"]:
         """The candidates whose logits the loss needs: the given ones, then any others."""
         return candidates
 
@@ -429,7 +429,7 @@ class Trainer:
         weight = len(positions) / len(batch.positions)  # the mean over the batch is the sum of the processes' parts
         positions = positions if weight else batch.positions[:1]
         part = pick(batch.samples, positions)
-        candidates = group.objective.candidates(part.events, part.candidates, batch.epoch)
+        candidates = group.objective.candidates(part.events, part.candidates)
         negatives = self._shared(group.sampler, part.events, batch.number, batch.epoch)
         found, shared = forward(batch.through, positions, candidates, negatives, drop)
         loss = group.objective.loss(model, part, candidates, found.logits, shared)
