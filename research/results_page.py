@@ -39,6 +39,7 @@ from study import (
     STRONG_FROZEN,
     STRONG_SCRATCH,
     STRONG_TAUGHT,
+    TEACHERS,
 )
 
 from dcclctl.report.comparison import metric_name
@@ -203,14 +204,13 @@ def relative(record: dict[str, Any]) -> str:
 def strong_taught(out: Path) -> Table:
     """The strong model taught by memories, over the best of its controls, for each figure by itself, on test."""
     found = Across(out, "strong_taught.best")
-    teachers = "memory teachers themselves"
     shown = [(g, m) for g in ("all", "tail") for m in ("gauc", "hr@10", "ndcg@10")]
     title = ["log", *(f"{g}: Δ {metric_name(m)}" for g, m in shown), "the teachers, all: Δ GAUC", "Δ NDCG@10", "kept"]
     rows = []
     for log, by in found.by.items():
-        own, theirs = (by[(model, "all", "ndcg@10")]["difference"] for model in (STRONG_TAUGHT, teachers))
+        own, theirs = (by[(model, "all", "ndcg@10")]["difference"] for model in (STRONG_TAUGHT, TEACHERS))
         cells = [found.cell(log, STRONG_TAUGHT, m, g) for g, m in shown]
-        cells += [found.cell(log, teachers, m, "all") for m in ("gauc", "ndcg@10")]
+        cells += [found.cell(log, TEACHERS, m, "all") for m in ("gauc", "ndcg@10")]
         rows.append([found.seeds(log, usual=5), *cells, f"{100 * own / theirs:.0f} %"])
     return title, rows
 

@@ -58,6 +58,8 @@ STRONG_SCRATCH = "SASRec, from scratch"
 ON_FURTHER, ON_SCRATCH = "memory patch", "memory patch on the one from scratch"
 STRONG_LONGER = "SASRec, trained further, then longer"
 STRONG_TAUGHT = "SASRec, taught by memories"
+#: the devices that teach
+TEACHERS = "memory teachers themselves"
 STRONG_UNTAUGHT = "SASRec, trained further as the student, on labels alone"
 #: and where users come back to what they had
 HABIT = "gp-topfreq"
@@ -223,7 +225,7 @@ class Study:
 
     def clouds(self) -> pl.DataFrame:
         models = {LONGER: self.longer, TWICE: self.incremental, ONCE: self.once}
-        models["memory teachers themselves"] = self.patched
+        models[TEACHERS] = self.patched
         models[DISTILLED] = self.student
         for name, chosen in (("shuffled memories", SHUFFLED_TEACHERS), ("the unpatched model", UNPATCHED_TEACHERS)):
             made = self.distilled(chosen[-1], self.patched, *FROM_MEMORY, *chosen)
@@ -392,7 +394,7 @@ class Study:
             models[name] = self.distilled(
                 f"strong {' '.join(flags)}".strip(), self.strong_patched, *FROM_MEMORY, *flags
             )
-        models["memory teachers themselves"] = self.strong_patched
+        models[TEACHERS] = self.strong_patched
         return self.evaluated("strong taught", models, "test", exact=True)
 
     def cold(self) -> Iterator[tuple[str, pl.DataFrame]]:

@@ -38,7 +38,8 @@ def distill(
     metapatch only.
 
     --method from-memory asks the teachers to rank items without a label, because devices with a memory have already counted
-    the labelled events: for each event the items that the teacher ranks highest, some that it does not choose, and some of all others.
+    the labelled events. For each event the student learns the teacher's order of three kinds of items: those that the teacher
+    ranks highest, some that the cloud model ranks high and the teacher does not, and some of all others.
 
     The result is a new cloud model, trained further from the one under the patches or from --cloud.
 

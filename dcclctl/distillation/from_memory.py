@@ -24,13 +24,13 @@ from dcclctl.compute import Phase
 from dcclctl.config import Count, Positive, Rate, rarely, tuned
 from dcclctl.devices.memory.contrast import Contrast
 from dcclctl.distillation.method import DistillationMethod, DistillTask, TeachingSettings
-from dcclctl.distillation.teachers import PatchedTeacher, teacher_of, teacher_weight
+from dcclctl.distillation.teachers import PatchedTeacher, TeachingObjective, teacher_of, teacher_weight
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampler import Sampler, Samples
 from dcclctl.events.sampling import Ints, stream, uniforms
 from dcclctl.models.settings import PATIENCE, Share
 from dcclctl.models.trainable import Trainable
-from dcclctl.models.training import Objective, SharedLogits, mean_loss
+from dcclctl.models.training import SharedLogits, mean_loss
 
 #: items that the cloud model ranks highest, of which the teacher chooses
 CONSIDERED = 200
@@ -71,9 +71,8 @@ class FromMemory(DistillationMethod[FromMemorySettings]):
         place = int(log.places(log.events_in(task.block)[:1]).sum())  # no two groups of users have the same first event
         if place not in self._lists:
             self._lists[place] = lists_of(task, log)
-        return ListObjective(
-            log, self._lists[place], task.settings.beta, teacher_weight(task.patches, task.config.teachers)
-        )
+        weight = teacher_weight(task.patches, task.config.teachers)
+        return ListObjective(log, task.settings.beta, weight, self._lists[place])
 
 
 @dataclass(frozen=True)
@@ -146,17 +145,14 @@ def _lists(
 
 
 @dataclass(frozen=True)
-class ListObjective(Objective):
-    """CE(labels) + β · teacher_weight · KL(teacher's list ‖ student's), a list being a softmax over its items.
+class ListObjective(TeachingObjective):
+    """Teacher and student are compared on the teacher's lists, a list being a softmax over its items.
 
     Attributes:
-        log: the events' users. weight: (U,) of each user's teacher.
+        lists: of the events, or of some of them.
     """
 
-    log: EventLog
     lists: TaughtLists
-    beta: float
-    weight: Float[Tensor, "U"]
 
     def candidates(self, events: Ints, candidates: Int[Tensor, "B C"]) -> Int[Tensor, "B C2"]:
         if not len(self.lists.events):
@@ -177,11 +173,11 @@ class ListObjective(Objective):
         if not len(self.lists.events):
             return loss
         rows, found = self.lists.find(samples.events)
-        taught = found.float() * self.weight[torch.from_numpy(self.log.user[samples.events])]
+        taught = found.to(device) * self.weight_of(samples.events, device)
         divergence = list_kl(self.lists.logits[rows].to(device), logits[:, labelled:])
         # without shared negatives the labels' loss is in nats per candidate, and not per event
         each = 1 if shared is not None else 1 / labelled
-        return loss + self.beta * each * (divergence * taught.to(device)).sum() / found.sum().clamp(min=1)
+        return loss + self.beta * each * (divergence * taught).sum() / found.sum().clamp(min=1)
 
 
 def list_kl(teacher: Float[Tensor, "B M"], student: Float[Tensor, "B M"]) -> Float[Tensor, "B"]:

@@ -63,7 +63,7 @@ class MoMoDistill(DistillationMethod[MoMoDistillSettings]):
 
     def objective(self, task: DistillTask[MoMoDistillSettings], log: EventLog) -> TaughtObjective:
         weight = teacher_weight(task.patches, task.config.teachers)
-        return TaughtObjective(log, teacher_of(task, log), task.settings.beta, weight)
+        return TaughtObjective(log, task.settings.beta, weight, teacher_of(task, log))
 
     def after(self, task: DistillTask[MoMoDistillSettings], trainer: Trainer) -> dict[str, Any]:
         """Step 2: Θ and U on top of the new weights, written into the artifact."""
@@ -194,5 +194,5 @@ class SecondStep:
         weights = batch.weights.to(device)
         entropy = F.binary_cross_entropy_with_logits(logits, batch.labels.to(device), reduction="none")
         divergence = bernoulli_kl(teacher_logits, logits)
-        divergence = divergence * objective.weight[users].to(device).unsqueeze(1)
+        divergence = divergence * objective.weight_of(batch.events, device).unsqueeze(1)
         return ((entropy + self.settings.beta * divergence) * weights).sum() / weights.sum()

@@ -76,17 +76,31 @@ def bernoulli_kl(teacher: Float[Tensor, "..."], student: Float[Tensor, "..."]) -
 
 
 @dataclass(frozen=True)
-class TaughtObjective(Objective):
-    """CE(labels) + β · teacher_weight · KL(teacher ‖ student), both on the events' own items and their negatives.
+class TeachingObjective(Objective):
+    """CE(labels) + β · teacher_weight · divergence of teacher and student.
 
     Attributes:
-        log: the events' users. weight: (U,) of each user's teacher.
+        log: the events' users. beta: β. weight: (U,) of each user's teacher.
     """
 
     log: EventLog
-    teacher: Teacher
     beta: float
     weight: Float[Tensor, "U"]
+
+    def weight_of(self, events: Ints, device: torch.device) -> Float[Tensor, "B"]:
+        """The weight of the teacher of each event's user."""
+        return self.weight[torch.from_numpy(self.log.user[events])].to(device)
+
+
+@dataclass(frozen=True)
+class TaughtObjective(TeachingObjective):
+    """Teacher and student are compared on the events' own items and their negatives, each for itself.
+
+    Attributes:
+        teacher: of all users.
+    """
+
+    teacher: Teacher
     own_negatives: ClassVar[bool] = True
 
     def loss(
@@ -102,8 +116,7 @@ class TaughtObjective(Objective):
             return loss
         counts = samples.weights.to(logits.device)
         divergence = bernoulli_kl(self.teacher(samples.events, candidates), logits) * counts
-        owners = torch.from_numpy(self.log.user[samples.events])
-        divergence = divergence * self.weight[owners].to(logits.device).unsqueeze(1)
+        divergence = divergence * self.weight_of(samples.events, logits.device).unsqueeze(1)
         # with shared negatives the labels' loss is in nats per event, else per candidate
         each = 1 if shared is None else 1 + shared.negatives.expected
         return loss + self.beta * each * divergence.sum() / counts.sum()

@@ -89,7 +89,7 @@ def test_a_student_learns_of_unlabelled_items_what_no_label_ever_said(taught):
     own = taste[torch.from_numpy(log.user[events])][:, None] == (torch.from_numpy(items) >= HALF)
     logits = torch.where(own, 2.0, -2.0)
     lists = TaughtLists(events, torch.from_numpy(items).int(), logits)
-    objective = ListObjective(log, lists, 10.0 if taught else 0.0, torch.ones(log.n_users))
+    objective = ListObjective(log, 10.0 if taught else 0.0, torch.ones(log.n_users), lists)
     model = new_din(log)
     trained(model, log, objective=objective, epochs=12, negatives=4, batch_size=64, dropout=0.0)
     found = group_auc(log, *all_scores(model, log))
@@ -230,7 +230,7 @@ def test_the_encoder_serves_users_without_a_patch_whose_profile_tells(personal):
         return backbone.logits_of_few(events, candidates, head).detach()
 
     settings = MoMoDistillSettings(basis_epochs=15, basis_learning_rate=0.02, beta=0.5, batch_size=64)
-    objective = TaughtObjective(log, teacher, settings.beta, torch.ones(log.n_users))
+    objective = TaughtObjective(log, settings.beta, torch.ones(log.n_users), teacher)
     step = SecondStep(personal.model, personal.codes, settings)
     basis, losses = step.distill(personal.basis, encoder, lambda epoch: [(objective, personal.samples(epoch))], seed=0)
     assert losses[-1] < losses[0]

@@ -148,7 +148,7 @@ def lists_for(log: EventLog, events: np.ndarray, prefers: int = 0) -> TaughtList
 def objective_for(
     log: EventLog, lists: TaughtLists, beta: float = 0.7, weight: torch.Tensor | None = None
 ) -> ListObjective:
-    return ListObjective(log, lists, beta, torch.ones(log.n_users) if weight is None else weight)
+    return ListObjective(log, beta, torch.ones(log.n_users) if weight is None else weight, lists)
 
 
 @pytest.mark.parametrize("softmax", [False, True])

@@ -43,7 +43,7 @@ def distill(world, encoder, teacher=None, on_epoch=lambda *figures: None, weight
     given = {"basis_epochs": 3, "basis_learning_rate": 0.01, "beta": 0.5, "batch_size": 16} | changes
     settings = MoMoDistillSettings(**given)
     weight = torch.ones(log.n_users) if weight is None else weight
-    step, objective = SecondStep(model, codes, settings), TaughtObjective(log, teacher, settings.beta, weight)
+    step, objective = SecondStep(model, codes, settings), TaughtObjective(log, settings.beta, weight, teacher)
     draw = draw or (lambda epoch: samples_of(log, DEVICE, epoch=epoch))
     return step.distill(basis, encoder, lambda epoch: [(objective, draw(epoch))], seed, on_epoch)
 

@@ -36,7 +36,7 @@ def log():
 
 def taught(log, teacher, beta=0.5, weight=None):
     """An objective whose teachers all count alike unless told otherwise."""
-    return TaughtObjective(log, teacher, beta, torch.ones(log.n_users) if weight is None else weight)
+    return TaughtObjective(log, beta, torch.ones(log.n_users) if weight is None else weight, teacher)
 
 
 def constant(value):
