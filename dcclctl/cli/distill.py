@@ -66,6 +66,8 @@ def distill(
         "patched": f"{facts['teachers']:,} patched models of {given.ref}",
     }[config["teachers"]]
     asked = f" and {own['highest'] + 2 * own['others']:,} unlabelled items per event" if "highest" in own else ""
+    if not own["beta"]:
+        who, asked = "labels alone, without teachers,", ""
     line(
         f"{who} taught {start.ref} on {facts['trained_on_events']:,} events of {config['on']}{asked} "
         f"({config['method']}, β = {own['beta']:g}, round {facts['round']})"

@@ -32,9 +32,10 @@ from dcclctl.models.settings import PATIENCE, Share
 from dcclctl.models.trainable import Trainable
 from dcclctl.models.training import SharedLogits, mean_loss
 
-#: items that the cloud model ranks highest, of which the teacher chooses
+#: items that the cloud model ranks highest, of which the teacher chooses; in a catalogue of more than RANKED_ITEMS, of as
+#: many items that a batch draws
 CONSIDERED = 200
-#: events that are taught, at most; all are labelled
+#: events that are taught, about, where there are more; all are labelled
 TAUGHT_EVENTS = 1 << 19
 #: events whose lists are made at once
 _EVENTS = 256
@@ -65,10 +66,13 @@ class FromMemory(DistillationMethod[FromMemorySettings]):
     Settings = FromMemorySettings
 
     def __init__(self) -> None:
-        self._lists: dict[int, TaughtLists] = {}  # of each group of users, for every epoch
+        self._lists: dict[
+            int, TaughtLists
+        ] = {}  # of each group of users, by the place of its first event, for every epoch
 
     def objective(self, task: DistillTask[FromMemorySettings], log: EventLog) -> "ListObjective":
-        place = int(log.places(log.events_in(task.block)[:1]).sum())  # no two groups of users have the same first event
+        first = log.events_in(task.block)[:1]
+        place = int(log.places(first)[0]) if len(first) else -1  # groups without events have the same empty lists
         if place not in self._lists:
             self._lists[place] = lists_of(task, log)
         weight = teacher_weight(task.patches, task.config.teachers)

@@ -33,6 +33,8 @@ METHODS: Mapping[str, Variant] = {
 
 
 class TeachingSettings(Section):
+    """Settings of every way of teaching."""
+
     beta: Annotated[float, Field(ge=0.0)] = tuned(
         0.1, "β: weight of the teachers against the labels.", search="0.01..3"
     )

@@ -1,7 +1,8 @@
 """Random draws that depend on their seed, purpose and keys alone.
 
 Every number is a hash of (seed, purpose, key…): negative j of event e in epoch p depends neither on the batch size nor
-on threads or shards. There is no generator, so there is no state to save.
+on threads or shards. There is no state to save. What a batch shares (negatives, a memory patch's contrast, a teacher's list)
+is keyed by the batch, so it depends on which events are in one.
 """
 
 import hashlib

@@ -527,6 +527,9 @@ def validate(
         draw: events of a batch and its number → the negatives that the batch shares, if any.
         ranked: (B,) whether an event's item is ranked, among the items that `sampler` does not exclude as its negatives, as in
             an evaluation: of the whole catalogue, or of as many items as `ranked_on_valid` of the model says.
+
+    Raises:
+        DataError: there are samples, and none has an item to be compared with.
     """
     phase = Phase(on_progress, "validate", len(samples.events), "events")
     loss, count, wins, pairs = 0.0, 0.0, 0.0, 0.0
@@ -559,6 +562,11 @@ def validate(
                 everything = each[-1].negatives.allowed_only(each[-1].logits)
                 gains[positions] = ndcg(ranks(own[:, 0].cpu().numpy(), everything.cpu().numpy()), 10)
             phase.add(len(positions))
+    if len(samples.events) and not count:
+        raise DataError(
+            "no valid event has another item to be compared with",
+            "Training needs users who have not had every item: ingest a log with more items.",
+        )
     auc = wins / pairs if pairs else 0.5
     labels = samples.labels[:, 0].numpy()
     if users is not None and not labels.all() and np.isfinite(scores).all():

@@ -128,5 +128,6 @@ def _teachers(task: DistillTask[Any]) -> dict[str, Any]:
     events = torch.from_numpy(task.student.dataset.count_events(task.block)).double()
     mean = float((weight * events).sum() / events.sum())
     _, kept = task.patches.codes()
-    taught = 0 if task.config.teachers == "unpatched" else int((weight[kept] > 0).sum())
+    silent = task.config.teachers == "unpatched" or not task.settings.beta
+    taught = 0 if silent else int((weight[kept] > 0).sum())
     return {"teachers": taught, "mean_teacher_weight": mean}

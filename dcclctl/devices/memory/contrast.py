@@ -40,7 +40,8 @@ class Contrast:
 
     Attributes:
         backbone: of the cloud model, which ranks. sampler: says which items an event may be compared with, and draws.
-        highest: items that the model ranks highest. others: items drawn uniformly from the rest.
+        highest: items that the model ranks highest; in a catalogue of more than RANKED_ITEMS, of as many items that are drawn for
+            these events. others: items drawn uniformly from the rest.
     """
 
     backbone: Backbone
@@ -50,7 +51,7 @@ class Contrast:
 
     @torch.no_grad()
     def of(self, events: Ints, number: int) -> Contrasted:
-        """Candidates of some events (B,) of part `number` of a block; the same for the same events."""
+        """Candidates of some events (B,) of part `number` of a block; the same if asked for together again."""
         own = torch.from_numpy(self.sampler.log.item[events])[:, None]
         ranked = self.sampler.ranked(events, int(events[0]), number)
         items, allowed, each = ranked.items, ranked.allowed, ranked.catalogue / len(ranked.items)

@@ -193,8 +193,9 @@ class _Run:
         """Rows of all users, also of those that get no patch.
 
         Returns:
-            A row for each event; and for some of the events a second one, in which cloud model and memory have only the
-            newest few events of the history, as on a new device.
+            A row for each event; and for some of the events a second one, in which the memory has only the newest few events
+            of the history, as on a new device, and the cloud model no more: one that reads whole baskets leaves out a basket
+            that is cut.
         """
         whole: list[MemoryRows] = []
         truncated: list[MemoryRows] = []

@@ -21,7 +21,7 @@ from dcclctl.distillation.from_memory import (
 )
 from dcclctl.distillation.method import DistillTask
 from dcclctl.distillation.teachers import teacher_of
-from dcclctl.events.log import DEVICE, Block, EventLog
+from dcclctl.events.log import CLOUD, DEVICE, Block, EventLog
 from dcclctl.models.training import FitState
 from dcclctl.stages.memory import remember
 from dcclctl.stages.patch import patch
@@ -203,3 +203,13 @@ def test_the_teachers_are_asked_once(remembering: PatchSet, monkeypatch: pytest.
     for _ in range(3):
         method.objective(task_of(remembering), log)
     assert asked == [None]
+
+
+def test_a_group_without_events_to_teach_does_not_silence_the_next(
+    remembering: PatchSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, method = remembering.cloud.dataset.log, FromMemory()
+    monkeypatch.setattr(from_memory, "lists_of", lambda task, log: lists_for(log, log.events_in(DEVICE)))
+    nothing, everything = (replace(log, period=np.full_like(log.period, period)) for period in (CLOUD, DEVICE))
+    assert not len(method.objective(task_of(remembering), nothing).lists.events)
+    assert len(method.objective(task_of(remembering), everything).lists.events) == len(log.user)

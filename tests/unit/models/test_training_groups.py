@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_worlds import fit_settings
+from small_worlds import din, fit_settings, log_of, trainer
 from torch import Tensor
 
 from dcclctl.artifacts import Dataset
 from dcclctl.artifacts import dataset as dataset_module
+from dcclctl.errors import DataError
 from dcclctl.events.groups import UserGroups
 from dcclctl.events.log import CLOUD, Block, EventLog
 from dcclctl.models.sequence import SasrecKind, SequenceSettings
@@ -118,3 +119,10 @@ def test_groups_learn_as_well_as_the_whole(dataset: Dataset, monkeypatch: pytest
         losses.append([record["train_loss"] for record in state.history])
         assert losses[-1][-1] < losses[-1][0]
     assert losses[0][-1] == pytest.approx(losses[1][-1], rel=0.05)
+
+
+def test_a_log_with_one_item_has_nothing_to_validate_with():
+    log = log_of([(0, 0, time, 1, period) for time, period in enumerate((0, 0, 1, 2, 3))], 1, 1)
+    fit = trainer(din(log), log, shared_negatives=4)
+    with pytest.raises(DataError, match="no valid event has another item"):
+        fit.validate()
