@@ -30,7 +30,7 @@ Numbers = npt.NDArray[np.floating[Any]]
 _UNOBSERVED, _PENALTY = 0.1, 0.003
 #: times that all users and then all items are improved, and steps for each
 _SWEEPS, _STEPS = 8, 3
-#: events that factors are learned from, at most, all of some users
+#: events that factors are learned from where there are more, all of some users: as few users as have so many
 _EVENTS = 2_000_000
 #: pairs that are read at once, about
 _PAIRS = 1 << 17
@@ -147,7 +147,7 @@ def _counts(user: IndexArray, item: IndexArray, n_items: int, seed: int) -> Any:
     users = np.flatnonzero(lengths)
     if len(user) > _EVENTS:
         users = users[np.argsort(hashes(seed, "memory/factors", users), kind="stable")]
-        users = np.sort(users[: np.searchsorted(np.cumsum(lengths[users]), _EVENTS)])
+        users = np.sort(users[: np.searchsorted(np.cumsum(lengths[users]), _EVENTS) + 1])
         chosen = np.isin(np.arange(len(lengths)), users)[user]
         user, item = user[chosen], item[chosen]
     ones = np.ones(len(user), dtype=np.int32)

@@ -87,6 +87,8 @@ def test_some_users_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_EVENTS", int(given.sum()) // 3)
     some = found(given, 4)[0]
     assert some.equal(found(given, 4)[0]) and not some.equal(found(given, 4, seed=1)[0])
+    monkeypatch.setattr(module, "_EVENTS", 1)
+    assert found(given, 4)[0].any()  # a user with more events than asked for is not left out
 
 
 def test_without_events_there_is_nothing_to_say() -> None:
