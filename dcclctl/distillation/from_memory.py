@@ -66,9 +66,8 @@ class FromMemory(DistillationMethod[FromMemorySettings]):
     Settings = FromMemorySettings
 
     def __init__(self) -> None:
-        self._lists: dict[
-            int, TaughtLists
-        ] = {}  # of each group of users, by the place of its first event, for every epoch
+        #: of each group of users, by the place of its first event; the same in every epoch
+        self._lists: dict[int, TaughtLists] = {}
 
     def objective(self, task: DistillTask[FromMemorySettings], log: EventLog) -> "ListObjective":
         first = log.events_in(task.block)[:1]
