@@ -215,6 +215,17 @@ class EventLog:
         starts[events] = np.maximum(starts[events], self.history_end[events] - keep)
         return replace(self, history_start=starts)
 
+    def whole_baskets(self, events: Ints, keep: Ints) -> Ints:
+        """(B,) how many of the newest items of each history to keep so that no basket is cut: at least `keep` (B,), ≥ 1.
+
+        Models that read whole baskets leave out one that is cut.
+        """
+        basket_starts = np.unique(self.history_end[self.label > 0])
+        ends = self.history_end[events]
+        basket = np.searchsorted(basket_starts, ends - keep, side="right") - 1
+        whole: Ints = ends - np.maximum(basket_starts[basket], self.history_start[events])
+        return whole
+
     def interacted_before(self, events: Ints) -> npt.NDArray[np.bool_]:
         """(B,) whether the event's user has a positive event of the same item at a strictly earlier time."""
         positive, basket = self.label > 0, self.history_end

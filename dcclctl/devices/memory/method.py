@@ -193,9 +193,8 @@ class _Run:
         """Rows of all users, also of those that get no patch.
 
         Returns:
-            A row for each event; and for some of the events a second one, in which the memory has only the newest few events
-            of the history, as on a new device, and the cloud model no more: one that reads whole baskets leaves out a basket
-            that is cut.
+            A row for each event; and for some of the events a second one, in which the memory and the cloud model have only
+            the newest few events of the history, in whole baskets, as on a new device.
         """
         whole: list[MemoryRows] = []
         truncated: list[MemoryRows] = []
@@ -226,11 +225,12 @@ class _Run:
         return np.sort(events[permutation(self.task.seed, "memory/sample", self.log.places(events))[:limit]])
 
     def _truncated(self, events: Ints) -> tuple[Ints, Ints]:
-        """Events to learn from a second time, and the length of each history (see `log_uniform`)."""
+        """Events to learn from a second time, and the length of each history: see `log_uniform`, but no basket is cut."""
         seed, places = self.task.seed, self.log.places(events)
         held = self.log.history_lengths(events, self.memory.size)
         chosen = (uniforms(seed, "memory/short", places) < self.settings.truncated_share) & (held > 0)
-        return events[chosen], log_uniform(seed, "memory/length", places[chosen], 1, held[chosen])
+        lengths = log_uniform(seed, "memory/length", places[chosen], 1, held[chosen])
+        return events[chosen], self.log.whole_baskets(events[chosen], lengths)
 
     @torch.no_grad()
     def _rows_of(

@@ -235,6 +235,20 @@ def test_a_truncated_history_is_the_newest_part_of_the_old_one() -> None:
     assert shown(log, limit=9)[4] == [13, 12, 10], "the log itself must stay as it is"
 
 
+def test_whole_baskets_keep_the_basket_that_a_cut_goes_through() -> None:
+    rows = [(0, 1, 0, 1, CLOUD), (0, 2, 0, 1, CLOUD), (0, 3, 1, 0, CLOUD), (0, 4, 2, 1, CLOUD), (0, 5, 2, 0, CLOUD)]
+    rows += [(0, 6, 2, 1, CLOUD), (0, 7, 2, 1, DEVICE), (0, 8, 3, 1, DEVICE), (1, 9, 0, 1, CLOUD), (1, 8, 4, 1, DEVICE)]
+    log = log_of(rows, n_users=2, n_items=20)
+    # the history of the eighth row is 1 2 | 4 6 7
+    last = np.full(5, 7)
+    keep = np.arange(1, 6)
+    whole = log.whole_baskets(last, keep)
+    assert whole.tolist() == [3, 3, 3, 5, 5]
+    assert log.whole_baskets(np.array([9]), np.array([3])).tolist() == [1], "a history ends where its user's begins"
+    cut = log.truncate_history(last[:1], whole[:1])
+    assert shown(cut, limit=9)[7] == [7, 6, 4]
+
+
 def test_interacted_before_is_a_positive_event_at_an_earlier_time() -> None:
     rows = [(0, 1, 0, 1, CLOUD), (0, 2, 1, 0, CLOUD), (0, 1, 5, 0, DEVICE), (0, 2, 5, 1, DEVICE)]
     rows += [(0, 1, 5, 1, DEVICE), (0, 2, 6, 1, TEST), (1, 1, 9, 1, TEST)]

@@ -261,6 +261,19 @@ def test_another_log_gives_other_histories(kind):
 
 
 @both
+def test_a_short_history_of_whole_baskets_is_read_whole(kind):
+    """`truncate_history` within a basket hides that basket from the model, `whole_baskets` does not."""
+    log = random_log()
+    events = log.events_in(2)
+    events = events[log.history_lengths(events, 9) > 0]
+    keep = np.ones(len(events), dtype=np.int64)
+    forgetful = backbone_of(log, kind).with_log(log.truncate_history(events, keep))
+    assert not forgetful.lengths(events).all(), "no basket of this log has two items"
+    whole = log.truncate_history(events, log.whole_baskets(events, keep))
+    assert (forgetful.with_log(whole).lengths(events) == 1).all()
+
+
+@both
 def test_a_log_without_any_positive_event(kind):
     log = log_of([(0, 1, 0, 0, 0), (0, 2, 1, 0, 0)], 1, 3)
     assert torch.equal(*backbone_of(log, kind).activations(np.array([0, 1]), None))
