@@ -122,6 +122,11 @@ class Evaluation(Handle):
         return self._compared("comparison.parquet", ["group", "subject", "metric"])
 
     @property
+    def compared_with_itself(self) -> bool:
+        """Whether the baseline is the only model."""
+        return bool(self.against) and self.against in self.comparison["subject"]
+
+    @property
     def tail_minus_head(self) -> "pl.DataFrame":
         """A TAIL_MINUS_HEAD table."""
         return self._compared("tail_minus_head.parquet", ["subject", "metric"])

@@ -356,12 +356,13 @@ def tag(
       dcclctl evaluate cloud@release
     """
     artifact = call.store.resolve(reference)
-    call.store.tag(artifact, alias)
+    before = call.store.tag(artifact, alias)
     name = f"{artifact.kind}@{alias}"
     if call.reporter.as_json:
         print_json({"ref": artifact.ref, "id": artifact.id, "alias": name})
     else:
-        call.reporter.line(f"{name} is now {artifact.ref} ({artifact.id[:SHORT_ID]})")
+        was = f"; it was {before}" if before else ""
+        call.reporter.line(f"{name} is now {artifact.ref} ({artifact.id[:SHORT_ID]}){was}")
 
 
 @command(app, "gc", shared=LOOKS)

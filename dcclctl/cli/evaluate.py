@@ -82,7 +82,7 @@ def evaluate(
       dcclctl evaluate cloud@2 cloud@2+encoder --against cloud@2 --first-events 0,1,3,5,10
       dcclctl evaluate cloud@2 patches@2 --against cloud@2 --first-events 0,1,3 --targets-after next
       dcclctl evaluate cloud@1 cloud@2 patches@1 --targets explore
-      dcclctl evaluate cloud --against cloud@release --max-drop tail.ndcg@10=1% --junit gate.xml
+      dcclctl evaluate cloud@candidate --against cloud@release --max-drop tail.ndcg@10=1% --junit gate.xml
       dcclctl evaluate cloud@base patches@mine --seeds 0..4 --against cloud@base
     """
     from dcclctl.artifacts.names import identity
@@ -114,7 +114,8 @@ def evaluate(
     (evaluation,) = made
     _show(call, evaluation)
     compared: dict[str, Any] = {}
-    gate_result = GateResult(verdicts_of(evaluation, rules) if rules else NO_VERDICTS, strict)
+    itself = evaluation.labels.get(evaluation.against, "") if evaluation.compared_with_itself else ""
+    gate_result = GateResult(verdicts_of(evaluation, rules) if rules else NO_VERDICTS, strict, itself)
     if evaluation.against:
         compared = _compare(call, evaluation, gate_result)
         _write(evaluation, gate_result, junit, markdown)
@@ -194,7 +195,8 @@ def _show(call: Call, evaluation: "Evaluation") -> None:
 
     facts, labels, line = evaluation.facts, evaluation.labels, call.reporter.line
     line(_scored_in_words(evaluation))
-    sentence = plain_sentence(evaluation.aggregate, labels, evaluation.against)
+    comparison = evaluation.comparison if evaluation.against else None
+    sentence = plain_sentence(evaluation.aggregate, comparison, labels, evaluation.against)
     if sentence:
         line(sentence)
     line("Means over users" + (f" and {len(evaluation.seeds)} seeds" if evaluation.seeds else ", one seed"))
@@ -268,7 +270,7 @@ def _show_first_events(call: Call, made: "list[Evaluation]") -> None:
 
 def _compare(call: Call, evaluation: "Evaluation", gate: "GateResult") -> dict[str, Any]:
     """Print the comparison, harm and gate; returns what --json says."""
-    from dcclctl.evaluation.comparison import harm_metric, main_metrics
+    from dcclctl.evaluation.comparison import harm_metric, main_metrics, with_what_is_worse
     from dcclctl.report.comparison import comparison_table, gate_table, harm_table, points, tail_minus_head_line
 
     against, labels, refs = evaluation.against, evaluation.labels, evaluation.subjects
@@ -276,9 +278,10 @@ def _compare(call: Call, evaluation: "Evaluation", gate: "GateResult") -> dict[s
     measured = comparison["metric"].unique(maintain_order=True).to_list()
     shown, harmed_by = main_metrics(measured), harm_metric(measured)
     reporter = call.reporter
-    if against in comparison["subject"]:
+    if evaluation.compared_with_itself:
         reporter.line(f"{labels[against]}, the only model, is compared with itself")
-    reporter.table(comparison_table(comparison, labels, against, shown, evaluation.intervals_over))
+    differences = with_what_is_worse(shown, comparison)
+    reporter.table(comparison_table(comparison, labels, against, differences, evaluation.intervals_over))
     for (subject,), rows in evaluation.tail_minus_head.group_by("subject", maintain_order=True):
         said = tail_minus_head_line(rows.to_dicts(), labels[str(subject)], shown)
         if said:

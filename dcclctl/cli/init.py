@@ -49,4 +49,7 @@ def init(
     call.reporter.line(f"Read {settings}, correct what is wrong, then:")
     call.reporter.line(f"  dcclctl ingest {shlex.quote(str(source))}{place}")
     call.reporter.line(f"  dcclctl train{place} --name release")
-    call.reporter.line(f"  dcclctl evaluate cloud{place} --against cloud@release --gate {shlex.quote(str(gate))}")
+    call.reporter.line(f"  dcclctl train{place} --seed 1 --name candidate")
+    call.reporter.line(
+        f"  dcclctl evaluate cloud@candidate{place} --against cloud@release --gate {shlex.quote(str(gate))}"
+    )

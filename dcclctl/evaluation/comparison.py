@@ -191,6 +191,12 @@ def main_metrics(metrics: list[str]) -> list[str]:
     return [plain[name] for name in wanted if name in plain]
 
 
+def with_what_is_worse(metrics: list[str], comparison: pl.DataFrame) -> list[str]:
+    """The metrics, and each further one by which a model is worse in one of the main groups, so that no summary hides it."""
+    lost = comparison.filter(pl.col("group").is_in(MAIN_GROUPS), verdict="worse")
+    return [*metrics, *(metric for metric in lost["metric"].unique(maintain_order=True) if metric not in metrics)]
+
+
 def harm_metric(metrics: list[str]) -> str:
     """The one metric that harm is summed up by: NDCG@k of the middle k."""
     return next((name for name in main_metrics(metrics) if name.startswith("ndcg@")), metrics[0])

@@ -61,11 +61,13 @@ class GateResult:
     """What a gate says of an evaluation.
 
     Attributes:
-        rules: GATE table, empty without rules. strict: whether an inconclusive rule fails the gate too.
+        rules: GATE table, empty without rules. strict: whether an inconclusive rule fails the gate too. itself: the label of
+            the model if there was no other than the baseline; no rule can fail then.
     """
 
     rules: pl.DataFrame
     strict: bool = False
+    itself: str = ""
 
     @property
     def verdict(self) -> str:
@@ -83,7 +85,8 @@ class GateResult:
         if not total:
             return ""
         if not failed and not undecided:
-            return f"Gate passed: {total} of {total} rules"
+            passed = f"Gate passed: {total} of {total} rules"
+            return f"{passed}, but {self.itself} was compared with itself" if self.itself else passed
         told = [
             f"{len(rules)} of {total} rules {what} ({', '.join(rules)})"
             for rules, what in ((failed, "failed"), (undecided, "inconclusive"))

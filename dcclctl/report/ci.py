@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import polars as pl
 
-from dcclctl.evaluation.comparison import harm_metric, main_metrics
+from dcclctl.evaluation.comparison import harm_metric, main_metrics, with_what_is_worse
 from dcclctl.evaluation.gate import GateResult
 from dcclctl.report.comparison import POINTS, allowed, gate_words, interval, metric_name, points, words
 from dcclctl.report.text import plain
@@ -86,7 +86,7 @@ def markdown(summary: Summary) -> str:
     comparison, gate = summary.comparison, summary.gate.rules
     names, against = summary.names, summary.names[summary.against]
     measured_here = comparison["metric"].unique(maintain_order=True).to_list()
-    harmed_by = harm_metric(measured_here)
+    shown, harmed_by = with_what_is_worse(main_metrics(measured_here), comparison), harm_metric(measured_here)
     parts = [f"## {summary.gate.headline or 'Comparison'}", "", escape(summary.scored), ""]
     if gate.height:
         rows = [
@@ -115,7 +115,7 @@ def markdown(summary: Summary) -> str:
                 interval(row["low"], row["high"]),
                 words(row),
             )
-            for row in comparison.filter(pl.col("metric").is_in(main_metrics(measured_here))).to_dicts()
+            for row in comparison.filter(pl.col("metric").is_in(shown)).to_dicts()
             if row["users"]
         ],
     )

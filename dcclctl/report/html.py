@@ -174,6 +174,7 @@ def headline(part: EvaluationPart) -> list[str]:
     else:
         named = _listed([model.ref for model in open_])
         sentences = [f"Keep {against} for now: it is open whether {named} {_is(open_)} better or worse by {metric}."]
+    sentences += _but_worse(part, best) if better else []
     if len(others) == 1:
         sentences.append(f"{metric} over all users: {_measured(rows[others[0].name])}; {words(rows[others[0].name])}.")
         tail = _row(part, others[0].name, "tail", part.metric)
@@ -186,6 +187,16 @@ def headline(part: EvaluationPart) -> list[str]:
     tails = [model.ref for model in others if _row(part, model.name, "tail", part.metric)["verdict"] == "better"]
     sentences.append(f"Tail users gain with {_listed(tails)}." if tails else "No gain of tail users is shown.")
     return sentences
+
+
+def _but_worse(part: EvaluationPart, model: Model) -> list[str]:
+    """A sentence on what a better model is worse by, for all users or the tail."""
+    lost = part.comparison.filter(subject=model.name, verdict="worse").select("group", "metric").rows()
+    metrics = list(dict.fromkeys(metric_name(metric) for group, metric in lost if group in ("all", "tail")))
+    if not metrics:
+        return []
+    means = ": do not read its scores as probabilities" if metrics == [metric_name("log_loss")] else ""
+    return [f"But it is worse by {_listed(metrics)}{means}."]
 
 
 def _gain(row: dict[str, Any]) -> str:

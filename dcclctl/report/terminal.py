@@ -54,14 +54,16 @@ def group_table(aggregate: pl.DataFrame, names: Mapping[str, str]) -> Table:
     return table
 
 
-def plain_sentence(aggregate: pl.DataFrame, names: Mapping[str, str], against: str) -> str:
+def plain_sentence(
+    aggregate: pl.DataFrame, comparison: pl.DataFrame | None, names: Mapping[str, str], against: str
+) -> str:
     """One sentence on the best model's hit ratio for tail users; '' without a baseline, tail users or a hit ratio.
 
     Args:
-        aggregate: AGGREGATE table. names: subject → reference to show. against: the baseline.
+        aggregate: AGGREGATE table. comparison: COMPARISON table; None without a baseline. names: subject → reference to show. against: the baseline.
     """
     ratios = [metric for metric in aggregate["metric"].unique(maintain_order=True) if metric.startswith("hr@")]
-    if not against or not ratios or len(names) < 2:
+    if comparison is None or not ratios or len(names) < 2:
         return ""
     metric = ratios[len(ratios) // 2]
     tail = aggregate.filter(group="tail", metric=metric)
@@ -70,10 +72,11 @@ def plain_sentence(aggregate: pl.DataFrame, names: Mapping[str, str], against: s
     if against not in values or not others:
         return ""
     best = max(others, key=lambda subject: others[subject])
+    verdict = comparison.filter(group="tail", metric=metric, subject=best)["verdict"].item()
     return (
         f"With {names[best]}, less active users (tail) find the item that they choose next among the top "
-        f"{metric.partition('@')[2].partition('/')[0]} in {others[best]:.0%} of cases; with {names[against]}, in "
-        f"{values[against]:.0%}."
+        f"{metric.partition('@')[2].partition('/')[0]} in {others[best]:.0%} of cases, as a mean over users; with "
+        f"{names[against]}, in {values[against]:.0%} ({verdict})."
     )
 
 

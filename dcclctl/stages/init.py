@@ -201,7 +201,8 @@ def _workflow(log: Path) -> str:
 
 
 _GATE = """\
-# How much a candidate may be worse than cloud@release: dcclctl evaluate cloud --against cloud@release --gate gate.toml
+# How much a candidate may be worse than the release:
+#   dcclctl evaluate cloud@candidate --against cloud@release --gate gate.toml
 # A rule fails if the drop is larger than max_drop and chance does not explain it. Two trainings with other seeds differ too:
 # train the release with three seeds, compare them, and allow at least 1.5 times their largest difference.
 

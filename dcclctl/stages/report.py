@@ -11,7 +11,7 @@ from dcclctl.artifacts.bundle import BUNDLE_FILE
 from dcclctl.artifacts.names import describe, log_in_words, short_label
 from dcclctl.devices.serving import ENCODER, split_suffix
 from dcclctl.errors import UsageError
-from dcclctl.evaluation.comparison import Comparison, at_chance, harm_metric, main_metrics
+from dcclctl.evaluation.comparison import Comparison, at_chance, harm_metric, main_metrics, with_what_is_worse
 from dcclctl.evaluation.targets import targets_in_words
 from dcclctl.metrics.metric import lower_is_better
 from dcclctl.report.page import BundlePart, EvaluationPart, Fit, Model, Page, Round, Step
@@ -156,7 +156,7 @@ def _part(evaluation: Evaluation) -> EvaluationPart:
         models=models,
         baseline=baseline,
         control=control,
-        metrics=main_metrics(measured),
+        metrics=with_what_is_worse(main_metrics(measured), compared) if baseline else main_metrics(measured),
         metric=metric,
         aggregate=aggregate,
         comparison=compared,

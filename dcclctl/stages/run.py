@@ -49,8 +49,8 @@ def named(made: HandleT, run: RunOptions) -> HandleT:
         ArtifactError: the name cannot be written; the artifact is made nevertheless.
     """
     try:
-        if run.name:
-            made.store.tag(made.artifact, run.name)
+        if run.name and (before := made.store.tag(made.artifact, run.name)):
+            run.remark(f"the name {made.artifact.kind}@{run.name} was {before}'s until now")
     except ArtifactError as error:
         remedy = f"{error.remedy} Then: dcclctl artifacts tag {made.ref} {run.name}"
         raise ArtifactError(f"{made.ref} is made, but has no name yet: {error.what}", remedy) from error

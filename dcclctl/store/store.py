@@ -280,16 +280,25 @@ class Store:
 
     # -- aliases
 
-    def tag(self, artifact: Artifact, alias: str) -> None:
+    def tag(self, artifact: Artifact, alias: str) -> str:
         """Give an artifact an alias; an existing alias moves to it.
+
+        Returns:
+            The reference of the other artifact that had the alias before, e.g. 'cloud@3'; '' if none had it.
 
         Raises:
             UsageError: the alias looks like a number, an id or 'latest', or has other characters than an alias may have.
         """
         check_alias(alias)
         if self._plan is not None:
-            return
+            return ""
+        before = ""
+        if alias in self.alias_names(artifact.kind):
+            with suppress(FileNotFoundError, ArtifactError):
+                number = self._number_with(artifact.kind, self._alias_target(artifact.kind, alias))
+                before = "" if number == artifact.number else f"{artifact.kind}@{number}"
         self.disk.put(self._refs(artifact.kind) / alias, f"{artifact.id}\n".encode())
+        return before
 
     def aliases(self, artifact: Artifact) -> list[str]:
         """Sorted aliases of an artifact."""

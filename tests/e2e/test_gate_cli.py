@@ -123,6 +123,7 @@ def test_an_unchanged_candidate_passes(store: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "is compared with itself" in result.stdout
     assert "no difference at all" in result.stdout
+    assert "Gate passed: 1 of 1 rules, but release (cloud@1) was compared with itself" in result.stdout
 
 
 def test_an_inconclusive_drop_does_not_fail_but_says_how_many_users_it_takes(store: Path, tmp_path: Path) -> None:

@@ -84,6 +84,21 @@ def test_deployment_is_advised_only_against_the_strong_control() -> None:
     assert "Deploy" not in headline(part(models=2))[0]
 
 
+def test_what_a_better_model_is_worse_by_is_said_beside_it() -> None:
+    given = part(models=2, control=True)
+    ranked = given.comparison.filter(metric="ndcg@10").with_columns(pl.lit("better").alias("verdict"))
+    lost = {
+        metric: ranked.with_columns(pl.lit(metric).alias("metric"), pl.lit("worse").alias("verdict"))
+        for metric in ("log_loss", "gauc")
+    }
+    told = headline(replace(given, comparison=pl.concat([ranked, lost["log_loss"]])))
+    assert told[0].startswith("Deploy patches@1")
+    assert told[1] == "But it is worse by log loss: do not read its scores as probabilities."
+    told = headline(replace(given, comparison=pl.concat([ranked, *lost.values()])))
+    assert told[1] == "But it is worse by log loss and GAUC."
+    assert "But it is worse" not in " ".join(headline(part(models=2)))
+
+
 def test_a_real_loss_is_called_worse() -> None:
     told = headline(part(per_user(lift=-0.05), models=2))
     assert told[0] == "Keep cloud@1: patches@1 is worse by NDCG@10."

@@ -127,6 +127,9 @@ def test_another_folder_is_named_in_the_next_commands(tmp_path: Path, monkeypatc
     said = dcclctl("init", "log.csv", "--dir=shop").stdout
     assert "dcclctl ingest log.csv --config shop/dccl.toml" in said
     assert dcclctl("ingest", "log.csv", "--config=shop/dccl.toml", store=tmp_path / "s").exit_code == 0
+    # the gate that it names compares two models
+    assert "dcclctl evaluate cloud@candidate --config shop/dccl.toml --against cloud@release" in said
+    assert "dcclctl train --config shop/dccl.toml --seed 1 --name candidate" in said
 
 
 def test_ids_and_names_cannot_break_the_file(tmp_path: Path) -> None:

@@ -52,6 +52,16 @@ def test_each_seed_is_an_ordinary_artifact(store):
     assert alone["reused"] and alone["id"] == seeds[1].id
 
 
+def test_a_name_that_moves_to_another_model_says_so(store):
+    moved = dcclctl("train", *ONE, "--seed=0", "--name=wandering", store=store)
+    assert "wandering was" not in moved.stderr
+    assert "wandering was" not in dcclctl("train", *ONE, "--seed=0", "--name=wandering", store=store).stderr
+    moved = dcclctl("train", *ONE, "--seed=1", "--name=wandering", store=store)
+    first = Store(store).resolve("cloud@base-0").ref
+    assert f"the name cloud@wandering was {first}'s until now" in moved.stderr
+    Store(store).untag("cloud", "wandering")
+
+
 def test_patches_of_a_seed_stand_on_the_cloud_model_of_that_seed(store):
     for seed in range(3):
         patches = Store(store).resolve(f"patches@mine-{seed}")

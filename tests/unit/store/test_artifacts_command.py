@@ -289,8 +289,12 @@ def test_tag(store: Store) -> None:
     result = run("tag", "cloud@1", "release")
     assert result.exit_code == 0
     assert "cloud@release is now cloud@1" in result.stdout
+    assert "was" not in run("tag", "cloud@1", "release").stdout
     assert run_json("tag", "cloud@2", "release")["alias"] == "cloud@release"
     assert store.resolve("cloud@release").number == 2
+    assert run("tag", "cloud@1", "release").stdout.rstrip().endswith("; it was cloud@2")
+    assert store.tag(store.resolve("cloud@2"), "release") == "cloud@1"
+    assert store.tag(store.resolve("cloud@2"), "release") == ""
 
 
 @pytest.mark.parametrize(
