@@ -1,5 +1,6 @@
 """Write docs/cli.md from the commands and their settings: `python docs/make_cli.py`. A test holds the page current."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,15 @@ def page() -> str:
     """The text of docs/cli.md."""
     group = typer.main.get_command(app)
     commands = {name: group.get_command(typer.Context(group), name) for name in COMMANDS}  # type: ignore[attr-defined]
-    parts = [INTRODUCTION + table(option_row(each) for each in shared_options(commands))]
+    common = shared_options(commands)
+    meanings = {flag: option.help for option in common for flag in option.opts}
+    parts = [INTRODUCTION + table(option_row(each) for each in common)]
     for name, command in commands.items():
         parts.append(f"## {name}\n\n{about(command)}")
         for sub, own in getattr(command, "commands", {}).items():
-            parts.append(f"### {name} {sub}\n\n{about(own)}{parameters(own)}")
+            parts.append(f"### {name} {sub}\n\n{about(own)}{parameters(own, meanings)}")
         if not hasattr(command, "commands"):
-            parts.append(parameters(command).lstrip())
+            parts.append(parameters(command, meanings).lstrip())
         if name == "ingest":
             rows = ((f"`{key}`", each.about) for key, each in FORMATS.items())
             parts.append("Formats (`--format`):\n\n" + table(rows, ("format", "files")))
@@ -120,14 +123,15 @@ def settings_of(name: str) -> str:
 
 
 def shared_options(commands: dict[str, Any]) -> list[Any]:
-    """The options of SHARED, each as the first command that has it."""
-    found: dict[str, Any] = {}
+    """The options of SHARED, each with the help that most commands give it."""
+    found: dict[str, list[Any]] = {flag: [] for flag in SHARED}
     for command in commands.values():
         for option in getattr(command, "params", []):
-            for flag in option.opts:
-                if flag in SHARED:
-                    found.setdefault(flag, option)
-    return [found[flag] for flag in SHARED]
+            for flag in set(option.opts) & set(SHARED):
+                found[flag].append(option)
+    helps = {flag: Counter(option.help for option in options) for flag, options in found.items()}
+    usual = {flag: counts.most_common(1)[0][0] for flag, counts in helps.items()}
+    return [next(option for option in found[flag] if option.help == usual[flag]) for flag in SHARED]
 
 
 def about(command: Any) -> str:
@@ -140,10 +144,15 @@ def about(command: Any) -> str:
     return paragraphs + "\n" + ("\n```console\n" + "\n".join(lines) + "\n```\n" if lines else "")
 
 
-def parameters(command: Any) -> str:
-    """Arguments and options of a command as a table, and which of the shared options it has."""
-    own = [each for each in command.params if not set(each.opts) & {*SHARED, "--help"}]
-    shared = [flag for flag in SHARED if any(flag in each.opts for each in command.params)]
+def parameters(command: Any, meanings: dict[str, str]) -> str:
+    """Arguments and options of a command as a table, and which of the shared options it has.
+
+    Args:
+        meanings: what each shared option means; one that means something else here is in the table.
+    """
+    elsewhere = [each for each in command.params if any(meanings.get(flag) == each.help for flag in each.opts)]
+    own = [each for each in command.params if each not in elsewhere and "--help" not in each.opts]
+    shared = [flag for flag in SHARED if any(flag in each.opts for each in elsewhere)]
     text = "\n" + table(option_row(each) for each in own) if own else ""
     return text + ("\nAlso: " + ", ".join(f"`{flag}`" for flag in shared) + ".\n" if shared else "")
 

@@ -219,8 +219,8 @@ class Dataset(Handle):
             item_periods=ItemPeriods(*(counted[name].to_numpy() for name in columns)),
         )
 
-    def count_events(self, block: "Block") -> "npt.NDArray[np.int64]":
-        """(U,) events of each user in a block."""
+    def count_events(self, *blocks: "Block") -> "npt.NDArray[np.int64]":
+        """(U,) events of each user in some blocks that do not overlap."""
         import numpy as np
         import polars as pl
 
@@ -228,9 +228,9 @@ class Dataset(Handle):
         counts = np.zeros(n_users, dtype=np.int64)
         for name in self._event_files:
             table = self.artifact.read_table(name)
-            inside = pl.col("period") == block.period
-            inside &= (pl.col("share") >= block.start) & (pl.col("share") < block.end)
-            counts += np.bincount(table.filter(inside)["user_index"].to_numpy(), minlength=n_users)
+            period, share = pl.col("period"), pl.col("share")
+            inside = [(period == block.period) & (share >= block.start) & (share < block.end) for block in blocks]
+            counts += np.bincount(table.filter(pl.any_horizontal(inside))["user_index"].to_numpy(), minlength=n_users)
         return counts
 
     def sample(self, counts: "npt.NDArray[np.int64]", events: int, seed: int, purpose: str) -> "EventLog":

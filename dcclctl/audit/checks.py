@@ -106,8 +106,9 @@ def events_learned(artifact: Artifact, timeline: Timeline) -> list[Finding]:
                 f"{mine[at]} in {what}"
             )
             return [Finding("leak", artifact.ref, text)]
-        held = int(counts[table["user_index"].unique().to_numpy()].sum())
-        said, users = artifact.facts["events"], f" of its {table.height:,} users"
+        own = counts[table["user_index"].unique().to_numpy()]
+        held = int(own.sum())
+        said, users = artifact.facts["events"], f" of {int((own > 0).sum()):,} users"
     if said is not None and said > held and artifact.facts.get("forgotten"):
         return [_forgotten(artifact, f"it learned from {said:,} events, {said - held:,} of them")]
     if said != held:

@@ -1,6 +1,7 @@
 """`dcclctl patch`: one small patch per user, learned from the user's own events."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -80,6 +81,20 @@ def patch(
     )
 
 
+def _without_events(facts: Mapping[str, Any]) -> str:
+    """How the chosen users without an event in the period are served."""
+    said = f"{facts['users_without_events']:,} of the chosen users have no event in {facts['on']}"
+    if "users_remembered" not in facts:  # no memory, or an older version made the patches
+        return f"{said} and get no patch"
+    never = facts["users_asked_for"] - facts["users_remembered"]
+    older = facts["users_without_events"] - never
+    served = [
+        f"{older:,} have older events and are patched from these" if older else "",
+        f"{never:,} have none yet: the cloud model serves them until their first event" if never else "",
+    ]
+    return f"{said}: {'; '.join(filter(None, served))}"
+
+
 def _show(call: Call, made: "PatchSet") -> None:
     facts, line = made.facts, call.reporter.line
     speed = made.artifact.run.get("users_per_second")
@@ -87,11 +102,10 @@ def _show(call: Call, made: "PatchSet") -> None:
         f"{facts['users']:,} users patched by {made.method} on {facts['events']:,} events of {facts['on']} "
         f"({made.cloud.ref})"
         + (f", {speed:,.0f} users/s" if speed and not made.reused else "")
-        + f", {facts['bytes_per_user']:,} bytes per user"
+        + f", {'at most ' if made.memory else ''}{facts['bytes_per_user']:,} bytes per user"
     )
     if facts["users_without_events"]:
-        served = "are patched from their older events" if made.memory else "get no patch"
-        line(f"{facts['users_without_events']:,} of the chosen users have no event in {facts['on']} and {served}")
+        line(_without_events(facts))
     if facts["users_tested"]:
         line(
             f"the patch lowers the loss on held-back events for {facts['improved_share']:.1%} of the "

@@ -1,7 +1,7 @@
 """Converts times, numbers in one unit or written dates, to microseconds since 1970 UTC."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
@@ -89,6 +89,20 @@ def _zone(name: str) -> ZoneInfo:
 def unit_of(number: int) -> str:
     """The unit of a positive number, judged by its size."""
     return [unit for unit, floor in _FLOORS if number >= floor][-1]
+
+
+def remark_on_unit(unit: str, latest_us: int) -> str:
+    """A warning where a declared unit puts all events into early 1970; '' elsewhere.
+
+    Args:
+        unit: what --time-unit says. latest_us: time of the last event, microseconds.
+    """
+    factor, divisor = _MICROSECONDS.get(unit, (0, 1))
+    if not factor or not 0 < latest_us < 10**7 * 1_000_000:
+        return ""
+    day = datetime.fromtimestamp(latest_us / 1e6, UTC).date()
+    likely = unit_of(latest_us * divisor // factor)
+    return f"with --time-unit {unit} every event is before {day + timedelta(days=1)}; the times look like --time-unit {likely}"
 
 
 def number_to_us(number: int, unit: str) -> int:

@@ -28,6 +28,7 @@ from dcclctl.logs.reader import Log, LogReader, label_rule
 from dcclctl.logs.sides import SideTable, categories, profiles, read_side, split_lists
 from dcclctl.logs.sources import Source, check_distinct, find_paths, identify
 from dcclctl.logs.split import TEST, Periods, iso, make_new, new_users, shares_of, split
+from dcclctl.logs.times import remark_on_unit
 from dcclctl.stages.run import DEFAULT_RUN, NO_SETTINGS, RunOptions, Settings, named
 from dcclctl.stages.settings import resolve
 from dcclctl.store.store import Input, Store, Work
@@ -267,6 +268,8 @@ class _Read:
             remarks.append("no time column: the rows are taken to be in order of time")
         elif self.log.time_kind == "ordinal" and config.time_unit != "ordinal":
             remarks.append("the times are order numbers: only each user's order is known")
+        elif doubtful := remark_on_unit(config.time_unit, int(events.times.max())):
+            remarks.append(doubtful)
         remarks += _empty_periods(periods, config)
         if hidden["label-conflicts"]:
             remarks.append(

@@ -149,13 +149,17 @@ def learned_from(artifact: Artifact) -> set[Block]:
     found: set[Block] = set()
     for each in ancestors(artifact).values():
         if each.kind == "memory":
-            last = Block.parse(each.config["counted_through"])
-            found |= {Block(period) for period in range(last.period)}
-            found |= {Block(last.period, part + 1, last.parts) for part in range(last.part)}
+            found |= blocks_through(Block.parse(each.config["counted_through"]))
         elif each.kind in ("cloud", "patches"):
             on = each.config["on"]
             found |= {Block.parse(name) for name in ([on] if isinstance(on, str) else on)}
     return found
+
+
+def blocks_through(last: Block) -> set[Block]:
+    """Blocks that together are everything up to the end of the last."""
+    periods = {Block(period) for period in range(last.period)}
+    return periods | {Block(last.period, part + 1, last.parts) for part in range(last.part)}
 
 
 def _all_trained(cloud: CloudModel, root: CloudModel, part: Block) -> UsageError:
@@ -183,6 +187,12 @@ class _Run:
         self.statistics = statistics_of(memory)
         self.counts = self.dataset.count_events(task.block)
         self.log = self.dataset.sample(self.counts, self._most_events, task.seed, "memory/parts")
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """(U,) users with an event up to the end of what the memory counted."""
+        through = blocks_through(Block.parse(self.memory.counted_through))
+        return self.dataset.count_events(*sorted(through)) > 0
 
     @property
     def _most_events(self) -> int:
@@ -360,6 +370,7 @@ class MemoryMethod(DeviceMethod[MemorySettings]):
             "order_losses": tried,
             "patch_weights": sum(weight.numel() for weight in patch.parameters()),
             "events_read": int(read[task.users].sum()),
+            "users_remembered": int(run.known[task.users].sum()),
         }
         table = with_ids(shard_table(0, tensors), task.cloud.dataset)
         return Learned(table, 0, memory.facts["bytes_per_user_largest"], facts)

@@ -9,7 +9,7 @@ import pytest
 
 from dcclctl.errors import DataError, UsageError
 from dcclctl.logs.batch import Batch
-from dcclctl.logs.times import TimeColumn, parse_iso
+from dcclctl.logs.times import TimeColumn, parse_iso, remark_on_unit
 
 NOW = "2100-01-01T00:00:00Z"
 
@@ -107,3 +107,19 @@ def test_digits_of_other_scripts_are_no_time(first: str) -> None:
         "\u0661e9",
     ]
     assert read([first, *odd], timezone="UTC")[2] == {"bad-time": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("unit", "latest_us", "likely"),
+    [("ms", 1_600_000_000_000, "s"), ("us", 1_600_000_000, "s"), ("us", 1_600_000_000_000, "ms"), ("s", 4_000_000, "")],
+)
+def test_a_unit_that_puts_every_event_into_early_1970_is_remarked_on(unit: str, latest_us: int, likely: str) -> None:
+    said = remark_on_unit(unit, latest_us)
+    assert said.startswith(f"with --time-unit {unit} every event is before 1970-01-")
+    assert said.endswith(f"the times look like --time-unit {likely or 'ordinal'}")
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns", "iso", "auto", "ordinal"])
+def test_a_unit_that_fits_is_not_remarked_on(unit: str) -> None:
+    assert remark_on_unit(unit, 1_600_000_000_000_000) == ""
+    assert unit in ("s", "ms", "us", "ns") or remark_on_unit(unit, 5) == ""

@@ -54,6 +54,24 @@ def made(root: Path, *flags: str) -> Artifact:
     return Store(root).resolve(done("patch", *flags, store=root)["ref"])
 
 
+def test_users_without_events_in_the_period_are_told_apart(own: Path) -> None:
+    """Of the users chosen without an event in the period, some have older ones and some have none yet."""
+    dataset = Dataset(Store(own).resolve("dataset"))
+    in_device = dataset.count_events(Block(DEVICE))
+    so_far = dataset.count_events(Block(DEVICE), Block(DEVICE - 1))
+    asked = len(in_device)
+    idle, never = int((in_device == 0).sum()), int((so_far == 0).sum())
+    assert never, "nobody in this world comes later"
+    result = dcclctl("patch", "--users=all", *FRESH, store=own)
+    older = f"{idle - never:,} have older events and are patched from these; " if idle > never else ""
+    said = f"{idle:,} of the chosen users have no event in device: {older}{never:,} have none yet"
+    assert said in result.stdout
+    facts = Store(own).resolve("patches").facts
+    assert (facts["users_asked_for"], facts["users_remembered"]) == (asked, asked - never)
+    audited = dcclctl("audit", "patches", store=own).stdout
+    assert f"events of device of {asked - idle:,} users" in audited
+
+
 def logits_of(root: Path, reference: str, events: Ints) -> tuple[torch.Tensor, torch.Tensor]:
     """What the cloud model and a subject give the whole catalogue."""
     subject = Subject.of(reference, Store(root))
