@@ -245,13 +245,23 @@ class ByteStream:
                             "If it is a real log, decompress it yourself and ingest the plain file.",
                         )
                     yield block
-        except (EOFError, gzip.BadGzipFile, zlib.error, _ZstdError) as error:
+        except gzip.BadGzipFile as error:
+            if size or source.packing != ".gz" or not str(error).startswith("Not a gzip"):
+                raise _damaged(source, error, size) from error
             raise DataError(
-                f"{source.path} is damaged or cut: {error} (after {size} decompressed bytes)", "Fetch the file again."
+                f"{source.path} is named .gz and is not compressed by gzip",
+                "If it is a plain log, leave .gz out of its name; else fetch the file again.",
             ) from error
+        except (EOFError, zlib.error, _ZstdError) as error:
+            raise _damaged(source, error, size) from error
         except OSError as error:
             raise DataError(f"cannot read {source.path}: {error.strerror}", "Check the disk.") from error
         source.check_unchanged()
+
+
+def _damaged(source: Source, error: Exception, size: int) -> DataError:
+    told = f"{error} (after {size:,} decompressed bytes)" if size else str(error)
+    return DataError(f"{source.path} is damaged or cut: {told}", "Fetch the file again.")
 
 
 class _ZstdError(Exception):
