@@ -249,7 +249,8 @@ class Lister:
     def _explanation(self, row: int, user: dict[str, Any], logits: dict[str, Float[Tensor, "one C"]]) -> Explanation:
         log, at = self.log, np.array([row])
         names = self.subject.cloud.dataset.items.select("item_index", "item_id", "name")
-        history, mask = log.histories(at, self.subject.cloud.history or _SHOWN)
+        limited = self.subject.cloud.history > 0
+        history, mask = log.histories(at, int(self.backbone.items_read(at)[0]) if limited else _SHOWN)
         mine = log.events_of(int(log.user[row]))
         later = mine[mine > row]
         allowed = self.allowed(at)

@@ -155,8 +155,3 @@ class Sampler:
 def valid_sampler(log: EventLog, negatives: int, seed: int) -> Sampler:
     """Draws negatives for the valid period's events that are the same for all epochs and models."""
     return Sampler(log, [VALID], negatives, seed, "valid/negatives")
-
-
-def valid_samples(log: EventLog, negatives: int, seed: int) -> Samples:
-    """The valid period's events with their negatives."""
-    return valid_sampler(log, negatives, seed).draw(log.events_in(VALID))

@@ -46,6 +46,10 @@ class Backbone(ABC):
     def lengths(self, events: Ints) -> Ints:
         """(B,) length of the history that the model reads at each event; similar lengths are scored together."""
 
+    def items_read(self, events: Ints) -> Ints:
+        """(B,) how many of the newest items of each history the model reads."""
+        return self.lengths(events)
+
     @abstractmethod
     def activation_cost(self, n_candidates: int, length: int) -> int:
         """Numbers that are held at once for one event."""

@@ -248,6 +248,13 @@ class SequenceBackbone(Backbone):
         """(B,) baskets of the window that an event shares with others of the given events."""
         return served_windows(self.baskets, self.log, events, self.model.sizes.history).lengths
 
+    def items_read(self, events: Ints) -> Ints:
+        own, end = self.baskets.before(self.log, events)
+        first = np.maximum(own, end - self.model.sizes.history)
+        begins = np.append(self.baskets.starts, len(self.log.sequence))[first]
+        read: Ints = np.maximum(self.log.history_end[events] - begins, 0)
+        return read
+
     def activation_cost(self, n_candidates: int, length: int) -> int:
         return (length + 1) * (2 * self.model.embedding_size + length) + n_candidates
 

@@ -56,7 +56,9 @@ class MemorySettings(Section):
     learning_rate: Rate = rarely(0.003, "AdamW's step size.", search="3e-4..3e-2")
     weight_decay: Annotated[float, Field(ge=0.0)] = rarely(0.01, "AdamW's weight decay.", search="1e-4..1e-1")
     highest: Positive = rarely(
-        64, "Items that the cloud model ranks highest, with which each event's item is compared."
+        64,
+        "Items that the cloud model ranks highest, with which each event's item is compared; in a catalogue of more than "
+        "20,000, of 20,000 items that are drawn.",
     )
     others: Positive = rarely(64, "Further items with which each event's item is compared; they stand for all others.")
     truncated_share: Fraction = rarely(

@@ -6,7 +6,7 @@ import torch
 from small_worlds import log_of, positives_in, random_log
 
 from dcclctl.events.log import CLOUD, DEVICE, TEST, VALID, Block
-from dcclctl.events.sampler import Sampler, valid_samples
+from dcclctl.events.sampler import Sampler, valid_sampler
 from dcclctl.events.sampling import NO_ITEM, draw_negatives
 
 
@@ -110,9 +110,10 @@ def test_shared_negatives_are_negatives_of_every_event_that_may_have_them(count)
 
 def test_valid_negatives_never_change():
     log = random_log()
-    first, second = (valid_samples(log, 3, seed=1) for _ in range(2))
+    events = log.events_in(VALID)
+    first, second = (valid_sampler(log, 3, seed=1).draw(events) for _ in range(2))
     assert torch.equal(first.candidates, second.candidates)
-    assert np.array_equal(first.events, log.events_in(VALID))
-    assert not torch.equal(first.candidates, valid_samples(log, 3, seed=2).candidates)
+    assert np.array_equal(first.events, events)
+    assert not torch.equal(first.candidates, valid_sampler(log, 3, seed=2).draw(events).candidates)
     assert not set(first.candidates.flatten().tolist()) - set(log.catalogue(VALID).tolist())
     assert log.events_in(TEST).size

@@ -274,6 +274,23 @@ def test_a_short_history_of_whole_baskets_is_read_whole(kind):
 
 
 @both
+def test_the_items_that_are_read_are_those_of_the_last_baskets(kind):
+    log = random_log()
+    backbone = backbone_of(log, kind)
+    limit = backbone.model.sizes.history
+    events = np.arange(len(log.user))
+    expected = []
+    for event in events:
+        own = np.flatnonzero(
+            (log.user == log.user[event]) & (log.label > 0) & (log.history_end < log.history_end[event])
+        )
+        baskets = np.unique(log.history_end[own])[-limit:]
+        expected.append(int(np.isin(log.history_end[own], baskets).sum()))
+    assert backbone.items_read(events).tolist() == expected
+    assert (np.array(expected) > backbone.lengths(events)).any() and min(expected) == 0
+
+
+@both
 def test_a_log_without_any_positive_event(kind):
     log = log_of([(0, 1, 0, 0, 0), (0, 2, 1, 0, 0)], 1, 3)
     assert torch.equal(*backbone_of(log, kind).activations(np.array([0, 1]), None))
