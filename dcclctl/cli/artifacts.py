@@ -49,7 +49,9 @@ def list_artifacts(
         ),
     ] = None,
 ) -> None:
-    """List what is in the store: what each artifact is, what it stands on, and what stands on it.
+    """List what is in the store.
+
+    What each artifact is, what it stands on, and what stands on it.
 
     Oldest first within each kind. "used by" counts the artifacts that were made from it. With --quiet only the references,
     one a line.
@@ -425,9 +427,9 @@ def forget(
     users: Annotated[list[str], typer.Argument(metavar="USER", help="Ids of the users, as the log has them.")],
     apply: Annotated[bool, typer.Option("--apply", help="Do it. Without it, only show what would be done.")] = False,
 ) -> None:
-    """Take users' ids and events out of all artifacts; without --apply only show it.
+    """Take users' ids and events out of all artifacts.
 
-    Every artifact that holds something of the users, or was made from one that does, is made once more without it, and the
+    Without --apply it only shows what would be done. Every artifact that holds something of the users, or was made from one that does, is made once more without it, and the
     old one is deleted: it gets a new number and id, and its names move along. Bundles are deleted, because they hold samples
     of devices; so is what stopped runs left. Patches of other users stay the same to the bit.
 

@@ -18,7 +18,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def export(
     call: Call,
     reference: Annotated[
-        str, typer.Argument(metavar="REF", help="Patches, or a cloud model. [default: the newest patches]")
+        str,
+        typer.Argument(
+            metavar="REF", help="Patches, or a cloud model. [default: the newest patches]", show_default=False
+        ),
     ] = "patches@latest",
     output: Annotated[
         Path | None,
@@ -41,7 +44,10 @@ def export(
     max_bytes: Annotated[
         int,
         typer.Option(
-            "--max-bytes", metavar="N", min=0, help="Exit 4 if a device downloads more. Measures all but age."
+            "--max-bytes",
+            metavar="N",
+            min=0,
+            help="Exit 4 if a device downloads more; 0: no limit. Measures all but age.",
         ),
     ] = 0,
     max_ms: Annotated[
@@ -50,7 +56,7 @@ def export(
             "--max-ms",
             metavar="N",
             min=0,
-            help="Exit 4 if 300 candidates take longer (95th percentile). Measures all but age.",
+            help="Exit 4 if 300 candidates take longer (95th percentile); 0: no limit. Measures all but age.",
         ),
     ] = 0.0,
 ) -> None:

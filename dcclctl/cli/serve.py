@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def serve(
     call: Call,
     reference: Annotated[
-        str, typer.Argument(metavar="REF", help="The bundle. [default: the newest bundle]")
+        str, typer.Argument(metavar="REF", help="The bundle. [default: the newest bundle]", show_default=False)
     ] = "bundle@latest",
     user: Annotated[
         str,

@@ -190,10 +190,12 @@ def check_metrics(rules: Iterable[Rule], cuts: Iterable[int]) -> None:
     Raises:
         UsageError: with the nearest metric.
     """
+    cuts = list(cuts)
     known = metric_names(cuts)
     for rule in rules:
         if rule.metric.partition("/")[0] not in known:
-            hint = " Cut-offs are chosen with --k." if "@" in rule.metric else ""
+            cut = rule.metric.partition("/")[0].partition("@")[2]
+            hint = f" Or add the cut-off: -k {','.join(map(str, cuts))},{cut}." if cut.isdigit() else ""
             raise UsageError(
                 f"the gate names {rule.group}.{rule.metric}, but this evaluation has no {rule.metric}",
                 nearest(rule.metric, known) + hint,

@@ -1,5 +1,6 @@
 """The users and items that an option names: a group, @FILE, or ids."""
 
+import difflib
 import hashlib
 
 import numpy as np
@@ -38,9 +39,12 @@ def chosen_users(dataset: Dataset, users: str, table: pl.DataFrame | None = None
     found = table.filter(pl.col("user_id").is_in(wanted))
     missing = sorted(set(wanted) - set(found["user_id"]))
     if missing or not wanted:
+        words = ["tail", "head", "all", "new"]
+        meant = difflib.get_close_matches(users, words, n=1)
         raise UsageError(
             f"--users: {dataset.ref} has no user {_some(missing)}" if missing else "--users is empty",
-            f"Use tail, head, all, new, @FILE, or ids such as {', '.join(table['user_id'][:3])}.",
+            (f"Did you mean {meant[0]}? " if meant else "")
+            + f"Use {', '.join(words)}, @FILE, or ids such as {', '.join(table['user_id'][:3])}.",
         )
     return found["user_index"].to_numpy().astype(np.int64), _name_of(wanted)
 

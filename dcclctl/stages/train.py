@@ -91,4 +91,7 @@ def _check_start(start: CloudModel, dataset: Dataset, settings: Settings) -> Non
     kept = {"model", *size_fields(start.model)}
     changed = [key for key, value in settings.items() if value is not None and key.rpartition(".")[2] in kept]
     if changed:
-        raise UsageError(f"{', '.join(changed)}: a model keeps its kind and sizes", "Leave it out with --continue.")
+        kind = f"{start.ref} is a {start.model}, and"
+        raise UsageError(
+            f"{kind} a model that is trained further keeps its kind and sizes", f"Leave out {', '.join(changed)}."
+        )

@@ -61,6 +61,7 @@ def full(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for ref in ("cloud@3", "cloud@4"):
         done("evaluate", ref, *EVALUATE, store=store)
     assert dcclctl("artifacts", "tag", "cloud@7", "release", store=store).exit_code == 0
+    assert dcclctl("artifacts", "tag", "cloud@1", "candidate", store=store).exit_code == 0
     _groups_of_seeds(Store(store))
     done("export", "patches@1", "--measure", "-o", folder / "device", store=store)
     _one_uplink(Store(store), folder / "uplinks")

@@ -95,8 +95,16 @@ BAD = [
     (["score", "evaluation", "--user=u1"], 2, ["evaluation cannot serve"]),
     (["score", "patches", "--user=u1000"], 2, ["no user 'u1000'", "u"]),
     # contradictions
-    (["train", "--continue=cloud@1", "--set=train.din.history=4"], 2, ["din.history: a model keeps its", "--continue"]),
-    (["train", "--continue=cloud@1", "--model=din"], 2, ["model: a model keeps its kind", "--continue"]),
+    (
+        ["train", "--continue=cloud@1", "--set=train.din.history=4"],
+        2,
+        ["a model that is trained further keeps its", "Leave out train.din.history"],
+    ),
+    (
+        ["train", "--continue=cloud@1", "--model=din"],
+        2,
+        ["cloud@1 is a din, and a model that is trained further keeps its kind", "Leave out model"],
+    ),
     (["train", "--continue=cloud@1", "--dataset=dataset@1"], 2, ["keeps its dataset", "--continue"]),
     (["ingest", "x.csv", "--implicit", "--label=rating>=4"], 2, ["contradict"]),
     (["ingest", "nowhere.csv"], 2, ["nowhere.csv"]),
