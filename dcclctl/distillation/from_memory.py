@@ -27,7 +27,7 @@ from dcclctl.distillation.method import DistillationMethod, DistillTask, Teachin
 from dcclctl.distillation.teachers import PatchedTeacher, TeachingObjective, teacher_of, teacher_weight
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampler import Sampler, Samples
-from dcclctl.events.sampling import Ints, stream, uniforms
+from dcclctl.events.sampling import Ints, uniforms
 from dcclctl.models.settings import PATIENCE, Share
 from dcclctl.models.trainable import Trainable
 from dcclctl.models.training import SharedLogits, mean_loss
@@ -138,12 +138,10 @@ def _lists(
     logits = teacher(events, candidates).cpu().masked_fill(chosen.stands == 0, -math.inf)
     best = logits[:, :first].topk(settings.highest, 1).indices
     left = torch.isfinite(logits[:, :first]).scatter(1, best, False)
-    random = np.random.default_rng(stream(contrast.sampler.seed, f"{contrast.sampler.purpose}/left/{int(events[0])}"))
-    draws = torch.from_numpy(random.random(left.shape, dtype=np.float32)).masked_fill(~left, -1)
-    drawn, rest = draws.topk(settings.others, 1)
+    rest, there = contrast.some_of(left, settings.others, f"left/{int(events[0])}")
     place = torch.cat([best, rest, torch.arange(first, candidates.shape[1]).expand(len(events), -1)], 1)
     found = logits.gather(1, place)
-    found[:, settings.highest : settings.highest + settings.others].masked_fill_(drawn < 0, -math.inf)
+    found[:, settings.highest : settings.highest + settings.others].masked_fill_(~there, -math.inf)
     return candidates.gather(1, place).int(), found
 
 

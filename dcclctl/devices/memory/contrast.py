@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dcclctl.events.sampler import Sampler, SharedNegatives
@@ -59,12 +59,10 @@ class Contrast:
         first = min(self.highest, scored.shape[1])
         high, top = scored.topk(first, 1)
         left = allowed.scatter(1, top, False)
-        seed = stream(self.sampler.seed, f"{self.sampler.purpose}/others/{number}/{int(events[0])}")
-        draws = torch.from_numpy(np.random.default_rng(seed).random(left.shape, dtype=np.float32))
-        drawn, rest = draws.masked_fill(~left, -1).topk(min(self.others, left.shape[1]), 1)
-        place, there = torch.cat([top, rest], 1), torch.cat([high > -math.inf, drawn >= 0], 1)
-        share = left.sum(1, keepdim=True) / there[:, first:].sum(1, keepdim=True).clamp(min=1)
-        stands = torch.cat([torch.ones_like(high), share.expand_as(drawn)], 1) * there * each
+        rest, found = self.some_of(left, min(self.others, left.shape[1]), f"others/{number}/{int(events[0])}")
+        place, there = torch.cat([top, rest], 1), torch.cat([high > -math.inf, found], 1)
+        share = left.sum(1, keepdim=True) / found.sum(1, keepdim=True).clamp(min=1)
+        stands = torch.cat([torch.ones_like(high), share.expand(rest.shape)], 1) * there * each
         logits = torch.where(there, scored.gather(1, place), 0.0)
         # a small catalogue leaves places empty
         missing = self.highest + self.others - place.shape[1]
@@ -73,6 +71,15 @@ class Contrast:
         stands = torch.cat([stands, stands.new_zeros(len(events), missing)], 1)
         mine = self.backbone.logits_of_few(events, own, self.backbone.head).cpu()
         return Contrasted(chosen, torch.cat([mine, logits, logits.new_zeros(len(events), missing)], 1), stands)
+
+    def some_of(
+        self, left: Bool[Tensor, "B N"], count: int, purpose: str
+    ) -> tuple[Int[Tensor, "B O"], Bool[Tensor, "B O"]]:
+        """Places of `count` = O items of each row that are drawn from those that are left, and whether there were so many."""
+        seed = stream(self.sampler.seed, f"{self.sampler.purpose}/{purpose}")
+        draws = torch.from_numpy(np.random.default_rng(seed).random(left.shape, dtype=np.float32))
+        drawn, places = draws.masked_fill(~left, -1).topk(count, 1)
+        return places, drawn >= 0
 
     def _logits(self, events: Ints, ranked: SharedNegatives) -> Float[Tensor, "B N"]:
         """The model's logits of the items to choose from."""
