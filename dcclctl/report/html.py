@@ -152,8 +152,9 @@ def headline(part: EvaluationPart) -> list[str]:
     others = _others(part)
     metric, against = metric_name(part.metric), part.baseline.ref
     rows = {model.name: _row(part, model.name, "all", part.metric) for model in others}
+    same = [model for model in others if unchanged(rows[model.name])]
     better, worse, open_ = (
-        [model for model in others if rows[model.name]["verdict"] == verdict]
+        [model for model in others if rows[model.name]["verdict"] == verdict and model not in same]
         for verdict in ("better", "worse", "inconclusive")
     )
     sign = -1 if lower_is_better(part.metric) else 1
@@ -167,7 +168,7 @@ def headline(part: EvaluationPart) -> list[str]:
         ]
     elif worse and not open_:
         sentences = [f"Keep {against}: {_listed([model.ref for model in worse])} {_is(worse)} worse by {metric}."]
-    elif all(unchanged(row) for row in rows.values()):
+    elif len(same) == len(others):
         return [
             f"Nothing to decide: {_listed([model.ref for model in others])} and {against} rank alike for every user."
         ]
@@ -181,9 +182,14 @@ def headline(part: EvaluationPart) -> list[str]:
         if tail["users"]:
             sentences.append(f"Tail users: {_measured(tail)}; {words(tail)}.")
         return sentences
-    for models, word in ((better, "Better"), (worse, "Worse"), (open_, "Inconclusive")):
+    for models, word in (
+        (better, "Better over all users"),
+        (worse, "Worse over all users"),
+        (open_, "Inconclusive over all users"),
+        (same, "No difference for any user"),
+    ):
         if models:
-            sentences.append(f"{word} over all users: {_listed([model.ref for model in models])}.")
+            sentences.append(f"{word}: {_listed([model.ref for model in models])}.")
     tails = [model.ref for model in others if _row(part, model.name, "tail", part.metric)["verdict"] == "better"]
     sentences.append(f"Tail users gain with {_listed(tails)}." if tails else "No gain of tail users is shown.")
     return sentences
@@ -303,9 +309,9 @@ def _group_rows(part: EvaluationPart) -> Iterable[dict[str, Any]]:
                 if part.baseline is not None and model is not part.baseline:
                     row = _row(part, model.name, group, metric)
                     cell["difference"] = f"{points(row['difference'])} {interval(row['low'], row['high'])}".rstrip()
-                    if unchanged(row):
-                        cell["difference"] = "no difference"
                     cell["verdict"] = row["verdict"]
+                    if unchanged(row):
+                        cell["difference"], cell["verdict"] = "no difference", ""
                 cells.append(cell)
             rows.append({"model": model, "baseline": model is part.baseline, "cells": cells})
         fewer = [f"{metric_name(metric)} of {count:,}" for metric, count in counts.items() if count < users]

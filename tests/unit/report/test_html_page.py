@@ -121,6 +121,14 @@ def test_models_that_rank_alike_leave_nothing_to_decide() -> None:
     assert "inconclusive: no difference" not in text and text.count("no difference") >= 3
 
 
+def test_a_model_that_ranks_alike_beside_a_better_one_is_not_called_inconclusive() -> None:
+    values = per_user()
+    same = values.filter(pl.col("subject") == BASELINE).with_columns(pl.lit(OPEN).alias("subject"))
+    told = headline(part(pl.concat([values.filter(pl.col("subject") != OPEN), same])))
+    assert "No difference for any user: cloud@2." in told
+    assert not any(line.startswith("Inconclusive") for line in told)
+
+
 def test_several_models_are_sorted_by_their_verdict() -> None:
     told = headline(part())
     assert told[0].startswith("patches@1 (patches on cloud@1) is better than cloud@1 (NDCG@10 +")
