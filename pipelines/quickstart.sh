@@ -46,6 +46,6 @@ step "9. report"
 dcclctl report evaluation@demo --bundle "$device" -o "$report"
 
 echo
-echo "Open $report"
-echo "and, with DCCL_STORE=$DCCL_STORE dcclctl serve bundle@demo --user 1011, the model on a device: $device/runner/web/index.html"
+echo "The report: $report, for any browser."
+echo "The model on a device, as a web page: . .venv/bin/activate; DCCL_STORE=$DCCL_STORE dcclctl serve bundle@demo --user 1011"
 echo "This is one seed. For a claim give train, patch, distill and evaluate --seeds 0..4, see docs/tuning.md."
