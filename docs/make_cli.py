@@ -150,7 +150,9 @@ def parameters(command: Any, meanings: dict[str, str]) -> str:
     Args:
         meanings: what each shared option means; one that means something else here is in the table.
     """
-    elsewhere = [each for each in command.params if any(meanings.get(flag) == each.help for flag in each.opts)]
+    elsewhere = [
+        each for each in command.params if any(flag in meanings and meanings[flag] == each.help for flag in each.opts)
+    ]
     own = [each for each in command.params if each not in elsewhere and "--help" not in each.opts]
     shared = [flag for flag in SHARED if any(flag in each.opts for each in elsewhere)]
     text = "\n" + table(option_row(each) for each in own) if own else ""

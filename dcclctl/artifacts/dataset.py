@@ -219,8 +219,8 @@ class Dataset(Handle):
             item_periods=ItemPeriods(*(counted[name].to_numpy() for name in columns)),
         )
 
-    def count_events(self, *blocks: "Block") -> "npt.NDArray[np.int64]":
-        """(U,) events of each user in some blocks that do not overlap."""
+    def count_events(self, *blocks: "Block", positive: bool = False) -> "npt.NDArray[np.int64]":
+        """(U,) events of each user in some blocks that do not overlap; or only the positive ones."""
         import numpy as np
         import polars as pl
 
@@ -230,7 +230,8 @@ class Dataset(Handle):
             table = self.artifact.read_table(name)
             period, share = pl.col("period"), pl.col("share")
             inside = [(period == block.period) & (share >= block.start) & (share < block.end) for block in blocks]
-            counts += np.bincount(table.filter(pl.any_horizontal(inside))["user_index"].to_numpy(), minlength=n_users)
+            wanted = pl.any_horizontal(inside) & ((pl.col("label") > 0) if positive else True)
+            counts += np.bincount(table.filter(wanted)["user_index"].to_numpy(), minlength=n_users)
         return counts
 
     def sample(self, counts: "npt.NDArray[np.int64]", events: int, seed: int, purpose: str) -> "EventLog":

@@ -51,7 +51,7 @@ def list_artifacts(
 ) -> None:
     """List what is in the store.
 
-    What each artifact is, what it stands on, and what stands on it.
+    It says what each artifact is, what it stands on, and what stands on it.
 
     Oldest first within each kind. "used by" counts the artifacts that were made from it. With --quiet only the references,
     one a line.

@@ -228,7 +228,7 @@ def kept_epoch(facts: Mapping[str, Any]) -> str:
         facts: of the cloud model's manifest.
     """
     best, epochs = facts["best_epoch"], len(facts["epochs"])
-    none = "" if best else "  (no epoch was better than the start: the result equals it)"
+    none = "" if best else "  (no epoch was better than the start: the cloud model's weights are those of the start)"
     ndcg = facts.get("best_valid_ndcg")
     figure = f"AUC {facts['best_valid_auc']:.4f}" if ndcg is None else f"NDCG@10 {ndcg:.4f}"
     return f"best valid {figure} after epoch {best} of {epochs}{none}"

@@ -83,14 +83,17 @@ def patch(
 
 def _without_events(facts: Mapping[str, Any]) -> str:
     """How the chosen users without an event in the period are served."""
-    said = f"{facts['users_without_events']:,} of the chosen users have no event in {facts['on']}"
-    if "users_remembered" not in facts:  # no memory, or an older version made the patches
+    idle, on = facts["users_without_events"], facts["on"]
+    said = f"{idle:,} of the chosen users have no event in {on}"
+    if "smallest_memory" not in facts:
         return f"{said} and get no patch"
-    never = facts["users_asked_for"] - facts["users_remembered"]
-    older = facts["users_without_events"] - never
+    if "users_from_older" not in facts:  # an older version made the patches
+        return said
+    older, smallest = facts["users_from_older"], facts["smallest_memory"]
+    wanted = "an event" if smallest == 1 else f"{smallest:,} events"
     served = [
-        f"{older:,} have older events and are patched from these" if older else "",
-        f"{never:,} have none yet: the cloud model serves them until their first event" if never else "",
+        f"{older:,} are patched from older events" if older else "",
+        f"the cloud model serves {idle - older:,} until they have {wanted}" if idle > older else "",
     ]
     return f"{said}: {'; '.join(filter(None, served))}"
 

@@ -62,7 +62,7 @@ class GateResult:
 
     Attributes:
         rules: GATE table, empty without rules. strict: whether an inconclusive rule fails the gate too. itself: the label of
-            the model if there was no other than the baseline; no rule can fail then.
+            the model if there was no other than the baseline: no drop can be seen then.
     """
 
     rules: pl.DataFrame
@@ -84,9 +84,9 @@ class GateResult:
         failed, undecided, total = self._of("fail"), self._of("inconclusive"), self.rules.height
         if not total:
             return ""
+        but = f", but {self.itself} was compared with itself" if self.itself else ""
         if not failed and not undecided:
-            passed = f"Gate passed: {total} of {total} rules"
-            return f"{passed}, but {self.itself} was compared with itself" if self.itself else passed
+            return f"Gate passed: {total} of {total} rules{but}"
         told = [
             f"{len(rules)} of {total} rules {what} ({', '.join(rules)})"
             for rules, what in ((failed, "failed"), (undecided, "inconclusive"))
@@ -96,7 +96,7 @@ class GateResult:
             word = "failed" if failed else "failed, because --strict asks every rule to pass"
         else:
             word = "inconclusive, which does not fail without --strict"
-        return f"Gate {word}: {'; '.join(told)}"
+        return f"Gate {word}: {'; '.join(told)}{but}"
 
     def _failing(self) -> list[str]:
         return self._of("fail") + (self._of("inconclusive") if self.strict else [])
@@ -194,8 +194,10 @@ def check_metrics(rules: Iterable[Rule], cuts: Iterable[int]) -> None:
     known = metric_names(cuts)
     for rule in rules:
         if rule.metric.partition("/")[0] not in known:
-            cut = rule.metric.partition("/")[0].partition("@")[2]
-            hint = f" Or add the cut-off: -k {','.join(map(str, cuts))},{cut}." if cut.isdigit() else ""
+            name = rule.metric.partition("/")[0]
+            cut = name.partition("@")[2]
+            add = cut.isdecimal() and int(cut) > 0 and name in metric_names([int(cut)])
+            hint = f" Or add the cut-off: -k {','.join(map(str, cuts))},{cut}." if add else ""
             raise UsageError(
                 f"the gate names {rule.group}.{rule.metric}, but this evaluation has no {rule.metric}",
                 nearest(rule.metric, known) + hint,

@@ -216,13 +216,14 @@ class EventLog:
         return replace(self, history_start=starts)
 
     def whole_baskets(self, events: Ints, keep: Ints) -> Ints:
-        """(B,) how many of the newest items of each history to keep so that no basket is cut: at least `keep` (B,), ≥ 1.
+        """(B,) how many of the newest items of each history to keep so that no basket is cut: at least `keep` (B,) ≥ 1, or all.
 
         Models that read whole baskets leave out one that is cut.
         """
         basket_starts = np.unique(self.history_end[self.label > 0])
         ends = self.history_end[events]
-        basket = np.searchsorted(basket_starts, ends - keep, side="right") - 1
+        first = np.maximum(ends - keep, self.history_start[events])
+        basket = np.searchsorted(basket_starts, first, side="right") - 1
         whole: Ints = ends - np.maximum(basket_starts[basket], self.history_start[events])
         return whole
 

@@ -236,6 +236,8 @@ class ByteStream:
         source, size = self.source, 0
         try:
             with source.place.open("rb") as file:
+                if source.packing == ".gz":
+                    _check_gzip(source, file)
                 for block in _inflate(file, source.packing):
                     size += len(block)
                     self.position = file.tell()
@@ -245,27 +247,26 @@ class ByteStream:
                             "If it is a real log, decompress it yourself and ingest the plain file.",
                         )
                     yield block
-        except gzip.BadGzipFile as error:
-            if size or source.packing != ".gz" or not str(error).startswith("Not a gzip"):
-                raise _damaged(source, error, size) from error
-            raise DataError(
-                f"{source.path} is named .gz and is not compressed by gzip",
-                "If it is a plain log, leave .gz out of its name; else fetch the file again.",
-            ) from error
-        except (EOFError, zlib.error, _ZstdError) as error:
-            raise _damaged(source, error, size) from error
+        except (EOFError, gzip.BadGzipFile, zlib.error, _ZstdError) as error:
+            told = f"{error} (after {size:,} decompressed bytes)" if size else str(error)
+            raise DataError(f"{source.path} is damaged or cut: {told}", "Fetch the file again.") from error
         except OSError as error:
             raise DataError(f"cannot read {source.path}: {error.strerror}", "Check the disk.") from error
         source.check_unchanged()
 
 
-def _damaged(source: Source, error: Exception, size: int) -> DataError:
-    told = f"{error} (after {size:,} decompressed bytes)" if size else str(error)
-    return DataError(f"{source.path} is damaged or cut: {told}", "Fetch the file again.")
-
-
 class _ZstdError(Exception):
     """A zstd stream that cannot be inflated."""
+
+
+def _check_gzip(source: Source, file: IO[bytes]) -> None:
+    begins = file.read(2)
+    file.seek(0)
+    if begins not in (b"", b"\x1f\x8b"):
+        raise DataError(
+            f"{source.path} is named .gz and is not compressed by gzip",
+            "If it is a plain log, leave .gz out of its name; else fetch the file again.",
+        )
 
 
 def _inflate(file: IO[bytes], packing: str) -> Iterator[bytes]:

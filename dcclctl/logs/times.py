@@ -101,8 +101,12 @@ def remark_on_unit(unit: str, latest_us: int) -> str:
     if not factor or not 0 < latest_us < 10**7 * 1_000_000:
         return ""
     day = datetime.fromtimestamp(latest_us / 1e6, UTC).date()
-    likely = unit_of(latest_us * divisor // factor)
-    return f"with --time-unit {unit} every event is before {day + timedelta(days=1)}; the times look like --time-unit {likely}"
+    likely = unit_of(max(1, latest_us * divisor // factor))
+    if likely == "ordinal":
+        means = "right if the times count from a start of their own; for order numbers say --time-unit ordinal"
+    else:
+        means = f"the times look like --time-unit {likely}"
+    return f"with --time-unit {unit} every event is before {day + timedelta(days=1)}: {means}"
 
 
 def number_to_us(number: int, unit: str) -> int:

@@ -146,7 +146,7 @@ def _measured(row: dict[str, Any]) -> str:
 
 
 def headline(part: EvaluationPart) -> list[str]:
-    """One to four sentences: first what to do, then the figures. They claim a difference only where the comparison shows it."""
+    """A few sentences: first what to do, then the figures. They claim a difference only where the comparison shows it."""
     if part.baseline is None:
         return [f"Only {part.models[0].ref} was scored, so there is nothing to compare it with."]
     others = _others(part)
@@ -196,13 +196,20 @@ def headline(part: EvaluationPart) -> list[str]:
 
 
 def _but_worse(part: EvaluationPart, model: Model) -> list[str]:
-    """A sentence on what a better model is worse by, for all users or the tail."""
-    lost = part.comparison.filter(subject=model.name, verdict="worse").select("group", "metric").rows()
-    metrics = list(dict.fromkeys(metric_name(metric) for group, metric in lost if group in ("all", "tail")))
-    if not metrics:
+    """A sentence on what a better model is worse by, for all users or for the tail alone."""
+    lost = {
+        group: part.comparison.filter(subject=model.name, verdict="worse", group=group)["metric"].to_list()
+        for group in ("all", "tail")
+    }
+    told = {
+        "over all users": lost["all"],
+        "for tail users": [metric for metric in lost["tail"] if metric not in lost["all"]],
+    }
+    parts = [f"by {_listed(list(map(metric_name, metrics)))} {where}" for where, metrics in told.items() if metrics]
+    if not parts:
         return []
-    means = ": do not read its scores as probabilities" if metrics == [metric_name("log_loss")] else ""
-    return [f"But it is worse by {_listed(metrics)}{means}."]
+    means = ": do not read its scores as probabilities" if {*lost["all"], *lost["tail"]} == {"log_loss"} else ""
+    return [f"But {model.ref} is worse {', and '.join(parts)}{means}."]
 
 
 def _gain(row: dict[str, Any]) -> str:

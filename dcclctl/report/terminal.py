@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dcclctl.metrics.metric import lower_is_better
-from dcclctl.report.comparison import add_heading, indented, metric_name, new_table
+from dcclctl.report.comparison import add_heading, indented, metric_name, new_table, unchanged
 from dcclctl.tables import GROUPS
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -72,11 +72,12 @@ def plain_sentence(
     if against not in values or not others:
         return ""
     best = max(others, key=lambda subject: others[subject])
-    verdict = comparison.filter(group="tail", metric=metric, subject=best)["verdict"].item()
+    row = comparison.filter(group="tail", metric=metric, subject=best).row(0, named=True)
+    verdict = "no difference" if unchanged(row) else row["verdict"]
     return (
         f"With {names[best]}, less active users (tail) find the item that they choose next among the top "
-        f"{metric.partition('@')[2].partition('/')[0]} in {others[best]:.0%} of cases, as a mean over users; with "
-        f"{names[against]}, in {values[against]:.0%} ({verdict})."
+        f"{metric.partition('@')[2].partition('/')[0]} in {others[best]:.0%} of cases, as a mean over users "
+        f"({verdict}); with {names[against]}, in {values[against]:.0%}."
     )
 
 

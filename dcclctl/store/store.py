@@ -295,8 +295,8 @@ class Store:
         before = ""
         if alias in self.alias_names(artifact.kind):
             with suppress(FileNotFoundError, ArtifactError):
-                number = self._number_with(artifact.kind, self._alias_target(artifact.kind, alias))
-                before = "" if number == artifact.number else f"{artifact.kind}@{number}"
+                if (target := self._alias_target(artifact.kind, alias)) != artifact.id:
+                    before = f"{artifact.kind}@{self._number_with(artifact.kind, target)}"
         self.disk.put(self._refs(artifact.kind) / alias, f"{artifact.id}\n".encode())
         return before
 

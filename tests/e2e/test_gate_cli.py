@@ -217,6 +217,7 @@ def test_hostile_ids_are_inert_where_they_are_shown(store: Path, tmp_path: Path)
             ["--against=cloud@1", "--max-drop=tail.ndcg@100=1%"],
             "Did you mean 'ndcg@10'? Or add the cut-off: -k 3,10,100.",
         ),
+        (["--against=cloud@1", "--max-drop=tail.ngcd@10=1%"], "Did you mean 'ndcg@10'?\n"),
         (["--against=cloud@1", "--max-drop=tale.ndcg@10=1%"], "Did you mean 'tail'?"),
         (["--against=cloud@1", "--max-drop=tail.ndcg@10"], "Write e.g. --max-drop tail.ndcg@10=1%"),
         (["--against=cloud@1", "--gate=none.toml"], "cannot read the gate none.toml"),

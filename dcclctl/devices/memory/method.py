@@ -63,8 +63,8 @@ class MemorySettings(Section):
     others: Positive = rarely(64, "Further items with which each event's item is compared; they stand for all others.")
     truncated_share: Fraction = rarely(
         0.5,
-        "Share of the events that the patch is learned from a second time, with the history cut to a few events, as on "
-        "a new device.",
+        "Share of the events that the patch is learned from a second time, with the history cut to its newest baskets, "
+        "as on a new device.",
     )
     order: Literal["auto", "always", "never"] = Field(
         "auto", description="Use the order of events; auto: unless held-back events are predicted better without."
@@ -190,11 +190,10 @@ class _Run:
         self.counts = self.dataset.count_events(task.block)
         self.log = self.dataset.sample(self.counts, self._most_events, task.seed, "memory/parts")
 
-    @property
-    def known(self) -> npt.NDArray[np.bool_]:
-        """(U,) users with an event up to the end of what the memory counted."""
-        through = blocks_through(Block.parse(self.memory.counted_through))
-        return self.dataset.count_events(*sorted(through)) > 0
+    def remembered(self, smallest: int) -> npt.NDArray[np.bool_]:
+        """(U,) users with at least `smallest` positive events up to the end of the block: memories that the patch reads."""
+        through = blocks_through(self.task.block)
+        return self.dataset.count_events(*sorted(through), positive=True) >= smallest
 
     @property
     def _most_events(self) -> int:
@@ -372,7 +371,7 @@ class MemoryMethod(DeviceMethod[MemorySettings]):
             "order_losses": tried,
             "patch_weights": sum(weight.numel() for weight in patch.parameters()),
             "events_read": int(read[task.users].sum()),
-            "users_remembered": int(run.known[task.users].sum()),
+            "users_from_older": int((run.remembered(smallest) & (run.counts == 0))[task.users].sum()),
         }
         table = with_ids(shard_table(0, tensors), task.cloud.dataset)
         return Learned(table, 0, memory.facts["bytes_per_user_largest"], facts)

@@ -93,10 +93,20 @@ def test_what_a_better_model_is_worse_by_is_said_beside_it() -> None:
     }
     told = headline(replace(given, comparison=pl.concat([ranked, lost["log_loss"]])))
     assert told[0].startswith("Deploy patches@1")
-    assert told[1] == "But it is worse by log loss: do not read its scores as probabilities."
+    assert told[1] == "But patches@1 is worse by log loss over all users: do not read its scores as probabilities."
     told = headline(replace(given, comparison=pl.concat([ranked, *lost.values()])))
-    assert told[1] == "But it is worse by log loss and GAUC."
-    assert "But it is worse" not in " ".join(headline(part(models=2)))
+    assert told[1] == "But patches@1 is worse by log loss and GAUC over all users."
+    tail = lost["gauc"].with_columns(
+        pl.when(pl.col("group") == "tail").then(pl.lit("worse")).otherwise(pl.lit("better")).alias("verdict")
+    )
+    told = headline(replace(given, comparison=pl.concat([ranked, lost["log_loss"], tail])))
+    assert told[1] == "But patches@1 is worse by log loss over all users, and by GAUC for tail users."
+    only = ranked.with_columns(
+        pl.when(pl.col("group") == "tail").then(pl.lit("worse")).otherwise("verdict").alias("verdict")
+    )
+    told = headline(replace(given, comparison=only))
+    assert told[1] == "But patches@1 is worse by NDCG@10 for tail users."
+    assert "But patches@1" not in " ".join(headline(part(models=2)))
 
 
 def test_a_real_loss_is_called_worse() -> None:

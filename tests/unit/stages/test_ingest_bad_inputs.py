@@ -116,6 +116,7 @@ CASES: dict[str, Case] = {
         files(raw(HEADER, "a.csv"), raw(HEADER + rows(), "b.csv")), config={"allow_empty": True}
     ),
     "plain named gz": Case(raw(HEADER + rows(), "log.csv.gz"), fails="is named .gz and is not compressed by gzip"),
+    "rubbish after gzip": Case(raw(gzip.compress(HEADER + rows()) + b"rubbish", "log.csv.gz"), fails="damaged or cut"),
     "cut gzip": Case(raw(gzip.compress(HEADER + rows(4000))[:-2000], "log.csv.gz"), fails="damaged or cut"),
     "flipped bit in gzip": Case(
         raw(gzip.compress(HEADER + rows())[:-8] + b"\0" * 8, "log.csv.gz"), fails="damaged or cut"

@@ -54,22 +54,22 @@ def made(root: Path, *flags: str) -> Artifact:
     return Store(root).resolve(done("patch", *flags, store=root)["ref"])
 
 
-def test_users_without_events_in_the_period_are_told_apart(own: Path) -> None:
-    """Of the users chosen without an event in the period, some have older ones and some have none yet."""
-    dataset = Dataset(Store(own).resolve("dataset"))
-    in_device = dataset.count_events(Block(DEVICE))
-    so_far = dataset.count_events(Block(DEVICE), Block(DEVICE - 1))
-    asked = len(in_device)
-    idle, never = int((in_device == 0).sum()), int((so_far == 0).sum())
-    assert never, "nobody in this world comes later"
-    result = dcclctl("patch", "--users=all", *FRESH, store=own)
-    older = f"{idle - never:,} have older events and are patched from these; " if idle > never else ""
-    said = f"{idle:,} of the chosen users have no event in device: {older}{never:,} have none yet"
-    assert said in result.stdout
+@pytest.mark.parametrize("through", ["device", "cloud"])
+def test_users_without_events_in_the_period_are_told_apart(own: Path, through: str) -> None:
+    """Of the users without an event in the period, some are patched from older ones and some have none to patch from."""
+    log, block = Dataset(Store(own).resolve("dataset")).log, Block.parse("device:1/8")
+    active = set(log.user[log.events_in(block)])
+    remembered = set(log.user[log.up_to(block) & (log.label > 0)])
+    done("memory", *MEMORY, f"--counted-through={through}", store=own)
+    flags = ("--users=all", f"--on={block}", *FRESH, "--set=min_history_quantile=0")
+    shown = dcclctl("patch", *flags, store=own).stdout
     facts = Store(own).resolve("patches").facts
-    assert (facts["users_asked_for"], facts["users_remembered"]) == (asked, asked - never)
-    audited = dcclctl("audit", "patches", store=own).stdout
-    assert f"events of device of {asked - idle:,} users" in audited
+    idle, older = log.n_users - len(active), len(remembered - active)
+    assert facts["smallest_memory"] == 1 and 0 < older < idle
+    assert (facts["users_without_events"], facts["users_from_older"]) == (idle, older)
+    said = f"{idle:,} of the chosen users have no event in {block}: {older:,} are patched from older events; "
+    assert f"{said}the cloud model serves {idle - older:,} until they have an event" in shown
+    assert f"events of {block} of {len(active):,} users" in dcclctl("audit", "patches", store=own).stdout
 
 
 def logits_of(root: Path, reference: str, events: Ints) -> tuple[torch.Tensor, torch.Tensor]:
