@@ -18,8 +18,8 @@ dcclctl ingest sample_data/purchases.csv.gz \
   --map user=household_id,item=product_id,time=time \
   --items sample_data/products.csv.gz --users sample_data/households.csv.gz --repeats keep
 
-step "2. train: the cloud model, on everybody's oldest purchases (five passes, to be quick)"
-dcclctl train --epochs 5 --name frozen
+step "2. train: the cloud model, on everybody's oldest purchases (ten passes, to be quick)"
+dcclctl train --model sasrec --epochs 10 --name frozen
 
 step "3. the cloud model trained further on the newer purchases: the control that everything else must beat"
 dcclctl train --continue cloud@frozen --on device --name control
@@ -28,15 +28,15 @@ step "4. memory: what every device remembers, and patches that use it"
 dcclctl memory
 dcclctl patch --cloud cloud@control --name memory
 
-step "5. distill: the devices teach the cloud model (two passes; by default it goes on until the model ranks no better)"
-dcclctl distill --patches patches@memory --epochs 2 --name taught
+step "5. distill: the devices teach the cloud model, until it ranks no better"
+dcclctl distill --patches patches@memory --name taught
 
 step "6. the paper's own patch: each household learns 16 numbers on its own purchases, on the model of step 2"
 dcclctl patch --method metapatch --cloud cloud@frozen --set patch.metapatch.basis_epochs=8 --name metapatch
 
 step "7. evaluate: who gained, by activity? (one seed: another seed or processor may turn a verdict)"
 dcclctl evaluate cloud@control patches@memory cloud@taught cloud@frozen patches@metapatch \
-  --against cloud@control --candidates 100 --name demo
+  --against cloud@control --name demo
 
 step "8. export: what a device needs to run the patched model, without torch and without dcclctl; and what it costs"
 rm -rf "$device"

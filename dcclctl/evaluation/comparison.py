@@ -192,9 +192,13 @@ def main_metrics(metrics: list[str]) -> list[str]:
 
 
 def with_what_is_worse(metrics: list[str], comparison: pl.DataFrame) -> list[str]:
-    """The metrics, and each further one by which a model is worse in one of the main groups, so that no summary hides it."""
-    lost = comparison.filter(pl.col("group").is_in(MAIN_GROUPS), verdict="worse")
-    return [*metrics, *(metric for metric in lost["metric"].unique(maintain_order=True) if metric not in metrics)]
+    """The metrics, and each of another kind by which a model is worse in one of the main groups, so that no summary hides it.
+
+    HR@5 and HR@10 are of one kind.
+    """
+    kinds = {metric.partition("@")[0] for metric in metrics}
+    lost = comparison.filter(pl.col("group").is_in(MAIN_GROUPS), verdict="worse")["metric"].unique(maintain_order=True)
+    return [*metrics, *(metric for metric in lost if metric.partition("@")[0] not in kinds)]
 
 
 def harm_metric(metrics: list[str]) -> str:

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from dcclctl.errors import UsageError
-from dcclctl.evaluation.comparison import LEVEL, Comparison, at_chance, main_metrics
+from dcclctl.evaluation.comparison import LEVEL, Comparison, at_chance, main_metrics, with_what_is_worse
 from dcclctl.metrics.significance import RESAMPLES, users_to_settle
 from dcclctl.tables import COMPARISON, HARM, MAIN_GROUPS, TAIL_MINUS_HEAD, WORST_USERS
 
@@ -255,3 +255,17 @@ def test_chance_level_is_told_by_the_interval_of_the_gauc():
         assert name not in found or found[name][0] < mean < found[name][1]
     # too few users to tell: nothing is said
     assert at_chance(per_user(guesses={"auc": [0.5] * 15}), seed=0) == []
+
+
+def test_a_metric_by_which_a_model_is_worse_is_shown_too():
+    """But no other cut-off of a metric that is shown, and nothing of the groups by activity."""
+    rows = [
+        ("all", "ndcg@10", "better"),
+        ("all", "hr@5", "worse"),
+        ("activity-03", "brier", "worse"),
+        ("tail", "log_loss", "worse"),
+        ("head", "mrr", "inconclusive"),
+    ]
+    comparison = pl.DataFrame(rows, schema=["group", "metric", "verdict"], orient="row")
+    assert with_what_is_worse(["hr@10", "ndcg@10"], comparison) == ["hr@10", "ndcg@10", "log_loss"]
+    assert with_what_is_worse(["hr@10"], comparison.head(1)) == ["hr@10"]
