@@ -111,7 +111,8 @@ def test_a_real_process_keeps_stdout_for_results(world: World, tmp_path: Path) -
     assert ran.returncode == 0
     assert ran.stdout.endswith(f"evaluation@1  {world.ids['evaluate'][:12]}  (reused)\n")
     assert "cloud@2" in ran.stdout and "\x1b" not in ran.stdout
-    assert re.fullmatch(r"time: .* %\n", ran.stderr)  # nothing is drawn where stderr is no terminal
+    # nothing is drawn where stderr is no terminal; what lasts half a minute is said in a line
+    assert re.fullmatch(r"(start: \d+ s so far\n)*time: .* %\n", ran.stderr)
     assert list(tmp_path.iterdir()) == []
 
 
