@@ -124,7 +124,7 @@ class Evaluation(Handle):
     @property
     def compared_with_itself(self) -> bool:
         """Whether the baseline is the only model."""
-        return bool(self.against) and self.against in self.comparison["subject"]
+        return list(self.facts["subjects"]) == [self.against]
 
     @property
     def tail_minus_head(self) -> "pl.DataFrame":

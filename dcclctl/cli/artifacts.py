@@ -429,8 +429,8 @@ def forget(
 ) -> None:
     """Take users' ids and events out of all artifacts.
 
-    Without --apply it only shows what would be done. Every artifact that holds something of the users, or was made from one that does, is made once more without it, and the
-    old one is deleted: it gets a new number and id, and its names move along. Bundles are deleted, because they hold samples
+    Without --apply it only shows what would be done. Every artifact that holds something of the users, or was made from one
+    that does, is made once more without it, and the old one is deleted: it gets a new number and id, and its names move along. Bundles are deleted, because they hold samples
     of devices; so is what stopped runs left. Patches of other users stay the same to the bit.
 
     What models, memories and evaluations learned or counted from the users cannot be taken out: it is listed with the command

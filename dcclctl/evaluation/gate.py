@@ -193,8 +193,8 @@ def check_metrics(rules: Iterable[Rule], cuts: Iterable[int]) -> None:
     cuts = list(cuts)
     known = metric_names(cuts)
     for rule in rules:
-        if rule.metric.partition("/")[0] not in known:
-            name = rule.metric.partition("/")[0]
+        name = rule.metric.partition("/")[0]
+        if name not in known:
             cut = name.partition("@")[2]
             add = cut.isdecimal() and int(cut) > 0 and name in metric_names([int(cut)])
             hint = f" Or add the cut-off: -k {','.join(map(str, cuts))},{cut}." if add else ""

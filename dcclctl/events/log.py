@@ -7,6 +7,7 @@ of rows in a file has no effect.
 
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -215,16 +216,21 @@ class EventLog:
         starts[events] = np.maximum(starts[events], self.history_end[events] - keep)
         return replace(self, history_start=starts)
 
+    @cached_property
+    def basket_starts(self) -> Ints:
+        """(M,) where each basket of positive events begins in `sequence`."""
+        starts: Ints = np.unique(self.history_end[self.label > 0])
+        return starts
+
     def whole_baskets(self, events: Ints, keep: Ints) -> Ints:
         """(B,) how many of the newest items of each history to keep so that no basket is cut: at least `keep` (B,) ≥ 1, or all.
 
         Models that read whole baskets leave out one that is cut.
         """
-        basket_starts = np.unique(self.history_end[self.label > 0])
         ends = self.history_end[events]
         first = np.maximum(ends - keep, self.history_start[events])
-        basket = np.searchsorted(basket_starts, first, side="right") - 1
-        whole: Ints = ends - np.maximum(basket_starts[basket], self.history_start[events])
+        basket = np.searchsorted(self.basket_starts, first, side="right") - 1
+        whole: Ints = ends - np.maximum(self.basket_starts[basket], self.history_start[events])
         return whole
 
     def interacted_before(self, events: Ints) -> npt.NDArray[np.bool_]:

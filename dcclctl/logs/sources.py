@@ -262,7 +262,7 @@ class _ZstdError(Exception):
 def _check_gzip(source: Source, file: IO[bytes]) -> None:
     begins = file.read(2)
     file.seek(0)
-    if begins not in (b"", b"\x1f\x8b"):
+    if begins and _PACKED.get(begins) != ".gz":
         raise DataError(
             f"{source.path} is named .gz and is not compressed by gzip",
             "If it is a plain log, leave .gz out of its name; else fetch the file again.",

@@ -249,9 +249,8 @@ class SequenceBackbone(Backbone):
         return served_windows(self.baskets, self.log, events, self.model.sizes.history).lengths
 
     def items_read(self, events: Ints) -> Ints:
-        own, end = self.baskets.before(self.log, events)
-        first = np.maximum(own, end - self.model.sizes.history)
-        begins = np.append(self.baskets.starts, len(self.log.sequence))[first]
+        served = served_windows(self.baskets, self.log, events, self.model.sizes.history)
+        begins = np.append(self.baskets.starts, len(self.log.sequence))[served.first[served.window]]
         read: Ints = np.maximum(self.log.history_end[events] - begins, 0)
         return read
 

@@ -38,7 +38,7 @@ class Baskets:
     def __init__(self, log: EventLog) -> None:
         self.sequence = log.sequence
         #: (M,) where each basket begins in `sequence`
-        self.starts: Ints = np.unique(log.history_end[log.label > 0])
+        self.starts = log.basket_starts
 
     def number(self, places: Ints) -> Ints:
         """The number of the basket that holds each of some places in `sequence`."""

@@ -164,7 +164,8 @@ def headline(part: EvaluationPart) -> list[str]:
         sentences = [
             f"Deploy {name}: it is better than {against}, the same model trained further ({gain})."
             if part.control
-            else f"{name} is better than {against} ({gain}); before you deploy it, compare it with the same model trained further."
+            else f"{name} is better than {against} ({gain}); before you deploy it, compare it with the same model trained further.",
+            *_but_worse(part, best),
         ]
     elif worse and not open_:
         sentences = [f"Keep {against}: {_listed([model.ref for model in worse])} {_is(worse)} worse by {metric}."]
@@ -175,7 +176,6 @@ def headline(part: EvaluationPart) -> list[str]:
     else:
         named = _listed([model.ref for model in open_])
         sentences = [f"Keep {against} for now: it is open whether {named} {_is(open_)} better or worse by {metric}."]
-    sentences += _but_worse(part, best) if better else []
     if len(others) == 1:
         sentences.append(f"{metric} over all users: {_measured(rows[others[0].name])}; {words(rows[others[0].name])}.")
         tail = _row(part, others[0].name, "tail", part.metric)

@@ -60,7 +60,8 @@ def plain_sentence(
     """One sentence on the best model's hit ratio for tail users; '' without a baseline, tail users or a hit ratio.
 
     Args:
-        aggregate: AGGREGATE table. comparison: COMPARISON table; None without a baseline. names: subject → reference to show. against: the baseline.
+        aggregate: AGGREGATE table. comparison: COMPARISON table; None without a baseline. names: subject → reference to
+            show. against: the baseline.
     """
     ratios = [metric for metric in aggregate["metric"].unique(maintain_order=True) if metric.startswith("hr@")]
     if comparison is None or not ratios or len(names) < 2:

@@ -293,10 +293,9 @@ class Store:
         if self._plan is not None:
             return ""
         before = ""
-        if alias in self.alias_names(artifact.kind):
-            with suppress(FileNotFoundError, ArtifactError):
-                if (target := self._alias_target(artifact.kind, alias)) != artifact.id:
-                    before = f"{artifact.kind}@{self._number_with(artifact.kind, target)}"
+        with suppress(FileNotFoundError, ArtifactError):
+            if (target := self._alias_target(artifact.kind, alias)) != artifact.id:
+                before = f"{artifact.kind}@{self._number_with(artifact.kind, target)}"
         self.disk.put(self._refs(artifact.kind) / alias, f"{artifact.id}\n".encode())
         return before
 

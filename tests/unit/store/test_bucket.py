@@ -67,7 +67,7 @@ for config in ({"by": sys.argv[2]}, {"common": True}):
 """
 
 
-def test_eight_processes_commit_while_another_one_reads(bucket: str, tmp_path: Path) -> None:
+def test_sixteen_processes_commit_while_another_one_reads(bucket: str, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(dcclctl.__file__).parents[1])}
     committers = [
         subprocess.Popen(
@@ -76,7 +76,7 @@ def test_eight_processes_commit_while_another_one_reads(bucket: str, tmp_path: P
             stdout=subprocess.PIPE,
             text=True,
         )
-        for number in range(8)
+        for number in range(16)
     ]
     seen: set[str] = set()
     while any(committer.poll() is None for committer in committers):
@@ -86,13 +86,13 @@ def test_eight_processes_commit_while_another_one_reads(bucket: str, tmp_path: P
             if artifact.id not in seen:
                 assert artifact.verify() == {}, f"{artifact.ref} was seen before it was whole"
                 seen.add(artifact.id)
-        time.sleep(0.1)  # the server is a thread of this process, and answers the eight too
+        time.sleep(0.1)  # the server is a thread of this process, and answers the sixteen too
     printed = [line for committer in committers for line in committer.communicate()[0].split()]
-    assert [committer.returncode for committer in committers] == [0] * 8
+    assert [committer.returncode for committer in committers] == [0] * 16
     store = Store(bucket)
     versions = store.artifacts("cloud")
     assert sorted(artifact.id for artifact in versions) == sorted(printed), "a commit was lost, or made by nobody"
-    assert len(printed) == len(set(printed)) == 8 + 1, "the common one was computed more than once"
+    assert len(printed) == len(set(printed)) == 16 + 1, "the common one was computed more than once"
     assert [store.verify("cloud", number) for number in store.numbers("cloud")] == [{}] * len(versions)
     assert seen <= set(printed)
 
