@@ -1,6 +1,7 @@
 """SASRec and GRU4Rec: what a state knows, and that nothing else changes it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -189,7 +190,7 @@ def test_a_history_that_is_cut_within_a_basket_shows_no_more_of_it(kind):
     """What --first-events does: history_end may stand in the middle of a moment."""
     rows = [(0, 1, 0, 1, 0), (0, 2, 7, 1, 0), (0, 3, 7, 1, 0), (0, 4, 9, 1, 3)]
     log = log_of(rows, 1, 6)
-    cut = EventLog(**{**vars(log), "history_end": np.minimum(log.history_end, log.history_start + 2)})
+    cut = replace(log, history_end=np.minimum(log.history_end, log.history_start + 2))
     seen = SequenceBackbone(model_of(log, kind), cut, Baskets(log)).activations(np.array([3]), None)
     without = log_of([row for row in rows if row[1] != 3], 1, 6)
     expected = backbone_of(without, kind).activations(np.array([2]), None)

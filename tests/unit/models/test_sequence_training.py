@@ -199,5 +199,5 @@ def test_a_world_in_which_the_last_item_tells_the_next(kind):
 
     assert found(log) > 0.95
     # without the newest item the rest of the history tells nothing, though it is the same things in the same order
-    stale = EventLog(**{**vars(log), "history_end": log.history_end - 1})
+    stale = replace(log, history_end=log.history_end - 1)
     assert found(stale) < 0.2
