@@ -53,8 +53,8 @@ coverage: $(READY)
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	cd benchmarks && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
+	$(BIN)/mypy -n 2
+	cd benchmarks && ../$(BIN)/mypy -n 2 --cache-dir ../.mypy_cache --config-file ../pyproject.toml *.py
 	$(BIN)/lint-imports
 
 bench: $(READY)

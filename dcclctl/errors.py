@@ -5,6 +5,7 @@ Each error says what is wrong, where, and the command or change that mends it; `
 
 import difflib
 import math
+from collections.abc import Collection, Iterable
 
 
 class DcclError(Exception):
@@ -76,7 +77,12 @@ def finite_loss(loss: float, what: str, lower: str) -> float:
     return loss
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """A remedy: the known word that is most like a wrong one."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a wrong one was probably meant to be, if any."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """A remedy: the known word that a wrong one was probably meant to be, else all of them."""
+    meant = closest(word, known)
+    return f"Did you mean {meant!r}?" if meant else f"Known: {', '.join(known)}."

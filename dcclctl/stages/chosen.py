@@ -1,6 +1,5 @@
 """The users and items that an option names: a group, @FILE, or ids."""
 
-import difflib
 import hashlib
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy.typing as npt
 import polars as pl
 
 from dcclctl.artifacts import Dataset
-from dcclctl.errors import UsageError
+from dcclctl.errors import UsageError, closest
 from dcclctl.events.sampling import Ints
 from dcclctl.logs.id_file import ids_in
 from dcclctl.tables import GROUPS
@@ -40,10 +39,10 @@ def chosen_users(dataset: Dataset, users: str, table: pl.DataFrame | None = None
     missing = sorted(set(wanted) - set(found["user_id"]))
     if missing or not wanted:
         words = ["tail", "head", "all", "new"]
-        meant = difflib.get_close_matches(users, words, n=1)
+        meant = closest(users, words)
         raise UsageError(
             f"--users: {dataset.ref} has no user {_some(missing)}" if missing else "--users is empty",
-            (f"Did you mean {meant[0]}? " if meant else "")
+            (f"Did you mean {meant}? " if meant else "")
             + f"Use {', '.join(words)}, @FILE, or ids such as {', '.join(table['user_id'][:3])}.",
         )
     return found["user_index"].to_numpy().astype(np.int64), _name_of(wanted)

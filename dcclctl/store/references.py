@@ -1,11 +1,10 @@
 """References: 'cloud@7', 'cloud@3fa9c2d1', 'cloud@latest', 'cloud@my-alias', or 'cloud' for the newest."""
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-from dcclctl.errors import UsageError
+from dcclctl.errors import UsageError, closest
 from dcclctl.store.disk import NUMBER_DIGITS
 from dcclctl.store.manifest import KINDS
 
@@ -40,8 +39,8 @@ def parse_reference(text: str) -> Reference:
     """
     kind, _, name = text.partition("@")
     if kind not in KINDS:
-        nearest = difflib.get_close_matches(kind, KINDS, n=1)
-        hint = f"{nearest[0]}@{name or 'latest'}" if nearest else "cloud@latest"
+        meant = closest(kind, KINDS)
+        hint = f"{meant}@{name or 'latest'}" if meant else "cloud@latest"
         raise UsageError(
             f"{text!r} is not a reference: it must start with one of {', '.join(KINDS)}",
             f"Type e.g. {hint}. To see what there is: dcclctl artifacts list",

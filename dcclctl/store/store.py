@@ -3,7 +3,6 @@
 Layout: `STORE/<kind>/v/000007/` committed, `STORE/<kind>/work/<key>/` in the making, `STORE/<kind>/refs/<alias>`.
 """
 
-import difflib
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dcclctl.compute import OnProgress, no_progress
-from dcclctl.errors import ArtifactError, UsageError
+from dcclctl.errors import ArtifactError, UsageError, closest
 from dcclctl.store.artifact import Artifact, damaged
 from dcclctl.store.bucket import Bucket, Disk, is_url
 from dcclctl.store.disk import NUMBER_DIGITS, LocalDisk
@@ -160,8 +159,8 @@ class Store:
                 f"{reference} is a group of {len(seeds)} seeds, and one artifact is needed here",
                 f"Name one, e.g. {reference}-{seeds[0]}; or add --seeds where the command has it.",
             )
-        near = difflib.get_close_matches(wanted.name, [*self.alias_names(wanted.kind), "latest"], n=1)
-        hint = f"Did you mean {wanted.kind}@{near[0]}? " if near and wanted.by == "alias" else ""
+        meant = closest(wanted.name, [*self.alias_names(wanted.kind), "latest"]) if wanted.by == "alias" else None
+        hint = f"Did you mean {wanted.kind}@{meant}? " if meant else ""
         raise UsageError(f"there is no {reference} in the store {self.name}", hint + self._choices(wanted.kind))
 
     def latest(self, kind: str) -> Artifact:
