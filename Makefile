@@ -7,8 +7,9 @@ BIN := .venv/bin
 READY := .venv/ready
 PEERS := .venv-peers
 SBOM := .venv-sbom
-# pip says what it fetches; on a terminal each download has a bar with rate and time left
-PIP_FLAGS := --disable-pip-version-check -c constraints.txt
+# pip says what it fetches; on a terminal each download has a bar with rate and time left. Python compiles a module when
+# it is first imported: to compile all of them here would take as long as to install them
+PIP_FLAGS := --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: help demo test coverage check bench bench-peers reliability sbom clean
 .DEFAULT_GOAL := help
