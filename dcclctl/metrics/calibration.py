@@ -97,20 +97,13 @@ class Reliability:
         )
 
 
-def reliability(logits: NDArray[Any], labels: NDArray[Any], bins: int = BINS) -> pl.DataFrame:
-    """The table of `Reliability` for rows that are all there."""
-    found = Reliability(bins)
-    found.add(logits, labels)
-    return found.table()
-
-
 def expected_calibration_error(table: pl.DataFrame) -> float | None:
     """ECE: the mean gap |predicted − observed| of the bins, weighted by their rows; None without rows.
 
     Source: Naeini et al., AAAI 2015; equal-width bins.
 
     Args:
-        table: what `reliability` returned.
+        table: of a `Reliability`.
     """
     filled = table.filter(pl.col("rows") > 0)
     if filled.is_empty():

@@ -9,11 +9,18 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dcclctl.metrics.groups import members, metric_columns
-from dcclctl.metrics.significance import CONFIDENCE, MIN_USERS, RESAMPLES, bootstrap_means, holm, with_two_more_users
+from dcclctl.metrics.significance import (
+    CONFIDENCE,
+    RESAMPLES,
+    bootstrap_means,
+    holm,
+    interval,
+    significance_table,
+    with_two_more_users,
+)
 from dcclctl.tables import MAIN_GROUPS
 
 Floats = NDArray[np.float64]
-_FIGURES = ("difference", "low", "high", "p_value", "p_holm")
 #: 97.5 % points of Student's t with 1, 2, … degrees of freedom
 _STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 
@@ -114,8 +121,7 @@ def compare_seeds(
         facts = [_facts(values[:, masks[g], m], drawn[:, g, m]) for m in range(len(metrics))]
         corrected = holm(np.array([fact[-1] for fact in facts]))
         rows += [(group, name, *fact, float(p)) for name, fact, p in zip(metrics, facts, corrected, strict=True)]
-    names = {"group": pl.String, "metric": pl.String, "users": pl.Int64}
-    return _table(rows, names)
+    return significance_table(rows, ("group", "metric"))
 
 
 def contrast_seeds(
@@ -126,13 +132,13 @@ def contrast_seeds(
     facts: list[tuple[object, ...]] = []
     for m in range(len(metrics)):
         mine, theirs = (_facts(values[:, mask, m], drawn[:, g, m]) for g, mask in enumerate(masks))
-        spread = _spread(drawn[:, 0, m] - drawn[:, 1, m], min(mine[0], theirs[0]))
+        spread = interval(drawn[:, 0, m] - drawn[:, 1, m], min(mine[0], theirs[0]))
         facts.append((mine[0] + theirs[0], mine[1] - theirs[1], *spread))
     corrected = holm(np.array([fact[-1] for fact in facts], dtype=np.float64))
     rows: list[tuple[object, ...]] = [
         (name, *fact, float(p)) for name, fact, p in zip(metrics, facts, corrected, strict=True)
     ]
-    return _table(rows, {"metric": pl.String, "users": pl.Int64})
+    return significance_table(rows, ("metric",))
 
 
 def without_seeds(difference: float, of_seeds: Sequence[float], confidence: float) -> float:
@@ -169,18 +175,4 @@ def _facts(values: Floats, drawn: Floats) -> tuple[int, float, float, float, flo
     """Users with a value, mean, low, high and p-value of (seeds, users) differences and their resampled means."""
     users = int((~np.isnan(values)).any(0).sum())
     mean = float(np.mean([np.nanmean(each) for each in values])) if users else math.nan
-    return users, mean, *_spread(drawn, users)
-
-
-def _spread(drawn: Floats, users: int) -> tuple[float, float, float]:
-    """Percentile interval and two-sided p-value of resampled means; NaN for fewer than `MIN_USERS` users."""
-    if users < MIN_USERS:
-        return math.nan, math.nan, math.nan
-    low, high = (float(bound) for bound in np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
-    below, above = np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0)
-    return low, high, min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1))
-
-
-def _table(rows: list[tuple[object, ...]], names: dict[str, type[pl.DataType]]) -> pl.DataFrame:
-    schema: dict[str, type[pl.DataType]] = {**names, **dict.fromkeys(_FIGURES, pl.Float64)}
-    return pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col(_FIGURES).fill_nan(None))
+    return users, mean, *interval(drawn, users)

@@ -8,6 +8,7 @@ narrow. Two more users are therefore drawn with each group, whose differences ar
 import math
 from collections.abc import Callable
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -147,10 +148,9 @@ def compare(
 
     Returns:
         One row per (group, metric): group, metric, users Int64 (with a value from both models), difference Float64 (mean,
-        null without users), low, high (percentile interval), p_value (two-sided, at least 2 / (resamples + 1)), p_holm
-        (over the metrics of the group), and users_to_settle Int64 where the interval holds 0. Interval and p-values are
-        null for fewer than `MIN_USERS` users, or `MIN_UNCHANGED` users where no value differs. The interval is for this
-        comparison alone; p_holm is for all metrics.
+        null without users), low, high (percentile interval), p_value (two-sided, at least 2 / (resamples + 1)) and p_holm
+        (over the metrics of the group). Interval and p-values are null for fewer than `MIN_USERS` users, or
+        `MIN_UNCHANGED` users where no value differs. The interval is for this comparison alone; p_holm is for all metrics.
     """
     metrics, values, masks, means = _resampled(differences, groups, seed, resamples, on_resamples)
 
@@ -160,23 +160,12 @@ def compare(
         for m in range(len(metrics)):
             own = values[masks[g], m]
             own = own[~np.isnan(own)]
-            facts.append((own, *_spread(means[:, g, m], len(own), confidence)))
+            facts.append((own, *interval(means[:, g, m], len(own), confidence)))
         corrected = holm(np.array([fact[3] for fact in facts]))
         for metric, (own, low, high, p_value), p_holm in zip(metrics, facts, corrected, strict=True):
             mean = float(own.mean()) if len(own) else math.nan
-            settle = users_to_settle(mean, float(own.std(ddof=1)), confidence=confidence) if low <= 0 <= high else None
-            rows.append((group, metric, len(own), mean, low, high, p_value, float(p_holm), settle))
-    return pl.DataFrame(
-        rows,
-        schema={
-            "group": pl.String,
-            "metric": pl.String,
-            "users": pl.Int64,
-            **dict.fromkeys(_FIGURES, pl.Float64),
-            "users_to_settle": pl.Int64,
-        },
-        orient="row",
-    ).with_columns(pl.col(_FIGURES).fill_nan(None))
+            rows.append((group, metric, len(own), mean, low, high, p_value, float(p_holm)))
+    return significance_table(rows, ("group", "metric"))
 
 
 def contrast(
@@ -204,19 +193,16 @@ def contrast(
         users.
     """
     metrics, values, masks, means = _resampled(differences, (one, other), seed, resamples, on_resamples)
-    facts = []
+    facts: list[tuple[Any, ...]] = []
     for m in range(len(metrics)):
         mine, theirs = (values[mask & ~np.isnan(values[:, m]), m] for mask in masks)
         mean = float(mine.mean() - theirs.mean()) if len(mine) and len(theirs) else math.nan
         drawn = means[:, 0, m] - means[:, 1, m]
         users = len(mine) + len(theirs)
-        facts.append((metrics[m], users, mean, *_spread(drawn, min(len(mine), len(theirs)), confidence)))
+        facts.append((metrics[m], users, mean, *interval(drawn, min(len(mine), len(theirs)), confidence)))
     corrected = holm(np.array([fact[-1] for fact in facts]))
-    return pl.DataFrame(
-        [(*fact, float(p_holm)) for fact, p_holm in zip(facts, corrected, strict=True)],
-        schema={"metric": pl.String, "users": pl.Int64, **dict.fromkeys(_FIGURES, pl.Float64)},
-        orient="row",
-    ).with_columns(pl.col(_FIGURES).fill_nan(None))
+    rows = [(*fact, float(p_holm)) for fact, p_holm in zip(facts, corrected, strict=True)]
+    return significance_table(rows, ("metric",))
 
 
 def _resampled(
@@ -258,10 +244,24 @@ def with_two_more_users(means: Floats, values: Floats, masks: NDArray[np.bool_],
     return widened
 
 
-def _spread(drawn: Floats, users: int, confidence: float) -> tuple[float, float, float]:
-    """Percentile interval and two-sided p-value of a mean from its resamples; NaN for too few users."""
+def interval(drawn: Floats, users: int, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+    """Low and high of the percentile interval, and two-sided p-value; NaN for too few users.
+
+    Args:
+        drawn: (resamples,) means from `with_two_more_users`. users: with a value.
+    """
     if users < MIN_USERS or np.isnan(drawn).all():
         return math.nan, math.nan, math.nan
     low, high = (float(bound) for bound in np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]))
     below, above = np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0)
     return low, high, min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1))
+
+
+def significance_table(rows: list[tuple[Any, ...]], names: tuple[str, ...]) -> pl.DataFrame:
+    """Rows of a comparison: names, then users, difference, low, high, p_value and p_holm, null where they are NaN."""
+    schema: dict[str, type[pl.DataType]] = {
+        **dict.fromkeys(names, pl.String),
+        "users": pl.Int64,
+        **dict.fromkeys(_FIGURES, pl.Float64),
+    }
+    return pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col(_FIGURES).fill_nan(None))

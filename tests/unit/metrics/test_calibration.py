@@ -5,7 +5,13 @@ import pytest
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from dcclctl.errors import DataError
-from dcclctl.metrics.calibration import expected_calibration_error, log_loss, reliability
+from dcclctl.metrics.calibration import BINS, Reliability, expected_calibration_error, log_loss
+
+
+def reliability(logits, labels, bins=BINS):
+    found = Reliability(bins)
+    found.add(logits, labels)
+    return found.table()
 
 
 def random_rows(rows=5000):

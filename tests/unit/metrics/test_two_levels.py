@@ -16,7 +16,7 @@ from dcclctl.metrics.seeds import (
     widening,
     without_seeds,
 )
-from dcclctl.metrics.significance import MIN_USERS, compare, users_to_settle
+from dcclctl.metrics.significance import MIN_UNCHANGED, MIN_USERS, compare, users_to_settle
 
 
 def tables(values):
@@ -128,6 +128,16 @@ def test_a_group_that_is_too_small_has_no_interval():
     assert rows["head"]["low"] is None and rows["head"]["difference"] is not None
     assert rows["new"]["users"] == 0 and rows["new"]["difference"] is None
     assert rows["all"]["low"] < rows["all"]["difference"] < rows["all"]["high"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_few_users_who_do_not_differ_have_no_interval():
+    nothing = np.zeros((3, 5 * MIN_USERS // 2))
+    for table in (compare_seeds(tables(nothing), ("all", "tail")), contrast_seeds(tables(nothing), "tail", "head")):
+        assert table["difference"].to_list() == [0.0] * len(table)
+        assert table["low"].null_count() == table["p_value"].null_count() == table["p_holm"].null_count() == len(table)
+    many = compare_seeds(tables(np.zeros((3, MIN_UNCHANGED))), ("all",)).row(0, named=True)
+    assert (many["low"], many["high"], many["p_value"]) == (0.0, 0.0, 1.0)
 
 
 def test_contrast_is_the_difference_of_the_groups():
