@@ -194,7 +194,7 @@ PER_USER: Final = Table(
         "group": _GROUP,
         "activity_group": _ACTIVITY_GROUP,
         "events": Column("Int32", "scored events of the user in the period"),
-        "served_by": Column("String", "what served the user", values=SERVED_BY),
+        "served_by": Column("String", "what served the user at one event at least; cloud: at none", values=SERVED_BY),
     },
     more={r"[a-z_]+(@\d+)?(/\d+)?": _float("the user's value of the metric; null where the user has none")},
 )

@@ -123,6 +123,14 @@ class Served:
             by[~self.at(events)] = "cloud"
         return by
 
+    def by_user(self, log: "EventLog", events: "Ints") -> "npt.NDArray[np.str_]":
+        """(U,) what serves each user at one of the events (B,) at least; the cloud model where nothing else does."""
+        served = log.user[events[self.by_event(log, events) != "cloud"]]
+        by = self.by.copy()
+        by[:] = "cloud"
+        by[served] = self.by[served]
+        return by
+
 
 class DeviceMethod(ABC, Generic[SettingsT]):
     """How patches are learned from users' own events, saved, and applied to a cloud model.

@@ -14,7 +14,7 @@ from torch import Tensor
 from dcclctl.config import ScoreSettings
 from dcclctl.devices.serving import Subject, serve
 from dcclctl.events.log import TEST, EventLog
-from dcclctl.events.sampling import Ints
+from dcclctl.events.sampling import Ints, ranges
 from dcclctl.models.kind import open_backbone
 from dcclctl.models.scoring import HeadFunction, score
 
@@ -44,7 +44,7 @@ class ListRules:
 
     Attributes:
         top: items in a list, at most. as_of: the moment: the start of the test period, or after the last event.
-        exclude_seen: leave out items of the user's positive events before the moment.
+        exclude_seen: leave out items of the user's events before the moment, positive or not.
         candidates: (I,) items that may be shown; None: all.
     """
 
@@ -224,8 +224,8 @@ class Lister:
         if self.rules.candidates is not None:
             allowed &= self.rules.candidates
         if self.rules.exclude_seen:
-            owners, places = self.log.history_places(rows)
-            allowed[owners, self.log.sequence.numpy()[places]] = False
+            first = np.searchsorted(self.log.user, self.log.user[rows])
+            allowed[np.repeat(np.arange(len(rows)), rows - first), self.log.item[ranges(first, rows)]] = False
         found = torch.from_numpy(allowed)
         return found if self.items is None else found[:, self.items]
 

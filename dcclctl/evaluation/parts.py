@@ -111,7 +111,10 @@ class PartScorer:
             group = [subject for subject in self.subjects if subject.cloud.id == cloud_id]
             backbone = self._backbone(group[0], candidates)
             found = [serve(subject, backbone, config.unpatched, config.seed) for subject in group]
-            served |= {subject.name: each.by for subject, each in zip(group, found, strict=True)}
+            served |= {
+                subject.name: each.by_user(candidates.log, candidates.events)
+                for subject, each in zip(group, found, strict=True)
+            }
             heads = [each.head for each in found]
             for users in whole_users(candidates.log.user[candidates.events], candidates.events_at_once):
                 events = candidates.events[users]

@@ -98,10 +98,17 @@ def evaluate_seeds(
         The evaluation of all: a user's value is the mean over the seeds, and intervals are over seeds and users.
 
     Raises:
-        UsageError: no model has another training under each seed. Otherwise as `evaluate`.
+        UsageError: no model has another training under each seed, or the baseline is one of the seeds that are scored.
+            Otherwise as `evaluate`.
     """
     rows: list[list[Subject]] = [list(row) for row in zip(*models, strict=True)]
     if against is not None:
+        scored = [any(subject.name == own.name for subject in row) for row, own in zip(rows, against, strict=True)]
+        if any(scored) and not all(scored):
+            raise UsageError(
+                f"--against {against[scored.index(True)].ref}: the model of one seed is scored itself, those of others are not",
+                "Compare with a group that has every seed, or with a model that is in none.",
+            )
         rows = [with_baseline(row, own) for row, own in zip(rows, against, strict=True)]
     if not any(len({subject.name for subject in column}) > 1 for column in zip(*rows, strict=True)):
         raise UsageError(

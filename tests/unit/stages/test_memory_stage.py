@@ -185,6 +185,14 @@ def test_too_few_events_to_know_are_served_by_the_cloud_model(own: Path) -> None
     few = log.history_lengths(events, 8) < smallest
     assert 20 < few.sum() < len(events) - 20
     assert (below == found).all(1).numpy().tolist() == few.tolist()
+    # and whom the cloud model serves at every scored event is counted so
+    scored = done("evaluate", patches.ref, "--threads=1", store=own)["ref"]
+    table = Store(own).resolve(scored).read_table("per_user.parquet")
+    tested = log.events_in(TEST)
+    remembered = np.unique(log.user[tested[~few[tested]]])
+    assert 0 < len(remembered) < table.height
+    assert set(table.filter(served_by="memory")["user_index"]) == set(remembered)
+    assert set(table["served_by"]) == {"memory", "cloud"}
     # events that are learned from with a truncated history lower it
     taught = made(own, "--set=truncated_share=1", "--set=min_history_quantile=0.3", *FRESH)
     assert taught.facts["smallest_memory"] < sizes[int(0.3 * (len(sizes) - 1))]

@@ -97,6 +97,18 @@ def test_a_list_is_what_score_shows(shop_of: tuple[Store, str], reference: str, 
         assert found.height == N_USERS * N_ITEMS
 
 
+def test_what_the_user_did_not_like_is_seen_too(tmp_path: Path) -> None:
+    log, store = tmp_path / "log.csv", Store(tmp_path / "store")
+    rated = [(user, item, rating, time) for user, item, time, rating in rows()]
+    pl.DataFrame(rated, schema=["user", "item", "rating", "time"], orient="row").write_csv(log)
+    done("ingest", log, "--label=rating>=4", store=store.root)
+    done("train", "--model=popularity", store=store.root)
+    found = lists_of(Subject.of("cloud@1", store), top=80)
+    had = pl.DataFrame(rated, schema=["user_id", "item_id", "rating", "time"], orient="row")
+    assert had.filter(pl.col("rating") < 4).height > 100
+    assert found.height > 100 and found.join(had, on=["user_id", "item_id"], how="semi").is_empty()
+
+
 @pytest.mark.parametrize("model", [model for model in MODELS if model != "din"])
 def test_every_kind_of_model(world: World, tmp_path_factory: pytest.TempPathFactory, model: str) -> None:
     root = world.copy(tmp_path_factory.mktemp(model) / "store")

@@ -202,6 +202,7 @@ def test_audit_follows_every_seed(store, found):
         (("evaluate", "--seeds=0..1"), "name the models"),
         (("evaluate", "cloud@one", "--seeds=0..1"), "same under all seeds"),
         (("evaluate", "cloud@base", "--seeds=0..1", "--first-events=0,1"), "--first-events"),
+        (("evaluate", "cloud@base", "--seeds=0..1", "--against=cloud@base-0"), "the model of one seed"),
         (("evaluate", "cloud@base"), "group of 3 seeds"),
     ],
 )
