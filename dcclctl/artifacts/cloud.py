@@ -59,7 +59,9 @@ class CloudModel(Handle):
     @property
     def round(self) -> int:
         """How many distillations led to it."""
-        return int(self.facts.get("round", 0))
+        if "round" in self.facts:
+            return int(self.facts["round"])
+        return self.parent.round if self.parent is not None else 0
 
     @property
     def basis_id(self) -> str:

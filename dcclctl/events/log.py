@@ -24,7 +24,7 @@ from dcclctl.events.sampling import Ints, PairSet, ranges
 CLOUD, DEVICE, VALID, TEST = range(len(PERIOD_NAMES))
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Block:
     """A period, or one of its parts: `device`, or `device:2/3` for the second third of the device period."""
 
@@ -56,6 +56,20 @@ class Block:
     def of(cls, block: "Block | int") -> "Block":
         """The block itself; a period code stands for the whole period."""
         return block if isinstance(block, Block) else cls(block)
+
+    def __lt__(self, other: "Block") -> bool:
+        """By when they begin, then by when they end."""
+        return (self.period, self.start, self.end) < (other.period, other.start, other.end)
+
+    @classmethod
+    def first(cls, *blocks: "Block | int") -> "Block":
+        """The block that begins first."""
+        return min(map(cls.of, blocks))
+
+    @classmethod
+    def last(cls, *blocks: "Block | int") -> "Block":
+        """The block that ends last."""
+        return max(map(cls.of, blocks), key=lambda block: (block.period, block.end))
 
     def overlaps(self, other: "Block") -> bool:
         """Whether some time belongs to both blocks."""
@@ -245,7 +259,7 @@ class EventLog:
     def never_negative(self, *blocks: "Block | int") -> PairSet:
         """Pairs that may not be drawn as negatives for events of the given blocks.
 
-        In a log without repeats: items that are positive in the blocks, and items of the user's earlier events,
+        In a log without repeats: items that are positive by the end of the last block, and items of the user's earlier events,
         positive or not. Such an item cannot be the user's next event, so it is no candidate when the model is used, and
         as a negative it would teach that the user dislikes it. Items that become positive later stay candidates.
 
@@ -257,8 +271,8 @@ class EventLog:
             rows = self.events_in(*blocks)
             rows = rows[self.label[rows] > 0]
             return PairSet(self.history_end[rows], self.item[rows], self.n_items, by_basket=True)
-        parts = sorted(map(Block.of, blocks))
-        rows = np.flatnonzero(self.before(parts[0]) | ((self.label > 0) & self.up_to(parts[-1])))
+        earlier, positive = self.before(Block.first(*blocks)), self.label > 0
+        rows = np.flatnonzero(earlier | (positive & self.up_to(Block.last(*blocks))))
         return PairSet(self.user[rows], self.item[rows], self.n_items)
 
     def owners(self, events: Ints, pairs: PairSet) -> Ints:

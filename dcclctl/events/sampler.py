@@ -82,7 +82,7 @@ class Sampler:
         observed: bool = False,
     ) -> None:
         self.log, self.negatives, self.seed, self.purpose = log, negatives, seed, purpose
-        self.catalogue = log.catalogue(max(Block.of(block) for block in blocks))
+        self.catalogue = log.catalogue(Block.last(*blocks))
         self.excluded = excluded or log.never_negative(*blocks)
         rows = log.events_in(*blocks) if observed else np.zeros(0, dtype=np.int64)
         self._observed = rows[log.label[rows] == 0]

@@ -78,7 +78,8 @@ class LazyAdam:
     ) -> None:
         self.model, self.rate, self.weight_decay, self.steps = model, rate, weight_decay, steps
         self.weights = dict(model.named_parameters())
-        self.state = state or new_adam_state(self.weights)
+        given = state or new_adam_state(self.weights)  # those of a stopped run are on the CPU
+        self.state = {name: mean.to(self.weights[name[:-2]].device) for name, mean in given.items()}
         self.dense = [name for name in self.weights if name != "item_table"]
         means = [self.state[f"{name}.m"] for name in self.dense], [self.state[f"{name}.v"] for name in self.dense]
         self._adam = Adam([self.weights[name] for name in self.dense], rate, means=means, steps=steps)

@@ -63,6 +63,8 @@ class CountedKind(CloudModelKind[SettingsT]):
     """A kind whose model is computed from the positive events, which are read part by part of the users."""
 
     Settings: ClassVar[type[Section]] = ModelSettings
+    #: which of the periods' events are counted, as a message says it
+    selected: ClassVar[str] = ""
 
     @abstractmethod
     def tensors(self, task: FitTask[SettingsT], counted: PositiveEvents) -> dict[str, Tensor]:
@@ -96,7 +98,7 @@ class CountedKind(CloudModelKind[SettingsT]):
         counted = PositiveEvents.of(task.dataset, task.blocks, self.selection(task), task.on_progress)
         if not counted.item_counts.any():
             raise DataError(
-                f"{task.dataset.ref} has no positive events in {','.join(map(str, task.blocks))}",
+                f"{task.dataset.ref} has no positive events in {','.join(map(str, task.blocks))}{self.selected}",
                 "Choose other periods with --on, or ingest with other --periods or another --label.",
             )
         tensors = self.tensors(task, counted)
@@ -124,6 +126,7 @@ class PopularityKind(CountedKind[SettingsT]):
 
 class RecentKind(PopularityKind[RecentSettings]):
     Settings = RecentSettings
+    selected = " among the newest share that the setting train.recent.newest names"
 
     def selection(self, task: FitTask[RecentSettings]) -> Selection:
         """The newest share of the events; of each user's events if only the order of each user's events is known."""

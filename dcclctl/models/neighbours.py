@@ -336,5 +336,9 @@ class HistoryBackbone(Backbone):
         return bags, items, self.decay**since
 
     def activations(self, events: Ints, candidates: Int[Tensor, "B C"] | None) -> Float[Tensor, "B C"]:
-        scores = self.model.scores(*self.bags(events), len(events)) + self.ties
+        scores, ties = self.model.scores(*self.bags(events), len(events)), self.ties
+        if self.decay < 1:  # an old item's neighbours have scores that are smaller than the ties of new ones
+            smallest = scores.masked_fill(scores <= 0, 1.0).amin(1, keepdim=True).clamp(max=1.0)
+            ties = ties * smallest
+        scores = scores + ties
         return scores if candidates is None else scores.gather(1, candidates.to(scores.device))

@@ -160,15 +160,15 @@ def softmax_losses(
     label 0 has the binary cross-entropy of its own item.
 
     Source: Klenitskiy & Vasilev, RecSys 2023 (arXiv 2309.07602); the second term: Devlin et al., ACL 2014, section 2.3.
-    Differs: negatives are shared by the whole batch; the sum over them is scaled to the catalogue, so that the number of
-    negatives changes the noise of the gradient but not its mean.
+    Differs: negatives are shared by the whole batch, and the sum over them is scaled to all other items. The sum has no
+    bias, its logarithm has one where few items hold most of the odds; it shrinks with more negatives.
     """
     negatives, device = shared.negatives, own.device
     allowed = negatives.allowed.to(device)
     counts = allowed.sum(1)
     # not −∞, which would give events without any negative a gradient that is no number
     mean = torch.logsumexp(torch.where(allowed, shared.logits, NOTHING), 1) - torch.log(counts.clamp(min=1))
-    ranked = F.softplus(mean + math.log(negatives.catalogue) - own)
+    ranked = F.softplus(mean + math.log(max(negatives.catalogue - 1, 1)) - own)
     level = CALIBRATION * (mean + math.log(negatives.expected)).square()
     positive = labels > 0
     return torch.where(positive, ranked + level, F.softplus(own)), torch.where(positive, (counts > 0).float(), 1.0)
@@ -334,12 +334,10 @@ class Trainer:
         for number in permutation(self.settings.seed, "valid/groups", numbers):
             log = self.groups.open(int(number)) if self.groups.count > 1 else self.group().log
             found = ValidationGroup(log, self.settings, self.model.ranked_on_valid[0])
-            if len(learnable(self.model, log, found.samples.events)):
+            if (log.label[found.samples.events] > 0).any():
                 return found
-        if found is None or not len(found.samples.events):
-            raise DataError("there are no valid events to choose the best epoch by", _INGEST_AGAIN)
-        self._check(str(Block(VALID)), len(found.samples.events), 0)
-        return found
+        kind = "valid events" if found is None or not len(found.samples.events) else "positive events in valid"
+        raise DataError(f"there are no {kind} to choose the best epoch by", _INGEST_AGAIN)
 
     def _check(self, names: str, n_all: int, n_learnable: int) -> None:
         """Refuse blocks without events that the model can learn from."""
@@ -426,15 +424,17 @@ class Trainer:
         """One step on a batch, of which each process of the world computes its part; returns the batch's mean loss."""
         model, world, group = self.model, self.world, batch.group
         positions = world.share(batch.positions)
-        weight = len(positions) / len(batch.positions)  # the mean over the batch is the sum of the processes' parts
-        positions = positions if weight else batch.positions[:1]
+        # the mean over what counts in the batch is the sum of the processes' parts
+        counts = batch.samples.weights.sum(1)
+        weight = float(counts[positions].sum() / counts[batch.positions].sum().clamp(min=1)) if world.size > 1 else 1.0
+        positions = positions if len(positions) else batch.positions[:1]
         part = pick(batch.samples, positions)
         candidates = group.objective.candidates(part.events, part.candidates)
         negatives = self._shared(group.sampler, part.events, batch.number, batch.epoch)
         found, shared = forward(batch.through, positions, candidates, negatives, drop)
         loss = group.objective.loss(model, part, candidates, found.logits, shared)
         optimiser.zero_grad()
-        (loss * weight if world.size > 1 else loss).backward()  # type: ignore[no-untyped-call]
+        (loss * weight).backward()  # type: ignore[no-untyped-call]
         value = loss.detach() * weight
         table = optimiser.weights["item_table"]
         gradient = gradient_of(table)[found.items] if found.leaf is None else gradient_of(found.leaf)
@@ -559,6 +559,8 @@ def validate(
             wins += float((compared * ((own > others) + 0.5 * (own == others))).sum())
             pairs += float(compared.sum())
             if ranked[positions[0]]:
+                if not (own.isfinite().all() and each[-1].logits.isfinite().all()):
+                    raise DivergedError("a score of a valid event became infinite or NaN", _LOWER)
                 everything = each[-1].negatives.allowed_only(each[-1].logits)
                 gains[positions] = ndcg(ranks(own[:, 0].cpu().numpy(), everything.cpu().numpy()), 10)
             phase.add(len(positions))

@@ -12,7 +12,7 @@ from dcclctl.devices.bound import BoundedPatches
 from dcclctl.distillation.method import DistillTask, default_method, method_of
 from dcclctl.distillation.teachers import teacher_weight
 from dcclctl.errors import ArtifactError, UsageError
-from dcclctl.events.log import Block
+from dcclctl.events.log import VALID, Block
 from dcclctl.models.kind import MODELS, kind_of
 from dcclctl.models.settings import FitSettings
 from dcclctl.models.trained import TrainedKind
@@ -42,7 +42,7 @@ def distill(
         student: the cloud model to train further; None: the one under the patches.
 
     Raises:
-        UsageError: a student that cannot be taught; too few patches to shuffle; teachers that have counted the events.
+        UsageError: valid or test in `on`; a student that cannot be taught; too few patches to shuffle; teachers that have counted the events.
         ArtifactError: a student of another dataset.
         DataError: the block has no events. DivergedError: NaN loss.
     """
@@ -52,6 +52,10 @@ def distill(
     own = own.model_copy(update={"negatives": own.negatives or cloud.negatives})
     config = config.model_copy(update={"settings": own})
     block, method, kind = Block.parse(config.on), method_of(config.method), kind_of(cloud.model)
+    if block.period >= VALID:
+        raise UsageError(
+            f"--on {config.on}: the cloud model is taught on cloud or device", "valid decides when to stop."
+        )
     _check_student(cloud, patches)
     method.check(patches, block, config)
     inputs = {

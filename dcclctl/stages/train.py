@@ -4,7 +4,7 @@ from typing import Any
 
 from dcclctl.artifacts import CloudModel, Dataset
 from dcclctl.compute import compute_settings, no_progress, torch_device
-from dcclctl.config import TrainConfig
+from dcclctl.config import Section, TrainConfig
 from dcclctl.errors import UsageError
 from dcclctl.events.log import VALID, Block
 from dcclctl.models.kind import FitTask, kind_of, size_fields
@@ -22,7 +22,8 @@ def train(
 
     Args:
         dataset: what to train on. settings: see TrainConfig and the model's own section.
-        run: how to run. start: train this model further; its kind and sizes stay, its patch basis is not taken over.
+        run: how to run. start: train this model further; its kind and sizes stay, and its negatives where none are
+            given; its patch basis is not taken over.
 
     Raises:
         UsageError: a setting that the model does not read; valid or test in `on`; another dataset than that of `start`.
@@ -34,9 +35,7 @@ def train(
         inputs["cloud"] = start.artifact.as_input()
     config = resolve(TrainConfig, {**settings, "model": start.model} if start else settings, run.config)
     if start is not None:
-        recorded_sizes = type(kind_of(start.model)).Settings(**start.sizes)
-        sizes = {name: getattr(recorded_sizes, name) for name in start.sizes}
-        config = config.model_copy(update={"settings": config.settings.model_copy(update=sizes)})
+        config = config.model_copy(update={"settings": _as_started(config.settings, start)})
     blocks = [Block.parse(text) for text in config.on]
     if any(block.period >= VALID for block in blocks):
         raise UsageError("--on: the cloud model trains on cloud and device only", "valid decides when to stop.")
@@ -80,6 +79,19 @@ def _world(config: TrainConfig) -> World:
             "Run the command without torchrun.",
         )
     return World.join(torch_device(config))
+
+
+def _as_started(settings: Section, start: CloudModel) -> Section:
+    """The settings with the sizes of the model that is trained further, and its negatives where none are given.
+
+    Other negatives would be another loss and another level of the logits.
+    """
+    recorded = type(kind_of(start.model)).Settings(**start.sizes)
+    kept = {name: getattr(recorded, name) for name in start.sizes}
+    for name in ("negatives", "shared_negatives"):
+        if name in type(settings).model_fields and name not in settings.model_fields_set:
+            kept[name] = getattr(start, name) or getattr(settings, name)
+    return settings.model_copy(update=kept)
 
 
 def _check_start(start: CloudModel, dataset: Dataset, settings: Settings) -> None:

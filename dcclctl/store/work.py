@@ -65,6 +65,8 @@ class Work(contents.Files):
         self._notes: dict[str, Any] = {}
         #: called with every line of figures, see Store.listening
         self.listener: Callable[[dict[str, Any]], None] | None = None
+        #: lines of metrics.jsonl that a stopped run has left; read when the first line of this one is added
+        self._lines_before: frozenset[bytes] | None = None
         self._resumed = False
         self._started = datetime.now(UTC)
         self._clock = time.monotonic()
@@ -197,21 +199,30 @@ class Work(contents.Files):
             return None
 
     def record(self, figures: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl. Not part of the id, so it may hold times; no NaN and no infinity."""
-        self._disk.append(self._state / METRICS, canonical(figures, "figures"))
+        """Add one line to metrics.jsonl, unless a stopped run that is continued has written the very same.
+
+        Not part of the id, so it may hold times; no NaN and no infinity.
+        """
+        line = canonical(figures, "figures")
+        if self._lines_before is None:
+            self._lines_before = frozenset(self._metrics().splitlines(keepends=True))
+        if line in self._lines_before:
+            return
+        self._disk.append(self._state / METRICS, line)
         if self.listener is not None:
             self.listener(figures)
 
     def recorded(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl so far: of the artifact that is reused, or of a stopped run that is continued."""
+        return [json.loads(line) for line in self._metrics().splitlines()]
+
+    def _metrics(self) -> bytes:
         try:
             if self.reused is None:
-                lines = self._disk.read(self._state / METRICS).splitlines()
-            else:
-                lines = self.reused.disk.read(self.reused.path / METRICS).splitlines()
+                return self._disk.read(self._state / METRICS)
+            return self.reused.disk.read(self.reused.path / METRICS)
         except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines]
+            return b""
 
     def note_run(self, **values: Any) -> None:
         """Add values to run.json (times, sizes, the machine); not part of the id."""

@@ -90,6 +90,21 @@ def test_a_block_is_read(text, block):
     assert Block.parse(text) == block
 
 
+@pytest.mark.parametrize(
+    ("texts", "first", "last"),
+    [
+        (["device:2/2", "device:2/4"], "device:2/4", "device:2/2"),
+        (["device:4/8", "device:3/4"], "device:4/8", "device:3/4"),
+        (["cloud:1/2", "cloud"], "cloud:1/2", "cloud"),
+        (["device", "cloud:3/3"], "cloud:3/3", "device"),
+    ],
+)
+def test_blocks_are_in_order_of_time(texts, first, last):
+    blocks = [Block.parse(text) for text in texts]
+    assert (str(Block.first(*blocks)), str(Block.last(*blocks))) == (first, last)
+    assert sorted(blocks)[0] == Block.first(*blocks)
+
+
 NO_BLOCKS = [
     "Device",
     "devices",

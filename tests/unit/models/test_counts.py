@@ -261,6 +261,15 @@ def test_decay_weighs_an_item_by_the_baskets_since_its_newest_event() -> None:
         assert row == pytest.approx(expected, rel=1e-5)
         most = max(most, len(order))
     assert most > 5
+    # a neighbour of the oldest item stays above an item without any relation, however popular
+    weights = np.zeros((log.n_items, log.n_items))
+    event = int(events[np.argmax([len(log.events_of(int(log.user[e]))) for e in events])])
+    oldest = int(log.sequence[log.history_start[event]])
+    weights[oldest, 3] = 1.0
+    popularity = (torch.arange(log.n_items) != 3).float()
+    backbone = HistoryBackbone(ItemWeights(torch.from_numpy(weights).float()), log, popularity, 0.2)
+    (row,) = backbone.activations(np.array([event]), None).numpy()
+    assert 0 < row[3] < 1e-6 and row.argmax() == 3
     near = item_knn(ones(pairs()), 4, 1.0, itself=False)
     bags, past, own = np.array([0, 0, 2]), np.array([1, 4, 7]), np.array([0.5, 1.0, 0.25])
     sparse_scores, dense_scores = (model.scores(bags, past, own, 3).numpy() for model in (near, near.faster()))

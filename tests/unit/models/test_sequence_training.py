@@ -62,7 +62,7 @@ def test_the_first_step_with_shared_negatives_is_torchs_cross_entropy(kind):
     allowed[:, negatives.items] = negatives.allowed
     mean = (logits.exp() * allowed).sum(1) / allowed.sum(1)
     chosen = logits.gather(1, own[:, None])[:, 0]
-    ranked = torch.log1p(mean * len(log.catalogue(DEVICE)) / chosen.exp())
+    ranked = torch.log1p(mean * (len(log.catalogue(DEVICE)) - 1) / chosen.exp())
     positive = torch.from_numpy(log.label[events]) > 0
     expected = torch.where(positive, ranked + 0.05 * (mean * 3).log() ** 2, F.softplus(chosen)).mean()
     found = first_loss(trainer(model, log, DEVICE, dropout=0.0, batch_size=10_000, shared_negatives=1000))

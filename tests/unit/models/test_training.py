@@ -80,10 +80,10 @@ def test_with_all_items_the_softmax_is_torchs_cross_entropy():
     mean = (logits.exp() * allowed).sum(1, keepdim=True) / 8
     logits = logits - (3 * mean).log()  # now the mean odds of the others are 1/3
     own = logits.gather(1, items[:, None])[:, 0]
-    found, weights = softmax_losses(own, torch.ones(6), shared_logits(logits, allowed, 8))
+    found, weights = softmax_losses(own, torch.ones(6), shared_logits(logits, allowed, 9))
     torch.testing.assert_close(found, F.cross_entropy(logits, items, reduction="none"))
     assert weights.all()
-    level, _ = softmax_losses(own + 2, torch.ones(6), shared_logits(logits + 2, allowed, 8))
+    level, _ = softmax_losses(own + 2, torch.ones(6), shared_logits(logits + 2, allowed, 9))
     torch.testing.assert_close(level, found + 0.05 * 4)
 
 
@@ -340,11 +340,15 @@ def test_events_that_are_missing_are_said(log):
         trainer(din(log), log_of([(0, 0, 0, 1, CLOUD), (0, 1, 1, 1, TEST)], 1, 30))
     disliked = log_of([(0, 0, 0, 0, CLOUD), (0, 1, 1, 1, VALID)], 1, 30)
     trainer(din(log), disliked)
+    unranked = log_of([(0, 0, 0, 1, CLOUD), (0, 1, 1, 0, VALID)], 1, 30)
+    with pytest.raises(DataError, match="no positive events in valid") as error:
+        trainer(din(log), unranked)
+    assert "ingest again" in error.value.remedy
     pairs = Bpr(1, 30, 4, torch.Generator())
     with pytest.raises(DataError, match="no positive events in cloud"):
         trainer(pairs, disliked)
     with pytest.raises(DataError, match="no positive events in valid"):
-        trainer(pairs, log_of([(0, 0, 0, 1, CLOUD), (0, 1, 1, 0, VALID)], 1, 30))
+        trainer(pairs, unranked)
 
 
 def test_dropout_scales_what_it_keeps():

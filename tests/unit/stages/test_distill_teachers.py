@@ -143,7 +143,6 @@ def test_a_memory_that_has_counted_the_answers_does_not_teach(shop: Path) -> Non
     assert "memory@1" in result.stderr and "dcclctl memory --counted-through cloud" in result.stderr
     assert "--method from-memory" in result.stderr
     assert made(shop, *flags, "--teachers=unpatched").facts["teachers"] == 0
-    made(shop, *flags, "--on=valid")
 
 
 def test_another_kind_of_model_teaches_a_din_and_is_taught_its_weights(world: World, shop: Path) -> None:

@@ -160,10 +160,20 @@ def test_periods_without_events(shop: Path) -> None:
     assert len(Store(shop).numbers("cloud")) == 2
 
 
-def test_diverged_training_is_exit_4(shop: Path) -> None:
-    result = dcclctl("train", *TRAIN, "--learning-rate=1e30", store=shop)
+@pytest.mark.parametrize("model", ["din", "sasrec"])
+def test_diverged_training_is_exit_4(shop: Path, model: str) -> None:
+    result = dcclctl("train", f"--model={model}", "--threads=1", "--learning-rate=1e30", store=shop)
     assert result.exit_code == 4
     assert "Lower --learning-rate" in result.stderr
+
+
+def test_a_model_that_is_trained_further_keeps_its_negatives(shop: Path) -> None:
+    shared = done("train", "--set=shared_negatives=16", "--negatives=8", "--epochs=1", "--threads=1", store=shop)["ref"]
+    further = ("train", f"--continue={shared}", "--on=device", "--epochs=1", "--threads=1")
+    made = CloudModel(Store(shop).resolve(done(*further, store=shop)["ref"]))
+    assert (made.negatives, made.shared_negatives) == (8, 16)
+    other = CloudModel(Store(shop).resolve(done(*further, "--set=shared_negatives=0", store=shop)["ref"]))
+    assert (other.negatives, other.shared_negatives) == (8, 0)
 
 
 def test_another_split_of_the_same_log(tmp_path: Path) -> None:

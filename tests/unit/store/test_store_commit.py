@@ -452,6 +452,7 @@ def test_metrics_of_a_killed_run_are_kept_but_not_its_torn_line(store: Store) ->
     (path,) = (store.root / "patches" / "work").rglob("metrics.jsonl")
     path.write_bytes(path.read_bytes() + b'{"epoch": 1, "lo')
     with _begin(store) as work:
+        work.record({"epoch": 0})  # again: the checkpoint was older than this line
         work.record({"epoch": 1})
         made = work.commit({})
     lines = (made.path / "metrics.jsonl").read_text().splitlines()
