@@ -94,7 +94,7 @@ def evaluate(
     from dcclctl.stages.settings import resolve
 
     config = resolve(EvaluateConfig, call.settings, call.config)
-    rules = gate_rules(gate, max_drop or [], config.k, call.store)
+    rules = gate_rules(gate, max_drop or [], config.k, call.store, config.candidates)
     _check_outputs(config, rules, strict, junit, markdown)
     if call.seeds:
         subjects = []

@@ -94,7 +94,9 @@ def _show(call: Call, made: "Recommendations", output: Path | None) -> None:
     if facts["unknown_candidates"]:
         line(f"{facts['unknown_candidates']:,} candidates are left out: the model does not know these items")
     if facts["short_lists"]:
-        line(f"{facts['short_lists']:,} lists are shorter: the user has seen all other candidates")
+        few = facts["candidates"] < made.config["top"]
+        why = f"there are {facts['candidates']:,} candidates" if few else "the user has seen all other candidates"
+        line(f"{facts['short_lists']:,} lists are shorter: {why}")
     if facts["users_without_list"]:
         line(f"{facts['users_without_list']:,} users get no list: they have seen all candidates")
     _show_first(call, made)

@@ -180,12 +180,12 @@ def _rule(where: str, group: str, metric: str, amount: object, subject: str = ""
     return Rule(group, own_name(metric), number, relative, subject)
 
 
-def check_metrics(rules: Iterable[Rule], cuts: Iterable[int]) -> None:
+def check_metrics(rules: Iterable[Rule], cuts: Iterable[int], candidates: str = "auto") -> None:
     """Refuse a metric that the evaluation will not have, before hours are spent on it.
 
     Args:
         rules: of the gate.
-        cuts: the k of HR@k and NDCG@k.
+        cuts: the k of HR@k and NDCG@k. candidates: what is ranked, as `--candidates` says it.
 
     Raises:
         UsageError: with the nearest metric.
@@ -193,7 +193,13 @@ def check_metrics(rules: Iterable[Rule], cuts: Iterable[int]) -> None:
     cuts = list(cuts)
     known = metric_names(cuts)
     for rule in rules:
-        name = rule.metric.partition("/")[0]
+        name, _, sampled = rule.metric.partition("/")
+        if sampled and candidates not in ("auto", sampled):
+            raise UsageError(
+                f"the gate names {rule.group}.{rule.metric}, which is ranked among {sampled} items, but this evaluation "
+                f"has --candidates {candidates}",
+                f"Name {name}, or evaluate with --candidates {sampled}.",
+            )
         if name not in known:
             cut = name.partition("@")[2]
             add = cut.isdecimal() and int(cut) > 0 and name in metric_names([int(cut)])
@@ -204,17 +210,20 @@ def check_metrics(rules: Iterable[Rule], cuts: Iterable[int]) -> None:
             )
 
 
-def gate_rules(gate: Path | None, max_drop: list[str], cuts: Iterable[int], store: Store) -> list[Rule]:
+def gate_rules(
+    gate: Path | None, max_drop: list[str], cuts: Iterable[int], store: Store, candidates: str = "auto"
+) -> list[Rule]:
     """The rules of a file, then those of flags, checked; their models by the names that the tables use.
 
     Args:
         gate: rule file, or None. max_drop: values of --max-drop. cuts: the k of HR@k and NDCG@k. store: where models are.
+        candidates: what is ranked, as `--candidates` says it.
 
     Raises:
         UsageError: see `read_gate`, `parse_max_drop` and `check_metrics`.
     """
     rules = (read_gate(gate) if gate else []) + [parse_max_drop(text) for text in max_drop]
-    check_metrics(rules, cuts)
+    check_metrics(rules, cuts, candidates)
     return [replace(rule, subject=Subject.of(rule.subject, store).name) if rule.subject else rule for rule in rules]
 
 

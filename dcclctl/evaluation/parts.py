@@ -36,12 +36,15 @@ FILES = TABLE_FILE, SUMS_FILE = "scored-{:05d}.parquet", "scored-{:05d}.safetens
 
 
 def parts_of(subjects: list[Subject]) -> list[range]:
-    """The users of each part. A placebo that exchanges histories needs those of all users at once."""
+    """The users of each part."""
     dataset = subjects[0].cloud.dataset
-    for subject in subjects:
-        if subject.suffix == "shuffled" and subject.patches and method_of(subject.patches.method).uses_memory:
-            return [range(int(dataset.facts["users"]))]
-    return dataset.parts
+    return [range(int(dataset.facts["users"]))] if any(map(exchanges_histories, subjects)) else dataset.parts
+
+
+def exchanges_histories(subject: Subject) -> bool:
+    """Whether it is a placebo that gives every user another one's history: it needs the events of all users at once."""
+    patches = subject.patches
+    return subject.suffix == "shuffled" and patches is not None and method_of(patches.method).uses_memory
 
 
 def count_targets(dataset: Dataset, block: Block, config: EvaluateConfig) -> tuple[int, int]:

@@ -95,11 +95,19 @@ def collect(
     source, cloud = patches, patches.cloud
     read = _read(bundle, uplinks)
     if not len(read.users):
-        raise DataError(f"none of {sum(read.rejected.values())} uplinks can be used: {in_words(read.rejected)}", "")
+        raise DataError(
+            f"none of {sum(read.rejected.values())} uplinks can be used: {in_words(read.rejected)}",
+            f"An uplink is what a device of {bundle.ref} sent: one JSON object in a file, or one in each line.",
+        )
     mean = read_prior_mean(source.artifact).numpy().astype(np.float64)
     clip = bundle.spec["learning"]["clip"]
     found = bounded(_shrunk(read, mean, clip), mean, config.deviations, config.max_norm)
     kept = np.flatnonzero(~found.rejected)
+    if not len(kept):
+        raise DataError(
+            f"each of {len(read.users)} uplinks is absurdly far from the mean for a bound of {found.bound:g}",
+            "Raise --max-norm, or leave it out: the bound is then learned from the uplinks.",
+        )
     rejected = read.rejected + Counter(absurd=int(found.rejected.sum()))
     inputs = {
         "cloud": cloud.artifact.as_input(),
@@ -192,13 +200,27 @@ def _documents(uplinks: Sequence[Path]) -> Iterator[bytes]:
         for path in files:
             try:
                 with path.open("rb") as file:
+                    if path.stat().st_size <= _LARGEST and _is_json(whole := file.read()):
+                        yield whole  # one object, in one line or several
+                        continue
+                    file.seek(0)
                     while line := file.readline(_LARGEST):
                         if line.strip():
                             yield line
+                        while len(line) == _LARGEST and not line.endswith(b"\n"):
+                            line = file.readline(_LARGEST)  # the rest of one that is too long
             except OSError as error:
                 raise UsageError(
                     f"{path}: cannot read it ({error.strerror})", "Name files or folders of uplinks."
                 ) from error
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _checked(data: bytes, bundle: str, devices: dict[str, int], size: int) -> "_Sent | str":

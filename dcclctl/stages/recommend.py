@@ -17,6 +17,7 @@ from dcclctl.config import ListSettings, RecommendConfig, ScoreSettings
 from dcclctl.devices.serving import Subject
 from dcclctl.errors import UsageError
 from dcclctl.evaluation.lists import Lister, ListRules, Moment, allowed_candidates
+from dcclctl.evaluation.parts import exchanges_histories
 from dcclctl.events.log import EventLog
 from dcclctl.events.sampling import Ints
 from dcclctl.stages.chosen import chosen_items, chosen_users
@@ -124,7 +125,8 @@ class _Listers:
         self.subject, self.log, self.users = subject, log, users
         self._open = partial(Lister, subject, rules=rules, device=device, settings=settings)
         dataset = subject.cloud.dataset
-        whole = dataset.log if log is None and len(dataset.parts) == 1 else log
+        at_once = len(dataset.parts) == 1 or exchanges_histories(subject)
+        whole = dataset.log if log is None and at_once else log
         self._whole = None if whole is None else self._open(log=whole, users=users)
         self.candidates = allowed_candidates(subject, rules)
 

@@ -7,6 +7,7 @@ from dcclctl.compute import compute_settings, no_progress, torch_device
 from dcclctl.config import Presets, ScoreConfig
 from dcclctl.devices.serving import Subject
 from dcclctl.evaluation.lists import Explanation, Lister
+from dcclctl.evaluation.parts import exchanges_histories
 from dcclctl.stages.chosen import find_users
 from dcclctl.stages.people import people_of
 from dcclctl.stages.recommend import check_moment, list_rules
@@ -44,7 +45,9 @@ def score(
         users = find_users(known, dataset.ref, list(user_ids))
         rules, _, _ = list_rules(config, as_of, dataset)
         numbers = users["user_index"].to_numpy().astype("int64")
-        log = dataset.log_with(numbers) if people is None or people.log is None else people.log
+        log = people.log if people is not None else None
+        if log is None:
+            log = dataset.log if exchanges_histories(subject) else dataset.log_with(numbers)
         found = Lister(subject, log, numbers, rules, torch_device(config), config).explain(users)
     by_id = {each.user_id: each for each in found}
     return [by_id[user_id] for user_id in dict.fromkeys(user_ids)]

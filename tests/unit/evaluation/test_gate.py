@@ -186,5 +186,9 @@ def test_metrics_are_checked_before_anything_is_scored():
     check_metrics([parse_max_drop("tail.ndcg@10=1%"), parse_max_drop("all.gauc=0")], [5, 10])
     with pytest.raises(UsageError, match="Did you mean 'gauc'"):
         check_metrics([parse_max_drop("all.auc=0")], [10])
+    check_metrics([parse_max_drop("tail.ndcg@10/1000=1%")], [10], "1000")
+    for candidates in ("all", "300"):
+        with pytest.raises(UsageError, match="ranked among 1000 items"):
+            check_metrics([parse_max_drop("tail.ndcg@10/1000=1%")], [10], candidates)
     with pytest.raises(UsageError, match="add the cut-off: -k 10,7"):
         check_metrics([parse_max_drop("all.hr@7=0")], [10])

@@ -148,8 +148,22 @@ def test_nothing_usable_is_an_error(round_: Round, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("nothing")
     result = dcclctl("collect", round_.ref, tmp_path / "bad.json", store=round_.root)
     assert result.exit_code == 3 and "1 unreadable" in result.stderr
+    assert "one JSON object in a file" in result.stderr
     missing = dcclctl("collect", round_.ref, tmp_path / "none.json", store=round_.root)
     assert missing.exit_code == 2
+    (tmp_path / "far.jsonl").write_text("\n".join(map(json.dumps, round_.honest)))
+    absurd = dcclctl("collect", round_.ref, tmp_path / "far.jsonl", "--max-norm=1e-6", store=round_.root)
+    assert absurd.exit_code == 3 and "Raise --max-norm" in absurd.stderr
+
+
+def test_an_uplink_in_several_lines_and_one_that_is_too_long(round_: Round, tmp_path: Path) -> None:
+    """A file is one object however it is written, or one in each line; what is too long is one that is unreadable."""
+    first, second, *others = round_.honest
+    too_long = json.dumps({**others[0], "more": "x" * 3_000_000})
+    lines = "\n".join([json.dumps(each) for each in others[1:]] + [too_long])
+    made, patches = round_.collected(tmp_path, [json.dumps(first, indent=2), json.dumps(second) + "\n", lines])
+    assert made["users"] == patches.users.height == len(round_.honest) - 1
+    assert made["rejected"] == {"unreadable": 1}
 
 
 def test_a_bundle_without_learning_has_nothing_to_collect(round_: Round, tmp_path: Path) -> None:

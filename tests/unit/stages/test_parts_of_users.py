@@ -345,12 +345,13 @@ def test_many_events_are_enough_to_learn_what_all_users_share(parts: Shop, monke
     assert patches.id != parts.meta.id
 
 
-@pytest.mark.parametrize("which", ["knn", "meta", "remembered"])
+@pytest.mark.parametrize("which", ["knn", "meta", "remembered", "remembered+shuffled"])
 def test_lists_in_parts_are_those_of_the_whole(whole: Shop, parts: Shop, which: str) -> None:
+    which, _, suffix = which.partition("+")
     found = []
     for shop in (whole, parts):
         model = getattr(shop, which)
-        subject = Subject(model) if isinstance(model, CloudModel) else Subject(model.cloud, model)
+        subject = Subject(model) if isinstance(model, CloudModel) else Subject(model.cloud, model, suffix)
         lists = recommend(subject, {"top": 4, "shard_users": 11, "as_of": "end", **THREADS})
         found.append(lists.lists)
         (one,) = score(subject, ["u7"], {"top": 4, "as_of": "end", **THREADS})
