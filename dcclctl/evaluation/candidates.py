@@ -146,7 +146,7 @@ class Candidates:
         )
 
     def _no_rivals(self, events: Ints, own: Ints) -> tuple[Ints, Ints]:
-        """Rows and items of the catalogue that may not stand in the event's ranking: excluded ones and its own."""
+        """Rows and items of the catalogue that may not stand in the event's ranking: `never_negative` ones and its own."""
         excluded = self.sampler.excluded
         row, item = excluded.of_owners(self.log.owners(events, excluded))
         pairs = np.concatenate([row * self.log.n_items + item, np.arange(len(events)) * self.log.n_items + own])

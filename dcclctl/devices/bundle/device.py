@@ -247,7 +247,11 @@ class Device:
         return found
 
     def recommend(self, top: int = 10, exclude_known: bool = True) -> list[tuple[str, float]]:
-        """The best items with their logits, best first; ties in the order of the bundle's items."""
+        """The best items with their logits, best first; ties in the order of the bundle's items.
+
+        Args:
+            exclude_known: in a log without repeats, leave out the items of the events that the device holds.
+        """
         logits = self.logits(np.arange(len(self.graphs.item_ids)))
         if exclude_known and not self.graphs.spec["repeats"]:
             logits = logits.copy()

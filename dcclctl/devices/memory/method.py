@@ -277,12 +277,12 @@ class _Run:
         return patch
 
     def test(
-        self, rows: MemoryRows, truncated: MemoryRows, order: bool
+        self, rows: MemoryRows, truncated: MemoryRows, order: bool, smallest: int
     ) -> tuple[Float[Tensor, "U two"], bool, dict[str, float]]:
         """Learn a patch without each user's newest events, and test it on them.
 
         Args:
-            order: whether the order of events may be used.
+            order: whether the order of events may be used. smallest: events in a memory that the patch reads.
 
         Returns:
             Each user's mean loss without and with the patch, NaN without held-back events; whether the order of events
@@ -296,10 +296,10 @@ class _Run:
             return losses, order, {}
         known = torch.from_numpy(~np.isin(truncated.events, rows.events[newest.numpy()]))
         older = MemoryRows.join([rows.where(~newest), truncated.where(known)])
-        losses = user_losses(self.learn(older, "learn (held back)", order), rows, log, newest, negatives)
+        losses = user_losses(self.learn(older, "learn (held back)", order), rows, log, newest, negatives, smallest)
         if not order or self.settings.order != "auto":
             return losses, order, {}
-        without = user_losses(self.learn(older, "learn (held back)", False), rows, log, newest, negatives)
+        without = user_losses(self.learn(older, "learn (held back)", False), rows, log, newest, negatives, smallest)
         tried = {"with": float(losses[:, 1].nanmean()), "without": float(without[:, 1].nanmean())}
         return (without, False, tried) if tried["without"] < tried["with"] else (losses, True, tried)
 
@@ -348,13 +348,13 @@ class MemoryMethod(DeviceMethod[MemorySettings]):
             )
         run = _Run(task, memory)
         rows, truncated = run.rows()
-        losses, order, tried = run.test(rows, truncated, knows_order and settings.order != "never")
         learned = MemoryRows.join([rows, truncated])
-        patch = run.learn(learned, "learn", order)
-        task.work.write_tensors(PATCH_FILE, snapshot(patch))
         # users with smaller memories than nearly all that the patch learned from are served by the cloud model
         sizes, quantile = np.maximum(learned.held, 1), settings.min_history_quantile
         smallest = int(np.quantile(sizes, quantile, method="lower")) if quantile else 1
+        losses, order, tried = run.test(rows, truncated, knows_order and settings.order != "never", smallest)
+        patch = run.learn(learned, "learn", order)
+        task.work.write_tensors(PATCH_FILE, snapshot(patch))
         read = np.bincount(run.log.user[rows.events], minlength=run.log.n_users)
         chosen = torch.from_numpy(task.users)
         lost = losses[chosen, 1] >= losses[chosen, 0]  # False for NaN: a user without held-back events gets the patch

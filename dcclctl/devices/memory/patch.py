@@ -198,14 +198,14 @@ def learn(
 
 @torch.no_grad()
 def user_losses(
-    patch: MemoryPatch, rows: MemoryRows, log: EventLog, tested: Bool[Tensor, "B"], negatives: int
+    patch: MemoryPatch, rows: MemoryRows, log: EventLog, tested: Bool[Tensor, "B"], negatives: int, smallest: int
 ) -> Float[Tensor, "U two"]:
     """Each user's mean loss over the tested events, without and with the patch; NaN for users without any.
 
-    As in serving, the patch is not used if the memory is empty.
+    As in serving, the patch is not used if the memory holds fewer than `smallest` events.
     """
     users = torch.from_numpy(log.user[rows.events])
-    remembers = torch.from_numpy(rows.held > 0).unsqueeze(1)
+    remembers = torch.from_numpy(rows.held >= smallest).unsqueeze(1)
     some = (rows.pick(index) for index in torch.split(torch.arange(len(rows.events)), _TESTED_EVENTS))
     patched = torch.cat([patch(each.inputs, each.logits) for each in some])
     patched = torch.where(remembers, patched, rows.logits)

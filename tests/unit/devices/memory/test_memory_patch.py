@@ -263,14 +263,16 @@ def test_a_loss_that_is_no_number_is_said() -> None:
     assert "patch.memory.learning_rate" in error.value.remedy
 
 
-def test_losses_are_those_of_what_is_served() -> None:
-    """Mean loss of each user's tested events; where nothing is remembered, the cloud model's on both sides."""
+@pytest.mark.parametrize("smallest", [1, 5])
+def test_losses_are_those_of_what_is_served(smallest: int) -> None:
+    """Mean loss of each user's tested events; where too little is remembered, the cloud model's on both sides."""
     log = shop(0.8)
     rows = rows_of(log, DEVICE).pick(torch.arange(40))
     rows.held[3:5] = 0
     patch = filled(new_patch()).requires_grad_(False)
     tested = torch.arange(40) % 3 == 0
-    found = user_losses(patch, rows, log, tested, NEGATIVES)
+    assert 0 < (rows.held >= smallest).sum() < 40
+    found = user_losses(patch, rows, log, tested, NEGATIVES, smallest)
     owners = log.user[rows.events]
     for user in range(N_USERS):
         mine = np.flatnonzero((owners == user) & tested.numpy())
@@ -279,14 +281,14 @@ def test_losses_are_those_of_what_is_served() -> None:
             continue
         index = torch.from_numpy(mine)
         after = patch(rows.inputs[index], rows.logits[index])
-        after = torch.where(torch.from_numpy(rows.held[mine] > 0)[:, None], after, rows.logits[index])
+        after = torch.where(torch.from_numpy(rows.held[mine] >= smallest)[:, None], after, rows.logits[index])
         expected = [
             event_losses(logits, rows.labels[index], rows.stands[index], NEGATIVES).mean().item()
             for logits in (rows.logits[index], after)
         ]
         assert found[user].tolist() == pytest.approx(expected, rel=1e-5)
     nothing = rows.pick(torch.tensor([3]))
-    losses = user_losses(patch, nothing, log, torch.tensor([True]), NEGATIVES)[owners[3]]
+    losses = user_losses(patch, nothing, log, torch.tensor([True]), NEGATIVES, smallest)[owners[3]]
     assert losses[0] == losses[1]
 
 
