@@ -23,6 +23,7 @@ __all__ = [
     "find_leaks",
     "forget",
     "ingest",
+    "load",
     "memory",
     "patch",
     "recommend",

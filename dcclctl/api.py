@@ -43,7 +43,7 @@ from dcclctl.stages.seeds import seeded
 from dcclctl.stages.train import train as _train
 from dcclctl.stages.tune import TUNED, Search
 from dcclctl.stages.tune import tune as _tune
-from dcclctl.store.store import Store
+from dcclctl.store.store import Artifact, Store
 
 if TYPE_CHECKING:
     import polars as pl
@@ -75,6 +75,34 @@ class CloudModel(artifacts.CloudModel, _Served):
 
 class PatchSet(artifacts.PatchSet, _Served):
     """Patches on a cloud model that can recommend."""
+
+
+_HANDLES: Mapping[str, type[Handle]] = {
+    "dataset": Dataset,
+    "cloud": CloudModel,
+    "memory": Memory,
+    "patches": PatchSet,
+    "evaluation": Evaluation,
+    "recommendations": Recommendations,
+    "tuning": Tuning,
+    "bundle": Bundle,
+}
+
+
+def load(reference: str, *, store: Store) -> Any:
+    """The handle of an artifact that was made before, also by a command.
+
+    Args:
+        reference: e.g. "cloud@7", "cloud@release", or "dataset" for the newest.
+
+    Returns:
+        A Dataset, CloudModel, PatchSet, Memory, Evaluation, Recommendations, Bundle or Tuning.
+
+    Raises:
+        UsageError: there is no such artifact. ArtifactError: it is damaged.
+    """
+    artifact = store.resolve(reference)
+    return _HANDLES[artifact.kind](artifact)
 
 
 def ingest(
@@ -111,6 +139,7 @@ def train(data: Dataset, *, start: artifacts.CloudModel | None = None, **setting
     Raises:
         UsageError: a setting that the model does not read. DataError: no events. DivergedError: NaN loss.
     """
+    data, start = _handle(data, "dataset"), _handle(start, "cloud", optional=True)
     return CloudModel(_train(data, settings, _run(settings), start).artifact)
 
 
@@ -123,7 +152,7 @@ def memory(data: Dataset, **settings: Any) -> Memory:
     Raises:
         UsageError: statistics that would count valid or test events.
     """
-    return remember(data, settings, _run(settings))
+    return remember(_handle(data, "dataset"), settings, _run(settings))
 
 
 def patch(
@@ -144,6 +173,8 @@ def patch(
     Raises:
         UsageError: a setting that the method does not read, an unknown user, or a model that it cannot patch.
     """
+    cloud, learn_with = _handle(cloud, "cloud"), _handle(learn_with, "cloud", optional=True)
+    memory = _handle(memory, "memory", optional=True)
     return PatchSet(_patch(cloud, settings, _run(settings), memory, learn_with).artifact)
 
 
@@ -157,6 +188,7 @@ def distill(patches: artifacts.PatchSet, *, student: artifacts.CloudModel | None
     Raises:
         UsageError: a student that cannot be taught, or teachers that have counted the events.
     """
+    patches, student = _handle(patches, "patches"), _handle(student, "cloud", optional=True)
     return CloudModel(_distill(patches, settings, _run(settings), student).artifact)
 
 
@@ -179,6 +211,7 @@ def evaluate(
     Raises:
         UsageError: a model named twice, or a setting out of its range. ArtifactError: two datasets.
     """
+    models = [models] if isinstance(models, Handle | Artifact | str) else models
     flat = [
         each for model in (*models, against) for each in ([model] if not isinstance(model, list | tuple) else model)
     ]
@@ -212,6 +245,7 @@ def tune(
     Raises:
         UsageError: Optuna is missing, or an unknown variant, metric or setting.
     """
+    of = _handle(of, *TUNED.values())
     command = next(name for name, kind in TUNED.items() if kind == of.artifact.kind)
     search = Search(command, variants, given, [f"{key}={values}" for key, values in space.items()])
     return _tune(of, search, settings, _run(settings))
@@ -236,6 +270,7 @@ def recommend(
         UsageError: an unknown user, or no candidate. DataError: a log that cannot be read.
     """
     logs = [log] if isinstance(log, str | Path) else log
+    model = _handle(model, *_SERVING)
     return _recommend(_subject(model, model.store), settings, _run(settings), [Path(path) for path in logs])
 
 
@@ -255,7 +290,7 @@ def export(
     from dcclctl.stages.export import export as run  # needs the packages of the extra `bundle`
     from dcclctl.stages.export import write_bundle
 
-    bundle = run(model, settings, _run(settings))
+    bundle = run(_handle(model, "patches", "cloud"), settings, _run(settings))
     if to is not None:
         write_bundle(bundle, Path(to), user)
     return bundle
@@ -274,6 +309,7 @@ def collect(bundle: Bundle, uplinks: str | Path | Sequence[str | Path], **settin
     from dcclctl.stages.collect import collect as run  # needs the packages of the extra `bundle`
 
     paths = [uplinks] if isinstance(uplinks, str | Path) else uplinks
+    bundle = _handle(bundle, "bundle")
     return PatchSet(run(bundle, [Path(path) for path in paths], settings, _run(settings)).artifact)
 
 
@@ -281,7 +317,8 @@ def write_report(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
     """Write evaluations as one HTML page that works offline, and return its path."""
     from dcclctl.report.html import render
 
-    Path(path).write_bytes(render(load_page(list(evaluations))).encode())
+    given = [evaluations] if isinstance(evaluations, Handle | Artifact) else evaluations
+    Path(path).write_bytes(render(load_page([_handle(each, "evaluation") for each in given])).encode())
     return Path(path)
 
 
@@ -301,7 +338,7 @@ def forget(users: Sequence[str], store: Store, apply: bool = False) -> Forgotten
 
 def find_leaks(made: Handle) -> list[Finding]:
     """Audit an artifact and everything that it was made from, and return the leaks: [] if it passes."""
-    return [finding for finding in audit(made.artifact) if finding.kind == "leak"]
+    return [finding for finding in audit(_handle(made, *_HANDLES).artifact) if finding.kind == "leak"]
 
 
 def _run(settings: dict[str, Any]) -> RunOptions:
@@ -316,10 +353,42 @@ def _run(settings: dict[str, Any]) -> RunOptions:
     )
 
 
+#: kinds of what can serve users
+_SERVING = ("cloud", "patches", "bundle")
+
+
+def _handle(given: Any, *kinds: str, optional: bool = False) -> Any:
+    """The handle that was given, or that of an artifact.
+
+    Args:
+        kinds: of the artifact, any of them. optional: None stays None.
+
+    Raises:
+        UsageError: an artifact of another kind, or something else.
+    """
+    if given is None and optional:
+        return None
+    if isinstance(given, Artifact) and given.kind in _HANDLES:
+        given = _HANDLES[given.kind](given)
+    wanted = " or ".join(_HANDLES[kind].__name__ for kind in kinds)
+    if not isinstance(given, Handle):
+        raise UsageError(
+            f"a {wanted} is needed here, and {given!r} is none",
+            f'Give what a function returned, or dcclctl.load("{kinds[0]}@1", store=store).',
+        )
+    if given.artifact.kind not in kinds:
+        raise UsageError(f"a {wanted} is needed here, and {given.ref} is of kind {given.artifact.kind}", "")
+    return given
+
+
 def _store_of(models: Sequence[Any]) -> Store:
-    store = next((model.store for model in models if isinstance(model, Handle)), None)
-    if store is None:
-        raise UsageError("no model is a handle", "Give at least one model that train, patch or distill returned.")
+    handle = next((_handle(model, *_HANDLES) for model in models if isinstance(model, Handle | Artifact)), None)
+    if handle is None:
+        raise UsageError(
+            "no model is a handle",
+            'Give at least one that train or patch returned, or dcclctl.load("cloud@1", store=store).',
+        )
+    store: Store = handle.store
     return store
 
 
@@ -332,10 +401,11 @@ def _group(model: Any, seeds: Sequence[int], store: Store) -> list[Subject]:
 
 def _subject(model: Any, store: Store) -> Subject:
     """What a handle or a reference means."""
+    if isinstance(model, str):
+        return Subject.of(model, store)
+    model = _handle(model, *_SERVING)
     if isinstance(model, artifacts.PatchSet):
         return Subject(model.cloud, model)
     if isinstance(model, artifacts.CloudModel):
         return Subject(model)
-    if isinstance(model, Bundle):
-        return Subject(model.cloud, model.patches, "", model)
-    return Subject.of(str(model), store)
+    return Subject(model.cloud, model.patches, "", model)

@@ -84,5 +84,7 @@ def distill(
         cloud=start.ref,
         teachers=facts["teachers"],
         best_valid_loss=facts["best_valid_loss"],
+        best_valid_auc=facts["best_valid_auc"],
+        best_valid_ndcg=facts.get("best_valid_ndcg"),
         round=facts["round"],
     )

@@ -74,8 +74,9 @@ def export(
     """
     from dcclctl.artifacts import CloudModel, PatchSet
     from dcclctl.errors import UsageError
+    from dcclctl.stages.chosen import find_users
+    from dcclctl.stages.export import check_target, measured, write_bundle
     from dcclctl.stages.export import export as run
-    from dcclctl.stages.export import measured, write_bundle
 
     if user and output is None:
         raise UsageError("--user is read with -o only", "Add -o FOLDER.")
@@ -83,6 +84,11 @@ def export(
     if artifact.kind not in ("patches", "cloud"):
         raise UsageError(f"{artifact.ref} cannot be exported", "Name patches or a cloud model.")
     model = PatchSet(artifact) if artifact.kind == "patches" else CloudModel(artifact)
+    if output is not None:  # before the work
+        check_target(output)
+    if user:
+        data = (model.cloud if isinstance(model, PatchSet) else model).dataset
+        find_users(data.users, data.ref, [user])
     with call.run() as options:
         made = run(model, call.settings, options)
         wanted = measure or max_bytes or max_ms

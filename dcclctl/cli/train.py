@@ -55,10 +55,17 @@ def train(
     )
     if facts["epochs"]:
         call.reporter.line(kept_epoch(facts))
+        if not facts["best_epoch"] and start is None:
+            call.reporter.remark(
+                "warning: the model has learned nothing: no epoch ranks valid better than random weights do. On a small log try "
+                "--batch-size 64 and --patience 0; --model popularity says what is easily reached"
+            )
     call.finish(
         made,
         dataset=data.ref,
         best_valid_loss=facts["best_valid_loss"],
+        best_valid_auc=facts["best_valid_auc"],
+        best_valid_ndcg=facts.get("best_valid_ndcg"),
         best_epoch=facts["best_epoch"],
         epochs=len(facts["epochs"]),
         parameters=facts["parameters"],

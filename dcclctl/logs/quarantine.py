@@ -10,6 +10,7 @@ from dcclctl.logs.rules import REASONS, REMEDIES
 from dcclctl.tables import REJECTS
 
 EXAMPLES = 3
+TOO_MANY_REJECTS = "Mend the log, or accept more rejects with --max-reject (a fraction, e.g. 0.05)."
 
 
 class Quarantine:
@@ -46,13 +47,7 @@ class Quarantine:
         self.by_source[source] += len(rejects)
         return kept
 
-    def check(
-        self,
-        source: str,
-        read: int,
-        max_reject: float,
-        remedy: str = "Mend the log, or accept more rejects with --max-reject (a fraction, e.g. 0.05).",
-    ) -> None:
+    def check(self, source: str, read: int, max_reject: float, remedy: str = TOO_MANY_REJECTS) -> None:
         """Refuse a file with too many rejects.
 
         Args:

@@ -37,7 +37,7 @@ NORMALISED: Final = {
     "mixed-types": "values of another type than the column's first read as text",
     "padded-ids": "ids with spaces around them trimmed",
     "ids-as-int": "ids like '123.0' turned into '123' (--ids int)",
-    "times-as-float": "times like '881250949.0' read as whole numbers",
+    "times-as-float": "times with '.0' at their end read as whole numbers",
     "times-with-fraction": "times with a fraction or an exponent read to the microsecond",
     "labels-true-false": "labels true/false read as 1/0",
 }

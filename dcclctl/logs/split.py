@@ -112,9 +112,10 @@ def _check_filled(periods: Periods, times: Ints, cuts: list[int]) -> None:
     bounds = [int(times.min()), *cuts, int(times.max())]
     for number, name in enumerate(PERIODS):
         if counts[number] == 0:
-            start, end = iso(bounds[number]), iso(bounds[number + 1])
+            start, end = bounds[number : number + 2]
+            when = f"begins {iso(start)}" if start > end else f"{iso(start)} to {iso(end)}"
             raise DataError(
-                f"the period {name!r} ({start} to {end}) holds no event; the log runs from {iso(bounds[0])} to {iso(bounds[-1])}",
+                f"the period {name!r} ({when}) holds no event; the log runs from {iso(bounds[0])} to {iso(bounds[-1])}",
                 "Choose other shares or three cut times (--periods), or another split (--split per-user, leave-one-out).",
             )
 

@@ -154,8 +154,12 @@ def without_seeds(difference: float, of_seeds: Sequence[float], confidence: floa
 
 
 def seeds_error(of_seeds: Sequence[float]) -> float:
-    """The standard error of a mean of seeds; 0 for fewer than two."""
-    return float(np.std(of_seeds, ddof=1)) / math.sqrt(len(of_seeds)) if len(of_seeds) > 1 else 0.0
+    """The standard error of a mean of seeds, as far as the interval over few seeds spreads it; 0 for fewer than two.
+
+    See `widening`: in place of the normal's quantile stands that of Student's t.
+    """
+    seeds = len(of_seeds)
+    return float(np.std(of_seeds)) / math.sqrt(seeds) * widening(seeds) if seeds > 1 else 0.0
 
 
 def _resampled(

@@ -133,7 +133,7 @@ class FitState:
         return cls(weights=weights, best=best, adam_state=adam_state, best_valid=best_valid, **numbers)
 
 
-_INGEST_AGAIN = "dcclctl artifacts show DATASET lists the periods: ingest again with another --split, or with more events of each user."
+_INGEST_AGAIN = "dcclctl artifacts show DATASET lists the periods: ingest again with another --split or --label, or with more events of each user."
 _LOWER = "Lower --learning-rate and run the command again."
 
 

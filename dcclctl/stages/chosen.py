@@ -42,10 +42,17 @@ def chosen_users(dataset: Dataset, users: str, table: pl.DataFrame | None = None
         meant = closest(users, words)
         raise UsageError(
             f"--users: {dataset.ref} has no user {_some(missing)}" if missing else "--users is empty",
-            (f"Did you mean {meant}? " if meant else "")
-            + f"Use {', '.join(words)}, @FILE, or ids such as {', '.join(table['user_id'][:3])}.",
+            (f"Did you mean {meant}? " if meant else "") + _forms(words, table["user_id"].head(100).to_list()),
         )
     return found["user_index"].to_numpy().astype(np.int64), _name_of(wanted)
+
+
+def _forms(words: list[str], user_ids: list[str]) -> str:
+    """How users may be chosen, with some ids as examples."""
+    listed = [each for each in user_ids if "," not in each][:3]
+    examples = f"ids such as {', '.join(listed)}" if listed else "ids"
+    commas = "" if len(listed) == min(3, len(user_ids)) else " Ids with commas go into @FILE, one a line."
+    return f"Use {', '.join(words)}, @FILE, or {examples}.{commas}"
 
 
 def find_users(table: pl.DataFrame, ref: str, user_ids: list[str]) -> pl.DataFrame:

@@ -132,11 +132,10 @@ def write_bundle(bundle: Bundle, target: Path, user_id: str = "", budget: Measur
     Raises:
         UsageError: the target exists, or there is no such user.
     """
+    check_target(target)
     files = _contents(bundle, user_id)
     if budget is not None:
         files[BUNDLE_FILE] = _json(json.loads(files[BUNDLE_FILE]) | {"measured": budget.model_dump()})
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"-o {target}: it exists already", "Name a new folder or file, or remove it first.")
     try:
         if target.suffix == ".zip":
             _write_zip(target, files)
@@ -144,6 +143,16 @@ def write_bundle(bundle: Bundle, target: Path, user_id: str = "", budget: Measur
             write_folder(target, files)
     except OSError as error:
         raise DataError(f"-o {target}: cannot write ({error})", "Choose another place.") from error
+
+
+def check_target(target: Path) -> None:
+    """Refuse to write over something.
+
+    Raises:
+        UsageError: a file or a folder that is not empty is there.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"-o {target}: it exists already", "Name a new folder or file, or remove it first.")
 
 
 def web_page(bundle: Bundle, user_id: str = "", port: int = 0, runtime: Path | None = None) -> ThreadingHTTPServer:

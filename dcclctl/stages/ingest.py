@@ -23,7 +23,7 @@ from dcclctl.logs.formats import check_same_columns, detect_log, side_files
 from dcclctl.logs.groups import user_groups
 from dcclctl.logs.ids import lookalikes
 from dcclctl.logs.layout import Layout
-from dcclctl.logs.quarantine import Quarantine
+from dcclctl.logs.quarantine import TOO_MANY_REJECTS, Quarantine
 from dcclctl.logs.reader import Log, LogReader, label_rule
 from dcclctl.logs.sides import SideTable, categories, profiles, read_side, split_lists
 from dcclctl.logs.sources import Source, check_distinct, find_paths, identify
@@ -107,6 +107,16 @@ def ingest(
         return named(Dataset(work.commit(_write(work, read, run.on_progress))), run)
 
 
+def _remedy(rejected: dict[str, int], config: IngestConfig) -> str:
+    """What to do about too many bad rows."""
+    if config.time_unit != "auto" and rejected.get("bad-time", 0) + rejected.get("time-in-future", 0):
+        return (
+            f"Perhaps the times are not in --time-unit {config.time_unit}: without it (also in dccl.toml) the unit is told "
+            "from the times."
+        )
+    return TOO_MANY_REJECTS
+
+
 def _existing(path: Path) -> Path:
     if not path.exists():
         raise UsageError(f"no such file: {path}", "Check the path after --users or --items.")
@@ -155,7 +165,7 @@ class _Read:
         quarantine = Quarantine()
         log = LogReader(config, quarantine, on_progress).read(layouts)
         rejected = dict(sorted(quarantine.counts.items()))
-        quarantine.check("", sum(log.read.values()), config.max_reject)
+        quarantine.check("", sum(log.read.values()), config.max_reject, _remedy(rejected, config))
         sides = {
             role: (source, read_side(source, config, role.removesuffix("s"), quarantine))
             for role, source in side_sources.items()
@@ -270,7 +280,7 @@ class _Read:
             remarks.append("the times are order numbers: only each user's order is known")
         elif doubtful := remark_on_unit(config.time_unit, int(events.times.max())):
             remarks.append(doubtful)
-        remarks += _empty_periods(periods, config)
+        remarks += _nothing_to_learn(events) + _empty_periods(periods, config)
         if hidden["label-conflicts"]:
             remarks.append(
                 f"{hidden['label-conflicts']} events had a positive and a negative label at one time and count as "
@@ -294,6 +304,23 @@ class _Read:
         return remarks + [line for _, table in self.sides.values() for line in table.remarks]
 
 
+def _nothing_to_learn(events: Events) -> list[str]:
+    """Warnings about a log that no model can learn from."""
+    remarks = []
+    if len(events) and not events.labels.any():
+        remarks.append(
+            "warning: no event is positive, so there is nothing to recommend and most models cannot be trained: give "
+            "--label a lower limit"
+        )
+    again = events.users[1:] == events.users[:-1]
+    if again.any() and not (events.times[1:] > events.times[:-1])[again].any():
+        remarks.append(
+            "warning: no user has events at two times, so no event has a history, and a memory holds nothing: if the rows "
+            "are in order of time, ingest without the column of times"
+        )
+    return remarks
+
+
 def _empty_periods(periods: Periods, config: IngestConfig) -> list[str]:
     """A warning about periods that hold no event although their share is not 0; a global split refuses such a log."""
     wanted = [True] * len(PERIODS)
@@ -308,7 +335,7 @@ def _empty_periods(periods: Periods, config: IngestConfig) -> list[str]:
     if config.split == "leave-one-out":
         why = "test needs a user with 2 events, valid and cloud one with 3, device one with 4"
     return [
-        f"warning: no event in {' and '.join(empty)}: {why}; training needs cloud and valid, evaluation test. "
+        f"warning: no event in {', '.join(empty)}: {why}; training needs cloud and valid, evaluation test. "
         "Another --split may suit this log."
     ]
 

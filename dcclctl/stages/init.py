@@ -27,6 +27,8 @@ from dcclctl.version import __version__
 _RECORDS = 200_000
 #: a larger share of events of a pair that came before: people come back to items
 _MANY_REPEATS = 0.1
+#: the batch size of train, and the smallest one that is written for a small log
+_BATCH, _SMALLEST_BATCH = 1024, 64
 GATE, WORKFLOW = Path("gate.toml"), Path(".github/workflows/dcclctl-gate.yml")
 
 
@@ -183,7 +185,19 @@ def _settings(log: Path, records: int, guesses: list[Guess]) -> str:
     ]
     for guess in guesses:
         lines += [f"# {plain(guess.why)}", f"{guess.key} = {_toml(guess.value)}"]
+    size = _batch_size(records)
+    if size < _BATCH:
+        why = f"# a small log: with {_BATCH:,} events to a step an epoch would have too few steps"
+        lines += ["", "[train.din]", why, f"batch_size = {size}"]
     return "\n".join(lines) + "\n"
+
+
+def _batch_size(records: int) -> int:
+    """A batch size with which an epoch on half of the events has 25 steps or more, if that can be."""
+    size = _BATCH
+    while size > _SMALLEST_BATCH and records < 50 * size:
+        size //= 2
+    return size
 
 
 def _toml(value: Any) -> str:

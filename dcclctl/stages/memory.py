@@ -101,7 +101,8 @@ def remember(dataset: Dataset, settings: Settings = NO_SETTINGS, run: RunOptions
 
 def _nothing_counted(dataset: Dataset, config: MemoryConfig) -> DataError:
     return DataError(
-        f"{dataset.ref} has no positive events up to {config.counted_through}", "Ingest with other --periods."
+        f"{dataset.ref} has no positive events up to {config.counted_through}",
+        "Ingest with other --periods, or with another --label.",
     )
 
 

@@ -541,7 +541,7 @@ class Store:
     def _choices(self, kind: str) -> str:
         numbers = self.numbers(kind)
         if not numbers:
-            return f"There is no {kind} yet; run first: {KINDS[kind]}"
+            return f"None of this kind is there yet; run first: {KINDS[kind]}"
         shown = ", ".join(f"{kind}@{number}" for number in numbers[-5:])
         aliases = "".join(f", {kind}@{name}" for name in self.alias_names(kind))
         return f"Type one of: {'… ' if len(numbers) > 5 else ''}{shown}{aliases}"

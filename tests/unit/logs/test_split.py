@@ -125,3 +125,11 @@ def test_coarsen() -> None:
     assert coarsen(np.array([2_000_000, 5_000_000])).tolist() == [2, 5]
     assert coarsen(np.array([2_000_000, 5_001_000])).tolist() == [2000, 5001]
     assert coarsen(np.array([7])).tolist() == [7]
+
+
+def test_a_period_after_the_end_of_the_log_says_when_it_begins() -> None:
+    times = np.array([1_500_000_000, 1_512_086_400, 1_512_172_800]) * 1_000_000
+    config = IngestConfig(periods=["2017-12-01", "2017-12-02", "2018-12-03"])
+    with pytest.raises(DataError, match=r"'test' \(begins 2018-12-03T00:00:00Z\) holds no event") as error:
+        split(np.zeros(3, np.int32), times, "timestamp", config)
+    assert "to 2017-12-02T00:00:00Z" in error.value.what

@@ -150,9 +150,12 @@ def test_contrast_is_the_difference_of_the_groups():
 
 def test_users_that_would_settle_it_know_that_users_do_not_lessen_the_seeds_spread():
     seeds = [0.01, 0.03, 0.02]
-    assert seeds_error(seeds) == pytest.approx(stats.sem(seeds))
+    spread = stats.sem(seeds) * stats.t.ppf(0.975, 2) / stats.norm.ppf(0.975)
+    assert seeds_error(seeds) == pytest.approx(spread, rel=1e-3)
     assert without_seeds(0.02, [], 0.95) == without_seeds(0.02, [0.02], 0.95) == 0.02
-    left = without_seeds(0.02, seeds, 0.95)
-    assert left == pytest.approx(math.sqrt(0.02**2 - (1.96 * stats.sem(seeds)) ** 2), rel=1e-3)
-    assert users_to_settle(left, 0.1) > users_to_settle(0.02, 0.1)
+    left = without_seeds(0.03, seeds, 0.95)
+    assert left == pytest.approx(math.sqrt(0.03**2 - (1.96 * spread) ** 2), rel=1e-3)
+    assert users_to_settle(left, 0.1) > users_to_settle(0.03, 0.1)
+    # an interval over seeds alone that holds 0 is not settled by users
+    assert users_to_settle(without_seeds(0.02, seeds, 0.95), 0.1) is None
     assert users_to_settle(without_seeds(0.001, seeds, 0.95), 0.1) is None

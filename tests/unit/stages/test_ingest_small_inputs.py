@@ -658,3 +658,31 @@ def test_three_shares_are_not_three_times(tmp_path: Path, periods: str, split: s
 def test_settings_keep_the_delimiter_that_is_meant() -> None:
     names = {"tab": "\t", "space": " ", "\\t": "\t", "\\x01": "\x01", ",": ",", "": ""}
     assert {given: IngestConfig(delimiter=given).delimiter for given in names} == names
+
+
+# logs that nothing can be learned from
+
+
+def test_a_log_without_a_positive_event_says_so(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", table(row="{u}{d}{i}{d}{t}{d}2").replace("timestamp", "timestamp,rating"))
+    said = " ".join(run(tmp_path, log, label="rating>=4").facts["remarks"])
+    assert "warning: no event is positive" in said and "--label" in said
+    assert "no event is positive" not in " ".join(run(tmp_path, log, label="rating>=2").facts["remarks"])
+
+
+def test_a_log_of_one_moment_says_that_nobody_has_a_history(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.csv", table(row="{u}{d}{i}{d}2024-02-03"))
+    said = " ".join(run(tmp_path, one, split="per-user", timezone="UTC").facts["remarks"])
+    assert "warning: no user has events at two times" in said
+    assert "at two times" not in " ".join(run(tmp_path, write(tmp_path / "log.csv", table())).facts["remarks"])
+
+
+def test_a_time_unit_that_the_times_do_not_have_is_doubted(tmp_path: Path) -> None:
+    dates = write(tmp_path / "dates.csv", table(row="{u}{d}{i}{d}2024-02-03"))
+    late = write(tmp_path / "late.csv", table(row="{u}{d}{i}{d}{t}000"))
+    for log in (dates, late):
+        with pytest.raises(DataError) as error:
+            run(tmp_path, log, time_unit="s")
+        assert "Perhaps the times are not in --time-unit s" in error.value.remedy
+    with pytest.raises(DataError, match="--max-reject"):
+        run(tmp_path, write(tmp_path / "bad.csv", table(row="{u}{d}{i}{d}never")))

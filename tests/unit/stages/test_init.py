@@ -87,7 +87,10 @@ def test_a_log_without_a_header_is_mapped(tmp_path: Path, monkeypatch: pytest.Mo
 def test_every_guess_has_a_reason(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(LOGS["ratings"][1])
     settings, *_ = init(tmp_path / "log.csv", tmp_path)
-    lines = settings.read_text().partition("[ingest]\n")[2].splitlines()
+    lines, small = (
+        part.splitlines() for part in settings.read_text().partition("[ingest]\n")[2].split("\n[train.din]\n")
+    )
+    assert small[1] == "batch_size = 64"
     assert all(why.startswith("# ") and " = " in setting for why, setting in zip(lines[::2], lines[1::2], strict=True))
     assert "# 'rating' runs from 1 to 5; 40% of the events are positive then; without it all are" in lines
 

@@ -121,6 +121,20 @@ def test_users_that_cannot_be_patched(world: World, users: str, code: int, messa
     assert all(message in result.stderr for message in messages), result.stderr
 
 
+def test_ids_with_commas_are_chosen_by_a_file(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(
+        "user,item,time\n" + "".join(f'"{name}, 1",i{n},{n}\n' for name in ("ä", "b", "c") for n in range(1, 6))
+    )
+    done("ingest", log, "--split=per-user", "--time-unit=ordinal", store=tmp_path / "store")
+    done("train", "--model=popularity", store=tmp_path / "store")
+    refused = dcclctl("recommend", "cloud@1", "--users=b, 1", store=tmp_path / "store")
+    assert refused.exit_code == 2 and "Ids with commas go into @FILE, one a line." in refused.stderr
+    (tmp_path / "some.txt").write_text("b, 1\n")
+    made = done("recommend", "cloud@1", f"--users=@{tmp_path}/some.txt", "--exclude=none", store=tmp_path / "store")
+    assert made["lists"] == 1
+
+
 def test_chosen_users_without_events_are_counted(shop: Path) -> None:
     made = done("patch", "--users=u1,n0,n1", "--cloud=cloud@1", *PATCH, store=shop)
     assert (made["users"], made["users_without_events"]) == (1, 2)

@@ -198,3 +198,14 @@ def test_a_log_without_categories_and_profiles(tmp_path: Path, world: World) -> 
     done("patch", "--method=metapatch", "--threads=1", "--set=basis_epochs=1", store=tmp_path)
     done("distill", *DISTILL, store=tmp_path)
     assert done("evaluate", "--unpatched=cloud", "--threads=1", store=tmp_path)["users"] > 0
+
+
+def test_a_model_that_learned_nothing_says_so(shop: Path) -> None:
+    still = ("train", *TRAIN, "--epochs=1", "--learning-rate=1e-12")
+    first = dcclctl(*still, store=shop)
+    assert first.exit_code == 0 and "warning: the model has learned nothing" in first.stderr
+    assert "learned nothing" not in dcclctl("train", *TRAIN, store=shop).stderr
+    # a model that is trained further starts from what it had learned
+    assert "learned nothing" not in dcclctl(*still, "--continue=cloud@1", "--on=device", store=shop).stderr
+    figures = done("train", *TRAIN, store=shop)
+    assert 0 < figures["best_valid_auc"] < 1 and figures["best_valid_ndcg"] is None
