@@ -276,7 +276,10 @@ class EventLog:
         return PairSet(self.user[rows], self.item[rows], self.n_items)
 
     def owners(self, events: Ints, pairs: PairSet) -> Ints:
-        """(B,) the first number of each event's pairs: its user, or its basket."""
+        """(B,) the first number of each event's pairs: its user, or its basket.
+
+        An event of label 0 is in no basket of positive events; it has the number of the next one.
+        """
         owners: Ints = self.history_end[events] if pairs.by_basket else self.user[events]
         return owners
 

@@ -1,8 +1,8 @@
 """Factor models: matrix factorisation (BPR), factorisation machine, and NeuMF.
 
 Each has a part that depends on the event (`context`), a part that depends on the candidate (`item_side`) and `combine`,
-so that the item sides of the whole catalogue are computed once. Users' vectors start at zero: for a user without
-training events the score depends on the item alone.
+so that the item sides of the whole catalogue are computed once. Users' vectors start at zero: what is known of a user
+without training events is the profile and the history, which the factorisation machine alone reads.
 """
 
 from typing import TYPE_CHECKING, Annotated

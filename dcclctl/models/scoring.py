@@ -1,4 +1,4 @@
-"""Scoring many candidates per event, for rankings: without gradients, and a score does not depend on its batch.
+"""Scoring many candidates per event, for rankings: without gradients, and batches change a score by rounding at most.
 
 A cloud model and all its patches share the layers below the patches, so these layers are computed once for all of them.
 """
