@@ -9,6 +9,7 @@ from dcclctl.cli.options import LOOKS, Call, command
 from dcclctl.errors import UsageError
 
 if TYPE_CHECKING:
+    from dcclctl.cli.console import Progress
     from dcclctl.store.store import Artifact
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -43,8 +44,8 @@ def report(
       dcclctl report evaluation@1 evaluation@2 -o rounds.html
       dcclctl report --bundle device
     """
-    with call.working():
-        chosen, page = _page(call, evaluations or ["evaluation@latest"], bundle)
+    with call.working() as progress:
+        chosen, page = _page(call, evaluations or ["evaluation@latest"], bundle, progress)
     try:
         output.write_bytes(page)
     except OSError as error:
@@ -53,7 +54,9 @@ def report(
     call.finish(chosen[0], evaluations=[each.ref for each in chosen], path=str(output), bytes=len(page))
 
 
-def _page(call: Call, references: list[str], bundle: Path | None) -> "tuple[list[Artifact], bytes]":
+def _page(
+    call: Call, references: list[str], bundle: Path | None, progress: "Progress"
+) -> "tuple[list[Artifact], bytes]":
     """The evaluations, and the page about them."""
     from dcclctl.artifacts import Evaluation
     from dcclctl.report.html import render
@@ -63,4 +66,7 @@ def _page(call: Call, references: list[str], bundle: Path | None) -> "tuple[list
     for at, artifact in enumerate(chosen):
         if artifact.id in [other.id for other in chosen[:at]]:
             raise UsageError(f"{artifact.ref} is named twice", "Name each evaluation once.")
-    return chosen, render(load_page([Evaluation(artifact) for artifact in chosen], bundle)).encode()
+    progress("read", 0, 0)
+    content = load_page([Evaluation(artifact) for artifact in chosen], bundle)
+    progress("draw", 0, 0)
+    return chosen, render(content).encode()
