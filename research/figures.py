@@ -307,7 +307,7 @@ def cell(record: dict[str, object]) -> str:
     """+1.23 [0.90, 1.50], bold where the interval leaves out zero."""
     if record.get("difference") is None:
         return ""
-    text = f"{100 * record['difference']:+.2f}"  # type: ignore[operator]
+    text = f"{100 * record['difference']:+z.2f}"  # type: ignore[operator]
     if record.get("low") is None:
         return text
     low, high = 100 * record["low"], 100 * record["high"]  # type: ignore[operator]

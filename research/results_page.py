@@ -233,7 +233,7 @@ def strong_harm(out: Path) -> Table:
                 found = by[(gate, "all")]
                 row.append(harm_share({"estimate": found["harm"], "low": found["low"], "high": found["high"]}))
                 if gate != "everybody":
-                    row.append(f"{100 * (1 - found['gain'] / found['gain_without']):.0f} %")
+                    row.append(f"{100 * (1 - found['gain'] / found['gain_without']):z.0f} %")
             rows.append(row)
     title = ["log", "no gate", *(x for g in ("size", "record", "learned") for x in (f"gate: {g}", "gain lost"))]
     return title, rows
