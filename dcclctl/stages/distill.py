@@ -42,7 +42,8 @@ def distill(
         student: the cloud model to train further; None: the one under the patches.
 
     Raises:
-        UsageError: valid or test in `on`; a student that cannot be taught; too few patches to shuffle; teachers that have counted the events.
+        UsageError: valid or test in `on`; a student that cannot be taught; too few patches to shuffle; teachers that have
+            counted the events.
         ArtifactError: a student of another dataset.
         DataError: the block has no events. DivergedError: NaN loss.
     """

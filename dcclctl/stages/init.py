@@ -19,6 +19,7 @@ from dcclctl.logs.rules import REMEDIES
 from dcclctl.logs.sources import Source, find_paths, identify
 from dcclctl.logs.split import split
 from dcclctl.logs.times import TimeColumn
+from dcclctl.models.settings import TrainedSettings
 from dcclctl.report.text import plain
 from dcclctl.stages.settings import FILE, read_toml
 from dcclctl.version import __version__
@@ -27,8 +28,8 @@ from dcclctl.version import __version__
 _RECORDS = 200_000
 #: a larger share of events of a pair that came before: people come back to items
 _MANY_REPEATS = 0.1
-#: the batch size of train, and the smallest one that is written for a small log
-_BATCH, _SMALLEST_BATCH = 1024, 64
+#: the batch size of train where none is given, and the smallest one that is written for a small log
+_BATCH, _SMALLEST_BATCH = TrainedSettings().batch_size, 64
 GATE, WORKFLOW = Path("gate.toml"), Path(".github/workflows/dcclctl-gate.yml")
 
 
